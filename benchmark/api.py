@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 COLUMNS = ["backbone", "task", "metric", "value", "seed", "status", "reason", "run"]
+COLUMNS += ["weights", "protocol"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Results:
     """What ``evaluate`` and ``compare`` return.
 
     Attributes:
-        frame: a row for each number: backbone, task, metric, value, seed, status, reason, run (its
-            MLflow id).
+        frame: a row for each number: backbone (with the start of the sha256 where its name has
+            several weights), task, metric, value, seed, status, reason, run (its MLflow id),
+            weights (sha256), protocol (hash of its conditions).
         tracking_uri: the MLflow store; experiment: in that store.
         parents: MLflow ids of the parent runs.
         options: of ``evaluate``, as far as they apply to other backbones too.
@@ -61,8 +63,11 @@ class Results:
     baseline: str | None = None
 
     def table(self) -> pd.DataFrame:
-        """Means over seeds: a row for each task and metric, a column for each backbone."""
-        return self.frame.pivot_table("value", ["task", "metric"], "backbone", sort=False)
+        """Means over seeds: a row for each task and metric, a column for each backbone. Where a
+        task has several protocols, a row for each."""
+        protocols = self.frame[self.frame.value.notna()].groupby("task").protocol.nunique()
+        index = ["task", "metric"] + ["protocol"] * bool(protocols.gt(1).any())
+        return self.frame.pivot_table("value", index, "backbone", sort=False)
 
     def per_image(
         self, task: str, backbone: str | None = None, seed: int | None = None
@@ -151,7 +156,7 @@ class Results:
                 backbones=list(dict.fromkeys(self.frame.backbone)),
                 tasks=list(dict.fromkeys(self.frame.task)),
                 tracking_uri=self.tracking_uri,
-                like_runs=self.parents,
+                like_runs=[*self.parents, *self.frame.run],
             )
         )
 
@@ -246,6 +251,9 @@ def compare(
     """
     import pandas as pd
 
+    from reports.mlflow.query import Store, read_run
+    from reports.selection import weights_labels
+
     evaluated = [subject for subject in subjects if isinstance(subject, Results)]
     if evaluated:
         first = evaluated[0]
@@ -267,7 +275,12 @@ def compare(
         )
     uri, experiment = experiments.pop()
     parents = tuple(parent for each in results for parent in each.parents)
-    frame = pd.concat([each.frame for each in results])
+    frame = pd.concat([each.frame for each in results], ignore_index=True)
+    frame = frame.drop_duplicates([*COLUMNS[:3], "seed", "weights", "protocol"], keep="last")
+    client = Store(uri).client
+    labels = weights_labels([read_run(client.get_run(parent)) for parent in parents])
+    own = zip(frame.backbone, frame.weights, strict=True)
+    frame = frame.assign(backbone=[labels.get(each, each[0]) for each in own])
     return Results(frame, uri, experiment, parents, baseline=baseline)
 
 

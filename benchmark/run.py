@@ -29,8 +29,9 @@ from benchmark.results.run_result import RunResult
 from benchmark.stages.session import open_executor_and_tracker, start_executor
 from benchmark.suites.registry import BackboneSource
 from cliptex_common.locks import lock_path, locked_async, mark_in_use
-from reports.cell import Cell
+from reports.cell import Cell, ParentRun
 from reports.mlflow.run import Tracker
+from reports.selection import weights_labels, with_label
 
 
 def run(options: RunOptions) -> RunResult:
@@ -93,6 +94,7 @@ class _Rows:
         inapplicable: backbone → task → why it does not apply.
         reasons: error → its line in failed cells. All backbones that wait for a training fail with
             its error, which is printed once.
+        parents: row → its parent run.
         expected: row → number of units that will run, which is that of all its units until its
             finished cells are known.
     """
@@ -103,6 +105,7 @@ class _Rows:
     probing: Probing
     tracker: Tracker
     reasons: dict[Exception, str] = field(default_factory=dict)
+    parents: dict[tuple[str, int], ParentRun] = field(default_factory=dict)
     expected: dict[tuple[str, int], int] = field(default_factory=dict)
 
     async def run(self) -> RunResult:
@@ -116,7 +119,13 @@ class _Rows:
         self.at_once = asyncio.Semaphore(slots)
         results = await asyncio.gather(*(self._run_row(name, seed) for name, seed in plan.rows))
         cells = [cell for row_cells, _ in results for cell in row_cells]
-        run_ids = {row: id_ for row, (_, id_) in zip(plan.rows, results, strict=True) if id_}
+        labels = weights_labels([*cells, *self.parents.values()])
+        run_ids = {
+            (with_label(self.parents[row], labels).backbone, row[1]): run_id
+            for row, (_, run_id) in zip(plan.rows, results, strict=True)
+            if run_id
+        }
+        cells = [with_label(cell, labels) for cell in cells]
         return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
 
     async def _run_row(self, name: str, seed: int) -> tuple[list[Cell], str]:
@@ -160,6 +169,7 @@ class _Rows:
         self._expect((name, seed), len(pending))
         model_id = log_backbone(tracker, backbone, source.run)
         parent = Parent(tracker, plan, backbone, source, seed, self.probing.conditions, model_id)
+        self.parents[name, seed] = parent.record
         with ExitStack() as stack:
             # until the run is RUNNING, another command could resume it as well
             lock = lock_path("parent", [tracker.uri, plan.experiment, parent.record.run_key])

@@ -19,7 +19,8 @@ class Analysis(Judgement, Measurements):
     """All numbers of a report.
 
     Attributes:
-        best: (column, metric) → the backbone that beats all others there at ``level``, '' for none.
+        best: (column, metric) → the backbone that beats all others there, '' for none: the baseline
+            at the level of their difference, others at ``level``.
     """
 
     best: dict[tuple[TaskColumn, str], str]
@@ -59,9 +60,11 @@ def _find_best(
     for name in names:
         if name == leader:
             continue
+        first, *others = {name, leader} - {selection.baseline}
+        level = judged.level if others else judged.differences[first, column, metric].level
         gap = difference(samples[leader, column, metric], samples[name, column, metric])
         gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)
-        if replace(gap_estimate, level=judged.level).verdict(sign) != "win":
+        if replace(gap_estimate, level=level).verdict(sign) != "win":
             return ""
     return leader
 

@@ -220,6 +220,12 @@ class ParentRun(Record):
     protocols: Annotated[dict[str, str], Field(exclude=True)] = {}
     reused: Annotated[dict[str, str], Field(exclude=True)] = {}
 
+    @property
+    def has_weights_of_seed(self) -> bool:
+        """Whether its weights follow from its seed: those of a training recipe, or random ones."""
+        is_trained = bool(self.train_run) or "train_seconds" in self.costs
+        return is_trained or self.weights_source == f"random(seed={self.seed})"
+
     def to_tags(self) -> dict[str, str]:
         """Its tags in MLflow, without empty ones."""
         protocols = {f"{PROTOCOLS}{task}": value for task, value in self.protocols.items()}

@@ -135,8 +135,8 @@ class ReportRequest:
 
     Attributes:
         shared: files, folders or URLs of results that others shared.
-        like_runs: ids of parent runs: only numbers under their protocols and, of their backbones
-            and seeds, only of their weights. Default: all.
+        like_runs: ids of parent runs and of cells: only numbers under the protocols of these
+            parents and, of their backbones, only these cells. Default: all.
     """
 
     experiments: Sequence[str] = ()
@@ -226,24 +226,28 @@ def build_report(
     )
 
 
-def _like_runs(parents: Sequence[str], runs: list[Record]) -> tuple[list[Record], list[str]]:
-    """The runs with the protocols and weights of ``parents``, and notes about the others.
+def _like_runs(ids: Sequence[str], runs: list[Record]) -> tuple[list[Record], list[str]]:
+    """The runs with the protocols of the parent runs among ``ids`` and, of their backbones, the
+    cells among them with their weights; notes about the others.
 
     So a page that is attached to a run agrees with that run.
     """
-    own = [run for run in runs if isinstance(run, ParentRun) and run.run_id in parents]
+    own = [run for run in runs if isinstance(run, ParentRun) and run.run_id in ids]
     protocols = {protocol for run in own for protocol in run.protocols.values()}
     if not protocols:
         return runs, []
-    weights = {(run.backbone, run.seed): run.weights for run in own}
-    backbones = {backbone for backbone, _ in weights}
+    backbones = {run.backbone for run in own}
+    weights = {(run.backbone, run.seed, run.weights) for run in own}
 
-    def has_same_weights(run: Record) -> bool:
-        if not isinstance(run, Cell | ParentRun):
+    def is_own(run: Record) -> bool:
+        """Whether a run is of another backbone, or is or has a number of these runs."""
+        if not isinstance(run, Cell | ParentRun) or run.backbone not in backbones:
             return True
-        return weights.get((run.backbone, run.seed), run.weights) == run.weights
+        if isinstance(run, Cell) and run.is_finished and run.protocol in protocols:
+            return run.run_id in ids
+        return (run.backbone, run.seed, run.weights) in weights
 
-    same_weights = list(filter(has_same_weights, runs))
+    same_weights = list(filter(is_own, runs))
     cells = [run for run in same_weights if isinstance(run, Cell)]
     other_protocols = {cell.protocol for cell in cells if cell.backbone in backbones} - protocols
     same = [run for run in same_weights if not isinstance(run, Cell) or run.protocol in protocols]
@@ -251,7 +255,7 @@ def _like_runs(parents: Sequence[str], runs: list[Record]) -> tuple[list[Record]
         [f"Runs under {count(len(other_protocols), 'other protocol')}"] if other_protocols else []
     )
     if len(same_weights) < len(runs):
-        subjects.append("Runs of other weights under the same names")
+        subjects.append("Runs of other weights or seeds under the same names")
     ending = "are left out here; python -m benchmark report shows them."
     return same, [f"{subject} {ending}" for subject in subjects]
 

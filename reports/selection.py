@@ -1,13 +1,15 @@
 """Which runs count, and why a number is missing.
 
-Of one backbone, task, protocol and seed the newest finished run counts.
+Of one backbone, task, protocol and seed the newest finished run counts. Weights of one name whose
+sha256 differ are backbones of their own (``weights_labels``).
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from cliptex_common.errors import suggest
 from reports.cell import TAGS, Cell, ParentRun, Record, task_tag
@@ -15,6 +17,7 @@ from reports.errors import TrackingError
 from reports.metrics import Metric
 from reports.mlflow.query import Store
 
+R = TypeVar("R", Cell, ParentRun)
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
 
 
@@ -64,12 +67,12 @@ class Selection:
     """The runs that a report is about.
 
     Attributes:
+        backbones: names of columns, see ``weights_labels``.
         cells: (backbone, column) → the finished cells that count, by seed; no key without any.
         missing: (backbone, column) → why there is no number.
         seeds: backbone → its seeds.
         parents: (backbone, seed) → the newest parent run.
         runs: id → every run of the experiments.
-        notes: what was left out and why, one line each.
     """
 
     experiments: list[str]
@@ -81,7 +84,6 @@ class Selection:
     seeds: dict[str, list[int]]
     parents: dict[tuple[str, int], ParentRun]
     runs: dict[str, Record]
-    notes: list[str] = field(default_factory=list)
 
     def parent(self, backbone: str) -> ParentRun | None:
         """The parent run of a backbone's first seed, if it is stored."""
@@ -133,6 +135,40 @@ def without_studies(runs: Sequence[Record]) -> list[Record]:
     return [run for run in runs if run.run_id not in in_study]
 
 
+def weights_labels(runs: Sequence[Record]) -> dict[tuple[str, str], str]:
+    """(backbone, sha256) → the name of their column: the backbone's, with the start of the sha256
+    where the backbone has several with numbers.
+
+    Numbers of different weights are never pooled. Only those of the seeds of a recipe, each of
+    which has weights of its own, are one column, which is called by those of its first seed.
+
+    Args:
+        runs: cells, and their parent runs, which have how the weights were made.
+    """
+    own = [run for run in runs if isinstance(run, Cell | ParentRun)]
+    columns = {(run.backbone, run.weights): run.weights for run in own if run.metrics}
+    recipes: dict[tuple[str, ...], set[tuple[int, str]]] = defaultdict(set)
+    for run in _parents(own):
+        if run.has_weights_of_seed and (run.backbone, run.weights) in columns:
+            recipe = run.backbone, run.source, run.experiment, run.architecture
+            recipes[recipe].add((run.seed, run.weights))
+    for (name, *_), pairs in recipes.items():
+        seeds, shas = map(set, zip(*pairs, strict=True))
+        if len(seeds) == len(shas) == len(pairs):
+            columns |= {(name, sha): min(pairs)[1] for sha in shas}
+    counts = Counter(name for name, _ in {(name, first) for (name, _), first in columns.items()})
+    return {
+        (name, sha): f"{name}@{first[:8]}" if counts[name] > 1 else name
+        for (name, sha), first in columns.items()
+    }
+
+
+def with_label(run: R, labels: Mapping[tuple[str, str], str]) -> R:
+    """A cell or parent run under the name of its column; without a number it keeps its own."""
+    name = labels.get((run.backbone, run.weights), run.backbone)
+    return run if name == run.backbone else run.model_copy(update={"backbone": name})
+
+
 def select(
     runs: Sequence[Record],
     experiments: Sequence[str],
@@ -144,17 +180,20 @@ def select(
 
     Args:
         runs: all runs of the experiments.
-        backbones: only these, in this order; ``NAME@SHA`` means the weights whose sha256 starts so.
-            Default: all.
+        backbones: only these, in this order; ``NAME`` means all its weights, ``NAME@SHA`` those
+            whose sha256 starts so. Default: all.
         baseline: what the others are compared with; default: the first existing one of clip-ft,
             clip and random, else the first backbone.
         tasks: only these.
 
     Raises:
-        TrackingError: no finished run, or a backbone, baseline or task without one.
+        TrackingError: no finished run, a backbone, baseline or task without one, or a baseline with
+            several weights.
     """
     shown = ", ".join(experiments)
     every = _cells(runs)
+    labels = weights_labels([*every, *_parents(runs)])
+    every = [with_label(cell, labels) for cell in every]
     task_names = {cell.task for cell in every}
     for task in tasks if task_names else ():
         if task not in task_names:
@@ -168,30 +207,35 @@ def select(
         raise TrackingError(
             f"no finished task in experiment {shown}{why}; run `python -m benchmark run` first"
         )
-    names = _backbones(every, backbones, baseline)
-    cells = [cell for name in names for cell in _cells_of(every, name)]
-    baseline = baseline or next((name for name in PREFERRED_BASELINES if name in names), names[0])
-    if not backbones and baseline in names:
-        names = [baseline, *(name for name in names if name != baseline)]
-
-    newest, notes = _newest(cells, runs)
+    names, baseline = _backbones(every, labels, backbones, baseline)
+    cells = [cell for cell in every if cell.backbone in names]
+    finished = sorted(
+        (cell for cell in cells if cell.metrics), key=lambda cell: (cell.started, cell.run_id)
+    )
+    newest = {(cell.backbone, cell.task, cell.protocol, cell.seed): cell for cell in finished}
     unfinished = [cell for cell in cells if not cell.metrics]
-    columns = _columns(newest, unfinished, task_order(_parents(runs)))
+    columns = _columns([*newest.values()], unfinished, task_order(_parents(runs)))
     grid: dict[tuple[str, TaskColumn], list[Cell]] = defaultdict(list)
     by_protocol = {(column.task, column.protocol): column for column in columns}
-    for cell in sorted(newest, key=lambda cell: cell.seed):
+    for cell in sorted(newest.values(), key=lambda cell: cell.seed):
         grid[cell.backbone, by_protocol[cell.task, cell.protocol]].append(cell)
     by_id = {run.run_id: run for run in runs}
     parents: dict[tuple[str, int], ParentRun] = {}
-    for cell in newest:
+    for cell in newest.values():
         key = cell.backbone, cell.seed
         run = by_id.get(cell.parent)
         if isinstance(run, ParentRun) and (
             key not in parents or run.started > parents[key].started
         ):
             parents[key] = run
+    planned = {
+        (with_label(run, labels).backbone, task)
+        for run in _parents(runs)
+        if run.is_finished
+        for task in run.protocols
+    }
     missing = {
-        (name, column): _missing_reason(name, column, cells, newest, runs)
+        (name, column): _missing_reason(name, column, cells, planned)
         for name in names
         for column in columns
         if (name, column) not in grid
@@ -203,10 +247,9 @@ def select(
         columns,
         dict(grid),
         missing,
-        {name: sorted({cell.seed for cell in newest if cell.backbone == name}) for name in names},
+        {name: sorted({seed for own, *_, seed in newest if own == name}) for name in names},
         parents,
         by_id,
-        notes,
     )
 
 
@@ -226,61 +269,41 @@ def _cells(runs: Sequence[Record]) -> list[Cell]:
     return list(cells.values())
 
 
-def _backbones(cells: Sequence[Cell], backbones: Sequence[str], baseline: str | None) -> list[str]:
-    finished = list(dict.fromkeys(cell.backbone for cell in cells if cell.metrics))
-    names = list(dict.fromkeys(backbones)) or list(finished)
-    if baseline and baseline not in names:
-        names.insert(0, baseline)
-    for name in names:
-        if not any(cell.metrics for cell in _cells_of(cells, name)):
-            role = "baseline" if name == baseline else "backbone"
+def _backbones(
+    cells: Sequence[Cell],
+    labels: Mapping[tuple[str, str], str],
+    backbones: Sequence[str],
+    baseline: str | None,
+) -> tuple[list[str], str]:
+    """The names of the columns of backbones, and that of the baseline."""
+    finished = dict.fromkeys(cell.backbone for cell in cells if cell.metrics)
+
+    def find(name: str, role: str) -> list[str]:
+        columns = dict.fromkeys(
+            label
+            for (own, sha), label in labels.items()
+            if label in finished
+            and (own == name or ("@" in name and f"{own}@{sha}".startswith(name)))
+        )
+        if not columns:
             raise TrackingError(
                 f"{role} {name!r} has no finished task there; choose among {', '.join(finished)}"
             )
-    return names
+        return list(columns)
 
-
-def _cells_of(cells: Sequence[Cell], name: str) -> list[Cell]:
-    """The cells of a backbone, or of ``NAME@SHA``, under that name."""
-    backbone, at, sha = name.rpartition("@")
-    if not at:
-        return [cell for cell in cells if cell.backbone == name]
-    return [
-        cell.model_copy(update={"backbone": name})
-        for cell in cells
-        if cell.backbone == backbone and cell.weights.startswith(sha)
-    ]
-
-
-def _newest(cells: Sequence[Cell], runs: Sequence[Record]) -> tuple[list[Cell], list[str]]:
-    """The newest of equal cells, and notes on those with other weights than the last.
-
-    No row mixes two sets of weights: of a backbone and seed those count that ran last. A run that
-    finds its cells finished writes no new ones, so parent runs count, too.
-    """
-    finished = sorted(
-        (cell for cell in cells if cell.metrics), key=lambda cell: (cell.started, cell.run_id)
+    chosen = [column for name in backbones for column in find(name, "backbone")]
+    names = list(dict.fromkeys(chosen)) or list(finished)
+    preferred = (
+        name for each in PREFERRED_BASELINES for name in names if each == name.partition("@")[0]
     )
-    identities = {(cell.backbone, cell.seed, cell.weights) for cell in finished}
-    used: list[Cell | ParentRun] = [*finished, *_parents(runs)]
-    weights = {
-        (run.backbone, run.seed): run.weights
-        for run in sorted(used, key=lambda run: run.started)
-        if (run.backbone, run.seed, run.weights) in identities
-    }
-    newest: dict[tuple, Cell] = {}
-    older = Counter[str]()
-    for cell in finished:
-        if cell.weights == weights[cell.backbone, cell.seed]:
-            newest[cell.backbone, cell.task, cell.protocol, cell.seed] = cell
-        else:
-            older[cell.backbone] += 1
-    notes = [
-        f"{count} runs of {name} with older weights are left out (name them with --backbone"
-        f" {name}@SHA to see them)"
-        for name, count in older.items()
-    ]
-    return list(newest.values()), notes
+    base, *others = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
+    if others:
+        raise TrackingError(
+            f"baseline {baseline!r} has several weights; choose {' or '.join([base, *others])}"
+        )
+    if base not in names or not backbones:
+        names = [base, *(name for name in names if name != base)]
+    return names, base
 
 
 def task_order(parents: Sequence[ParentRun]) -> list[str]:
@@ -320,27 +343,16 @@ def _columns(
 
 
 def _missing_reason(
-    name: str,
-    column: TaskColumn,
-    cells: Sequence[Cell],
-    newest: Sequence[Cell],
-    runs: Sequence[Record],
+    name: str, column: TaskColumn, cells: Sequence[Cell], planned: Collection[tuple[str, str]]
 ) -> str:
+    """Args: planned: backbone and task, as ``task_tag`` writes it, of finished parent runs."""
     mine = [cell for cell in cells if cell.backbone == name and cell.task == column.task]
     unfinished = sorted((cell for cell in mine if not cell.metrics), key=lambda cell: cell.started)
     same_protocol = [cell for cell in unfinished if cell.protocol == column.protocol]
     if same_protocol:
         return same_protocol[-1].failure or "no value on this data"
-    if any(cell.protocol == column.protocol for cell in mine):
-        return "only with older weights"
-    if any(cell.task == column.task for cell in newest if cell.backbone == name):
+    if len(unfinished) < len(mine):
         return "other protocol"
     if unfinished:
         return f"other protocol: {unfinished[-1].failure or 'no value'}"
-    backbone = name.rpartition("@")[0] or name
-    planned = any(
-        run.backbone == backbone and task_tag(column.task) in run.protocols
-        for run in _parents(runs)
-        if run.is_finished
-    )
-    return "not applicable" if planned else "not run"
+    return "not applicable" if (name, task_tag(column.task)) in planned else "not run"

@@ -123,13 +123,14 @@ class CheckResults(PluginOptions):
         """Exit code 2 with the reason if a file is refused."""
         from benchmark.execution.progress import console
         from benchmark.execution.unit import threads
+        from reports.selection import weights_labels
         from reports.shared.check import check_results
         from reports.shared.merge import find_files, read_files
 
         for results in read_files(find_files(self.files)):
             with threads(1):  # several spend twice the time on products as small as these
                 scores = check_results(results)
-            names = {cell.backbone for cell in results.cells}
+            names = {*weights_labels([*results.cells, *results.parents.values()]).values()}
             console.print(
                 f"{results.title}: {len(scores)} results of {len(names)} backbones agree with their"
                 " per-image scores"
@@ -170,9 +171,8 @@ class LeaderboardPage(PluginOptions):
             for file in read_files(files):
                 results.add(file)
                 bar.advance()
-        about = (
-            f"{len(results.backbones)} backbones, {len(results.columns)} tasks, {len(files)} files"
-        )
+        tasks = {column.cell.task for column in results.columns.values()}
+        about = f"{len(results.backbones)} backbones, {len(tasks)} tasks, {len(files)} files"
         path = self.out / "index.html"
         write_text(path, render_leaderboard(results, self.title, about))
         console.print(f"{about}: {path} ({path.stat().st_size / 1e6:.1f} MB)")

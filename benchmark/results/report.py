@@ -19,7 +19,8 @@ def write_report(result: RunResult) -> tuple[str, Report | None]:
         backbones=list(dict.fromkeys(cell.backbone for cell in cells if cell.metrics)),
         tasks=list(dict.fromkeys(cell.task for cell in cells)),
         tracking_uri=result.tracker.uri,
-        like_runs=list(result.run_ids.values()),  # only runs with the same settings
+        # only these numbers, beside nothing with other settings
+        like_runs=[*result.run_ids.values(), *(cell.run_id for cell in cells)],
     )
     first_seeds: dict[str, str] = {}
     for (name, _), run_id in result.run_ids.items():

@@ -26,6 +26,7 @@ class RunResult:
     """A run's cells and where they are in MLflow.
 
     Attributes:
+        cells: their backbones are the names of columns (``reports.selection.weights_labels``).
         run_ids: (backbone, seed) → its parent run; absent if its weights cannot be made or loaded
             or its parent run cannot be written (all its cells are failed).
         absent: tasks of the suite that have no data.
@@ -50,6 +51,10 @@ class RunResult:
     def seeds(self) -> list[int]:
         return list(dict.fromkeys(cell.seed for cell in self.cells))
 
+    def seeds_of(self, backbone: str) -> list[int]:
+        """Fewer than ``seeds`` where each seed has weights, and a column, of its own."""
+        return list(dict.fromkeys(cell.seed for cell in self.cells if cell.backbone == backbone))
+
     def means(self) -> dict[str, dict[str, dict[str, float]]]:
         """Backbone → task → metric → mean over the seeds; without metrics that a seed lacks."""
         values = defaultdict[tuple[str, str, str], list[float]](list)
@@ -59,7 +64,7 @@ class RunResult:
                     values[cell.backbone, cell.task, metric].append(value)
         means: dict[str, dict] = {name: {} for name in self.backbones}
         for (name, task, metric), of_seeds in values.items():
-            if len(of_seeds) == len(self.seeds):
+            if len(of_seeds) == len(self.seeds_of(name)):
                 means[name].setdefault(task, {})[metric] = float(np.mean(of_seeds))
         return means
 
@@ -109,7 +114,9 @@ def as_json(result: RunResult) -> dict[str, Any]:
         document |= {"seeds": seeds, "by_seed": by_seed}
         document["mlflow"]["run_ids_by_seed"] = run_ids
     if result.suite.average:
-        averages = {name: [result.average(name, seed) for seed in seeds] for name in names}
+        averages = {
+            name: [result.average(name, seed) for seed in result.seeds_of(name)] for name in names
+        }
         document["average"] = {
             "title": result.suite.average,
             "tasks": len(result.suite.tasks),

@@ -14,7 +14,7 @@ from rich.text import Text
 from benchmark.execution.progress import console
 from benchmark.results.run_result import RunResult
 from reports.cell import Cell
-from reports.parts.tables import MARKS, Number, digits
+from reports.parts.tables import Number, count, digits
 from reports.stats.intervals import Estimate
 
 if TYPE_CHECKING:
@@ -62,15 +62,18 @@ def results_table(result: RunResult, numbers: Numbers) -> Table:
     title = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     if any(number.verdict for number in numbers.values()):
         title += "; 95 % interval; against the baseline ▲ better, ▼ worse, = undecided, ? not known"
+        if any(number.of_these_weights for number in numbers.values()):
+            title += ", △ ▽ of one seed"
     table = Table(title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD)
     table.add_column("task")
     table.add_column("metric")
     for name in names:
         table.add_column(name, justify="right")
-    missing = {
-        (cell.backbone, cell.task): "–" if cell.is_finished else cell.status
-        for cell in result.cells
-    }
+    missing: dict[tuple[str, str], str] = {}
+    for cell in result.cells:
+        if not cell.is_finished:
+            of_seed = f" with seed {cell.seed}" if len(seeds) > 1 else ""
+            missing.setdefault((cell.backbone, cell.task), cell.status + of_seed)
     for task in result.tasks:
         label = task.name
         for metric, about in task.probe.metrics.items():
@@ -80,18 +83,21 @@ def results_table(result: RunResult, numbers: Numbers) -> Table:
                 row = []
                 for name in names:
                     number = numbers.get((name, task.name, metric))
-                    row.append(_cell(number) if number else Text(missing[name, task.name]))
+                    text = Text(missing.get((name, task.name), "–"))
+                    row.append(_cell(number, len(seeds)) if number else text)
                 table.add_row(label, f"{metric} {'↑' if about.direction > 0 else '↓'}", *row)
                 label = ""
     return table
 
 
-def _cell(number: Number) -> Text:
-    """Value, interval or else standard error, and mark."""
+def _cell(number: Number, seeds: int) -> Text:
+    """Value, interval or else standard error, mark, and the number of its seeds if it is not
+    ``seeds``."""
     if number.missing:
         return Text(number.missing.partition(":")[0])
     spread = number.interval or (f"± {number.error}" if number.error else "")
-    words = filter(None, [number.text, spread, MARKS[number.verdict]])
+    fewer = f"({count(number.seeds, 'seed')})" if 0 < number.seeds < seeds else ""
+    words = filter(None, [number.text, spread, number.mark, fewer])
     return Text(" ".join(words), style="bold" if number.best else "")
 
 

@@ -154,8 +154,6 @@ def _code(analysis: Analysis) -> Iterator[str]:
             f"{', '.join(several)} ran under several protocols, each in its own column (A, B …);"
             " means count a task once."
         )
-    for note in selection.notes:
-        yield f"{note[0].upper()}{note[1:]}."
 
 
 def _first(items: Sequence[str], most: int = 3) -> str:

@@ -6,7 +6,7 @@ follows its light or dark theme.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,9 +74,15 @@ def backbone_styles(analysis: Analysis) -> dict[str, Style]:
     baseline = analysis.selection.baseline
     result = {baseline: Style(BASELINE_COLOUR, "circle")}
     compared = [name for name in analysis.selection.backbones if name != baseline]
-    for index, name in enumerate(compared):
-        result[name] = Style(COLOURS[index % len(COLOURS)], SYMBOLS[index % len(SYMBOLS)])
-    return result
+    return result | cycled_styles(compared)
+
+
+def cycled_styles(backbones: Iterable[str]) -> dict[str, Style]:
+    """Backbone → a style of its own, as far as there are some."""
+    return {
+        name: Style(COLOURS[index % len(COLOURS)], SYMBOLS[index % len(SYMBOLS)])
+        for index, name in enumerate(backbones)
+    }
 
 
 def make_layout(x: dict[str, Any], y: dict[str, Any], *, legend: bool = False) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from reports.judgement import Gain
 from reports.parts.tables import count, decimal, with_interval
 from reports.selection import TaskColumn
 from reports.stats.gains import task_weights
-from reports.stats.intervals import MIN_SEEDS, Estimate, estimate
+from reports.stats.intervals import Estimate, estimate
 from reports.stats.resampling import MetricSample, difference, weighted_sum
 
 
@@ -91,18 +91,21 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskCol
     if not verdicts:
         return f"{name} and {base} share no task: nothing can be compared."
     wins, losses, tasks = verdicts["win"], verdicts["loss"], count(verdicts.total(), "task")
-    undecided = verdicts["tie"] + verdicts["unknown"]
     if wins or losses:
         first = f"better than {base} on {wins} of {tasks}, worse on {losses or 'none'}"
         if not wins:
             first = f"worse than {base} on {losses} of {tasks}, better on none"
-        words = f"is {first}" + (f", undecided on {undecided}" if undecided else "")
+        words = f"is {first}"
+        if verdicts["tie"]:
+            words += f", undecided on {verdicts['tie']}"
     elif tone in ("better", "worse"):
-        words = f"is {tone} than {base} on average, but undecided on each of {tasks}"
+        words = f"is {tone} than {base} on average, but on none of {tasks}"
     elif verdicts["tie"]:
         words = f"does not differ detectably from {base} on any of {tasks}"
     else:
         words = f"cannot be judged against {base} on any of {tasks}"
+    if 0 < verdicts["unknown"] < verdicts.total():
+        words += f", without a verdict on {verdicts['unknown']}"
     gain = _gain_words(analysis, name)
     compared = len(analysis.selection.backbones) - 1
     if compared > 1 and gain:
@@ -167,7 +170,7 @@ def _line(analysis: Analysis, name: str) -> str:
 
 
 def power_lines(analysis: Analysis) -> list[str]:
-    """The smallest detectable difference of each task, and what would decide undecided ones."""
+    """The smallest detectable difference of each task, and what would decide the others."""
     lines = []
     for column in analysis.selection.columns:
         gaps = {
@@ -180,28 +183,30 @@ def power_lines(analysis: Analysis) -> list[str]:
         images = min(gap.images for gap in gaps.values())
         seeds = sorted({gap.seeds for gap in gaps.values()})
         fewest = f"{seeds[0]} to " if len(seeds) > 1 else ""
-        size = np.median([gap.detectable() for gap in gaps.values()])
+        sizes = [gap.detectable() for gap in gaps.values() if gap.is_judged]
         unit = column.metric(column.main).unit
+        detected = f"{np.median(sizes):.2g} {unit}".rstrip() if sizes else "nothing"
         line = (
             f"{column.title}: {count(images, 'image') if images else 'an unknown number of images'}"
-            f" and {fewest}{count(seeds[-1], 'seed')} detect {f'{size:.2g} {unit}'.rstrip()} in"
-            " 80 % of such comparisons"
+            f" and {fewest}{count(seeds[-1], 'seed')} detect {detected}"
+            f"{' in 80 % of such comparisons' * bool(sizes)}"
         )
         undecided = [
             f"{name} {_remedy(gap)}"
             for name, gap in gaps.items()
-            if gap.value and (gap.verdict() == "tie" or 1 < gap.seeds < MIN_SEEDS)
+            if gap.value and gap.verdict() in ("tie", "unknown")
         ]
         if undecided:
             line += (
-                f"; undecided, and decided if differences stay as they are: {', '.join(undecided)}"
+                "; not decided, but decided if differences stay as they are:"
+                f" {', '.join(undecided)}"
             )
         lines.append(line + ".")
     return lines
 
 
 def _remedy(gap: Estimate) -> str:
-    if gap.seeds == 1:
+    if gap.seeds == 1 and gap.is_judged:
         return "with more seeds, to estimate their noise"
     seeds = gap.seeds_to_decide()
     return f"with {seeds} seeds" if seeds else "only with more images"

@@ -61,7 +61,8 @@ class Number:
         low, high: of the 95 % interval.
         seeds, images: how many it is computed from; 0 images where their noise is unknown.
         difference: to the baseline.
-        detectable: the smallest difference that is decided in 80 % of such comparisons.
+        detectable: the smallest difference that is decided in 80 % of such comparisons; NaN where
+            none is.
         verdict: ``win``, ``loss``, ``tie``, ``unknown``, or '' for the baseline and missing
             numbers; all hold together.
         of_these_weights: whether the verdict is one of a single seed.
@@ -109,14 +110,18 @@ class Number:
         return bracketed(self.low, self.high, self.digits)
 
     @property
+    def mark(self) -> str:
+        """Of the verdict."""
+        return (HOLLOW if self.of_these_weights else MARKS)[self.verdict]
+
+    @property
     def change(self) -> str:
         """``▲ +1.2 [+0.3, +2.1]``, or ''."""
         if not self.verdict:
             return ""
         ends = bracketed(self.difference_low, self.difference_high, self.digits, True)
         gap = decimal(self.difference, self.digits, True)
-        marks = HOLLOW if self.of_these_weights else MARKS
-        return f"{marks[self.verdict]} {gap} {ends}".rstrip()
+        return f"{self.mark} {gap} {ends}".rstrip()
 
 
 @dataclass
@@ -219,7 +224,7 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
             difference=gap.value,
             difference_low=gap.low,
             difference_high=gap.high,
-            detectable=gap.detectable(),
+            detectable=gap.detectable() if gap.is_judged else NAN,
             verdict=gap.verdict(of.sign),
             of_these_weights=gap.seeds == 1,
         )

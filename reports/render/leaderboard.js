@@ -14,24 +14,26 @@ content.groups.forEach((group, number) => {
 for (const licence of [...new Set(content.backbones.map(b => b.licence))].filter(Boolean).sort())
   byId("licence").append(make("option", licence, { value: licence }));
 
+const title = c => content.columns[c].title;
 const millions = count => count ? `${(count / 1e6).toFixed(count < 1e7 ? 1 : 0)} M` : "";
 
 function show() {
-  const group = content.groups[byId("group").value], single = group.columns.length === 1;
+  const group = content.groups[byId("group").value], single = group.ranked.length === 1;
   const text = byId("text").value.toLowerCase(), size = Number(byId("size").value), licence = byId("licence").value;
   const shown = content.backbones.filter(b =>
     [b.name, b.architecture, b.weights, b.source, b.file].join(" ").toLowerCase().includes(text)
     && (!size || (b.parameters && b.parameters <= size)) && (!licence || b.licence === licence)
     && group.columns.some(c => content.columns[c].cells[b.name]));
   const key = b => group.places[b.name]?.order ?? [Infinity, 0];
-  const sign = single ? content.columns[group.columns[0]].direction : 1;
+  const sign = single ? content.columns[group.ranked[0]].direction : 1;
   const score = b => sign * (group.places[b.name]?.value ?? -Infinity);
   shown.sort((a, b) => key(a)[0] - key(b)[0] || key(a)[1] - key(b)[1] || score(b) - score(a));
   byId("head").replaceChildren(heading(group, single));
   byId("rows").replaceChildren(...shown.map(b => row(b, group, single)));
   const ranked = Object.keys(group.places).length;
   byId("explain").textContent = `${shown.length} of ${content.backbones.length} backbones, ${ranked} ranked: those with a number in `
-    + (single ? "this task. " : `all ${group.columns.length} tasks, by the mean of (number − median) / standard deviation. `)
+    + (single ? `${title(group.ranked[0])}. ` : `all ${group.ranked.length} tasks, by the mean of (number − median) / standard deviation. `)
+    + (group.columns.length > group.ranked.length ? `Of a task with several protocols (A, B …) the one that most have counts: ${group.ranked.map(title).filter(name => name.endsWith(")")).join(", ")}. ` : "")
     + "Place: from 1 + how many are better to how many are not worse; all places hold together at 95 %, for these weights where there is one seed (two seeds decide nothing). A number opens its protocol.";
 }
 
@@ -40,7 +42,7 @@ function heading(group, single) {
   line.append(make("th", "Backbone"), make("th", "Place"), make("th", "Size"));
   if (!single) line.append(make("th", "Score"));
   for (const c of group.columns) {
-    const column = content.columns[c], head = make("th", column.task);
+    const column = content.columns[c], head = make("th", column.title);
     head.append(make("small", `${column.metric} ${column.direction > 0 ? "↑" : "↓"}${column.unit ? " " + column.unit : ""} · ${column.images} images`));
     line.append(head);
   }
@@ -73,7 +75,7 @@ function number({ text, spread }) {
 
 function detail(backbone, c, cell) {
   const column = content.columns[c];
-  byId("detail-title").textContent = `${backbone.name} · ${column.task}`;
+  byId("detail-title").textContent = `${backbone.name} · ${column.title}`;
   byId("detail-text").textContent = `${column.metric} ${cell.text} ${cell.spread}, place ${cell.place}, ${cell.seeds} seed${cell.seeds > 1 ? "s" : ""}, `
     + `${column.images} images, file ${cell.file}${backbone.source ? " by " + backbone.source : ""}. Weights ${backbone.weights || "?"}, sha256 ${backbone.sha256}.`;
   byId("detail-protocol").textContent = JSON.stringify(content.protocols[c], null, 2);

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -132,14 +132,14 @@ class SharedResults:
         """A JSON file of a record."""
         return json.loads(self.members[f"{record.run_id}/{name}"])
 
-    def new_names(self, weights: Mapping[tuple[str, int], str]) -> dict[str, str]:
-        """Backbone → its name with the title of this file, of backbones that have other weights
-        here than in ``weights``: (backbone, seed) → sha256."""
-        return {
-            parent.backbone: f"{parent.backbone} ({self.title})"
-            for parent in self.parents.values()
-            if weights.get((parent.backbone, parent.seed), parent.weights) != parent.weights
-        }
+    def new_names(self, others: Collection[Cell | ParentRun]) -> dict[str, str]:
+        """Backbone → its name with the title of this file, of backbones that share no weights with
+        those of this name in ``others``."""
+        names = {run.backbone for run in others}
+        known = {(run.backbone, run.weights) for run in others}
+        own = self.parents.values()
+        names -= {run.backbone for run in own if (run.backbone, run.weights) in known}
+        return {name: f"{name} ({self.title})" for name in names}
 
 
 def shared_id(record: Any) -> str:

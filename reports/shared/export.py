@@ -70,7 +70,7 @@ def export_results(
     records = [*exporter.parents.values(), *exporter.cells]
     write_archive(path, source, version("cliptex-benchmark"), records, exporter.members)
     names = dict.fromkeys(cell.backbone for cell in exporter.cells)
-    return ExportSummary(list(names), len(exporter.cells), [*selection.notes, *notes])
+    return ExportSummary(list(names), len(exporter.cells), notes)
 
 
 class _Unshareable(Exception):
@@ -90,6 +90,8 @@ class _Exporter:
         """Add a cell and its parent; raises ``_Unshareable``."""
         if parent is None:
             raise _Unshareable("its parent run is missing")
+        # not the name of its column, which depends on what else the store has
+        cell = cell.model_copy(update={"backbone": parent.backbone})
         arrays = self.store.arrays(cell, PER_IMAGE)
         detections = self.store.arrays(cell, DETECTIONS)
         scores = image_scores(cell.kind, arrays, detections) if arrays else None

@@ -130,8 +130,8 @@ def read_shared(
 ) -> tuple[list[Cell | ParentRun], list[str]]:
     """The records of shared files as a report reads them, and what a reader must know of them.
 
-    A backbone that has other weights here, or in an earlier file, under the same name and seed gets
-    the file's title added to its name. Results whose protocol differs from one's own only in the
+    A backbone that has other weights here, or in an earlier file, gets the file's title added to
+    its name. Results whose protocol differs from one's own only in the
     versions of libraries share its column.
 
     Args:
@@ -159,7 +159,7 @@ class _Merger:
         self.records: dict[str, Cell | ParentRun] = {}
         self.notes: list[str] = []
         cells = [run for run in own if isinstance(run, Cell) and run.is_finished]
-        self.weights = {(cell.backbone, cell.seed): cell.weights for cell in cells}
+        self.others: list[Cell | ParentRun] = [*cells]
         # task, settings and data → the protocol's hash and its libraries
         self.protocols: dict[str, tuple[str, dict[str, str]]] = {}
         for cell in {cell.protocol: cell for cell in cells}.values():
@@ -173,7 +173,7 @@ class _Merger:
         """Add the records of one file."""
         title, folder = results.title, unpack(results)
         self.notes += results.notes
-        names = results.new_names(self.weights)
+        names = results.new_names(self.others)
         protocols = self._protocols(results)
         source = results.manifest.source or f"{title}{SUFFIX}"
         records: list[Cell | ParentRun] = [*results.parents.values(), *results.cells]
@@ -190,8 +190,8 @@ class _Merger:
             else:
                 planned = record.protocols.items()
                 changes["protocols"] = {task: protocols.get(each, each) for task, each in planned}
-            self.weights.setdefault((name, record.seed), record.weights)
-            self.records.setdefault(record.run_id, record.model_copy(update=changes))
+            record = self.records.setdefault(record.run_id, record.model_copy(update=changes))
+            self.others.append(record)
 
     def _protocols(self, results: SharedResults) -> dict[str, str]:
         """Protocol of the file → the one that it is shown under."""

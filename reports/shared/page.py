@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from reports.parts.costs import COST_AXES, cost_conditions, cost_figure
-from reports.parts.figures import Figure, Style, make_layout
+from reports.parts.figures import Figure, cycled_styles, make_layout
 from reports.parts.scatter import Score
 from reports.published.table import costs_of, published_numbers, read_rows
 from reports.render.page import figure_content, render_template
@@ -41,18 +41,22 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
     ]
     better = [{name: place.better for name, place in group.places.items()} for group in groups]
     costs = pd.DataFrame([*results.costs.values()], [*results.costs])
-    styles = dict.fromkeys(costs.index, Style("var:accent", "circle"))
+    styles = cycled_styles(costs.index)
     figures, published = cost_figure(styles, scores, better, costs), _published_costs(costs)
     content = {
         "backbones": [
             {"name": name, **details, "costs": _own_costs(results.costs.get(name, {}))}
             for name, details in results.backbones.items()
         ],
-        "columns": [_column(column) for column in columns],
+        "columns": [
+            {"title": title, **_column(column)}
+            for title, column in zip(_titles(columns), columns, strict=True)
+        ],
         "groups": [
             {
                 "label": group.label,
                 "columns": group.columns,
+                "ranked": group.ranked,
                 "places": {name: _place(place) for name, place in group.places.items()},
             }
             for group in groups
@@ -137,16 +141,18 @@ def _published() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Group:
-    """What one can rank by: the numbers of its columns, and the places of backbones."""
+    """What one can rank by: the numbers of its columns and of those that are ranked, and the places
+    of backbones."""
 
     label: str
     columns: list[int]
+    ranked: list[int]
     places: dict[str, Place]
 
 
 def _axis_title(group: _Group, columns: Sequence[SharedColumn]) -> str:
     """What is ranked by, with a word on the direction of a metric; scores go up."""
-    directions = [columns[number].metric.direction for number in group.columns]
+    directions = [columns[number].metric.direction for number in group.ranked]
     return f"{group.label}, lower is better" if directions == [-1] else group.label
 
 
@@ -178,13 +184,32 @@ def _groups(columns: Sequence[SharedColumn]) -> list[_Group]:
         cell = column.cell
         for label in ("all tasks", f"probe: {cell.probe}", f"data: {cell.dataset}"):
             members[label].append(number)
+    for number, title in enumerate(_titles(columns)):
+        members[f"task: {title}"].append(number)
+    return [_rank(label, numbers, columns) for label, numbers in members.items()]
+
+
+def _rank(label: str, numbers: list[int], columns: Sequence[SharedColumn]) -> _Group:
+    """A task counts once, under the protocol that most of those have who are ranked by the tasks
+    before it. Nobody is ranked alone over several tasks."""
+    protocols: dict[str, list[int]] = defaultdict(list)
+    for number in numbers:
+        protocols[columns[number].cell.task].append(number)
+    ranked: list[int] = []
+    names = {name for number in numbers for name in columns[number].values}
+    for of_task in protocols.values():
+        ranked.append(max(of_task, key=lambda number: len(names & columns[number].values.keys())))
+        names &= columns[ranked[-1]].values.keys()
+    places = rank_backbones([columns[number] for number in ranked])
+    return _Group(label, numbers, ranked, places if len(places) > 1 or len(ranked) == 1 else {})
+
+
+def _titles(columns: Sequence[SharedColumn]) -> list[str]:
+    """The task of each, with a letter where it has several protocols."""
     tasks = [column.cell.task for column in columns]
-    for number, task in enumerate(tasks):
-        letter = f" ({chr(65 + tasks[:number].count(task))})" if tasks.count(task) > 1 else ""
-        members[f"task: {task}{letter}"].append(number)
     return [
-        _Group(label, numbers, rank_backbones([columns[number] for number in numbers]))
-        for label, numbers in members.items()
+        f"{task} ({chr(65 + tasks[:number].count(task))})" if tasks.count(task) > 1 else task
+        for number, task in enumerate(tasks)
     ]
 
 

@@ -19,6 +19,7 @@ from reports.artifacts import PARENT, PROTOCOL
 from reports.cell import Cell, ParentRun
 from reports.metrics import Metric
 from reports.parts.costs import COST_AXES
+from reports.selection import weights_labels, with_label
 from reports.shared.archive import SharedResults
 from reports.shared.check import check_results
 from reports.stats.intervals import Estimate, estimate, judge_jointly, seed_prior
@@ -78,28 +79,30 @@ class Leaderboard:
 
     Attributes:
         costs: of each, as a row of ``reports.parts.costs.cost_frame``; some may be missing.
-        parents: of all files, which have the order of tasks.
+        parents: of all files, under the names of their rows; they have the order of tasks.
     """
 
     columns: dict[tuple[str, ...], SharedColumn] = field(default_factory=dict)
     backbones: dict[str, dict[str, str | float]] = field(default_factory=dict)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    weights: dict[tuple[str, int], str] = field(default_factory=dict)
     parents: list[ParentRun] = field(default_factory=list)
 
     def add(self, results: SharedResults) -> None:
-        """Verify a file and add its results; a name that others have for other weights gets the
-        file's title added.
+        """Verify a file and add its results. Weights of a name that differ have rows of their own
+        (``weights_labels``); a name that others have for other weights gets the file's title added.
 
         Raises:
             TrackingError: the file is refused.
         """
         scores = check_results(results)
-        names = results.new_names(self.weights)
-        self.parents += results.parents.values()
+        labels = weights_labels([*results.cells, *results.parents.values()])
+        parents = {key: with_label(run, labels) for key, run in results.parents.items()}
+        cells = [with_label(cell, labels) for cell in results.cells]
+        results = replace(results, parents=parents, cells=cells)
+        names = results.new_names(self.parents)
         for parent in results.parents.values():
             name = names.get(parent.backbone, parent.backbone)
-            self.weights[name, parent.seed] = parent.weights
+            self.parents.append(parent.model_copy(update={"backbone": name}))
             details = self.backbones.setdefault(name, _describe(results, parent))
             devices = [c.device for c in results.cells if c.parent == parent.run_id]
             measured = {cost: parent.costs[cost] for cost in COST_AXES if cost in parent.costs}

@@ -109,6 +109,20 @@ def test_compared_in_one_report(results, tmp_path, options):
     assert {run.run_id for run in runs} >= set(comparison.frame.run)
 
 
+def test_other_weights_of_a_name_have_a_column_of_their_own(options, results):
+    other = evaluate(Patches(1), TASKS, suite="own", images=IMAGES, seeds=2, **options)
+    comparison = compare(results, other, other)
+    first, second = comparison.table().columns
+    assert first.startswith("patches@") and second.startswith("patches@")
+    for name, each in ((first, results), (second, other)):
+        assert comparison.table()[name].equals(each.table()["patches"].rename(name))
+    numbers = comparison.build_report().numbers()
+    assert {(number.backbone, number.seeds) for number in numbers.values()} == {
+        (first, 1),
+        (second, 2),
+    }
+
+
 def test_what_is_wrong_is_said(options):
     with pytest.raises(UserError, match=r"integer strides of 32 × 32 images, not \(1, 3, 5, 5\)"):
         evaluate(nn.AdaptiveAvgPool2d(5), TASKS, suite="own", images=IMAGES, **options)

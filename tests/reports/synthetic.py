@@ -159,9 +159,12 @@ def write_run(
     images: int = 60,
     libraries: dict[str, str] | None = None,
     weights: str = "",
+    sha: str = "",
 ) -> str:
-    """A parent run with a child for each task of ``qualities``; returns the parent's id."""
-    sha = hashlib.sha256(f"{backbone} {seed}{weights}".encode()).hexdigest()
+    """A parent run with a child for each task of ``qualities``; returns the parent's id. The
+    weights are trained, of each seed its own, or those of a file with this ``sha``."""
+    of_file = sha
+    sha = sha or hashlib.sha256(f"{backbone} {seed}{weights}".encode()).hexdigest()
     identity = {
         "architecture": "toy",
         "model_config": {},
@@ -176,7 +179,7 @@ def write_run(
         suite=tracker.experiment,
         seed=seed,
         weights=sha,
-        run_key=f"{backbone}-{seed}",
+        run_key=f"{backbone}-{seed}{of_file}",
         architecture="toy",
         commit="abc123",
         main_metrics=[f"{task}/{next(iter(METRICS[kind_of(task)]))}" for task in qualities],
@@ -192,6 +195,8 @@ def write_run(
         parent.log_json(stored, PARENT)
         latency = 1.0 + len(backbone)
         costs = {"train_seconds": 10.0 + 5 * seed, "latency_ms": latency, "memory_mb": 100.0}
+        if of_file:
+            del costs["train_seconds"]
         parent.log_metrics(cost_metrics(costs))
         for task, quality in qualities.items():
             kind = kind_of(task)
@@ -218,7 +223,9 @@ def write_run(
                     continue
             with tracker.run(task, tags=child_tags, parent=parent) as child:
                 arrays, detections = scores(kind, quality, seed, images)
-                log_scores(child, metrics_of(kind, arrays, detections), arrays, detections)
+                metrics = metrics_of(kind, arrays, detections)
+                log_scores(child, metrics, arrays, detections)
+                parent.log_metrics({f"{task}/{name}": value for name, value in metrics.items()})
                 child.log_metrics({"cost/seconds": 3.0})
                 for step in range(3):
                     child.log_metrics({"train/loss": 3.0 - step}, step)

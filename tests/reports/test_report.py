@@ -29,20 +29,22 @@ def test_presets_and_their_changes_are_caveats(tracker, report_of):
 
 def cell(protocol: str, weights: str = "a", seed: int = 0) -> Cell:
     fields = {"backbone": "clip", "task": "a/linear", "weights": weights, "seed": seed}
-    return Cell(protocol=protocol, **fields)
+    return Cell(run_id=f"{protocol}-{weights}-{seed}", protocol=protocol, **fields)
 
 
 def test_a_run_is_reported_under_its_own_protocols_and_weights():
     fields = {"backbone": "clip", "seed": 0, "weights": "a", "protocols": {"a.linear": "new"}}
     parent = ParentRun(run_id="parent", run_key="k", **fields)
     training = Record(tags={"backbone": "clip", "seed": "0"})
-    same_runs = [parent, cell("new"), training, cell("new", "b", seed=1)]
-    assert _like_runs(["parent"], same_runs) == (same_runs, [])
-    runs, (note,) = _like_runs(["parent"], [*same_runs, cell("old")])
+    other = Cell(backbone="dino", task="a/linear", protocol="new", weights="b", seed=1)
+    same_runs, ids = [parent, cell("new"), training, other], ["parent", "new-a-0"]
+    assert _like_runs(ids, same_runs) == (same_runs, [])
+    runs, (note,) = _like_runs(ids, [*same_runs, cell("old")])
     assert runs == same_runs and note.startswith("Runs under 1 other protocol are left out")
     foreign = cell("new", "b")
-    runs, (note,) = _like_runs(["parent"], [*same_runs, foreign])
-    assert runs == same_runs and note.startswith("Runs of other weights")
+    for each in (foreign, cell("new", seed=1)):
+        runs, (note,) = _like_runs(ids, [*same_runs, each])
+        assert runs == same_runs and note.startswith("Runs of other weights or seeds")
     assert _like_runs([], [parent, foreign]) == ([parent, foreign], [])
 
 

@@ -65,39 +65,47 @@ def test_order_repeated_failed_and_missing_runs_change_no_other_number(
     assert numbers(runs) == numbers([run for run in RUNS if run in runs])
 
 
-def test_no_row_mixes_two_sets_of_weights():
-    runs = [*RUNS, stored_run(60, "clip", "voc/linear", 0, 55.0, weights="new")]
-    selection = select(runs, ["x"])
-    weights = {
-        (column.task, cell.seed): cell.weights
-        for (backbone, column), cells in selection.cells.items()
-        for cell in cells
-        if backbone == "clip"
-    }
-    assert weights == {("voc/linear", 0): "new", ("voc/linear", 1): "w", ("ade20k/linear", 1): "w"}
-    assert any("older weights" in note for note in selection.notes)
-    both = select(runs, ["x"], backbones=["clip@w", "clip@new"], baseline="clip@w")
-    assert {backbone for backbone, _ in both.cells} == {"clip@w", "clip@new"}
-
-
-def test_a_parent_that_reuses_older_weights_selects_them():
+def test_weights_of_one_name_are_columns_of_their_own():
     """A, B, A again: the third run finds A's cells finished and writes none."""
+    runs = [*RUNS, stored_run(60, "clip", "voc/linear", 1, 55.0, weights="new")]
+    runs.append(parent_run("again", 3000, weights="w"))
+    selection = select(runs, ["x"])
+    assert selection.backbones == ["clip-ft", "clip@w", "cliptex", "clip@new"]
+    seeds = {name: selection.seeds[name] for name in ("clip@w", "clip@new", "cliptex")}
+    assert seeds == {"clip@w": [0, 1], "clip@new": [1], "cliptex": [0, 1]}
+    for (name, _), cells in selection.cells.items():
+        assert len({cell.weights for cell in cells}) == 1
+        assert name.partition("@")[2] in (cells[0].weights, "")
+    assert select(runs, ["x"], ["cliptex", "clip"]).backbones == ["cliptex", "clip@w", "clip@new"]
+    named = select(runs, ["x"], backbones=["cliptex"], baseline="clip@n")
+    assert (named.backbones, named.baseline) == (["clip@new", "cliptex"], "clip@new")
+    with pytest.raises(TrackingError, match="several weights; choose clip@w or clip@new"):
+        select(runs, ["x"], baseline="clip")
+    unscored = stored_run(61, "clip", "voc/linear", 0, None, weights="c", status="failed")
+    assert numbers([*RUNS, unscored]) == numbers(RUNS), "c has no number"
 
-    def parent(sha: str, started: int):
-        return parent_run(f"parent-{started}", started, weights=sha)
 
-    runs = [
-        parent("a", 1000),
-        stored_run(1001, "clip", "voc/linear", 0, 40.0, weights="a"),
-        parent("b", 2000),
-        stored_run(2001, "clip", "voc/linear", 0, 50.0, weights="b"),
-    ]
-    key = ("clip", "voc/linear", "p", 0)
-    assert numbers(runs) == {key: 50.0}
-    assert numbers([*runs, parent("a", 3000)]) == {key: 40.0}
-    assert numbers([*runs, parent("c", 3000)]) == {key: 50.0}, "c has no number yet"
-    named = numbers([*runs, parent("a", 3000)], backbones=["clip@b"])
-    assert list(named.values()) == [50.0]
+@pytest.mark.parametrize(
+    ("made_by", "seeds", "columns"),
+    [
+        ({"train_run": "t"}, "012", ["net"]),
+        ({"weights_source": "random(seed={seed})"}, "012", ["net"]),
+        ({"weights_source": "w.pt"}, "012", ["net@sha-0", "net@sha-1", "net@sha-2"]),
+        ({"train_run": "t"}, "010", ["net@sha-0", "net@sha-1", "net@sha-2"]),
+    ],
+)
+def test_only_seeds_of_a_recipe_share_a_column(made_by, seeds, columns):
+    """In the last case two trainings have one seed: it cannot be said which seeds belong to which.
+    Those of others are never pooled with one's own."""
+    runs = []
+    for number, (seed, source) in enumerate([*((int(seed), "") for seed in seeds), (7, "a lab")]):
+        fields = {"backbone": "net", "seed": seed, "weights": f"sha-{number}", "source": source}
+        of_parent = {key: each.format(seed=seed) for key, each in made_by.items()}
+        runs.append(parent_run(f"p{number}", **fields, **of_parent))
+        value = {"task": "voc/linear", "value": 1.0, "parent": f"p{number}"}
+        runs.append(stored_run(number, **value, **fields))
+    assert select(runs[:6], ["x"]).backbones == columns
+    assert len(select(runs, ["x"]).backbones) == len(columns) + 1
 
 
 def test_two_protocols_are_two_columns_with_letters():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 from benchmark.execution.progress import console
 from benchmark.results.run_result import RunResult
-from benchmark.results.table import note_lines, show
+from benchmark.results.table import _cell, note_lines, show
 from benchmark.suites.registry import Suite
 from reports.cell import Cell
 from reports.metrics import Metric
+from reports.parts.tables import Number
 
 
 def shown(task: str, metrics: dict[str, Metric], cells: list[Cell]) -> str:
@@ -47,6 +49,16 @@ def test_numbers_stay_whole_in_a_log_file(monkeypatch):
     output = shown(task, {"abs_rel": Metric(-1), "rmse": Metric(-1, shown=True)}, cells)
     lines = output.splitlines()
     assert any(line.count("0.550") == 3 and task in line for line in lines)
+
+
+def test_a_missing_number_names_its_seed():
+    cells = [
+        Cell(backbone="clip", task="a/linear", seed=0, status="failed"),
+        Cell(backbone="clip", task="a/linear", seed=1, metrics={"mIoU": 1.0}),
+    ]
+    assert "failed with seed 0" in shown("a/linear", {"mIoU": Metric()}, cells)
+    number = Number("clip", "a/linear", "", "mIoU", 1, 1.0, verdict="win", of_these_weights=True)
+    assert str(_cell(replace(number, seeds=1), 2)) == "1.0 △ (1 seed)", "as the page has it"
 
 
 def test_of_notes_that_differ_in_numbers_the_first_is_shown():

@@ -8,6 +8,7 @@ import numpy as np
 
 from reports.parts.caveats import caveats
 from reports.parts.summary import power_lines, summarise
+from tests.reports import synthetic
 from tests.reports.synthetic import stored_run, write_run
 
 
@@ -66,6 +67,29 @@ def test_one_seed_speaks_of_these_weights(tracker, report_of):
     assert {n.change[0] for n in report.overview.numbers if n.backbone == "cliptex"} == {"△"}
 
 
+def test_mark_bold_headline_card_and_detectable_agree(tracker, report_of, monkeypatch):
+    """Two seeds: one task is decided, because its seeds are equal, the other has no verdict."""
+    complete = synthetic.scores
+    equal = lambda kind, quality, seed, images: complete(
+        kind, quality, seed * (kind == "depth"), images
+    )
+    monkeypatch.setattr(synthetic, "scores", equal)
+    tasks = ("imagenet/linear", "nyu-depth/linear")
+    for name, quality in (("clip", 0.2), ("mine", 0.8)):
+        for seed in range(2):
+            write_run(tracker, name, seed, dict.fromkeys(tasks, quality))
+    report = report_of(tracker)
+    decided, unknown = [n for n in report.overview.numbers if n.backbone == "mine"]
+    assert (decided.mark, decided.best, unknown.mark, unknown.best) == ("▲", True, "?", False)
+    assert np.isfinite(decided.detectable) and np.isnan(unknown.detectable)
+    assert list(report.analysis.tasks("mine").values()) == ["win", "unknown"], "the card"
+    words = "mine is better than clip on 1 of 2 tasks, worse on none, without a verdict on 1"
+    assert words in report.summary.headline
+    first, second = report.power
+    assert "not decided" not in first and "in 80 %" in first
+    assert "2 seeds detect nothing; not decided, but decided if" in second
+
+
 def test_many_differences_are_judged_jointly(analysis_of):
     """One task of eight would be won at 95 %; jointly with the others it is not."""
     rng = np.random.default_rng(0)
@@ -84,4 +108,4 @@ def test_many_differences_are_judged_jointly(analysis_of):
     notes = caveats(analysis)
     assert any("9 verdicts" in note for note in notes)
     power = power_lines(analysis)[0]
-    assert re.search(r"undecided, and decided if .*: mine with \d+ seeds", power)
+    assert re.search(r"not decided, but decided if .*: mine with \d+ seeds", power)

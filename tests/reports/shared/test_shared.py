@@ -389,8 +389,9 @@ def test_another_protocol_has_its_own_column_and_other_versions_do_not(folder, m
     assert any("other versions of torch" in note for note in report.notes)
 
 
-def test_other_weights_of_the_same_name_are_told_apart(folder, mine):
-    theirs = tracker_with(folder / "theirs", "a", weights="trained elsewhere")
+@pytest.mark.parametrize("seeds", [(0, 1), (5,)])
+def test_other_weights_of_the_same_name_are_told_apart(folder, mine, seeds):
+    theirs = tracker_with(folder / f"{seeds}", "a", seeds, weights="trained elsewhere")
     export_results(Store(theirs.uri), ["paper"], folder / "theirs.zip")
     request = {"experiments": ["paper"], "tracking_uri": mine.uri, "baseline": "a"}
     report = build_report(ReportRequest(**request, shared=[str(folder / "theirs.zip")]))

@@ -93,6 +93,36 @@ def test_the_page_has_every_number_and_its_protocol():
     ]
 
 
+def test_protocols_of_a_task_count_once():
+    """Only the worst has both."""
+    columns = {
+        "old": column({"worst": 0.2}),
+        "new": column({"worst": 0.1, "a": 0.6, "b": 0.5}, seed=1),
+        "nyu": column({"worst": 0.1, "a": 0.6, "b": 0.5}, task="nyu/linear"),
+        "alone": column({"worst": 0.1}, task="ade20k/linear"),
+    }
+    results = Leaderboard(dict(list(columns.items())[:3]))
+    results.costs = {
+        name: {"parameters": 1e6, "device": "", "image_size": ""} for name in ("worst", "a", "b")
+    }
+    page = render_leaderboard(results, "", "")
+    content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
+    titles = [each["title"] for each in content["columns"]]
+    assert titles == ["voc/linear (A)", "voc/linear (B)", "nyu/linear"]
+    group = content["groups"][0]
+    assert (group["columns"], group["ranked"]) == ([0, 1, 2], [1, 2])
+    assert {name: each["place"] for name, each in group["places"].items()} == {
+        "a": "1",
+        "b": "2",
+        "worst": "3",
+    }
+    figures = json.loads(re.search(r'id="figure-data">(.*?)</script>', page, re.S)[1])
+    assert len({each["marker"]["color"] for each in figures["cost"]["data"]}) == 3
+    page = render_leaderboard(Leaderboard(columns), "", "")
+    content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
+    assert content["groups"][0]["places"] == {}, "nobody is first of one"
+
+
 def test_columns_have_the_suites_order():
     tasks = ["nyu/linear", "voc/linear", "ade20k/linear"]
     results = Leaderboard({(task, ""): column({"a": 0.7}, task=task) for task in sorted(tasks)})
