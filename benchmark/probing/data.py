@@ -98,8 +98,8 @@ def prepare_data(
             data[task.name] = replace(data[task.name], trained_on=trained_on)
         if task.heads:
             data[task.name].check_classes(task.heads.classes)
-        elif trained_on := data[task.name].trained_on:
-            data[task.name].check_classes(trained_on.classes)
+        elif own := data[task.name].trained_on:
+            data[task.name].check_classes(own.classes)
     return data
 
 
