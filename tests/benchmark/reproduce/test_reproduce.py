@@ -150,10 +150,10 @@ def double_rate(folder, monkeypatch):
     return "learning rate: the rate is 0.02 at iteration 1, the protocol's is 0.01"
 
 
-def ignore_first_class(folder, monkeypatch):
-    spec = dataclasses.replace(DATASETS["golden"], ignore_index=0)
+def ignore_a_class(folder, monkeypatch):
+    spec = dataclasses.replace(DATASETS["golden"], ignore_index=1)
     monkeypatch.setitem(DATASETS.data, "golden", spec)
-    return "label 0: class red is not scored, since ignore_index=0"
+    return "label 0: class green is not scored, since ignore_index=1"
 
 
 PLANTS = [
@@ -162,7 +162,7 @@ PLANTS = [
     remove_label_zero_before,
     step_per_batch,
     double_rate,
-    ignore_first_class,
+    ignore_a_class,
 ]
 
 
