@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cliptex_common.errors import UserError
 
 if TYPE_CHECKING:
-    from backbones.base import Backbone, DataConfig, Weights
+    from backbones.backbone import Backbone, DataConfig, Weights
     from backbones.bridges import as_eva, as_mteb, as_torchgeo_bench
     from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from backbones.registry import BACKBONES, Entry, create, find, names, register
@@ -41,6 +41,6 @@ def __getattr__(name: str) -> Any:
 
     modules = [
         import_module(f"backbones.{each}")
-        for each in ("named", "registry", "base", "checkpoint", "bridges")
+        for each in ("named", "registry", "backbone", "checkpoint", "bridges")
     ]
     return next(getattr(module, name) for module in modules if hasattr(module, name))

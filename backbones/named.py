@@ -13,14 +13,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbones.cliptex.training.recipes import subsets
+from backbones.cliptex.recipes import subsets
 from backbones.registry import FAMILIES, Entry, Family, Request, register
 from cliptex_common.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from backbones.base import Backbone
+    from backbones.backbone import Backbone
 
 # as DINOv2's authors evaluate it; it was trained at 518 pixels
 DINO_EVALUATION: Mapping[str, Any] = {"size": (224, 224), "crop_pct": 0.875}

@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from backbones.base import Backbone, DataConfig
+from backbones.backbone import Backbone, DataConfig
 from cliptex_common.images import to_rgb
 
 

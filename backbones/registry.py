@@ -14,7 +14,7 @@ from cliptex_common.registry import Registry, instance_of
 if TYPE_CHECKING:  # names are listed without torch
     from torch import Tensor
 
-    from backbones.base import Backbone, Weights
+    from backbones.backbone import Backbone, Weights
     from backbones.checkpoint import Checkpoint
 
 
@@ -50,7 +50,7 @@ class Request:
             source, licence = f"random(seed={self.seed})", "none"
         elif self.licence != "unknown":
             licence = self.licence
-        from backbones.base import Weights, state_sha256
+        from backbones.backbone import Weights, state_sha256
 
         return Weights(source, state_sha256(state), licence)
 

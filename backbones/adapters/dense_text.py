@@ -16,7 +16,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from backbones.adapters.layers import gives_tokens
+from backbones.adapters.common import gives_tokens
 
 
 def can_be_dense(visual: Any) -> bool:

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING, AutoConfig
 
 from backbones.adapters.hf_hub import hub_file
-from backbones.adapters.hf_models import ADVICE, HfBackbone, HfStages, image_size
-from backbones.base import Backbone, DataConfig
+from backbones.adapters.transformers import ADVICE, HfBackbone, HfStages, image_size
+from backbones.backbone import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Request
 from cliptex_common.errors import UserError, first_line

@@ -21,17 +21,12 @@ from open_clip.transformer import VisionTransformer
 from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 
+from backbones.adapters.common import evenly_spaced, gives_tokens, layers_of, tokens_of
 from backbones.adapters.dense_text import can_be_dense, encode_dense
 from backbones.adapters.hf_hub import hub_file, load_tokenizer
-from backbones.adapters.layers import (
-    evenly_spaced,
-    gives_tokens,
-    layers_of,
-    tokens_of,
-)
 from backbones.adapters.positions import set_image_size
 from backbones.adapters.resizing import SizedCopies
-from backbones.base import Backbone, DataConfig
+from backbones.backbone import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
 from cliptex_common.errors import UserError, suggest

@@ -11,10 +11,10 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from backbones.adapters.common import gives_tokens, layers_of, tokens_of
 from backbones.adapters.hf_hub import hub_file
-from backbones.adapters.layers import gives_tokens, layers_of, tokens_of
 from backbones.adapters.resizing import SizedCopies
-from backbones.base import Backbone, DataConfig
+from backbones.backbone import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
 from cliptex_common.errors import UserError, error_summary, suggest

@@ -120,7 +120,7 @@ def _protocols() -> Rows:
 
 def _recipes() -> Rows:
     """How weights are trained, and the λ of each loss."""
-    from backbones.cliptex.training.recipes import find_recipe, recipe_names
+    from backbones.cliptex.recipes import find_recipe, recipe_names
 
     rows = []
     for name in recipe_names():

@@ -66,8 +66,8 @@ class TrainBackbone(
     def main(self) -> int:
         """Train, export, and print how to use the weights."""
         import backbones
+        from backbones.cliptex.recipes import find_recipe
         from backbones.cliptex.training.distributed import first_process
-        from backbones.cliptex.training.recipes import find_recipe
         from benchmark.execution.progress import console
         from benchmark.stages.weights import Training, preview_training
         from reports.mlflow.client import using

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from backbones.base import Backbone, Weights
+from backbones.backbone import Backbone, Weights
 from backbones.versions import PROBING, versions
 from cliptex_common.errors import UserError
 from cliptex_common.settings import PositiveShare, Precision, field_names

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from benchmark.reproduce.targets import Target
 from probes.datasets.base import PreparedDataset
 from probes.dense.tasks import DENSE_TASKS

@@ -8,7 +8,7 @@ from typing import Any
 from mmdet.models import SSDHead
 from mmengine.registry import MODELS
 
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from backbones.pyramid import SimpleFeaturePyramid
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.runner import frozen_backbone

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from backbones.preprocessing import Preprocessing, in_memory_format, resizing
 from backbones.versions import WHOLE_IMAGES, versions
 from cliptex_common.device import takes_pinned_memory

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import backbones
 import probes.mmseg  # noqa: F401  registers what configs name
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from backbones.preprocessing import in_memory_format
 from backbones.pyramid import SimpleFeaturePyramid, resize_concat
 from cliptex_common.errors import UserError

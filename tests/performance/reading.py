@@ -59,8 +59,8 @@ def measured(
     """Figures a pair for ``count`` shards, links to one."""
     import psutil
 
-    from backbones.cliptex.data.pairs import open_pairs
     from backbones.cliptex.labels.store import LabelStore, LabelWriter
+    from backbones.cliptex.pairs import open_pairs
 
     pairs_tar, labels_tar, summary = shard
     names = [f"{number:05}" for number in range(count)]

@@ -11,7 +11,7 @@ import torch
 
 import backbones
 import probes.catalog  # noqa: F401 - registers every probe
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from cliptex_common.errors import UserError
 from probes.base import TaskResult
 from probes.datasets.base import PreparedDataset

@@ -22,7 +22,7 @@ EXPERTS.register_lazy(
 )
 EXPERTS.register_lazy(
     "nll-angmf",
-    f"{__name__}.nll_angmf:NllAngMF",
+    f"{__name__}.published:NllAngMF",
     "surface normals and their uncertainty (AngMF likelihood), by its authors' checkpoint",
 )
 

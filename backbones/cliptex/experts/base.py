@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-from backbones.base import state_sha256
+from backbones.backbone import state_sha256
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.tasks import ordered
 from cliptex_common.dense_maps.read import UNKNOWN

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from backbones.cliptex.data.ground_truth import LabelledImage
+from backbones.cliptex.ground_truth import LabelledImage
 from backbones.cliptex.tasks import find_task
 from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.errors import UserError

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import state_sha256
+from backbones.backbone import state_sha256
 from backbones.cliptex.data.augment import IGNORE
 from backbones.cliptex.experts.base import Expert, FitSettings, Loss, resize
 from backbones.cliptex.experts.data import ExpertData

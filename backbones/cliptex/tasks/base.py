@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from backbones.cliptex.data.augment import Geometry
-from backbones.cliptex.data.ground_truth import LabelledImage, MapFolders
+from backbones.cliptex.ground_truth import LabelledImage, MapFolders
 from cliptex_common.weighted import Arrays, mean_of_images
 
 Summed = tuple[Tensor, Tensor]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.cliptex.data.ground_truth import MapFolders
+from backbones.cliptex.ground_truth import MapFolders
+from backbones.cliptex.targets import ScalarMap
 from backbones.cliptex.tasks.base import Summed
-from backbones.cliptex.tasks.shapes import ScalarMap
 from cliptex_common.dense_maps.read import DEEP, read_stored
 from cliptex_common.dense_maps.scores import depth_scores
 

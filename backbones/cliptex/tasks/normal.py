@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.cliptex.data.ground_truth import MapFolders
+from backbones.cliptex.ground_truth import MapFolders
+from backbones.cliptex.targets import VectorMap
 from backbones.cliptex.tasks.angmf import angle, expected_angle
 from backbones.cliptex.tasks.base import Summed
-from backbones.cliptex.tasks.shapes import VectorMap
 from cliptex_common.dense_maps.scores import angles
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.cliptex.data.augment import IGNORE
-from backbones.cliptex.data.ground_truth import LabelledImage, coco_samples
+from backbones.cliptex.ground_truth import LabelledImage, coco_samples
+from backbones.cliptex.targets import ClassMap
 from backbones.cliptex.tasks.base import Summed
-from backbones.cliptex.tasks.shapes import ClassMap
 from cliptex_common.dense_maps.scores import class_areas, confusion
 
 

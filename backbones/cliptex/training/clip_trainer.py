@@ -9,22 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backbones.cliptex.batches import Batch, TrainDataset
 from backbones.cliptex.cost import count_flops
 from backbones.cliptex.data.source import FailureCounter
+from backbones.cliptex.model import CLIPWithHeads
+from backbones.cliptex.objective import Passes
+from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.training.dataset import Batch, TrainDataset
+from backbones.cliptex.trainer import TrainContext, Trainer, copy_buffers, restore_buffers
 from backbones.cliptex.training.distributed import DistContext
-from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.optimizer import build_optimizer
-from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.retrieval import recall
-from backbones.cliptex.training.step import Passes
-from backbones.cliptex.training.trainer import (
-    TrainContext,
-    Trainer,
-    copy_buffers,
-    restore_buffers,
-)
 from cliptex_common.device import takes_pinned_memory
 
 MAX_LOGIT_SCALE = math.log(100)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbones.cliptex.targets import ScalarMap
 from backbones.cliptex.tasks import TASKS
 from backbones.cliptex.tasks.base import Summed
-from backbones.cliptex.tasks.shapes import ScalarMap
 
 
 class Edges(ScalarMap):  # a number a pixel; there are ClassMap, VectorMap and Task, too

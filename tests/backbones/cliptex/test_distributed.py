@@ -12,19 +12,13 @@ import pytest
 import torch
 
 from backbones.checkpoint import load_checkpoint
-from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.model import TINY_CLIP
+from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.train import train
+from backbones.cliptex.trainer import TrainContext
 from backbones.cliptex.training.distributed import end_with_launcher, processes
-from backbones.cliptex.training.models import TINY_CLIP
-from backbones.cliptex.training.train import train
-from backbones.cliptex.training.trainer import TrainContext
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.training.ranks import (
-    RECIPE,
-    check_equals_one,
-    launch,
-    one_rank,
-    one_step,
-)
+from tests.backbones.cliptex.ranks import RECIPE, check_equals_one, launch, one_rank, one_step
 from tests.forks import Fork, ranks
 
 pytestmark = pytest.mark.integration

@@ -23,7 +23,7 @@ from backbones.adapters.open_clip import (
     normalizes,
 )
 from backbones.adapters.positions import set_image_size
-from backbones.base import Backbone, DataConfig, Weights, state_sha256
+from backbones.backbone import Backbone, DataConfig, Weights, state_sha256
 from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.training.heads import TaskHeads
 from cliptex_common.errors import UserError, suggest

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
-from backbones.base import DataConfig
+from backbones.backbone import DataConfig
 from backbones.cliptex.data.augment import Geometry, centre_geometry, crop_images, random_geometry
 from backbones.cliptex.data.prefetch import computed_ahead
 from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.labels.joined import Labels
+from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.training.recipes import Recipe
 from cliptex_common.device import takes_pinned_memory
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Progress

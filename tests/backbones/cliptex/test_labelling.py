@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import decode_image
-from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
+from backbones.cliptex.labelling import Labeller, LabelSettings, finish_labels, labels_writer
 from backbones.cliptex.labels.store import LabelStore, check_labels
+from backbones.cliptex.pairs import open_pairs
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Silent
 from tests.backbones.cliptex.experts import toy_experts
@@ -58,7 +58,7 @@ def labelled(tmp_path):
 
 
 def test_large_images_reach_experts_at_their_own_size_in_small_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("backbones.cliptex.labels.labeller.IMAGE_PIXELS", 40 * 40 // 2)
+    monkeypatch.setattr("backbones.cliptex.labelling.IMAGE_PIXELS", 40 * 40 // 2)
     pattern = toy_experts.write_shards(tmp_path / "pairs", shards=1)
     expert = toy_experts.make_expert("unet-depth")
     with patch.object(expert, "predict", wraps=expert.predict) as predict:

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from backbones.cliptex.data.augment import IGNORE
+from backbones.cliptex.losses import cached_gradients, contrastive_loss
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.tasks.depth import depth_loss
-from backbones.cliptex.training.contrastive import cached_gradients, contrastive_loss
 from backbones.cliptex.training.heads import TaskHeads
 
 

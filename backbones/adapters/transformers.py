@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from backbones.adapters.common import TokenBackbone, evenly_spaced, layers_of, with_mean
 from backbones.adapters.hf_hub import load_tokenizer
-from backbones.adapters.layers import TokenBackbone, evenly_spaced, layers_of, with_mean
-from backbones.base import Backbone, DataConfig
+from backbones.backbone import Backbone, DataConfig
 from cliptex_common.errors import UserError, first_line
 
 ADVICE = "take it from timm or open_clip, or write a plugin (`new backbone`)"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backbones.cliptex import tasks
-from backbones.cliptex.training.recipes import find_recipe, subsets
+from backbones.cliptex.recipes import find_recipe, subsets
 from benchmark.cli.new import template
 from cliptex_common import plugins
 from cliptex_common.errors import UserError

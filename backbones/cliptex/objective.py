@@ -13,13 +13,13 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from backbones.cliptex.batches import Batch
+from backbones.cliptex.losses import cached_gradients, contrastive_loss
+from backbones.cliptex.model import CLIPWithHeads
+from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.training.contrastive import cached_gradients, contrastive_loss
-from backbones.cliptex.training.dataset import Batch
+from backbones.cliptex.trainer import copy_buffers, restore_buffers
 from backbones.cliptex.training.distributed import sum_over_ranks, world
-from backbones.cliptex.training.models import CLIPWithHeads
-from backbones.cliptex.training.recipes import Recipe
-from backbones.cliptex.training.trainer import copy_buffers, restore_buffers
 from cliptex_common.device import is_accelerator, random_state, set_random_state
 from cliptex_common.errors import UserError
 

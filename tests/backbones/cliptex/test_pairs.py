@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import backbones.cliptex.data.pairs as module
-from backbones.cliptex.data.pairs import open_pairs
+import backbones.cliptex.pairs as module
 from backbones.cliptex.data.source import BadPair, FailureCounter, PairSource, Shard, decode_image
+from backbones.cliptex.pairs import open_pairs
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy
 from tests.probes.datasets import make

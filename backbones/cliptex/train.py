@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.base import Backbone, state_sha256
+from backbones.backbone import Backbone, state_sha256
 from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from backbones.cliptex.batches import TrainDataset
 from backbones.cliptex.data.source import PairSource
 from backbones.cliptex.labels.joined import Labels
+from backbones.cliptex.model import CLIPWithHeads, load_initial_clip
+from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.tasks import find_task
+from backbones.cliptex.trainer import TrainContext
 from backbones.cliptex.training.clip_trainer import CLIPTrainer
-from backbones.cliptex.training.dataset import TrainDataset
 from backbones.cliptex.training.distributed import processes
 from backbones.cliptex.training.heads import TaskHeads
-from backbones.cliptex.training.models import CLIPWithHeads, load_initial_clip
-from backbones.cliptex.training.recipes import Recipe
-from backbones.cliptex.training.trainer import TrainContext
 from cliptex_common.device import float32_products
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.cliptex.training.dataset import TrainDataset
-from backbones.cliptex.training.models import load_initial_clip
-from backbones.cliptex.training.recipes import RECIPES
+from backbones.cliptex.batches import TrainDataset
+from backbones.cliptex.model import load_initial_clip
+from backbones.cliptex.recipes import RECIPES
 from tests.backbones.cliptex import toy
 
 CLIPTEX = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=2.0, lr=1e-3)
@@ -37,7 +37,7 @@ def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs
     remembered = batches()
     assert remembered.cache_in_memory(toy.Recorder())
     threads = list(batches().loader(17, workers=2))
-    monkeypatch.setattr("backbones.cliptex.training.dataset.MEMORY_BYTES", 0)
+    monkeypatch.setattr("backbones.cliptex.batches.MEMORY_BYTES", 0)
     processes = list(batches().loader(17, workers=2))
     for step in (17, 20):
         halved = [half[step] for half in halves]

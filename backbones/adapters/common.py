@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 
 
 class TokenBackbone(Backbone):

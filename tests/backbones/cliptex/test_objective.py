@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from backbones.adapters.open_clip import build_model
-from backbones.cliptex.training import models
+from backbones.cliptex import model as models
+from backbones.cliptex.model import load_initial_clip
+from backbones.cliptex.objective import Passes
+from backbones.cliptex.recipes import RECIPES
 from backbones.cliptex.training.clip_trainer import CLIPTrainer
-from backbones.cliptex.training.models import load_initial_clip
 from backbones.cliptex.training.optimizer import build_optimizer
-from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
-from backbones.cliptex.training.step import Passes
-from tests.backbones.cliptex.training.test_train import CLIPTEX, CPU, TINY, TOWERS, dataset
+from tests.backbones.cliptex.test_train import CLIPTEX, CPU, TINY, TOWERS, dataset
 
 
 def check_both_passes_drop_the_same(pairs, device: torch.device) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from backbones.cliptex.recipes import RECIPES, find_recipe, subsets
 from backbones.cliptex.tasks import PAPER
-from backbones.cliptex.training.recipes import RECIPES, find_recipe, subsets
 from cliptex_common.errors import UserError
 
 

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 
 import backbones
 from backbones.adapters.open_clip import build_model
-from backbones.cliptex.training import models
+from backbones.cliptex import model as models
+from backbones.cliptex.batches import TrainDataset
+from backbones.cliptex.model import load_initial_clip
+from backbones.cliptex.recipes import RECIPES
+from backbones.cliptex.train import find_trained, train
+from backbones.cliptex.trainer import TrainContext
 from backbones.cliptex.training.clip_trainer import CLIPTrainer
-from backbones.cliptex.training.dataset import TrainDataset
-from backbones.cliptex.training.models import load_initial_clip
-from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
-from backbones.cliptex.training.train import find_trained, train
-from backbones.cliptex.training.trainer import TrainContext
 from backbones.named import efficientnet_lite_state
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy

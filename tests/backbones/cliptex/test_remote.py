@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.pairs import open_pairs
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy
 from tests.servers import FileServer, free_port

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 import backbones
-from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.objective import Passes
+from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.train import TrainResult
 from backbones.cliptex.training import clip_trainer
-from backbones.cliptex.training.step import Passes
-from backbones.cliptex.training.train import TrainResult
 from cliptex_common import device
 from cliptex_common.errors import NonFiniteLoss
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.training.test_train import CLIPTEX, other_tower, run
+from tests.backbones.cliptex.test_train import CLIPTEX, other_tower, run
 from tests.forks import Fork
 
 pytestmark = pytest.mark.integration
