@@ -1,25 +1,32 @@
 """The interface of a backbone: frozen multi-scale feature maps, an image embedding, perhaps a text
-embedding, and its identity."""
+embedding, and its identity. Around it: images as a backbone takes them, the maps that a probe needs
+(a pyramid from one stride, or one stride from several), and the versions of the libraries that can
+change a number, which are part of the keys of cached features and finished cells.
+"""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from backbones.versions import versions
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
+from cliptex_common.images import to_rgb
 from cliptex_common.settings import settings_dataclass
 
 
@@ -278,3 +285,187 @@ def state_sha256(state: dict[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+class Preprocessing:
+    """An image → (3, H, W) float32 at the backbone's own size, normalised.
+
+    Args:
+        device: of the pixels that ``normalise`` is given, usually.
+
+    Attributes:
+        resize: an RGB image → (3, H, W) uint8, resized and cropped.
+    """
+
+    def __init__(self, data: DataConfig, device: torch.device | None = None) -> None:
+        self.resize = resizing(data, data.interpolation)
+        self.mean, self.std = (
+            255 * torch.tensor(values, device=device).view(3, 1, 1)
+            for values in (data.mean, data.std)
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.normalise(self.resize(to_rgb(image)))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels (…, 3, H, W) from 0 to 255, of any type, as the backbone takes them."""
+        centred = pixels.float() - self.mean.to(pixels.device)
+        return centred.div_(self.std.to(pixels.device))
+
+
+def resizing(data: DataConfig, interpolation: str) -> Callable[[Image.Image], Tensor]:
+    """timm's evaluation transform: an image → its channels (C, H, W), in the image's own type.
+
+    The image is resized so that the centre crop of ``data.size`` keeps the share ``crop_pct`` of
+    the side that fits tighter. With ``squash`` it is resized to that size and changes its shape.
+    """
+    from timm.data import create_transform  # slow to import
+
+    return create_transform(
+        (3, *data.size),
+        interpolation=interpolation,
+        crop_pct=1.0 if data.squash else data.crop_pct,
+        crop_mode="squash" if data.squash else "center",
+        normalize=False,
+    )
+
+
+def in_memory_format(images: Tensor, backbone: Backbone) -> Tensor:
+    """``images`` as they are computed fastest: channels last, unless it is a plain ViT."""
+    return images.contiguous(
+        memory_format=torch.contiguous_format if backbone.is_plain else torch.channels_last
+    )
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of NCHW maps."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SimpleFeaturePyramid(nn.Module):
+    """The simple feature pyramid of ViTDet: every level from the backbone's last map alone.
+    Trainable, part of a probe.
+
+    Li, Mao, Girshick and He, "Exploring Plain Vision Transformer Backbones for Object Detection",
+    ECCV 2022, section 3. For ``stride`` 16: stride 4 by two 2×2 deconvolutions of stride 2 with
+    norm and GELU between, 8 by one, 16 as it is, 32 by 2×2 max-pooling; each then goes through a
+    1×1 and a 3×3 convolution, each with norm.
+
+    Args:
+        in_channels: channels of the last map.
+        out_channels: channels of every level.
+        stride: of the last map, in pixels; levels lie at the powers of two of it that are nearest
+            to ``out_strides``: a stride of 14 gives 3.5, 7, 14 and 28 for 4, 8, 16 and 32.
+        out_strides: nominal strides of the levels, fine to coarse.
+        norm: channels → normalisation layer for NCHW maps; the paper's is LayerNorm.
+
+    Attributes:
+        strides: the true strides of the levels, in pixels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        out_strides: Sequence[int] = (4, 8, 16, 32),
+        norm: Callable[[int], nn.Module] = LayerNorm2d,
+    ) -> None:
+        super().__init__()
+        steps = [round(math.log2(target / stride)) for target in out_strides]
+        self.strides: tuple[float, ...] = tuple(stride * 2**step for step in steps)
+        self.levels = nn.ModuleList(_level(in_channels, out_channels, step, norm) for step in steps)
+
+    def forward(self, last: Tensor) -> tuple[Tensor, ...]:
+        """(N, in_channels, h, w) → one (N, out_channels, h · stride / strides[i], w · stride /
+        strides[i]) for each i.
+
+        Levels coarser than the map round down, as max-pooling does.
+        """
+        return tuple(level(last) for level in self.levels)
+
+
+def _level(
+    in_channels: int, out_channels: int, step: int, norm: Callable[[int], nn.Module]
+) -> nn.Sequential:
+    """One level, ``2 ** step`` times coarser than the map."""
+    layers: list[nn.Module] = []
+    channels = in_channels
+    for i in range(-step):
+        if i:
+            layers += [norm(channels), nn.GELU()]
+        half = max(channels // 2, 1)
+        layers.append(nn.ConvTranspose2d(channels, half, 2, stride=2))
+        channels = half
+    layers += [nn.MaxPool2d(2, stride=2) for _ in range(step)]
+    layers += [
+        nn.Conv2d(channels, out_channels, 1, bias=False),
+        norm(out_channels),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        norm(out_channels),
+    ]
+    return nn.Sequential(*layers)
+
+
+def resize_concat(maps: Sequence[Tensor], strides: Sequence[float], stride: float) -> Tensor:
+    """Bring maps of several strides to one and stack their channels: (N, Σ channels, H / stride, W
+    / stride).
+
+    Bilinear without corner alignment. The target size is that of the map at ``stride`` where there
+    is one, else the first map's size times ``strides[0] / stride``, rounded.
+    """
+    if stride in strides:
+        height, width = maps[list(strides).index(stride)].shape[-2:]
+    else:
+        height, width = (round(side * strides[0] / stride) for side in maps[0].shape[-2:])
+    size = (height, width)
+    resized = [
+        each
+        if each.shape[-2:] == size
+        else F.interpolate(each, size=size, mode="bilinear", align_corners=False)
+        for each in maps
+    ]
+    return torch.cat(resized, dim=1)
+
+
+# import name → distributions with another name
+DISTRIBUTIONS = {
+    "open_clip": ("open_clip_torch",),
+    "PIL": ("pillow", "pillow-simd"),
+    "cv2": (
+        "opencv-python-headless",
+        "opencv-python",
+        "opencv-contrib-python-headless",
+        "opencv-contrib-python",
+    ),
+    "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
+    "mmengine": ("onedl-mmengine", "mmengine"),
+    "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
+    "mmdet": ("onedl-mmdetection", "mmdet"),
+}
+# libraries that decode, resize and compute …
+WHOLE_IMAGES = ("torch", "torchvision", "PIL", "timm")  # … whole images
+DENSE = ("torch", "cv2", "mmcv", "mmengine")  # … in MMLab's pipelines
+PROBING = (
+    *("torch", "torchvision", "numpy", "PIL", "cv2", "mmcv", "mmengine", "mmseg", "mmdet"),
+    *("pycocotools", "faster_coco_eval"),  # COCO's mean AP
+    *("timm", "open_clip"),  # class names and transforms; prompts
+)
+
+
+def versions(*libraries: str) -> dict[str, str]:
+    """Import name → version, without the build after its ``+`` (``2.13.0`` of ``2.13.0+cu128``);
+    ``absent`` if it is not installed. Nothing is imported."""
+    return {library: _version(library) for library in libraries}
+
+
+@cache
+def _version(library: str) -> str:
+    for distribution in DISTRIBUTIONS.get(library, (library,)):
+        try:
+            return version(distribution).partition("+")[0]
+        except PackageNotFoundError:
+            continue
+    return "absent"

@@ -1,8 +1,10 @@
-"""Training batches: step → images, tokens and label maps, a function of the seed and the step
-alone, whichever process or worker builds the batch.
+"""Training batches: step → images, tokens and targets, a function of the seed and the step alone,
+whichever process or worker builds the batch.
 
 Small sets that are read several times are decoded once and cached in memory; others are read and
-decoded on demand.
+decoded on demand. One geometric augmentation serves an image and all its labels: a random resized
+crop and a flip. Crops are square in pixels, so that surface normals keep their meaning: a crop and
+a uniform change of size leave them as they are, a flip negates x.
 """
 
 from __future__ import annotations
@@ -16,16 +18,16 @@ from operator import itemgetter
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.backbone import DataConfig
-from backbones.cliptex.data.augment import Geometry, centre_geometry, crop_images, random_geometry
-from backbones.cliptex.data.prefetch import computed_ahead
-from backbones.cliptex.data.source import BadPair, PairSource, decode_image
-from backbones.cliptex.labels.joined import Labels
+from backbones.cliptex.labels import Labels
+from backbones.cliptex.pairs import BadPair, PairSource, computed_ahead, decode_image
 from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.targets import Geometry
 from backbones.cliptex.tasks import find_task
 from cliptex_common.device import takes_pinned_memory
 from cliptex_common.errors import UserError
@@ -295,3 +297,69 @@ def training_size(recipe: Recipe, pairs: PairSource) -> tuple[int, int]:
             f" {pairs.name}; lower it"
         )
     return count, math.ceil(recipe.epochs * count / recipe.batch_size)
+
+
+def random_geometry(
+    indices: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    seed: int,
+    epoch: int | np.ndarray,
+    scale: tuple[float, float] = (0.9, 1.0),
+    flip: float = 0.5,
+) -> Geometry:
+    """Draw an augmentation for each image from (seed, epoch, its index) alone, whoever else is in
+    the batch.
+
+    Args:
+        indices: the images' indices in their source.
+        sizes: (height, width) of each, any unit.
+        epoch: of all, or of each.
+        scale: range of the crop's area, as a share of the largest square that fits.
+        flip: probability of a flip.
+    """
+    box = np.empty((len(indices), 4), np.float32)
+    draws = np.empty((len(indices), 4))
+    for row, (index, number) in enumerate(
+        zip(indices, np.broadcast_to(epoch, len(indices)), strict=True)
+    ):
+        draws[row] = np.random.Generator(
+            np.random.Philox(key=[seed, (int(number) << 40) + int(index)])
+        ).random(4)
+    height, width = np.asarray(sizes, np.float64).T
+    side = np.minimum(height, width) * np.sqrt(scale[0] + draws[:, 0] * (scale[1] - scale[0]))
+    box[:, 2], box[:, 3] = side / width, side / height
+    box[:, 0] = box[:, 2] / 2 + draws[:, 1] * (1 - box[:, 2])
+    box[:, 1] = box[:, 3] / 2 + draws[:, 2] * (1 - box[:, 3])
+    return Geometry(torch.from_numpy(box), torch.from_numpy(draws[:, 3] < flip))
+
+
+def centre_geometry(sizes: Sequence[tuple[int, int]], *, squash: bool = False) -> Geometry:
+    """For evaluation: the largest centred square of each image of (height, width), or the complete
+    image if it is to be squashed into a square."""
+    height, width = np.asarray(sizes, np.float64).T
+    side = np.minimum(height, width)
+    extent = np.ones((2, len(side))) if squash else np.stack([side / width, side / height])
+    box = np.stack([np.full_like(side, 0.5), np.full_like(side, 0.5), *extent], 1).astype(
+        np.float32
+    )
+    return Geometry(torch.from_numpy(box), torch.zeros(len(side), dtype=torch.bool))
+
+
+def crop_images(
+    images: Sequence[np.ndarray], geometry: Geometry, size: int, interpolation: str = "bicubic"
+) -> Tensor:
+    """Images, uint8 (H, W, 3) each → (N, 3, size, size) uint8: each crop resampled once and
+    antialiased, straight from the image, as the preprocessing of CLIP does it."""
+    resampling = Image.Resampling[interpolation.upper()]
+    out = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for row, image in enumerate(images):
+        height, width = image.shape[:2]
+        x, y, w, h = geometry.box[row].tolist()
+        left, upper = max(0.0, (x - w / 2) * width), max(0.0, (y - h / 2) * height)
+        right, lower = min(width, (x + w / 2) * width), min(height, (y + h / 2) * height)
+        box = (left, upper, right, lower)
+        crop = Image.fromarray(image).resize((size, size), resampling, box=box)
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+        out[row] = pixels.flip(2) if geometry.flip[row] else pixels
+    return out

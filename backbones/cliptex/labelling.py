@@ -1,4 +1,5 @@
 """Pseudo-labels: every expert sees every pair's image once; its labels are stored shard by shard.
+Labels that people made are read by an expert of their own (the paper's Table 7).
 
 A shard is a unit of work: whoever labels it, in whichever order, writes the same bytes, and a
 finished shard of the same experts and pairs is kept. Memory is constant. A pair that cannot be
@@ -7,35 +8,53 @@ labelled is listed with its reason; one without a manual label is not.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import NonNegativeInt
 from torch import Tensor
 
 from backbones.cliptex.cost import count_flops
-from backbones.cliptex.data.prefetch import computed_ahead
-from backbones.cliptex.data.source import BadPair, FailureCounter, PairSource, Shard, decode_image
 from backbones.cliptex.experts.base import Expert
-from backbones.cliptex.labels.manual import ManualLabels
-from backbones.cliptex.labels.shards import DamagedShard, tar_path
-from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode, store_key
+from backbones.cliptex.labels import (
+    LABEL_SIDE,
+    DamagedShard,
+    LabelStore,
+    LabelWriter,
+    encode,
+    store_key,
+    tar_path,
+)
+from backbones.cliptex.pairs import (
+    BadPair,
+    FailureCounter,
+    PairSource,
+    Shard,
+    computed_ahead,
+    decode_image,
+)
+from backbones.cliptex.targets import resize_nearest
 from backbones.cliptex.tasks import find_task, origins
-from backbones.cliptex.tasks.base import resize_nearest
+from cliptex_common.dense_maps.pictures import spread_indices, write_grid
 from cliptex_common.errors import UserError
+from cliptex_common.files import sha256_file
+from cliptex_common.images import IMAGE_ERRORS
 from cliptex_common.out_of_memory import Halving
 from cliptex_common.progress import Progress
 from cliptex_common.settings import settings_dataclass
 
 VERSION = 2
-LabelSources = Sequence[Expert | ManualLabels]  # of one task each
+LabelSources = Sequence["Expert | ManualLabels"]  # of one task each
 Prediction = tuple[str, Sequence[int], dict[str, np.ndarray]]  # key, image size, maps by task
 IMAGE_PIXELS = 2**19  # of larger images fewer are in a batch, so that memory stays bounded
 
@@ -329,3 +348,126 @@ def make_labels(
         failures.bad |= dict(labeller.label(shard, progress, notify).failed)
         failures.check(len(source))
     return finish_labels(source, writer, files=files)
+
+
+ASPECT = 0.05  # by how much a label's width over height may differ from its image's
+
+
+class ManualLabels:
+    """Reads the labels of one task from a folder, in the official layouts (see ``Task.read``).
+
+    A file has the name of its pair: ``KEY.png`` or ``SHARD/KEY.png`` for pairs of tar shards, that
+    of the image for pairs of a table. Pairs without a file have no label, which is no failure.
+
+    Args:
+        classes: names of the classes by number, for tasks that have some.
+
+    Raises:
+        UserError: no such task or folder, or the classes have no names.
+    """
+
+    def __init__(self, task: str, folder: Path, classes: Sequence[str] = ()) -> None:
+        if find_task(task).has_classes and not classes:
+            raise UserError(
+                f"labels of {task} are numbers of classes; name them with --classes FILE, one a"
+                " line"
+            )
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder} of {task}")
+        self.name, self.task, self.folder, self.classes = "manual", task, folder, tuple(classes)
+        self.files = {
+            path.relative_to(folder).with_suffix("").as_posix(): path
+            for path in sorted(folder.rglob("*.png"))
+        }
+
+    def identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for name, path in self.files.items():
+            digest.update(f"{name} {sha256_file(path)}\n".encode())
+        return {
+            "name": self.name,
+            "task": self.task,
+            "classes": list(self.classes),
+            "sha256": digest.hexdigest(),
+        }
+
+    def find(self, shard: str, key: str) -> Path | None:
+        """The file of a pair."""
+        # without the number of a table's second caption
+        image = re.sub(r"#\d+$", "", key.removeprefix(f"{shard}/"))
+        name = PurePosixPath(image).with_suffix("")
+        names = (f"{shard}/{name}", str(name), name.name)
+        return next((self.files[each] for each in names if each in self.files), None)
+
+    def read(self, shard: str, key: str, size: Sequence[int]) -> np.ndarray | None:
+        """The label of a pair whose image has ``size`` (height, width); None without a file.
+
+        Raises:
+            BadPair: the file is no label of this task, or has another shape than the image.
+        """
+        if (path := self.find(shard, key)) is None:
+            return None
+        task = find_task(self.task)
+        try:
+            label = task.read(path)
+        except IMAGE_ERRORS as error:
+            raise BadPair(f"{path}: {error}") from error
+        if task.has_classes:
+            largest = int(label[label != np.iinfo(label.dtype).max].max(initial=0))
+            if largest >= len(self.classes):
+                raise BadPair(
+                    f"{path}: it has class {largest}, and only {len(self.classes)} have names"
+                )
+        height, width = label.shape[-2:]
+        if abs(width * size[0] / (height * size[1]) - 1) > ASPECT:
+            raise BadPair(f"{path} has another shape than its image of {size[1]} × {size[0]}")
+        return label
+
+
+SIDE = 160  # longest side of a picture, pixels
+CANDIDATES = 10_000  # pairs among which labelled ones are searched
+
+
+def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> None:
+    """Write a picture (``.png``, ``.jpg``, ``.webp`` …) with ``n`` pairs of ``source``, a row each.
+
+    The pairs are evenly spread. A row shows the image and its labels, as their tasks draw them;
+    black is unknown.
+
+    Raises:
+        UserError: the store is not finished, none of the pairs has labels in it, or the suffix is
+            not that of an image format.
+    """
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"--out {out} is no picture's name; use .png, .jpg or .webp")
+    store = LabelStore(root)
+    labelled = [
+        index
+        for index in spread_indices(len(source), CANDIDATES)
+        if store.tasks_of(source.key(index))
+    ]
+    rows: list[list[np.ndarray]] = []
+    captions: list[str] = []
+    for index in (labelled[row] for row in spread_indices(len(labelled), n)):
+        try:
+            pair = source[index]
+            image, maps = decode_image(pair.image), store.get(pair.key)
+        except (BadPair, KeyError):
+            continue
+        caption = f"{pair.key}  {' '.join(pair.caption.split())[:90]}"
+        for task in maps.keys() & store.classes.keys():
+            names = store.classes[task]
+            present = [names[c] for c in np.unique(maps[task]) if c < len(names)]
+            caption += f"   [{', '.join(present)}]"
+        captions.append(caption)
+        pictures = [
+            find_task(name).picture(maps[name], image) if name in maps else np.zeros_like(image)
+            for name in store.tasks
+        ]
+        rows.append([image, *pictures])
+    if not rows:
+        raise UserError(
+            f"none of the pairs of {source.name} has labels in {root}; were they made from other"
+            " pairs?"
+        )
+    write_grid(out, ("image", *store.tasks), rows, captions, side=SIDE)

@@ -1,20 +1,24 @@
-"""open_clip's contrastive losses over the batch of all ranks, and gradient caching for them."""
+"""Every loss of CLIPTeX with its equation; ``objective`` adds them up.
+
+A dense loss gives (sum, count), not a mean, so that ranks and micro-batches can be added up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
-
-from backbones.cliptex.training.distributed import world
+from torch.nn import functional as F
 
 ContrastiveLoss = Callable[..., Tensor]
+Summed = tuple[Tensor, Tensor]  # (sum, count), so that ranks and micro-batches can be added up
+IGNORE = -100  # of targets of classes, as of torch's cross-entropy; in files it is ``UNKNOWN``
 
 
-def contrastive_loss(clip: nn.Module) -> ContrastiveLoss:
+def contrastive_loss(clip: nn.Module, rank: int = 0, world: int = 1) -> ContrastiveLoss:
     """The contrastive loss of an open_clip model.
 
     It is ``SigLipLoss`` where the model has a logit bias (Zhai et al. 2023), else the symmetric
@@ -26,11 +30,12 @@ def contrastive_loss(clip: nn.Module) -> ContrastiveLoss:
         a function of ``image`` and ``text``, (n, d) unit-length embeddings, ``logit_scale``
         (exponentiated) and ``logit_bias``, scalars, that gives a scalar float32.
     """
-    rank, size = world()
+    from open_clip.loss import ClipLoss, SigLipLoss  # slow to import, and no other loss needs it
+
     if getattr(clip, "logit_bias", None) is not None:
-        loss: Any = SigLipLoss(rank=rank, world_size=size, dist_impl="gather")
+        loss: Any = SigLipLoss(rank=rank, world_size=world, dist_impl="gather")
     else:
-        loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=size)
+        loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
 
     def compute(
         image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None
@@ -40,16 +45,113 @@ def contrastive_loss(clip: nn.Module) -> ContrastiveLoss:
     return compute
 
 
-def cached_gradients(
-    embeddings: Mapping[str, Tensor], loss: ContrastiveLoss
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of a batch that was embedded without gradient, and its gradients for the embeddings.
+FLAT = 1e-6
+MIN_SPREAD = 1e-2  # of a prediction: heads begin at 0.02 to 0.2
 
-    Gradient caching (Gao et al. 2021, arXiv:2101.06983): each micro-batch is then run again with
-    gradient and ``(embedding · cached gradient).sum()`` is backpropagated, which gives exactly the
-    gradient of the complete batch.
+
+def depth_loss(
+    prediction: Tensor, target: Tensor, *, gradient_weight: float = 0.5, scales: int = 4
+) -> Summed:
+    """Scale-and-shift-invariant loss for relative inverse depth (Ranftl et al. 2020, TPAMI 44(3),
+    eqs. 5–6 and 11).
+
+    Prediction and target are each aligned by robust statistics of their labelled pixels, t(d) =
+    median(d), s(d) = mean |d − t(d)|, d̂ = (d − t) / s, where s of a prediction is at least
+    ``MIN_SPREAD``, so that the gradient of a constant is bounded; with R = d̂ − d̂* the loss of an
+    image with M labelled pixels is
+
+        1/M Σ |R|  +  α Σ_k 1/M_k Σ (|∇x R_k| + |∇y R_k|),        k = 0 … K − 1, every 2^k-th pixel,
+        labelled neighbours
+
+    Args:
+        prediction: (N, H, W), any scale and shift.
+        target: (N, H, W) relative inverse depth, NaN where unknown.
+        gradient_weight, scales: α and K.
+
+    Returns:
+        sum over the images that have at least two labelled pixels and are not flat (a constant has
+        no scale), and the number of those images.
     """
-    leaves = {name: tensor.detach().float().requires_grad_() for name, tensor in embeddings.items()}
-    value = loss(**leaves)
-    gradients = torch.autograd.grad(value, list(leaves.values()))
-    return value.detach(), dict(zip(leaves, gradients, strict=True))
+    aligned_target, mask, used = align_target(target)
+    aligned, _ = _aligned(prediction.float(), mask, MIN_SPREAD)
+    residual = torch.where(mask, aligned - aligned_target, 0.0)
+    total = (residual.abs().sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)).sum()
+    for k in range(scales):
+        r, m = residual[:, :: 2**k, :: 2**k], mask[:, :: 2**k, :: 2**k]
+        pixels = m.sum((1, 2)).clamp(min=1)
+        for dim in (1, 2):
+            both = m.narrow(dim, 1, m.shape[dim] - 1) & m.narrow(dim, 0, m.shape[dim] - 1)
+            step = (r.diff(dim=dim).abs() * both).sum((1, 2))
+            total = total + gradient_weight * (step / pixels).sum()
+    return total, used.sum()
+
+
+def align_target(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The aligned target and the masks of pixels (N, H, W) and images (N,) that count."""
+    valid = torch.isfinite(target)
+    target = torch.nan_to_num(target.float())
+    aligned, spread = _aligned(target, valid)
+    used = (valid.sum((1, 2)) >= 2) & (spread > FLAT * target.abs().amax((1, 2)).clamp(min=1e-12))
+    return aligned, valid & used[:, None, None], used
+
+
+def _aligned(values: Tensor, mask: Tensor, min_spread: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Align each (H, W) map by its masked pixels.
+
+    The median is the lower one for even counts, as ``torch.median``'s. Without masked pixels:
+    centre 0, deviation ~0.
+
+    Returns:
+        (v − median) / mean absolute deviation, and that deviation.
+    """
+    flat, count = values.flatten(1), mask.sum((1, 2))
+    ordered = torch.where(mask.flatten(1), flat, math.inf).sort(1).values
+    centre = ordered.gather(1, ((count - 1).clamp(min=0) // 2)[:, None])
+    centre = torch.where(count[:, None] > 0, centre, 0.0)[..., None]
+    deviation = torch.where(mask, (values - centre).abs(), 0.0).sum((1, 2)) / count.clamp(min=1)
+    return (values - centre) / deviation.clamp(min=min_spread)[:, None, None], deviation
+
+
+MIN_KAPPA = 0.01
+
+
+def angle(mean: Tensor, normal: Tensor, dim: int = 1) -> Tensor:
+    """Angle in radians between unit vectors, in [0, π].
+
+    atan2(|μ × n|, μᵀn) equals arccos(μᵀn), but its gradient stays finite at 0 and π, and it needs
+    no clamp, which would make all angles below 0.1° equal.
+    """
+    sine = torch.linalg.cross(mean, normal, dim=dim).square().sum(dim).add(1e-12).sqrt()
+    return torch.atan2(sine, (mean * normal).sum(dim))
+
+
+def angmf_nll(mean: Tensor, kappa: Tensor, normal: Tensor, dim: int = 1) -> Tensor:
+    """−log p(n | μ, κ) (eq. 5 there, with the constant 2π kept so that it is a density).
+
+    ``mean`` and ``normal`` are unit vectors along ``dim``, ``kappa`` ≥ 0 and the result have their
+    shape without it.
+    """
+    return angmf_nll_of_angle(angle(mean, normal, dim), kappa) + math.log(2 * math.pi)
+
+
+def angmf_nll_of_angle(theta: Tensor, kappa: Tensor) -> Tensor:
+    """``angmf_nll`` less log 2π, of angles in radians.
+
+    Stable for every κ: log(1 + exp(−κπ)) is a softplus, κ² + 1 a ``log1p``.
+    """
+    return -torch.log1p(kappa.square()) + kappa * theta + F.softplus(-math.pi * kappa)
+
+
+def expected_angle(kappa: Tensor) -> Tensor:
+    """E[θ] in radians: 2κ / (κ² + 1) + π exp(−κπ) / (1 + exp(−κπ)) (there, eq. 6)."""
+    return 2 * kappa / (kappa.square() + 1) + math.pi * torch.sigmoid(-math.pi * kappa)
+
+
+def concentration(raw: Tensor) -> Tensor:
+    """κ = ELU(x) + 1 + ``MIN_KAPPA`` of a raw output."""
+    return F.elu(raw) + 1 + MIN_KAPPA
+
+
+def split_angmf(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Raw outputs (N, 4, H, W) → unit μ (N, 3, H, W) and κ (N, H, W)."""
+    return F.normalize(outputs[:, :3], dim=1, eps=1e-6), concentration(outputs[:, 3])

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from backbones.cliptex.batches import Batch
-from backbones.cliptex.losses import cached_gradients, contrastive_loss
+from backbones.cliptex.losses import ContrastiveLoss, contrastive_loss
 from backbones.cliptex.model import CLIPWithHeads
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.trainer import copy_buffers, restore_buffers
-from backbones.cliptex.training.distributed import sum_over_ranks, world
+from backbones.cliptex.trainer import copy_buffers, restore_buffers, sum_over_ranks, world
 from cliptex_common.device import is_accelerator, random_state, set_random_state
 from cliptex_common.errors import UserError
 
@@ -39,7 +38,7 @@ class Passes:
         self, model: CLIPWithHeads, recipe: Recipe, label_size: int, device: torch.device
     ) -> None:
         self.model, self.recipe, self.label_size, self.device = model, recipe, label_size, device
-        self.contrast = contrastive_loss(model.clip)
+        self.contrast = contrastive_loss(model.clip, *world())
         clip: Any = model.clip
         if recipe.grad_checkpointing:
             try:
@@ -172,3 +171,18 @@ def _norms(gradients: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
         flat = torch.cat([part.flatten() for part in parts])
         norms[name] = (sum_over_ranks(flat) / world()[1]).norm().item()
     return norms
+
+
+def cached_gradients(
+    embeddings: Mapping[str, Tensor], loss: ContrastiveLoss
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of a batch that was embedded without gradient, and its gradients for the embeddings.
+
+    Gradient caching (Gao et al. 2021, arXiv:2101.06983): each micro-batch is then run again with
+    gradient and ``(embedding · cached gradient).sum()`` is backpropagated, which gives exactly the
+    gradient of the complete batch.
+    """
+    leaves = {name: tensor.detach().float().requires_grad_() for name, tensor in embeddings.items()}
+    value = loss(**leaves)
+    gradients = torch.autograd.grad(value, list(leaves.values()))
+    return value.detach(), dict(zip(leaves, gradients, strict=True))

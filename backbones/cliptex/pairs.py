@@ -1,42 +1,186 @@
-"""Image-caption pairs: webdataset tar shards or a CSV/TSV table, opened once and then read by
-index.
+"""Image-caption pairs: webdataset shards or a CSV/TSV table, opened once and then read by index.
 
 A shard is indexed (names, offsets, sizes), not unpacked, so that any pair can be read directly: an
 epoch's order is a function of (seed, epoch) alone, resuming costs nothing, and ranks and workers
-share an epoch without loss.
+share an epoch without loss. Shards on servers (``https://``, ``s3://`` …) are fetched once by
+fsspec, then read as local files. They are stored under ``$CLIPTEX_HOME/shards`` by URL. Remove that
+folder to fetch them again, for example after they were replaced on the server.
 """
 
 from __future__ import annotations
 
+import bisect
+import csv
 import glob
 import hashlib
+import io
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
 
+import fsspec
 import numpy as np
+from PIL import Image
 from webdataset.shardlists import expand_urls
 
-from backbones.cliptex.data.remote import fetch_shards, is_remote
-from backbones.cliptex.data.source import (
-    FULL_HASH_BYTES,
-    BadPair,
-    FailureCounter,
-    Pair,
-    PairSource,
-    Shard,
-)
-from backbones.cliptex.data.table import TablePairs
-from cliptex_common.errors import UserError, first_line
-from cliptex_common.files import content_key
+from cliptex_common.errors import DISK_FULL, UserError, first_line
+from cliptex_common.files import atomic_write, content_key, home
+from cliptex_common.images import to_rgb
+from cliptex_common.locks import lock_path, locked
 from cliptex_common.progress import Progress, Silent
-from cliptex_common.secrets import hide_secrets
+from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 from cliptex_common.tables import Contents, cached_table
 from cliptex_common.tar_index import read_member, tar_identity, walk_tar
+
+MAX_BAD_SHARE = 0.01
+FULL_HASH_BYTES = 1 << 29  # sources up to this size are hashed completely
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair: its unique key, its caption, and the encoded image (JPEG, PNG or WebP bytes)."""
+
+    key: str
+    caption: str
+    image: bytes
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a source that is read sequentially: pairs ``start`` to ``start + count``
+    (exclusive) of the source."""
+
+    name: str
+    path: Path
+    start: int
+    count: int
+
+
+class BadPair(ValueError):
+    """A pair cannot be read or labelled; the message says why. An error only past 1 %, see
+    ``FailureCounter``."""
+
+
+class FailureCounter:
+    """Counts items that cannot be used.
+
+    Attributes:
+        bad: key → reason.
+    """
+
+    def __init__(self, items: str) -> None:
+        self.items = items
+        self.bad: dict[str, str] = {}
+
+    def summary(self) -> str:
+        """One line: how many, and the first few of them."""
+        examples = ", ".join(list(self.bad)[:5])
+        return f"{len(self.bad)} {self.items} cannot be used, first {examples}"
+
+    def check(self, total: int) -> None:
+        """Raises ``UserError`` if more than 1 % (and more than one) of ``total`` failed."""
+        if len(self.bad) > max(1, MAX_BAD_SHARE * total):
+            examples = "; ".join(f"{key}: {why}" for key, why in list(self.bad.items())[:3])
+            raise UserError(
+                f"{len(self.bad)} of {total} {self.items} cannot be read ({examples}); repair or"
+                " remove them"
+            )
+
+
+def decode_image(data: bytes, short_side: int | None = None, *, exact: bool = True) -> np.ndarray:
+    """Encoded bytes → (H, W, 3) uint8 RGB; a larger image is shrunk (antialiased) to ``short_side``
+    pixels on the short side.
+
+    Args:
+        exact: otherwise shrink only as far as the decoder does at no cost (a JPEG at 1/2, 1/4, 1/8;
+            never below twice ``short_side``): for callers that resample anyway.
+
+    Raises:
+        BadPair: the bytes are not a complete image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if short_side:
+                image.draft("RGB", (short_side * 2, short_side * 2))
+            decoded = to_rgb(image)
+            if short_side and exact and min(decoded.size) > short_side:
+                scale = short_side / min(decoded.size)
+                size = (
+                    max(short_side, round(decoded.width * scale)),
+                    max(short_side, round(decoded.height * scale)),
+                )
+                decoded = decoded.resize(size, Image.Resampling.BICUBIC)
+            return np.array(decoded)
+    except Exception as error:  # PIL raises nearly anything on corrupt bytes
+        raise BadPair(f"not a readable image ({type(error).__name__}: {error})") from error
+
+
+class PairSource:
+    """Pairs in a stable order, read by index. Open with ``open_pairs``; cheap to pickle and to
+    share with workers.
+
+    Attributes:
+        name: as the user wrote it.
+        shards: in order.
+        skipped: (key, reason) of each pair left out when the source was opened (no image, or no
+            caption).
+        fingerprint: hash over shards, keys and sizes, and over all bytes of sources under 512 MiB.
+    """
+
+    name: str
+    shards: tuple[Shard, ...]
+    skipped: tuple[tuple[str, str], ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return self.shards[-1].start + self.shards[-1].count if self.shards else 0
+
+    def shard_of(self, index: int) -> int:
+        """Number of the shard that holds pair ``index``. Raises ``IndexError`` past the end."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return bisect.bisect_right(self.shards, index, key=lambda shard: shard.start) - 1
+
+    def key(self, index: int) -> str:
+        """Key of pair ``index``, ``SHARD/…``, unique in the source, without reading the pair."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Pair:
+        """Pair ``index``. Raises ``BadPair`` if its bytes cannot be read (they are not decoded
+        here)."""
+        raise NotImplementedError
+
+    def iter_shard(self, shard: Shard) -> Iterator[int]:
+        """Indices of a shard's pairs, in the order of the file."""
+        return iter(range(shard.start, shard.start + shard.count))
+
+    def epoch_order(self, seed: int, epoch: int, window: int = 100_000) -> np.ndarray:
+        """A permutation of all indices, (N,) int64, a function of (seed, epoch) alone.
+
+        Shards are shuffled, then pairs within neighbouring shards that hold at least ``window``
+        pairs together, so that reading stays local. A smaller source is shuffled as one.
+        """
+        random = np.random.default_rng([seed, epoch])
+        order: list[np.ndarray] = []
+        block: list[np.ndarray] = []
+        for number in random.permutation(len(self.shards)):
+            shard = self.shards[number]
+            block.append(np.arange(shard.start, shard.start + shard.count))
+            if sum(map(len, block)) >= window:
+                order.append(random.permutation(np.concatenate(block)))
+                block = []
+        if block:
+            order.append(random.permutation(np.concatenate(block)))
+        return np.concatenate(order)
+
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 MEMBERS = (("image", np.int64, 2), ("caption", np.int64, 2))  # offset and size
@@ -228,3 +372,170 @@ def _shard_names(paths: Sequence[Path]) -> list[str]:
             f"two shards are called {name}; pairs are known by shard and key, so rename one"
         )
     return names
+
+
+IMAGE_COLUMNS = ("filepath", "image", "path", "image_path")
+CAPTION_COLUMNS = ("caption", "title", "text")
+ROWS_PER_SHARD = 1000
+
+
+class TablePairs(PairSource):
+    """Pairs listed in a CSV (comma) or TSV (tab) file, a thousand rows a shard.
+
+    A key is ``SHARD/PATH``, the path as written, with ``#2`` the second time:
+    ``train-00000/images/7.jpg``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._root = str(path), path.parent
+        self._paths, self._captions, self._keys = _read_table(path)
+        self.skipped = ()
+        count = len(self._paths)
+        self.shards = tuple(
+            Shard(
+                f"{path.stem}-{start // ROWS_PER_SHARD:05d}",
+                path,
+                start,
+                min(ROWS_PER_SHARD, count - start),
+            )
+            for start in range(0, count, ROWS_PER_SHARD)
+        )
+        files = [self._root / name for name in self._paths]
+        sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
+        missing = FailureCounter(f"images in {path}")
+        for name, size in zip(self._paths, sizes, strict=True):
+            if size < 0:
+                missing.bad[name] = "no such file beside the table"
+        missing.check(count)
+        digest = hashlib.sha256()
+        for name, size, caption in zip(self._paths, sizes, self._captions, strict=True):
+            digest.update(f"{name}|{size}|{caption}\n".encode())
+        if sum(sizes) <= FULL_HASH_BYTES:
+            for file, size in zip(files, sizes, strict=True):
+                digest.update(file.read_bytes() if size >= 0 else b"missing")
+        self.fingerprint = digest.hexdigest()[:32]
+
+    def key(self, index: int) -> str:
+        return f"{self.shards[self.shard_of(index)].name}/{self._keys[index]}"
+
+    def __getitem__(self, index: int) -> Pair:
+        try:
+            image = (self._root / self._paths[index]).read_bytes()
+        except OSError as error:
+            raise BadPair(f"cannot read {self._paths[index]!r} ({error.strerror})") from error
+        return Pair(self.key(index), self._captions[index], image)
+
+
+def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
+    """Image paths, captions and unique keys of a table."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            rows = csv.DictReader(file, delimiter=delimiter, strict=True)
+            header = rows.fieldnames or []
+            image_column = next((name for name in IMAGE_COLUMNS if name in header), None)
+            caption_column = next((name for name in CAPTION_COLUMNS if name in header), None)
+            if image_column is None or caption_column is None:
+                raise UserError(
+                    f"{path} needs a header with the columns filepath and caption; it has"
+                    f" {', '.join(header) or 'none'}"
+                )
+            images, captions, keys = [], [], []
+            counts: dict[str, int] = {}
+            for row in rows:
+                image, caption = row[image_column], row[caption_column]
+                if not image or caption is None or None in row:
+                    raise UserError(
+                        f"{path} line {rows.line_num}: needs {len(header)} fields; quote captions"
+                        " with separators"
+                    )
+                counts[image] = counts.get(image, 0) + 1
+                keys.append(image if counts[image] == 1 else f"{image}#{counts[image]}")
+                images.append(image)
+                captions.append(caption.strip())
+    except FileNotFoundError:
+        raise UserError(f"no pairs at {path}; check --pairs") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from error
+    if not images:
+        raise UserError(f"{path} has a header but no pairs")
+    return images, captions, keys
+
+
+DOWNLOADS = 16  # at a time
+
+
+def is_remote(text: str) -> bool:
+    """Whether ``text`` is a URL."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
+
+
+def fetch_shards(urls: Sequence[str], progress: Progress) -> list[Path]:
+    """Local copies of these shards, in order; those that exist are not fetched again.
+
+    A copy keeps the names of the file and of its folder, so that the keys of its pairs are those of
+    any other copy.
+
+    Raises:
+        UserError: a shard cannot be fetched; the message has no credentials.
+    """
+    if not urls:
+        return []
+    progress.start("fetching shards", len(urls))
+    paths = []
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        for path in pool.map(_fetch, urls):
+            paths.append(path)
+            progress.advance()
+    return paths
+
+
+def _fetch(url: str) -> Path:
+    remote = PurePosixPath(unquote(urlsplit(url).path))
+    path = home() / "shards" / content_key(url) / remote.parent.name / remote.name
+    if path.exists():
+        return path
+    with locked(lock_path("shard", url)):
+        if not path.exists():
+            # not fsspec's simplecache: it would take the part that a killed download left for all
+            with atomic_write(path) as temporary:
+                _download(url, temporary)
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    protocol, name = url.partition("://")[0], hide_secrets(url)
+    remember_secrets(url)
+    try:
+        fsspec.filesystem(protocol).get_file(url, str(path))
+    except Exception as error:  # each protocol has its own errors
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        raise UserError(
+            f"cannot fetch {name}: {redact(first_line(error))}; check --pairs, that its server can"
+            " be reached from here, and pip install -e '.[remote]'"
+        ) from error
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def computed_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int = 0
+) -> Iterator[Result]:
+    """``function`` of each item, in order, by so many threads (0: when the next one is requested).
+
+    At most ``ahead`` results, or two a thread, wait to be requested.
+    """
+    if not threads:
+        yield from map(function, items)
+        return
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > (ahead or 2 * threads):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -1,15 +1,20 @@
-"""Tasks of the known shapes: a class, a number or a direction for each pixel.
+"""Dense tasks of CLIPTeX: how each is labelled, stored, augmented, learned, measured and drawn.
 
-A subclass gives ``name``, ``loss`` and, for its expert, ``score``, and what is different about it.
+``Task`` is the interface; ``ClassMap``, ``ScalarMap`` and ``VectorMap`` have a class, a number or a
+direction for each pixel; ``seg``, ``depth`` and ``normal`` are the paper's. A label is a map of one
+image, (H, W) or (C, H, W), that an expert predicted or a person drew. A target is a batch of them
+as the loss compares them, after crop and flip, with the task's own value where unknown.
 """
 
 from __future__ import annotations
 
 import io
-from abc import abstractmethod
-from collections.abc import Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,16 +22,240 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.cliptex.data.augment import (
-    IGNORE,
-    Geometry,
-    warp_classes,
-    warp_depth,
-    warp_normals,
-)
-from backbones.cliptex.tasks.base import Task
+from backbones.cliptex.ground_truth import LabelledImage, MapFolders, coco_samples
+from backbones.cliptex.losses import IGNORE, Summed, align_target, angle, depth_loss, expected_angle
+from cliptex_common.dense_maps.geometry import MIRRORED
 from cliptex_common.dense_maps.pictures import normal_picture, palette, scalar_picture
-from cliptex_common.dense_maps.read import read_classes, read_rgb, read_scalars
+from cliptex_common.dense_maps.read import DEEP, read_classes, read_rgb, read_scalars, read_stored
+from cliptex_common.dense_maps.scores import angles, class_areas, confusion, depth_scores
+from cliptex_common.weighted import Arrays, mean_of_images
+
+
+class Task(ABC):
+    """One dense task. A subclass is one file, which ends in ``TASK = MyTask()``.
+
+    Attributes:
+        name: of the task, its λ (``lambda_NAME``), its files (``KEY.NAME.SUFFIX``) and its
+            expert's predictions.
+        about: one line for lists, unless the registration has one.
+        suffix: of the files that ``encode`` makes; viewers go by it.
+        quantisation: what ``encode`` loses, in words.
+        has_classes: whether labels are numbers of classes, whose names a label store keeps.
+        missing: ``to_tensor`` of an image without a label.
+        folders: of ground truth; None: ``NAME/images`` and ``NAME/annotations``.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str] = ""
+    suffix: ClassVar[str] = "png"
+    quantisation: ClassVar[str] = "none"
+    has_classes: ClassVar[bool] = False
+    missing: ClassVar[Tensor]
+    folders: ClassVar[MapFolders | None] = None
+
+    # --- learning
+
+    def output_channels(self, classes: Sequence[str]) -> int:
+        """Output channels of a head."""
+        return 1
+
+    def activate(self, output: Tensor) -> Tensor:
+        """A head's output, (N, channels, H, W), in the form that the loss takes."""
+        return output
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The labels of N images in a head's output."""
+        return self.activate(output)
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, target: Tensor) -> Summed:
+        """(sum, count), not a mean, so that ranks and micro-batches can be added up.
+
+        Where nothing is labelled: sum 0 with gradient 0, and count 0.
+        """
+
+    @abstractmethod
+    def count(self, target: Tensor) -> Tensor:
+        """The count that ``loss`` will return, from the target alone; scalar float32."""
+
+    @abstractmethod
+    def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
+        """Labels of N images, from ``to_tensor`` (or, when an expert learns, as they are), of any
+        resolution → target (N, …, size, size)."""
+
+    # --- labels
+
+    def ground_truth(self, root: Path, split: str) -> tuple[tuple[str, ...], list[LabelledImage]]:
+        """What ``experts train`` learns from: names of the classes, and the samples of the
+        ``train`` or ``val`` split in a data root; by default the files of ``folders``.
+
+        Raises:
+            UserError: it is missing or malformed.
+        """
+        folders = self.folders or MapFolders(self.name)
+        names = folders.classes(root) if self.has_classes else ()
+        return names, folders.samples(root, split, self.read)
+
+    def from_expert(self, output: np.ndarray) -> np.ndarray:
+        """The label of one image from what its expert predicted for it."""
+        return output.astype(np.float32) if output.dtype.kind == "f" else output
+
+    @abstractmethod
+    def read(self, path: Path) -> np.ndarray:
+        """A manual label, from a file of the official layouts.
+
+        Raises:
+            OSError, ValueError: it is no such file.
+        """
+
+    @abstractmethod
+    def encode(self, label: np.ndarray) -> bytes:
+        """A label as a file of ``suffix``, which any viewer shows."""
+
+    @abstractmethod
+    def decode(self, data: bytes) -> np.ndarray:
+        """The inverse of ``encode``, up to ``quantisation``. Raises ``OSError``, ``ValueError``."""
+
+    @abstractmethod
+    def to_tensor(self, label: np.ndarray) -> Tensor:
+        """A label in the form that is kept in memory and sent between processes: small."""
+
+    # --- measured and seen
+
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Statistics of one image, from which ``summary`` computes metrics.
+
+        Args:
+            prediction, target: (1, H, W), or (3, H, W) of vectors.
+        """
+        raise NotImplementedError
+
+    def summary(self, arrays: Arrays, weights: np.ndarray) -> dict[str, Any]:
+        """The metrics of sets of images: here the mean of each statistic, without NaN.
+
+        Args:
+            arrays: the statistics of N images.
+            weights: (R, N) how often each image is in each set.
+
+        Returns:
+            metric → (R,).
+        """
+        return {name: mean_of_images(values, weights) for name, values in arrays.items()}
+
+    def accuracy(
+        self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
+    ) -> dict[str, float]:
+        """The metrics of an expert's predictions of N images.
+
+        Args:
+            outputs: the expert's predictions by name (this task's, and a confidence if any).
+            target: (N, …); classes from ``classes`` on are not scored.
+        """
+        scores = [
+            self.score(*(torch.from_numpy(each).reshape(-1, *each.shape[-2:]) for each in pair))
+            for pair in zip(outputs[self.name], target, strict=True)
+        ]
+        arrays = {name: np.stack([each[name].numpy() for each in scores]) for name in scores[0]}
+        metrics = self.summary(arrays, np.ones((1, len(scores))))
+        return {name: float(values[0]) for name, values in metrics.items()}
+
+    @abstractmethod
+    def picture(self, label: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8 picture of the label of ``image`` (H, W, 3) uint8. Black is unknown."""
+
+
+def resize_nearest(label: np.ndarray, side: int) -> np.ndarray:
+    """A label shrunk to ``side`` pixels on the short side; 0 keeps its size.
+
+    It takes the value in the middle of each cell: a mean over an edge would be a depth, a direction
+    or a class that does not occur.
+    """
+    height, width = label.shape[-2:]
+    if not side or min(height, width) <= side:
+        return label
+    scale = side / min(height, width)
+
+    def centres(length: int) -> np.ndarray:
+        cells = max(side, round(length * scale))
+        return ((np.arange(cells) + 0.5) * length / cells).astype(int)
+
+    return label[..., centres(height)[:, None], centres(width)]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is done to each of N images, in fractions of the image, so that label maps of any
+    resolution can follow.
+
+    Attributes:
+        box: (N, 4) float32: centre x, centre y, width and height of the crop, as shares of the
+            image's own.
+        flip: (N,) bool, left-right.
+    """
+
+    box: Tensor
+    flip: Tensor
+
+    def __getitem__(self, rows: slice) -> Geometry:
+        return Geometry(self.box[rows], self.flip[rows])
+
+
+def warp_images(images: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
+    """Images, uint8 or float (C, H, W) each, → (N, C, size, size) float32 in the same value range;
+    bilinear.
+    """
+    return _warp(images, geometry, size, "bilinear")
+
+
+def warp_classes(
+    maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, ignore: int = 255
+) -> Tensor:
+    """Class maps (H, W) each → (N, size, size) int64; nearest; ``ignore`` becomes ``IGNORE``."""
+    sampled = _warp([m[None].float() for m in maps], geometry, size, "nearest")[:, 0].long()
+    return sampled.masked_fill_(sampled == ignore, IGNORE)
+
+
+def warp_depth(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
+    """Depth-like maps (H, W) each, NaN where unknown → (N, size, size) float32, NaN where unknown.
+
+    Nearest: an average over a depth edge would be a surface that is not there.
+    """
+    return _warp([m[None].float() for m in maps], geometry, size, "nearest")[:, 0]
+
+
+def warp_normals(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
+    """Normal maps (3, H, W) each, axes ``dense_maps.geometry.AXES``, zero where unknown → (N, 3,
+    size, size).
+
+    Nearest; x is negated by a flip.
+    """
+    sampled = _warp([m.float() for m in maps], geometry, size, "nearest")
+    signs = torch.where(geometry.flip[:, None], torch.tensor(MIRRORED), 1.0)
+    return sampled * signs[:, :, None, None]
+
+
+def _warp(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, mode: str) -> Tensor:
+    """Sample each map (C, H, W) on its own crop: one call where all have one size, else one
+    each."""
+    if isinstance(maps, Tensor) or len({m.shape for m in maps}) == 1:
+        stacked = maps if isinstance(maps, Tensor) else torch.stack(tuple(maps))
+        grid = _grid(geometry, size)
+        return F.grid_sample(
+            stacked.float(), grid, mode=mode, padding_mode="border", align_corners=False
+        )
+    rows = [_warp(m[None], geometry[i : i + 1], size, mode) for i, m in enumerate(maps)]
+    return torch.cat(rows)
+
+
+def _grid(geometry: Geometry, size: int) -> Tensor:
+    """(N, size, size, 2) positions in grid_sample's coordinates: source = centre + extent · F ·
+    output."""
+    sign = 1 - 2 * geometry.flip.float()
+    theta = torch.zeros(len(sign), 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = geometry.box[:, 2] * sign, geometry.box[:, 3]
+    theta[:, :, 2] = geometry.box[:, :2] * 2 - 1
+    return F.affine_grid(theta, [len(theta), 1, size, size], align_corners=False)
+
 
 STEPS = 65534  # of a 16-bit file, whose 0 is unknown
 
@@ -226,3 +455,134 @@ def from_octahedral(p: np.ndarray) -> np.ndarray:
     fold = np.maximum(-n[2], 0)
     n[:2] -= np.where(n[:2] >= 0, fold, -fold)
     return n / np.linalg.norm(n, axis=0, keepdims=True)
+
+
+class SegLabels(ClassMap):
+    """Pixel-wise classes, learned by cross-entropy."""
+
+    name = "seg"
+
+    def ground_truth(self, root: Path, split: str) -> tuple[tuple[str, ...], list[LabelledImage]]:
+        """Instances of COCO: 0 is the background, crowds are unknown."""
+        return coco_samples(root, split)
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Summed:
+        """−log softmax(prediction)[target], summed over labelled pixels, and their number."""
+        logits = prediction.float()
+        total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
+        return total, self.count(target)
+
+    def accuracy(
+        self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
+    ) -> dict[str, float]:
+        """Metrics in per cent.
+
+        ``mIoU`` over classes that occur (unknown predictions count as wrong), ``aAcc``,
+        ``object_acc`` (over pixels of objects), ``labelled`` (share not unknown) and
+        ``labelled_acc`` (correct among those).
+        """
+        # unknown predictions are of a class that no pixel has; targets above it are not scored
+        predicted = torch.from_numpy(np.minimum(outputs[self.name], classes).astype(np.int64))
+        real = torch.from_numpy(np.where(target < classes, target, classes + 1).astype(np.int64))
+        areas = class_areas(confusion(predicted, real, classes + 1, classes + 1))
+        hit, answered, label = (area.numpy() for area in areas.values())
+        present = label > 0
+        union = label[present] + answered[present] - hit[present]
+        sure = answered[:classes].sum()
+        return {
+            "mIoU": 100 * float(np.mean(hit[present] / union)),
+            "aAcc": 100 * float(hit.sum() / label.sum()),
+            "object_acc": 100 * float(hit[1:].sum() / max(label[1:].sum(), 1)),
+            "labelled": 100 * float(sure / label.sum()),
+            "labelled_acc": 100 * float(hit.sum() / max(sure, 1)),
+        }
+
+
+SEG = SegLabels()
+
+
+class InverseDepth(ScalarMap):
+    """Inverse depth up to scale and shift, learned by the loss of MiDaS."""
+
+    name = "depth"
+    folders = MapFolders("nyu", val="test")
+    quantisation = (
+        "65535 steps of the square root of (d - min) / (max - min): over 0.3 to 10 m at most 0.3 mm"
+    )
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Summed:
+        return depth_loss(prediction, target)
+
+    def count(self, target: Tensor) -> Tensor:
+        return align_target(target)[2].sum().float()
+
+    def read(self, path: Path) -> np.ndarray:
+        """A 16-bit PNG in millimetres, 0 unknown → inverse depth in 1/m."""
+        stored = read_stored(path, DEEP, "a depth map is a 16-bit grey PNG in millimetres")
+        metres = stored.astype(np.float32) / 1000
+        return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
+
+    def encode(self, label: np.ndarray) -> bytes:
+        """In even steps of the square root of the label's own range, near is light.
+
+        They are finest where inverse depth is small, where a step of it is many metres.
+        """
+        values = label[np.isfinite(label)]
+        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+        return super().encode(np.sqrt((label - low) / max(high - low, 1e-30)))
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """In [0, 1]: 0 the farthest and 1 the nearest of the image."""
+        return np.square(super().decode(data))
+
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """``abs_rel`` and ``delta1`` of depth, after the least-squares scale and shift of inverse
+        depth (MiDaS's protocol: Ranftl et al. 2020); NaN with fewer than two labelled pixels."""
+        valid = torch.isfinite(target)
+        x, y = (each[valid].double().numpy() for each in (prediction, target))
+        design = np.stack([x, np.ones_like(x)], 1)
+        aligned = np.ones_like(y)
+        if len(y) > 1:
+            aligned = np.maximum(design @ np.linalg.lstsq(design, y, rcond=None)[0], y.min() / 10)
+        depth, real = (torch.from_numpy(1 / each) for each in (aligned, y))
+        scores = depth_scores(depth, real, torch.full((len(y),), len(y) > 1))
+        return {name: scores[name] for name in ("abs_rel", "delta1")}
+
+
+DEPTH = InverseDepth()
+
+
+class NormalLabels(VectorMap):
+    """Directions, learned by their angle."""
+
+    name = "normal"
+    folders = MapFolders("nyu", "normals", val="test")
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Summed:
+        """Sum of angles in radians (Bae et al. 2021, ICCV, eq. 4) and number of labelled pixels."""
+        theta = angle(self.activate(prediction), target.float())
+        return torch.where(self.valid(target), theta, 0.0).sum(), self.count(target)
+
+    def accuracy(
+        self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
+    ) -> dict[str, float]:
+        """``normal_mean``, ``normal_median`` in degrees, ``normal_11.25`` in per cent.
+
+        With a ``confidence`` also ``kappa_expected``: the mean angle that κ predicts, in degrees,
+        to compare with ``normal_mean``.
+        """
+        valid = np.square(target).sum(1) > 0.25
+        maps = (torch.from_numpy(each).movedim(1, 0) for each in (outputs[self.name], target))
+        errors = angles(*maps).numpy()[valid]
+        metrics = {
+            "normal_mean": float(errors.mean()),
+            "normal_median": float(np.median(errors)),
+            "normal_11.25": 100 * float(np.mean(errors < 11.25)),
+        }
+        if "confidence" in outputs:
+            expected = expected_angle(torch.from_numpy(outputs["confidence"][valid])).mean()
+            metrics["kappa_expected"] = math.degrees(float(expected))
+        return metrics
+
+
+NORMAL = NormalLabels()

@@ -1,25 +1,34 @@
-"""The training loop that CLIPTeX and the experts share: steps, curves, averaging, saved states.
+"""The training loop that CLIPTeX and the experts share: steps, curves, averaging, saved states, the
+optimizer and the processes.
 
 A training is a function of its seed and step alone, so an interrupted one resumes to the same bits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import pickle
+import socket
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.utils._pytree import tree_map_only
 
-from backbones.cliptex.training.distributed import DistContext, sum_over_ranks
-from backbones.cliptex.training.states import States
-from cliptex_common.device import skips_fused_steps
+from cliptex_common.device import device_count, is_accelerator, set_device, skips_fused_steps
 from cliptex_common.errors import NonFiniteLoss
+from cliptex_common.files import atomic_write
 from cliptex_common.pacing import Pace
 from cliptex_common.progress import Progress, RunLog, Silent
 
@@ -380,3 +389,223 @@ def restore_buffers(
     for name, buffer in model.named_buffers():
         earlier = buffers[name]
         buffer.copy_(earlier if where is None else torch.where(where, earlier, buffer))
+
+
+MAX_STATES = 2  # one more than is needed, should the newest be damaged
+
+
+class States:
+    """The newest states of the training ``key`` in a folder.
+
+    A state is a dict of tensors, numbers, strings and containers of them.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Copy ``state`` and write it in the background, once the previous one is written.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written (for this state or the
+                previous one).
+        """
+        self.finish()
+        copied = tree_map_only(Tensor, lambda value: value.detach().to("cpu", copy=True), state)
+        self._writing = self._writer.submit(
+            self._write, step, {**copied, "key": self.key, "step": step}
+        )
+
+    def finish(self) -> None:
+        """Wait until the state is on disk; raises as ``save``."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def steps(self) -> list[int]:
+        """Steps of all states, newest first; they may be damaged, or another training's."""
+        return sorted(
+            (int(path.stem.removeprefix("state-")) for path in self.folder.glob("state-*.pt")),
+            reverse=True,
+        )
+
+    def load(self, step: int) -> dict[str, Any] | None:
+        """The state of ``step``; None if it is damaged or another training's."""
+        try:
+            state = torch.load(self._path(step), map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
+            return None
+        return state if state.get("key") == self.key else None
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest state that can be read."""
+        return next((state for step in self.steps() if (state := self.load(step))), None)
+
+    def remove(self) -> None:
+        """Remove all, and the folder when it is empty then."""
+        self.finish()
+        self._prune(0)
+        for path in self.folder.glob(".state-*.tmp"):  # of a process that was killed
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"state-{step:09d}.pt"
+
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        with atomic_write(self._path(step)) as temporary:
+            torch.save(state, temporary)
+        self._prune(MAX_STATES)
+
+    def _prune(self, count: int) -> None:
+        for step in self.steps()[count:]:
+            self._path(step).unlink(missing_ok=True)
+
+
+def build_optimizer(
+    model: nn.Module, lr: float, weight_decay: float, *, head_multiple: float = 1.0, **adamw: Any
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) in up to four groups: with and without decay, heads apart.
+
+    No decay for anything of fewer than two dimensions (norms, biases, logit scale), nor for what a
+    part of the model names in ``no_weight_decay`` (position and class embeddings).
+
+    Args:
+        head_multiple: the heads' learning rate as a multiple of ``lr``; each group has its own as
+            ``multiple``.
+        adamw: further arguments of ``torch.optim.AdamW``.
+    """
+    undecayed = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            multiple = head_multiple if name.startswith("heads.") else 1.0
+            decay = 0.0 if parameter.ndim < 2 or name in undecayed else weight_decay
+            groups.setdefault((multiple, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "multiple": multiple}
+            for (multiple, decay), parameters in groups.items()
+        ],
+        lr=lr,
+        fused=True,
+        **adamw,
+    )
+
+
+# how long processes wait for the first one, which may export weights to a slow disk
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class DistContext:
+    """This process: ``rank`` of ``world`` processes, computing on ``device``."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, value: Any) -> Any:
+        """The first process's value, on every process."""
+        values = [value]
+        if self.world > 1:
+            distributed.broadcast_object_list(values)
+        return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in rank order, on every process."""
+        values = [value] * self.world
+        if self.world > 1:
+            distributed.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            distributed.barrier()
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of processes); (0, 1) without torch.distributed."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Sum of a tensor without gradient over all ranks, on all ranks."""
+    if world()[1] > 1:
+        values = values.clone()
+        distributed.all_reduce(values)
+    return values
+
+
+def torchrun_environment() -> dict[str, int]:
+    """RANK, LOCAL_RANK and WORLD_SIZE, where torchrun, or submitit in a SLURM job, has set them."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    return {name: int(os.environ[name]) for name in names if name in os.environ}
+
+
+def first_process() -> bool:
+    """Whether this is the only process or the first of several; needs no process group."""
+    return torchrun_environment().get("RANK", 0) == 0
+
+
+def end_with_launcher() -> None:
+    """End this process when torchrun, which started it, is gone (kill -9).
+
+    Otherwise it would wait half an hour for torchrun's rendezvous, and hold the lock that the same
+    command waits for when it is started again. Does nothing without torchrun.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+    # the store of the rendezvous is torchrun's own: it may be gone already
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        try:
+            socket.create_connection(address, timeout=60).close()
+        except ConnectionRefusedError:
+            os._exit(1)
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="launcher").start()
+
+
+@contextmanager
+def processes(device: str | torch.device) -> Iterator[DistContext]:
+    """Join the processes of this training, by torch's backend for ``device``, and leave at the end.
+
+    Without the environment of ``torch.distributed`` this is the only process. A group that exists
+    already is used and left alone.
+    """
+    device, environment = torch.device(device), torchrun_environment()
+    if is_accelerator(device) and "LOCAL_RANK" in environment:
+        # SLURM may show each process its own accelerator alone
+        device = torch.device(device.type, environment["LOCAL_RANK"] % (device_count() or 1))
+        set_device(device)
+    created = environment.get("WORLD_SIZE", 1) > 1 and not distributed.is_initialized()
+    if created:
+        backend = distributed.get_default_backend_for_device(device)
+        distributed.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield DistContext(*world(), device)
+    finally:
+        if created:
+            distributed.destroy_process_group()

@@ -58,7 +58,7 @@ COMMAND = ListNames
 
 def _backbones() -> Rows:
     """Named backbones, then families of names."""
-    import backbones.named  # noqa: F401 – registers them
+    import backbones.registry  # noqa: F401 – registers them
     from backbones.registry import FAMILIES, find, names
 
     entries = map(find, names())

@@ -10,18 +10,17 @@ from typing import Any
 import backbones
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.batches import training_size
-from backbones.cliptex.labels.joined import JoinedLabels
-from backbones.cliptex.labels.store import LabelStore
+from backbones.cliptex.labels import JoinedLabels, LabelStore
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.train import TrainResult, find_trained, states_folder, train
-from backbones.cliptex.trainer import TrainContext
-from backbones.cliptex.training.distributed import (
+from backbones.cliptex.trainer import (
+    States,
+    TrainContext,
     end_with_launcher,
     first_process,
     torchrun_environment,
 )
-from backbones.cliptex.training.states import States
 from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive

@@ -6,9 +6,8 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
-from backbones.cliptex.labelling import LabelSettings, make_labels
-from backbones.cliptex.labels.manual import ManualLabels
-from backbones.cliptex.labels.store import MANIFEST
+from backbones.cliptex.labelling import LabelSettings, ManualLabels, make_labels
+from backbones.cliptex.labels import MANIFEST
 from backbones.cliptex.pairs import open_pairs
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import reporter

@@ -14,7 +14,7 @@ from backbones.backbone import Backbone
 from backbones.cliptex.experts.fit import VERSION as EXPERT_VERSION
 from backbones.cliptex.labelling import VERSION as LABEL_VERSION
 from backbones.cliptex.labelling import LabelSettings
-from backbones.cliptex.labels.store import MANIFEST, LabelStore
+from backbones.cliptex.labels import MANIFEST, LabelStore
 from backbones.cliptex.model import load_initial_clip
 from backbones.cliptex.recipes import Recipe, find_recipe
 from benchmark.execution.base import Executor, Priority

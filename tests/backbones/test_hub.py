@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import backbones
 from backbones import UserError
-from backbones.adapters import hf_hub as hub
+from backbones.adapters import common as hub
 from tests.backbones.mini import CONFIG, mini_clip
 from tests.servers import FileServer
 

@@ -19,10 +19,9 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
     import torch
 
     from backbones.cliptex.batches import Batch
-    from backbones.cliptex.model import CLIPWithHeads, load_initial_clip
+    from backbones.cliptex.model import CLIPWithHeads, TaskHeads, load_initial_clip
     from backbones.cliptex.objective import Passes
     from backbones.cliptex.recipes import RECIPES
-    from backbones.cliptex.training.heads import TaskHeads
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = load_initial_clip("random", model)
@@ -130,7 +129,7 @@ def training_data(folder: Path, pairs: int, size: int, epochs: float = 1.0) -> A
 
     from backbones.backbone import DataConfig
     from backbones.cliptex.batches import TrainDataset
-    from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
+    from backbones.cliptex.labels import LabelStore, LabelWriter, encode
     from backbones.cliptex.pairs import open_pairs
     from backbones.cliptex.recipes import RECIPES
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
-from backbones.adapters.dense_text import encode_dense
+from backbones.adapters.open_clip import encode_dense
 from backbones.backbone import DataConfig
 from cliptex_common.settings import with_changes
 from probes.datasets.base import PreparedDataset

@@ -17,7 +17,7 @@ EXPERTS.register_lazy(
 )
 EXPERTS.register_lazy(
     "dpt",
-    f"{__name__}.dpt:DPT",
+    f"{__name__}.published:DPT",
     "relative inverse depth by a transformers model: a hub name or a folder",
 )
 EXPERTS.register_lazy(

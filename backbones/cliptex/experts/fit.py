@@ -14,15 +14,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.backbone import state_sha256
+from backbones.cliptex.batches import random_geometry
 from backbones.cliptex.cost import count_flops
-from backbones.cliptex.data.augment import random_geometry, warp_images
-from backbones.cliptex.data.prefetch import computed_ahead
-from backbones.cliptex.experts.base import CONFIG, EXPERTS, Expert, FitSettings, read_config
-from backbones.cliptex.experts.data import ExpertData, load_data
+from backbones.cliptex.experts.base import (
+    CONFIG,
+    EXPERTS,
+    Expert,
+    ExpertData,
+    FitSettings,
+    load_data,
+    read_config,
+)
+from backbones.cliptex.pairs import computed_ahead
+from backbones.cliptex.targets import warp_images
 from backbones.cliptex.tasks import find_task, origins
-from backbones.cliptex.trainer import TrainContext, Trainer, copy_buffers, restore_buffers
-from backbones.cliptex.training.distributed import DistContext
-from backbones.cliptex.training.optimizer import build_optimizer
+from backbones.cliptex.trainer import (
+    DistContext,
+    TrainContext,
+    Trainer,
+    build_optimizer,
+    copy_buffers,
+    restore_buffers,
+)
 from cliptex_common.device import float32_products, upload
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key

@@ -14,12 +14,12 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.adapters.timm import PACKAGED, timm_encoder
 from backbones.backbone import state_sha256
-from backbones.cliptex.data.augment import IGNORE
-from backbones.cliptex.experts.base import Expert, FitSettings, Loss, resize
-from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.tasks import angmf, find_task
-from backbones.cliptex.training.encoders import PACKAGED, Normalise, timm_encoder
+from backbones.cliptex import losses
+from backbones.cliptex.experts.base import Expert, ExpertData, FitSettings, Loss, Normalise, resize
+from backbones.cliptex.losses import IGNORE
+from backbones.cliptex.tasks import find_task
 from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.settings import settings_dataclass
 
@@ -266,13 +266,13 @@ class UNetNormals(UNetExpert):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        mean, kappa = angmf.split(self.outputs(images))
+        mean, kappa = losses.split_angmf(self.outputs(images))
         return {"normal": mean.cpu().numpy(), "confidence": kappa.cpu().numpy()}
 
     def loss(self, data: ExpertData) -> Loss:
         def mean_loss(images: Tensor, normal: Tensor) -> Tensor:
-            mean, kappa = angmf.split(self.net(images).float())
+            mean, kappa = losses.split_angmf(self.net(images).float())
             valid = normal.square().sum(1) > 0.25
-            return (angmf.nll(mean, kappa, normal) * valid).sum() / valid.sum().clamp(min=1)
+            return (losses.angmf_nll(mean, kappa, normal) * valid).sum() / valid.sum().clamp(min=1)
 
         return mean_loss

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.cliptex.targets import ScalarMap
+from backbones.cliptex.targets import ScalarMap, Summed
 from backbones.cliptex.tasks import TASKS
-from backbones.cliptex.tasks.base import Summed
 
 
 class Edges(ScalarMap):  # a number a pixel; there are ClassMap, VectorMap and Task, too

@@ -15,7 +15,7 @@ import torch
 
 import probes.experts  # noqa: F401  registers those that need MMDetection
 from backbones.cliptex.experts import find_expert, load_experts
-from backbones.cliptex.experts.data import load_data
+from backbones.cliptex.experts.base import load_data
 from backbones.cliptex.experts.fit import ExpertTrainer
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import RECIPES

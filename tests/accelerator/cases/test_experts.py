@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import probes.experts  # noqa: F401  registers those that need MMDetection
+from backbones.adapters.timm import PACKAGED
 from backbones.cliptex.experts import EXPERTS, Expert, load_experts
 from backbones.cliptex.experts.fit import train_expert
 from backbones.cliptex.experts.published import NllAngMF
 from backbones.cliptex.trainer import TrainContext
-from backbones.cliptex.training.encoders import PACKAGED
 from cliptex_common.device import CPU
 from tests.accelerator.cases.devices import is_pretended
 from tests.backbones.cliptex import toy

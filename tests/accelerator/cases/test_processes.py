@@ -13,7 +13,7 @@ import pytest
 from backbones.cliptex.model import TINY_CLIP
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import Recipe
-from backbones.cliptex.training.distributed import DistContext
+from backbones.cliptex.trainer import DistContext
 from tests.accelerator import pretended as accelerator
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.ranks import RECIPE, check_equals_one, one_rank, one_step

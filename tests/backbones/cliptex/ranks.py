@@ -11,14 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from backbones.cliptex.batches import TrainDataset
-from backbones.cliptex.model import CLIPWithHeads, load_initial_clip
+from backbones.cliptex.model import CLIPWithHeads, TaskHeads, load_initial_clip
 from backbones.cliptex.objective import Passes
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import RECIPES, Recipe
 from backbones.cliptex.train import train
-from backbones.cliptex.trainer import TrainContext
-from backbones.cliptex.training.distributed import DistContext, end_with_launcher, processes
-from backbones.cliptex.training.heads import TaskHeads
+from backbones.cliptex.trainer import DistContext, TrainContext, end_with_launcher, processes
 from tests.backbones.cliptex import toy
 
 ALONE = DistContext(0, 1, torch.device("cpu"))

@@ -12,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from backbones.cliptex.data.augment import (
+from backbones.cliptex.batches import centre_geometry, crop_images, random_geometry
+from backbones.cliptex.targets import (
     IGNORE,
     Geometry,
-    centre_geometry,
-    crop_images,
-    random_geometry,
     warp_classes,
     warp_depth,
     warp_images,

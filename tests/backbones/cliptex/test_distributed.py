@@ -15,8 +15,7 @@ from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.model import TINY_CLIP
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.train import train
-from backbones.cliptex.trainer import TrainContext
-from backbones.cliptex.training.distributed import end_with_launcher, processes
+from backbones.cliptex.trainer import TrainContext, end_with_launcher, processes
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.ranks import RECIPE, check_equals_one, launch, one_rank, one_step
 from tests.forks import Fork, ranks
@@ -84,8 +83,8 @@ def test_a_process_whose_launcher_is_gone_already_ends(tmp_path):
 def test_a_process_that_sees_one_accelerator_computes_on_it(count, index, monkeypatch):
     devices = []
     monkeypatch.setenv("LOCAL_RANK", "3")
-    monkeypatch.setattr("backbones.cliptex.training.distributed.device_count", lambda: count)
-    monkeypatch.setattr("backbones.cliptex.training.distributed.set_device", devices.append)
+    monkeypatch.setattr("backbones.cliptex.trainer.device_count", lambda: count)
+    monkeypatch.setattr("backbones.cliptex.trainer.set_device", devices.append)
     with processes("cuda") as process:
         assert devices == [process.device] == [torch.device("cuda", index)]
 

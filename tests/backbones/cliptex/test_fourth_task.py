@@ -17,7 +17,7 @@ from sweeps.space import SearchOptions, make_space
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)

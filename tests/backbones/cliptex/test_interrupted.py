@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import backbones
+from backbones.cliptex import train as clip_trainer
 from backbones.cliptex.objective import Passes
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.train import TrainResult
-from backbones.cliptex.training import clip_trainer
 from cliptex_common import device
 from cliptex_common.errors import NonFiniteLoss
 from tests.backbones.cliptex import toy

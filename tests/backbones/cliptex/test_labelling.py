@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.cliptex.data.source import decode_image
 from backbones.cliptex.labelling import Labeller, LabelSettings, finish_labels, labels_writer
-from backbones.cliptex.labels.store import LabelStore, check_labels
-from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.labels import LabelStore, check_labels
+from backbones.cliptex.pairs import decode_image, open_pairs
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Silent
 from tests.backbones.cliptex.experts import toy_experts

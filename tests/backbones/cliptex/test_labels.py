@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from webdataset import WebDataset
 
-from backbones.cliptex.labels.shards import tar_path
-from backbones.cliptex.labels.store import LabelStore, LabelWriter, check_labels, encode
+from backbones.cliptex.labels import LabelStore, LabelWriter, check_labels, encode, tar_path
 from cliptex_common.errors import UserError
 from tests.forks import Fork
 

@@ -13,11 +13,10 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import nn
 from torch.nn import functional as F
 
-from backbones.cliptex.data.augment import IGNORE
-from backbones.cliptex.losses import cached_gradients, contrastive_loss
+from backbones.cliptex.losses import IGNORE, contrastive_loss, depth_loss
+from backbones.cliptex.model import TaskHeads
+from backbones.cliptex.objective import cached_gradients
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.tasks.depth import depth_loss
-from backbones.cliptex.training.heads import TaskHeads
 
 
 def mean(summed):

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backbones.cliptex.labelling import LabelSettings, make_labels
-from backbones.cliptex.labels.joined import JoinedLabels
-from backbones.cliptex.labels.manual import ManualLabels
-from backbones.cliptex.labels.store import LabelStore, check_labels
+from backbones.cliptex.labelling import LabelSettings, ManualLabels, make_labels
+from backbones.cliptex.labels import JoinedLabels, LabelStore, check_labels
 from backbones.cliptex.pairs import open_pairs
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Silent

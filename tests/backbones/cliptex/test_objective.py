@@ -14,9 +14,8 @@ from backbones.cliptex import model as models
 from backbones.cliptex.model import load_initial_clip
 from backbones.cliptex.objective import Passes
 from backbones.cliptex.recipes import RECIPES
-from backbones.cliptex.training.clip_trainer import CLIPTrainer
-from backbones.cliptex.training.optimizer import build_optimizer
-from backbones.cliptex.training.retrieval import recall
+from backbones.cliptex.train import CLIPTrainer, recall
+from backbones.cliptex.trainer import build_optimizer
 from tests.backbones.cliptex.test_train import CLIPTEX, CPU, TINY, TOWERS, dataset
 
 

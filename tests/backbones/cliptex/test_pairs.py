@@ -14,8 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import backbones.cliptex.pairs as module
-from backbones.cliptex.data.source import BadPair, FailureCounter, PairSource, Shard, decode_image
-from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.pairs import (
+    BadPair,
+    FailureCounter,
+    PairSource,
+    Shard,
+    decode_image,
+    open_pairs,
+)
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy
 from tests.probes.datasets import make

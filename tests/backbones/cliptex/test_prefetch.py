@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from backbones.cliptex.data.prefetch import computed_ahead
+from backbones.cliptex.pairs import computed_ahead
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backbones.cliptex.training.states import States
+from backbones.cliptex.trainer import States
 
 
 def test_a_finished_training_leaves_no_folder_whatever_was_killed_in_it(tmp_path):

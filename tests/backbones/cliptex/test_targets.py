@@ -11,9 +11,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from backbones.cliptex.targets import ScalarMap
+from backbones.cliptex.targets import ScalarMap, resize_nearest
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.tasks.base import resize_nearest
 
 SIDES = st.tuples(st.integers(1, 70), st.integers(1, 70))
 FEW = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])

@@ -16,11 +16,9 @@ from backbones.cliptex import model as models
 from backbones.cliptex.batches import TrainDataset
 from backbones.cliptex.model import load_initial_clip
 from backbones.cliptex.recipes import RECIPES
-from backbones.cliptex.train import find_trained, train
+from backbones.cliptex.train import CLIPTrainer, find_trained, recall, train
 from backbones.cliptex.trainer import TrainContext
-from backbones.cliptex.training.clip_trainer import CLIPTrainer
-from backbones.cliptex.training.retrieval import recall
-from backbones.named import efficientnet_lite_state
+from backbones.registry import efficientnet_lite_state
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from backbones.adapters.timm import PACKAGED, timm_encoder
 from backbones.backbone import state_sha256
 from backbones.cliptex.experts import load_experts
-from backbones.cliptex.experts.data import load_data
+from backbones.cliptex.experts.base import load_data
 from backbones.cliptex.experts.fit import evaluate_expert, train_expert
 from backbones.cliptex.trainer import TrainContext
-from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
 from benchmark.cli.new import template
 from cliptex_common import plugins
 from cliptex_common.errors import UserError

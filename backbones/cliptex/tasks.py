@@ -11,24 +11,27 @@ from typing import TYPE_CHECKING, Any
 from cliptex_common.registry import Registry, instance_of
 
 if TYPE_CHECKING:
-    from backbones.cliptex.tasks.base import Task
+    from backbones.cliptex.targets import Task
 
+TARGETS = "backbones.cliptex.targets"
 PAPER = ("seg", "depth", "normal")  # those of the paper: what ``cliptex`` learns
 
 
 def _check(name: str, task: Any) -> Any:
-    from backbones.cliptex.tasks.base import Task
+    from backbones.cliptex.targets import Task
 
     return instance_of(Task)(name, task)
 
 
 TASKS: Registry[Task] = Registry("task", "tasks", _check)
 TASKS.register_lazy(
-    "seg", f"{__name__}.seg:TASK", "semantic segmentation: one class a pixel, 255 ignored"
+    "seg", f"{TARGETS}:SEG", "semantic segmentation: one class a pixel, 255 ignored"
 )
-TASKS.register_lazy("depth", f"{__name__}.depth:TASK", "relative inverse depth, larger is nearer")
+TASKS.register_lazy("depth", f"{TARGETS}:DEPTH", "relative inverse depth, larger is nearer")
 TASKS.register_lazy(
-    "normal", f"{__name__}.normal:TASK", "surface normals: x right, y up, z towards the camera"
+    "normal",
+    f"{TARGETS}:NORMAL",
+    "surface normals: x right, y up, z towards the camera",
 )
 find_task = TASKS.find
 

@@ -1,40 +1,94 @@
-"""A label store: hard labels of image-caption pairs by key, a tar for each shard of pairs.
+"""A label store: hard labels of image-caption pairs by key, a tar for each shard of pairs; and
+several stores as one.
 
     labels/
-      00000.tar, 00000.tar.json …   see ``shards``
-      manifest.json                 written last: identity, counts, failures, digests of the shards
+      00012.tar        000120034.seg.png, 000120034.depth.png, 000120034.normal.webp …
+      00012.tar.json   identity and sha256 of that tar, counts, failures, cost
+      manifest.json    written last: identity, counts, failures, digests of the shards
 
-The positions of the labels are a table that all processes of a machine share; see
-``cliptex_common.tables``.
+A shard is a tar in the webdataset convention with a summary beside it. Both are written atomically,
+the summary last: a shard without one does not count. The positions of the labels are a table that
+all processes of a machine share; see ``cliptex_common.tables``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from webdataset import TarWriter
 
-from backbones.cliptex.labels.shards import (
-    VERSION,
-    DamagedShard,
-    ShardWriter,
-    check_shard,
-    member_name,
-    read_summary,
-    tar_path,
-    writing_shard,
-)
 from backbones.cliptex.tasks import find_task, ordered
 from cliptex_common.errors import UserError, report_malformed
-from cliptex_common.files import content_key, read_json, write_json
+from cliptex_common.files import atomic_write, content_key, read_json, sha256_file, write_json
 from cliptex_common.images import IMAGE_ERRORS
 from cliptex_common.tables import Contents, Table, cached_table
 from cliptex_common.tar_index import list_members, read_member
+
+
+class Labels(Protocol):
+    """Label maps of full images at any resolution, by pair key (see ``labels.store.LabelStore``).
+
+    Attributes:
+        identity: digest of the labels.
+        classes: task → class names, for tasks that have classes.
+    """
+
+    identity: str
+    classes: Mapping[str, Sequence[str]]
+
+    def get(self, key: str, tasks: Collection[str] | None = None) -> Mapping[str, np.ndarray]:
+        """The pair's labels for those of ``tasks`` (None: all) that exist, as ``Task`` describes
+        them. Raises ``KeyError`` if the pair has none."""
+
+    def tasks_of(self, key: str) -> tuple[str, ...]:
+        """The tasks that the pair has labels for."""
+
+
+class JoinedLabels:
+    """Several label stores as one; earlier stores have priority, pair by pair and task by task.
+
+    Raises:
+        UserError: two stores name the classes of a task differently.
+    """
+
+    def __init__(self, stores: Sequence[Labels]) -> None:
+        self.classes: dict[str, Sequence[str]] = {}
+        for store in stores:
+            for task, names in store.classes.items():
+                first = self.classes.setdefault(task, list(names))
+                if first != list(names):
+                    raise UserError(
+                        f"label stores disagree on their classes of {task} ({', '.join(first[:3])}"
+                        f" … and {', '.join(names[:3])} …); label both with one class list"
+                    )
+        self.stores = list(stores)
+        self.identity = content_key([store.identity for store in stores], 32)
+
+    def get(self, key: str, tasks: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """All labels that any store has for ``key``. Raises ``KeyError`` when none has any."""
+        missing = set(self.tasks_of(key))
+        if not missing:
+            raise KeyError(key)
+        if tasks is not None:
+            missing &= set(tasks)
+        joined: dict[str, np.ndarray] = {}
+        for store in self.stores:
+            if own := missing & set(store.tasks_of(key)):
+                joined |= store.get(key, own)
+                missing -= own
+        return joined
+
+    def tasks_of(self, key: str) -> tuple[str, ...]:
+        """Tasks that any store has labels of ``key`` for."""
+        return tuple(dict.fromkeys(task for store in self.stores for task in store.tasks_of(key)))
+
 
 MANIFEST = "manifest.json"
 FIELDS = {"key", "tasks", "classes", "shards", "failed", "pairs_in", "pairs_out"}
@@ -293,3 +347,107 @@ def read_manifest(root: Path) -> dict[str, Any]:
         if manifest["version"] != VERSION or not manifest.keys() >= FIELDS:
             raise ValueError(f"not a manifest of format {VERSION}")
     return manifest
+
+
+VERSION = 3
+SUMMARY = {"identity", "sha256", "bytes", "pairs", "failed"}
+
+
+class DamagedShard(Exception):
+    """A shard file is missing, cut off or has changed; the message says which."""
+
+
+def member_name(name: str) -> str:
+    """The name of a pair ``SHARD/NAME`` in the tar of its labels: as in its own tar.
+
+    Pairs of a table are paths, whose dots would end a key.
+    """
+    name = name.replace("%", "%25").replace(".", "%2E")
+    return f"%2F{name[1:]}" if name.startswith("/") else name
+
+
+class ShardWriter:
+    """A shard being written, see ``writing_shard``; ``summary`` may get further content."""
+
+    def __init__(self, name: str, tar: TarWriter) -> None:
+        self.summary: dict[str, Any] = {"pairs": 0, "failed": []}
+        self._name, self._tar = name, tar
+
+    def add(self, key: str, encoded: Mapping[str, bytes]) -> None:
+        """Append one pair's labels, as ``encode`` gives them."""
+        name = member_name(key.removeprefix(f"{self._name}/"))
+        self.summary["pairs"] += 1
+        self._tar.write({"__key__": name, **encoded})
+
+    def fail(self, key: str, reason: str) -> None:
+        """Record a pair that has no labels, and why."""
+        self.summary["failed"].append([key, reason])
+
+
+@contextlib.contextmanager
+def writing_shard(root: Path, name: str, identity: str) -> Iterator[ShardWriter]:
+    """A shard to write. Its files appear when the block ends normally; an error leaves nothing."""
+    path = tar_path(root, name)
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):  # of a labelling that was killed
+        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as temporary:
+        with temporary.open("wb") as file:
+            tar = TarWriter(file, user="", group="", encoder=False, mtime=0, format="PAX_FORMAT")
+            writer = ShardWriter(name, tar)
+            try:
+                yield writer
+            except BaseException:
+                with contextlib.suppress(Exception):  # the file is discarded
+                    tar.close()
+                raise
+            tar.close()
+        summary = {
+            "version": VERSION,
+            "identity": identity,
+            "sha256": sha256_file(temporary),
+            "bytes": temporary.stat().st_size,
+            **writer.summary,
+        }
+        summary_path(path).unlink(missing_ok=True)  # it describes the tar that is replaced now
+    write_json(summary_path(path), summary)
+
+
+def tar_path(root: Path, name: str) -> Path:
+    return root / f"{name}.tar"
+
+
+def summary_path(tar: Path) -> Path:
+    return tar.with_name(f"{tar.name}.json")
+
+
+def read_summary(root: Path, name: str) -> dict[str, Any] | None:
+    """A shard's summary; None when the shard is not finished. The tar is not read.
+
+    Raises:
+        DamagedShard: the summary is malformed.
+    """
+    path = summary_path(tar_path(root, name))
+    if not path.is_file():
+        return None
+    try:
+        summary = read_json(path)
+    except ValueError as error:
+        raise DamagedShard(f"{path} is not readable ({error})") from error
+    if not isinstance(summary, dict) or not summary.keys() >= SUMMARY:
+        raise DamagedShard(f"{path} is not the summary of a shard")
+    return {**summary, "name": name}
+
+
+def check_shard(root: Path, shard: Mapping[str, Any], *, hashed: bool = True) -> None:
+    """Compare a shard's tar with its summary: every byte, or its size alone.
+
+    Raises:
+        DamagedShard: they differ.
+    """
+    path = tar_path(root, shard["name"])
+    if not path.is_file():
+        raise DamagedShard(f"{path} is missing")
+    if path.stat().st_size != shard["bytes"]:
+        raise DamagedShard(f"{path} is cut off")
+    if hashed and sha256_file(path) != shard["sha256"]:
+        raise DamagedShard(f"{path} has changed on disk")
