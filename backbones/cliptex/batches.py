@@ -28,7 +28,7 @@ from backbones.cliptex.labels import Labels
 from backbones.cliptex.pairs import BadPair, PairSource, computed_ahead, decode_image
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.targets import Geometry
-from backbones.cliptex.tasks import find_task
+from backbones.cliptex.tasks import find_label_map, find_task, labelled_tasks
 from cliptex_common.device import takes_pinned_memory
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Progress
@@ -99,6 +99,7 @@ class TrainDataset(Dataset[Batch]):
         steps: of the complete training.
         steps_per_epoch: rounded up.
         held_out: indices of the validation pairs, not trained on.
+        labelled: names of the tasks that learn from labels.
     """
 
     def __init__(
@@ -113,7 +114,8 @@ class TrainDataset(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.pairs, self.labels, self.recipe = pairs, labels if recipe.tasks else None, recipe
+        self.labelled = labelled_tasks(recipe.tasks)
+        self.pairs, self.labels, self.recipe = pairs, labels if self.labelled else None, recipe
         self.tokenizer, self.data, self.label_size = tokenizer, data, label_size
         self.mean = torch.tensor(data.mean).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(data.std).view(1, 3, 1, 1) * 255
@@ -219,6 +221,14 @@ class TrainDataset(Dataset[Batch]):
         batch.images = batch.images.float().sub_(self.mean).div_(self.std)
         return batch
 
+    def add_targets(self, batch: Batch) -> Batch:
+        """The batch with the targets of tasks that learn without labels."""
+        for name in set(self.recipe.tasks).difference(self.labelled):
+            with torch.no_grad():
+                target = find_task(name).make_target(batch.images, self.label_size)
+            batch.targets[name] = target
+        return batch
+
     def _order(self, epoch: int) -> np.ndarray:
         orders = self._orders  # replaced as one: threads may do so at once
         if epoch not in orders:
@@ -262,8 +272,10 @@ class TrainDataset(Dataset[Batch]):
         # asked first, since a KeyError of ``get`` may also be a bug in a task's decoder
         if not labels.tasks_of(key):
             return {}
-        maps = labels.get(key, self.recipe.tasks)
-        return {name: find_task(name).to_tensor(np.asarray(label)) for name, label in maps.items()}
+        maps = labels.get(key, self.labelled)
+        return {
+            name: find_label_map(name).to_tensor(np.asarray(label)) for name, label in maps.items()
+        }
 
     def _assemble(self, samples: Sequence[_DecodedPair], geometry: Geometry) -> Batch:
         images = crop_images(
@@ -275,8 +287,8 @@ class TrainDataset(Dataset[Batch]):
         batch = Batch(images, torch.stack([sample.tokens for sample in samples]))
         batch.bad = [sample.bad for sample in samples if sample.bad]
         batch.unlabelled = sum(sample.unlabelled for sample in samples)
-        for name in self.recipe.tasks if self.labels is not None else ():
-            task = find_task(name)
+        for name in self.labelled if self.labels is not None else ():
+            task = find_label_map(name)
             maps = [sample.labels.get(name, task.missing) for sample in samples]
             batch.targets[name] = task.warp(maps, geometry, self.label_size)
         return batch

@@ -44,7 +44,7 @@ from backbones.cliptex.pairs import (
     decode_image,
 )
 from backbones.cliptex.targets import resize_nearest
-from backbones.cliptex.tasks import find_task, origins
+from backbones.cliptex.tasks import find_label_map, origins
 from cliptex_common.dense_maps.pictures import spread_indices, write_grid
 from cliptex_common.errors import UserError
 from cliptex_common.files import sha256_file
@@ -233,7 +233,7 @@ class Labeller:
         key, size, maps = prediction
         labels = {}
         for name, values in maps.items():
-            label = find_task(name).from_expert(values)
+            label = find_label_map(name).from_expert(values)
             if label.dtype.kind == "f" and not np.isfinite(label).any():
                 return key, BadPair(f"no finite {name} from its expert")
             labels[name] = label
@@ -367,7 +367,7 @@ class ManualLabels:
     """
 
     def __init__(self, task: str, folder: Path, classes: Sequence[str] = ()) -> None:
-        if find_task(task).has_classes and not classes:
+        if find_label_map(task).has_classes and not classes:
             raise UserError(
                 f"labels of {task} are numbers of classes; name them with --classes FILE, one a"
                 " line"
@@ -407,7 +407,7 @@ class ManualLabels:
         """
         if (path := self.find(shard, key)) is None:
             return None
-        task = find_task(self.task)
+        task = find_label_map(self.task)
         try:
             label = task.read(path)
         except IMAGE_ERRORS as error:
@@ -461,7 +461,9 @@ def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> None:
             caption += f"   [{', '.join(present)}]"
         captions.append(caption)
         pictures = [
-            find_task(name).picture(maps[name], image) if name in maps else np.zeros_like(image)
+            find_label_map(name).picture(maps[name], image)
+            if name in maps
+            else np.zeros_like(image)
             for name in store.tasks
         ]
         rows.append([image, *pictures])

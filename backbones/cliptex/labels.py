@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from webdataset import TarWriter
 
-from backbones.cliptex.tasks import find_task, ordered
+from backbones.cliptex.tasks import find_label_map, ordered
 from cliptex_common.errors import UserError, report_malformed
 from cliptex_common.files import atomic_write, content_key, read_json, sha256_file, write_json
 from cliptex_common.images import IMAGE_ERRORS
@@ -109,12 +109,12 @@ def encode(labels: Mapping[str, np.ndarray]) -> dict[str, bytes]:
 
     The costliest part of writing; its codecs release the interpreter's lock.
     """
-    return {suffix_of(name): find_task(name).encode(label) for name, label in labels.items()}
+    return {suffix_of(name): find_label_map(name).encode(label) for name, label in labels.items()}
 
 
 def suffix_of(task: str) -> str:
     """Suffix of a task's files."""
-    return f"{task}.{find_task(task).suffix}"
+    return f"{task}.{find_label_map(task).suffix}"
 
 
 class LabelWriter:
@@ -187,7 +187,7 @@ class LabelWriter:
             "key": self.key,
             "identity": self.identity,
             "tasks": {
-                task: {"suffix": suffix_of(task), "lost": find_task(task).quantisation}
+                task: {"suffix": suffix_of(task), "lost": find_label_map(task).quantisation}
                 for task in self.tasks
             },
             "classes": self.classes,
@@ -262,7 +262,7 @@ class LabelStore:
             if size < 0 or (tasks is not None and name not in tasks):
                 continue
             try:
-                labels[name] = find_task(name).decode(
+                labels[name] = find_label_map(name).decode(
                     read_member(path, self._mtimes[number], offset, size)
                 )
             except IMAGE_ERRORS as error:

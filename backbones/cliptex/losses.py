@@ -1,6 +1,8 @@
-"""Every loss of CLIPTeX with its equation; ``objective`` adds them up.
+"""Every loss of CLIPTeX with its equation; ``objective.weighted_losses`` adds them up.
 
-A dense loss gives (sum, count), not a mean, so that ranks and micro-batches can be added up.
+A dense loss gives (sum, count), not a mean, so that ranks and micro-batches can be added up; where
+nothing is labelled, sum 0 with gradient 0, and count 0. In order: the contrast, segmentation,
+depth, normals, and the likelihood of normals by which an expert learns.
 """
 
 from __future__ import annotations
@@ -19,15 +21,23 @@ IGNORE = -100  # of targets of classes, as of torch's cross-entropy; in files it
 
 
 def contrastive_loss(clip: nn.Module, rank: int = 0, world: int = 1) -> ContrastiveLoss:
-    """The contrastive loss of an open_clip model.
+    """The contrastive loss of an open_clip model: symmetric InfoNCE (Radford et al. 2021, fig. 3),
 
-    It is ``SigLipLoss`` where the model has a logit bias (Zhai et al. 2023), else the symmetric
-    InfoNCE of ``ClipLoss`` (Radford et al. 2021, fig. 3). Each rank scores its own rows against
-    the columns of all; averaged over ranks, as DDP averages gradients, loss and gradients are those
-    of one process with the joint batch. All ranks have equally many rows.
+        L = −1/2N Σ_i [ log softmax_j(τ x_i · y_j)_i + log softmax_j(τ x_j · y_i)_i ],
+
+    or, where the model has a logit bias b, the sigmoid loss of SigLIP (Zhai et al. 2023),
+
+        L = −1/N Σ_ij log σ(z_ij (τ x_i · y_j + b)),        z_ij = 1 if i = j, else −1.
+
+    Each rank scores its own rows against the columns of all; averaged over ranks, as DDP averages
+    gradients, loss and gradients are those of one process with the joint batch. All ranks have
+    equally many rows.
+
+    Args:
+        rank, world: this process and how many there are.
 
     Returns:
-        a function of ``image`` and ``text``, (n, d) unit-length embeddings, ``logit_scale``
+        a function of ``image`` x and ``text`` y, (n, d) unit-length embeddings, ``logit_scale`` τ
         (exponentiated) and ``logit_bias``, scalars, that gives a scalar float32.
     """
     from open_clip.loss import ClipLoss, SigLipLoss  # slow to import, and no other loss needs it
@@ -43,6 +53,17 @@ def contrastive_loss(clip: nn.Module, rank: int = 0, world: int = 1) -> Contrast
         return loss(image.float(), text.float(), logit_scale, logit_bias)
 
     return compute
+
+
+def segmentation_loss(logits: Tensor, target: Tensor) -> Summed:
+    """Cross-entropy, −log softmax(z)_y, over labelled pixels, and their number.
+
+    Args:
+        logits: z, (N, classes, H, W).
+        target: y, (N, H, W) int64, ``IGNORE`` where unknown.
+    """
+    total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
+    return total, (target != IGNORE).sum().float()
 
 
 FLAT = 1e-6
@@ -112,7 +133,22 @@ def _aligned(values: Tensor, mask: Tensor, min_spread: float = 1e-6) -> tuple[Te
     return (values - centre) / deviation.clamp(min=min_spread)[:, None, None], deviation
 
 
-MIN_KAPPA = 0.01
+def normal_loss(prediction: Tensor, target: Tensor) -> Summed:
+    """Angles θ = arccos(μᵀn) in radians (Bae et al. 2021, ICCV, eq. 4) over labelled pixels, and
+    their number.
+
+    Args:
+        prediction: μ, (N, 3, H, W), of any length.
+        target: n, (N, 3, H, W) unit vectors, zero where unknown.
+    """
+    theta = angle(F.normalize(prediction.float(), dim=1, eps=1e-6), target.float())
+    valid = has_direction(target)
+    return torch.where(valid, theta, 0.0).sum(), valid.sum().float()
+
+
+def has_direction(target: Tensor) -> Tensor:
+    """Where vectors (N, 3, H, W) are not zero: (N, H, W) bool."""
+    return target.square().sum(1) > 0.25
 
 
 def angle(mean: Tensor, normal: Tensor, dim: int = 1) -> Tensor:
@@ -125,8 +161,26 @@ def angle(mean: Tensor, normal: Tensor, dim: int = 1) -> Tensor:
     return torch.atan2(sine, (mean * normal).sum(dim))
 
 
+MIN_KAPPA = 0.01
+
+
+def angmf_loss(outputs: Tensor, target: Tensor) -> Summed:
+    """``angmf_nll`` over labelled pixels, and their number.
+
+    Args:
+        outputs: raw, (N, 4, H, W), see ``split_angmf``.
+        target: as of ``normal_loss``.
+    """
+    mean, kappa = split_angmf(outputs)
+    valid = has_direction(target)
+    return (angmf_nll(mean, kappa, target) * valid).sum(), valid.sum()
+
+
 def angmf_nll(mean: Tensor, kappa: Tensor, normal: Tensor, dim: int = 1) -> Tensor:
-    """−log p(n | μ, κ) (eq. 5 there, with the constant 2π kept so that it is a density).
+    """−log p(n | μ, κ) of the angular von Mises–Fisher distribution (Bae, Budvytis, Cipolla, ICCV
+    2021, eq. 5, with the constant 2π kept so that it is a density):
+
+        p(n | μ, κ) = (κ² + 1) exp(−κ θ) / (2π (1 + exp(−κπ)))
 
     ``mean`` and ``normal`` are unit vectors along ``dim``, ``kappa`` ≥ 0 and the result have their
     shape without it.
@@ -143,7 +197,7 @@ def angmf_nll_of_angle(theta: Tensor, kappa: Tensor) -> Tensor:
 
 
 def expected_angle(kappa: Tensor) -> Tensor:
-    """E[θ] in radians: 2κ / (κ² + 1) + π exp(−κπ) / (1 + exp(−κπ)) (there, eq. 6)."""
+    """E[θ] in radians: 2κ / (κ² + 1) + π exp(−κπ) / (1 + exp(−κπ)) (eq. 6 there)."""
     return 2 * kappa / (kappa.square() + 1) + math.pi * torch.sigmoid(-math.pi * kappa)
 
 

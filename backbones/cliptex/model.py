@@ -215,18 +215,36 @@ class CLIPWithHeads(nn.Module):
         return [parameter for parameter in last.parameters() if parameter.requires_grad]
 
 
-HIDDEN = 2  # layers of a task's head before its last convolution
+class TaskHead(nn.Sequential):
+    """One task's head: a 1×1 convolution, GELU, and one that writes ``upsample``² sub-pixels of
+    each of its ``outputs`` channels (pixel shuffle, Shi et al. 2016).
+
+    The last convolution and what follows are in float32 under autocast, too: a depth that varies
+    little around a large value has too few digits in bf16, and its gradient points elsewhere.
+    """
+
+    def __init__(self, width: int, outputs: int, upsample: int) -> None:
+        super().__init__(
+            nn.Conv2d(width, width, 1),
+            nn.GELU(),
+            nn.Conv2d(width, outputs * upsample**2, 1),
+            nn.PixelShuffle(upsample),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, width, h, w) → float32 (N, outputs, upsample · h, upsample · w)."""
+        convolution, activation, last, shuffle = self
+        hidden = activation(convolution(features))
+        with torch.autocast(features.device.type, enabled=False):
+            return shuffle(last(hidden.float()))
 
 
 class TaskHeads(nn.Module):
     """Feature maps → one dense prediction for each task.
 
     Shared: a norm for each map, a 1×1 convolution of them all to ``width`` channels, GELU, a 3×3
-    convolution, GELU. For each task: a 1×1 convolution, GELU, and one that writes ``upsample``²
-    sub-pixels (pixel shuffle, Shi et al. 2016), resized bilinearly where labels are larger still.
-
-    The last convolution and what follows are in float32 under autocast, too: a depth that varies
-    little around a large value has too few digits in bf16, and its gradient points elsewhere.
+    convolution, GELU. For each task a ``TaskHead``, its output resized bilinearly where labels are
+    larger still.
 
     Args:
         channels: of each feature map.
@@ -246,26 +264,17 @@ class TaskHeads(nn.Module):
             nn.GELU(),
         )
         self.tasks = nn.ModuleDict(
-            {
-                task: nn.Sequential(
-                    nn.Conv2d(width, width, 1),
-                    nn.GELU(),
-                    nn.Conv2d(width, count * upsample**2, 1),
-                    nn.PixelShuffle(upsample),
-                )
-                for task, count in outputs.items()
-            }
+            {task: TaskHead(width, count, upsample) for task, count in outputs.items()}
         )
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Maps (N, channels[i], h_i, w_i) → task → prediction of ``size``, as its loss takes it."""
         features = self.shared[1:](self._mix(maps))
-        heads: dict[str, Any] = dict(self.tasks.items())
-        hidden = {task: head[:HIDDEN](features) for task, head in heads.items()}
+        outputs = {task: head(features) for task, head in self.tasks.items()}
         with torch.autocast(features.device.type, enabled=False):
             return {
-                task: find_task(task).activate(_resize(head[HIDDEN:](hidden[task].float()), size))
-                for task, head in heads.items()
+                task: find_task(task).activate(_resize(output, size))
+                for task, output in outputs.items()
             }
 
     def _mix(self, maps: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,5 @@
-"""The forward and backward pass of a step: at once or in micro-batches, in one process or many."""
+"""The objective L = Σ λ · L, and the forward and backward pass of a step by it: at once or in
+micro-batches, in one process or many."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -23,6 +24,30 @@ from cliptex_common.device import is_accelerator, random_state, set_random_state
 from cliptex_common.errors import UserError
 
 Losses = dict[str, Tensor]
+Number = TypeVar("Number", float, Tensor)
+
+
+def weighted_losses(
+    recipe: Recipe, losses: Mapping[str, Number], share: float
+) -> tuple[Number, dict[str, Number]]:
+    """L = λ_clip L_clip + Σ_task λ_task L_task (eq. of the paper's section 3), and its terms λ L.
+
+    Args:
+        losses: L of ``clip`` and each task.
+        share: of the steps that are done: a λ may change, see ``Recipe.schedules``.
+    """
+    weights = recipe.loss_weights_at(share)
+    terms = {name: weights[name] * loss for name, loss in losses.items()}
+    return reduce(add, terms.values()), terms
+
+
+def dense_losses(dense: Losses, targets: Losses, counts: Losses) -> Losses:
+    """L of each task: the sum over this process's labels, over their number ``counts`` in the
+    batch."""
+    return {
+        task: find_task(task).loss(dense[task], targets[task])[0] / count
+        for task, count in counts.items()
+    }
 
 
 class Passes:
@@ -56,7 +81,9 @@ class Passes:
             ids = [device.index] if is_accelerator(device) else None
             self.parallel = DistributedDataParallel(self.parallel, device_ids=ids)
 
-    def backward(self, batch: Batch, norms: bool = False) -> tuple[Losses, dict[str, float]]:
+    def backward(
+        self, batch: Batch, norms: bool = False, share: float = 0.0
+    ) -> tuple[Losses, dict[str, float]]:
         """Add the gradient of the step's loss, averaged over the global batch, to the parameters.
 
         Args:
@@ -64,20 +91,21 @@ class Passes:
             norms: also return the norm of each loss's own weighted gradient, over the global batch,
                 at the last block of the image tower, the last parameters that all share (as
                 GradNorm does, Chen et al. 2018). Costs a fraction of a backward pass.
+            share: of the steps that are done.
 
         Returns:
             detached losses of this process (``clip`` and each task, without λ), and the norms.
         """
         counts = self._label_counts(batch)
         if self.recipe.accumulate > 1:
-            return self._accumulate(batch.split(self.recipe.accumulate), counts, norms)
+            return self._accumulate(batch.split(self.recipe.accumulate), counts, norms, share)
         with self.autocast():
             out = self.parallel(batch.images, batch.tokens, self.label_size)
         losses = {"clip": self.contrast(**_embeddings(out))}
-        losses |= self._dense_losses(out["dense"], batch, counts)
-        weighted = self._weighted(losses)
-        gradients = self._gradients(weighted) if norms else {}
-        reduce(add, weighted.values()).backward()
+        losses |= dense_losses(out["dense"], batch.targets, counts)
+        total, terms = weighted_losses(self.recipe, losses, share)
+        gradients = self._gradients(terms) if norms else {}
+        total.backward()
         return {name: loss.detach() for name, loss in losses.items()}, _norms(gradients)
 
     def autocast(self) -> Any:
@@ -86,7 +114,7 @@ class Passes:
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def _accumulate(
-        self, parts: Sequence[Batch], counts: Losses, norms: bool
+        self, parts: Sequence[Batch], counts: Losses, norms: bool, share: float
     ) -> tuple[Losses, dict[str, float]]:
         """Gradient caching: embed all micro-batches, then each again with gradient.
 
@@ -119,12 +147,12 @@ class Passes:
                     (value * cached[name]).sum() for name, value in _embeddings(out).items()
                 ]
                 surrogate = reduce(add, products)
-                dense = self._dense_losses(out["dense"], part, counts)
-                weighted = self._weighted({"clip": surrogate, **dense})
-                for name, own in self._gradients(weighted).items() if norms else ():
+                dense = dense_losses(out["dense"], part.targets, counts)
+                total, terms = weighted_losses(self.recipe, {"clip": surrogate, **dense}, share)
+                for name, own in self._gradients(terms).items() if norms else ():
                     earlier = summed.get(name, [0.0] * len(own))
                     summed[name] = [a + b for a, b in zip(earlier, own, strict=True)]
-                reduce(add, weighted.values()).backward()
+                total.backward()
             for name, loss in dense.items():
                 losses[name] = losses.get(name, 0.0) + loss.detach()
         return losses, _norms(summed)
@@ -138,20 +166,11 @@ class Passes:
         counts = sum_over_ranks(torch.stack(local)) / world()[1]
         return {task: count.clamp(min=1e-6) for task, count in zip(tasks, counts, strict=True)}
 
-    def _dense_losses(self, dense: dict[str, Tensor], batch: Batch, counts: Losses) -> Losses:
-        return {
-            task: find_task(task).loss(dense[task], batch.targets[task])[0] / counts[task]
-            for task in self.recipe.tasks
-        }
-
-    def _weighted(self, losses: Losses) -> Losses:
-        return {name: self.recipe.loss_weights[name] * loss for name, loss in losses.items()}
-
-    def _gradients(self, weighted: Losses) -> dict[str, list[Tensor]]:
-        """The gradient of each loss at the shared parameters."""
+    def _gradients(self, terms: Losses) -> dict[str, list[Tensor]]:
+        """The gradient of each term of L at the shared parameters."""
         shared = self.model.shared_parameters()
         gradients = {}
-        for name, loss in weighted.items():
+        for name, loss in terms.items():
             own = torch.autograd.grad(
                 loss, shared, retain_graph=True, materialize_grads=True, allow_unused=True
             )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from backbones.cliptex.tasks import PAPER, find_task, ordered, origins, task_names
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import content_key, read_json, read_text
+from cliptex_common.registry import Registry
 from cliptex_common.settings import (
     Probability,
     Share,
@@ -32,6 +34,14 @@ VERSION = 4  # raised whenever the same recipe would give other weights
 LAMBDAS = {"clip": 1.0, "seg": 0.1, "depth": 1.0, "normal": 1.0}  # the paper's
 LAMBDA = "lambda_"  # λ of a loss is the setting lambda_LOSS
 
+# share of the steps that are done, in [0, 1) → factor on a loss's λ
+Schedule = Callable[[float], float]
+SCHEDULES: Registry[Schedule] = Registry("schedule of a λ", "schedules")
+SCHEDULES.register("rise", lambda share: share)
+SCHEDULES.register("fall", lambda share: 1 - share)
+SCHEDULES.register("cosine", lambda share: 0.5 * (1 + math.cos(math.pi * share)))
+OPTIONAL = ("schedules", "layers")  # not part of a recipe that leaves them empty
+
 
 @settings_dataclass
 class Recipe:
@@ -47,6 +57,8 @@ class Recipe:
             or a JSON file with an open_clip model config.
         lambdas: weights of the losses of ``clip`` and each task, 1 where not given; the settings
             ``lambda_clip``, ``lambda_seg`` … of command lines, files and sweeps.
+        schedules: ``LOSS:SCHEDULE``, the λ that change in training: those of ``seg:rise`` and
+            ``depth:fall`` are multiplied by a name's function in ``SCHEDULES`` at each step.
         experts: tasks whose labels are used (see ``tasks``; plug-ins' too); the λ of the others
             counts as 0.
         epochs: passes over the pairs; may be a fraction.
@@ -68,6 +80,8 @@ class Recipe:
         image_size: square input in pixels; 0 keeps the model's own.
         crop_scale: range of the crop's area as a share of the largest square.
         flip: probability.
+        layers: whose maps the heads read, from 1, shallow to deep; by default those that a probe
+            reads.
         label_size: side of the maps that the dense losses compare; 0 takes four pixels for each
             patch.
         head_width: channels in the heads; 0 takes half of the image tower's, at most 256.
@@ -81,6 +95,7 @@ class Recipe:
     lambdas: Mapping[str, NonNegativeFloat] = field(
         default_factory=lambda: dict(LAMBDAS), hash=False
     )
+    schedules: tuple[str, ...] = ()
     experts: tuple[str, ...] = PAPER
     epochs: PositiveFloat = 30.0
     batch_size: Annotated[int, Field(ge=2)] = 1024
@@ -98,6 +113,7 @@ class Recipe:
     image_size: NonNegativeInt = 0
     crop_scale: ShareRange = (0.9, 1.0)
     flip: Probability = 0.5
+    layers: tuple[PositiveInt, ...] = ()
     label_size: NonNegativeInt = 0
     head_width: NonNegativeInt = 0
     val_pairs: NonNegativeInt = 0
@@ -106,6 +122,11 @@ class Recipe:
     def __post_init__(self) -> None:
         for task in {*self.experts, *(self.lambdas.keys() - {"clip"})} - {*PAPER}:
             find_task(task)
+        if unknown := self._schedules.keys() - self.loss_weights.keys():
+            names = suggest(min(unknown), self.loss_weights)
+            raise UserError(f"schedules={','.join(self.schedules)}: write LOSS:SCHEDULE; {names}")
+        for schedule in self._schedules.values():
+            SCHEDULES.find(schedule)
         if not any(self.loss_weights.values()):
             raise UserError("every lambda is 0, so there is nothing to learn; set one above 0")
         if self.batch_size % self.accumulate:
@@ -121,6 +142,16 @@ class Recipe:
         lambdas |= {name: self.lambdas[name] for name in lambdas if name in self.lambdas}
         return {name: float(x) for name, x in lambdas.items() if x > 0 or name == "clip"}
 
+    def loss_weights_at(self, share: float) -> dict[str, float]:
+        """``loss_weights`` when ``share`` of the steps are done."""
+        factors = {loss: SCHEDULES.find(name)(share) for loss, name in self._schedules.items()}
+        return {loss: x * factors.get(loss, 1.0) for loss, x in self.loss_weights.items()}
+
+    @property
+    def _schedules(self) -> dict[str, str]:
+        """Loss → name of the schedule of its λ."""
+        return {loss: name for loss, _, name in (each.partition(":") for each in self.schedules)}
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks whose loss counts."""
@@ -128,7 +159,7 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """All settings by the names that users know: every λ is a setting."""
-        settings = asdict(self)
+        settings = self._stated()
         del settings["lambdas"]
         losses = ("clip", *ordered({*PAPER, *self.experts, *self.lambdas} - {"clip"}))
         return {
@@ -168,9 +199,17 @@ class Recipe:
         """The settings that decide the weights: recipes that train the same thing have the same."""
         excluded = {"name", "experts", "lambdas", "grad_checkpointing"}
         if not self.tasks:
-            excluded |= {"head_lr", "head_width", "label_size"}
-        settings = {name: value for name, value in asdict(self).items() if name not in excluded}
+            excluded |= {"head_lr", "head_width", "label_size", "layers"}
+        settings = {name: value for name, value in self._stated().items() if name not in excluded}
+        plugins = {name: SCHEDULES.origin(name) for name in self._schedules.values()}
+        if any(plugins.values()):
+            settings["schedule_plugins"] = plugins
         return {"version": VERSION, "lambdas": self.loss_weights, **settings, **origins(self.tasks)}
+
+    def _stated(self) -> dict[str, Any]:
+        """All fields but optional ones that are empty."""
+        fields = asdict(self)
+        return {name: fields[name] for name in fields if fields[name] or name not in OPTIONAL}
 
     def key(self, init: str, pairs: str, labels: str) -> str:
         """Identity of the weights that this recipe makes of these inputs (digests)."""

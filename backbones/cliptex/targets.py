@@ -1,9 +1,10 @@
 """Dense tasks of CLIPTeX: how each is labelled, stored, augmented, learned, measured and drawn.
 
-``Task`` is the interface; ``ClassMap``, ``ScalarMap`` and ``VectorMap`` have a class, a number or a
-direction for each pixel; ``seg``, ``depth`` and ``normal`` are the paper's. A label is a map of one
-image, (H, W) or (C, H, W), that an expert predicted or a person drew. A target is a batch of them
-as the loss compares them, after crop and flip, with the task's own value where unknown.
+``Task`` is a loss and its target, ``LabelMap`` one whose target is a stored label. ``ClassMap``,
+``ScalarMap`` and ``VectorMap`` have a class, a number or a direction for each pixel; ``seg``,
+``depth`` and ``normal`` are the paper's. A label is a map of one image, (H, W) or (C, H, W), that
+an expert predicted or a person drew. A target is a batch of them as the loss compares them, after
+crop and flip, with the task's own value where unknown.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.cliptex.ground_truth import LabelledImage, MapFolders, coco_samples
-from backbones.cliptex.losses import IGNORE, Summed, align_target, angle, depth_loss, expected_angle
+from backbones.cliptex.losses import (
+    IGNORE,
+    Summed,
+    align_target,
+    depth_loss,
+    expected_angle,
+    has_direction,
+    normal_loss,
+    segmentation_loss,
+)
 from cliptex_common.dense_maps.geometry import MIRRORED
 from cliptex_common.dense_maps.pictures import normal_picture, palette, scalar_picture
 from cliptex_common.dense_maps.read import DEEP, read_classes, read_rgb, read_scalars, read_stored
@@ -32,28 +42,19 @@ from cliptex_common.weighted import Arrays, mean_of_images
 
 
 class Task(ABC):
-    """One dense task. A subclass is one file, which ends in ``TASK = MyTask()``.
+    """What CLIPTeX learns beside the contrast: a loss and its target. An instance is registered in
+    ``tasks.TASKS``. ``LabelMap`` learns from stored labels; a task that does not overrides
+    ``make_target``, and is neither stored, scored nor drawn.
 
     Attributes:
-        name: of the task, its λ (``lambda_NAME``), its files (``KEY.NAME.SUFFIX``) and its
-            expert's predictions.
+        name: of the task and its λ (``lambda_NAME``).
         about: one line for lists, unless the registration has one.
-        suffix: of the files that ``encode`` makes; viewers go by it.
-        quantisation: what ``encode`` loses, in words.
         has_classes: whether labels are numbers of classes, whose names a label store keeps.
-        missing: ``to_tensor`` of an image without a label.
-        folders: of ground truth; None: ``NAME/images`` and ``NAME/annotations``.
     """
 
     name: ClassVar[str]
     about: ClassVar[str] = ""
-    suffix: ClassVar[str] = "png"
-    quantisation: ClassVar[str] = "none"
     has_classes: ClassVar[bool] = False
-    missing: ClassVar[Tensor]
-    folders: ClassVar[MapFolders | None] = None
-
-    # --- learning
 
     def output_channels(self, classes: Sequence[str]) -> int:
         """Output channels of a head."""
@@ -63,27 +64,50 @@ class Task(ABC):
         """A head's output, (N, channels, H, W), in the form that the loss takes."""
         return output
 
-    def predict(self, output: Tensor) -> Tensor:
-        """The labels of N images in a head's output."""
-        return self.activate(output)
-
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
-        """(sum, count), not a mean, so that ranks and micro-batches can be added up.
-
-        Where nothing is labelled: sum 0 with gradient 0, and count 0.
-        """
+        """(sum, count), see ``losses``."""
 
     @abstractmethod
     def count(self, target: Tensor) -> Tensor:
         """The count that ``loss`` will return, from the target alone; scalar float32."""
 
+    def make_target(self, images: Tensor, size: int) -> Tensor:
+        """The target of a step's images, as ``loss`` takes it, where it is not a stored label: a
+        frozen teacher's features, soft labels … Called without gradient.
+
+        Args:
+            images: (N, 3, S, S), normalised for the image tower, on the device.
+            size: side of the predictions.
+        """
+        raise NotImplementedError
+
+
+class LabelMap(Task):
+    """A task with a label for each image: a map, which an expert or a person made and a label store
+    keeps. Scoring, which measures experts, and ground truth, by which they learn, are optional.
+
+    Attributes:
+        name: also of its files (``KEY.NAME.SUFFIX``) and its expert's predictions.
+        suffix: of the files that ``encode`` makes; viewers go by it.
+        quantisation: what ``encode`` loses, in words.
+        missing: ``to_tensor`` of an image without a label.
+        folders: of ground truth; None: ``NAME/images`` and ``NAME/annotations``.
+    """
+
+    suffix: ClassVar[str] = "png"
+    quantisation: ClassVar[str] = "none"
+    missing: ClassVar[Tensor]
+    folders: ClassVar[MapFolders | None] = None
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The labels of N images in a head's output."""
+        return self.activate(output)
+
     @abstractmethod
     def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
         """Labels of N images, from ``to_tensor`` (or, when an expert learns, as they are), of any
         resolution → target (N, …, size, size)."""
-
-    # --- labels
 
     def ground_truth(self, root: Path, split: str) -> tuple[tuple[str, ...], list[LabelledImage]]:
         """What ``experts train`` learns from: names of the classes, and the samples of the
@@ -119,8 +143,6 @@ class Task(ABC):
     @abstractmethod
     def to_tensor(self, label: np.ndarray) -> Tensor:
         """A label in the form that is kept in memory and sent between processes: small."""
-
-    # --- measured and seen
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Statistics of one image, from which ``summary`` computes metrics.
@@ -260,7 +282,7 @@ def _grid(geometry: Geometry, size: int) -> Tensor:
 STEPS = 65534  # of a 16-bit file, whose 0 is unknown
 
 
-class KnownShape(Task):
+class KnownShape(LabelMap):
     """What the shapes have in common."""
 
     @abstractmethod
@@ -390,7 +412,7 @@ class VectorMap(KnownShape):
         return F.normalize(output.float(), dim=1, eps=1e-6)
 
     def valid(self, target: Tensor) -> Tensor:
-        return (target * target).sum(1) > 0.25
+        return has_direction(target)
 
     def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
         exact = [each if each.is_floating_point() else each.float() / 127 for each in maps]
@@ -467,10 +489,7 @@ class SegLabels(ClassMap):
         return coco_samples(root, split)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
-        """−log softmax(prediction)[target], summed over labelled pixels, and their number."""
-        logits = prediction.float()
-        total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
-        return total, self.count(target)
+        return segmentation_loss(prediction, target)
 
     def accuracy(
         self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
@@ -559,9 +578,7 @@ class NormalLabels(VectorMap):
     folders = MapFolders("nyu", "normals", val="test")
 
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
-        """Sum of angles in radians (Bae et al. 2021, ICCV, eq. 4) and number of labelled pixels."""
-        theta = angle(self.activate(prediction), target.float())
-        return torch.where(self.valid(target), theta, 0.0).sum(), self.count(target)
+        return normal_loss(prediction, target)
 
     def accuracy(
         self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0

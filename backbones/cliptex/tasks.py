@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from cliptex_common.errors import UserError
 from cliptex_common.registry import Registry, instance_of
 
 if TYPE_CHECKING:
-    from backbones.cliptex.targets import Task
+    from backbones.cliptex.targets import LabelMap, Task
 
 TARGETS = "backbones.cliptex.targets"
 PAPER = ("seg", "depth", "normal")  # those of the paper: what ``cliptex`` learns
@@ -34,6 +35,24 @@ TASKS.register_lazy(
     "surface normals: x right, y up, z towards the camera",
 )
 find_task = TASKS.find
+
+
+def find_label_map(name: str) -> LabelMap:
+    """The task called ``name``. Raises ``UserError`` if it learns without labels, or there is none
+    of that name."""
+    from backbones.cliptex.targets import LabelMap
+
+    task = find_task(name)
+    if not isinstance(task, LabelMap):
+        raise UserError(f"task {name!r} learns without labels, so it has none; leave it out")
+    return task
+
+
+def labelled_tasks(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``names`` that learn from stored labels."""
+    from backbones.cliptex.targets import LabelMap
+
+    return tuple(name for name in names if isinstance(find_task(name), LabelMap))
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:

@@ -17,10 +17,10 @@ from backbones.cliptex.batches import Batch, TrainDataset
 from backbones.cliptex.cost import count_flops
 from backbones.cliptex.labels import Labels
 from backbones.cliptex.model import CLIPWithHeads, TaskHeads, load_initial_clip
-from backbones.cliptex.objective import Passes
+from backbones.cliptex.objective import Passes, dense_losses, weighted_losses
 from backbones.cliptex.pairs import FailureCounter, PairSource
 from backbones.cliptex.recipes import Recipe
-from backbones.cliptex.tasks import find_task
+from backbones.cliptex.tasks import find_task, labelled_tasks
 from backbones.cliptex.trainer import (
     DistContext,
     TrainContext,
@@ -87,9 +87,9 @@ def train(
         NonFiniteLoss: the loss broke; the message names the step.
     """
     out, context = Path(out), context or TrainContext()
-    if recipe.tasks and labels is None:
+    if labels is None and (labelled := labelled_tasks(recipe.tasks)):
         raise UserError(
-            f"recipe {recipe.name!r} learns {', '.join(recipe.tasks)} but has no labels; give"
+            f"recipe {recipe.name!r} learns {', '.join(labelled)} but has no labels; give"
             " --labels DIR"
         )
     with (
@@ -105,6 +105,7 @@ def train(
         key = _key(recipe, start, pairs, labels)
         if result := process.share(_finished(out, key) if process.first else None):
             return result
+        source = head_source(recipe, start)
         folder = context.resume_dir or states_folder(out)
         context = replace(context, resume_dir=folder).on_rank(process)
         dataset = TrainDataset(
@@ -113,7 +114,7 @@ def train(
             recipe,
             tokenizer=start.tokenizer,
             data=start.data,
-            label_size=label_side(recipe, start),
+            label_size=label_side(recipe, source),
             rank=process.rank,
             world=process.world,
         )
@@ -121,7 +122,7 @@ def train(
         for note in notes:
             context.notify(note)
         torch.manual_seed(recipe.seed)
-        model = CLIPWithHeads(start.model, start.data.layers, build_heads(recipe, start, labels))
+        model = CLIPWithHeads(start.model, source.data.layers, build_heads(recipe, source, labels))
         model = model.to(process.device)
         trainer = CLIPTrainer(recipe, model, dataset, process, context, key)
 
@@ -231,34 +232,47 @@ def _finished(out: Path, key: str) -> TrainResult | None:
     )
 
 
-def label_side(recipe: Recipe, start: Backbone) -> int:
-    """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest map.
+def head_source(recipe: Recipe, start: Backbone) -> Backbone:
+    """``start`` with the feature maps that the heads read: its own, or those of ``recipe.layers``.
 
-    At most the image's side.
+    Raises:
+        UserError: there is no such layer.
+    """
+    if not recipe.tasks or not recipe.layers:
+        return start
+    start.model.eval()  # its maps are measured, which must not move statistics of batch norms
+    source = start.at_layers(recipe.layers)
+    start.model.train()
+    return source
+
+
+def label_side(recipe: Recipe, source: Backbone) -> int:
+    """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest of
+    ``source``'s maps, at most the image's side.
     """
     if not recipe.tasks:
         return 0
-    size = start.data.size[0]
-    return recipe.label_size or min(size, 4 * size // min(start.strides))
+    size = source.data.size[0]
+    return recipe.label_size or min(size, 4 * size // min(source.strides))
 
 
-def build_heads(recipe: Recipe, start: Backbone, labels: Labels | None) -> TaskHeads | None:
-    if not recipe.tasks or labels is None:
+def build_heads(recipe: Recipe, source: Backbone, labels: Labels | None) -> TaskHeads | None:
+    if not recipe.tasks:
         return None
     outputs = {}
     for task in map(find_task, recipe.tasks):
-        classes = labels.classes.get(task.name, ())
+        classes = labels.classes.get(task.name, ()) if labels is not None else ()
         if task.has_classes and not classes:
             raise UserError(
                 f"the labels name no classes of {task.name}; leave it out with --set experts=…"
             )
         outputs[task.name] = task.output_channels(classes)
-    width = recipe.head_width or min(256, max(start.channels) // 2)
+    width = recipe.head_width or min(256, max(source.channels) // 2)
     # no finer than the labels
     upsample = min(
-        4, math.ceil(label_side(recipe, start) / (start.data.size[0] // min(start.strides)))
+        4, math.ceil(label_side(recipe, source) / (source.data.size[0] // min(source.strides)))
     )
-    return TaskHeads(start.channels, outputs, width, upsample)
+    return TaskHeads(source.channels, outputs, width, upsample)
 
 
 def _check_labels(dataset: TrainDataset) -> list[str]:
@@ -269,7 +283,7 @@ def _check_labels(dataset: TrainDataset) -> list[str]:
     """
     if dataset.labels is None:
         return []
-    pairs, labels, tasks = dataset.pairs, dataset.labels, dataset.recipe.tasks
+    pairs, labels, tasks = dataset.pairs, dataset.labels, dataset.labelled
     missing = set(tasks)
     for key in map(pairs.key, range(len(pairs))):
         missing -= set(labels.tasks_of(key))
@@ -301,6 +315,7 @@ class CLIPTrainer(Trainer):
         " lower batch_size or image_size"
     )
     model: CLIPWithHeads
+    share = 0.0  # of the steps that were done before the newest
 
     def __init__(
         self,
@@ -331,15 +346,14 @@ class CLIPTrainer(Trainer):
         recipe, context = self.recipe, self.context
         if recipe.epochs > FEW_EPOCHS:
             self.dataset.cache_in_memory(context.progress, threads=max(1, context.workers))
-        lambdas = {f"train/lambda_{name}": value for name, value in recipe.loss_weights.items()}
-        context.log.log_metrics(lambdas, start)
+        context.log.log_metrics(self._lambdas(start / self.steps), start)
         pin = takes_pinned_memory(self.process.device)
         return map(self._on_device, self.dataset.loader(start, context.workers, pin=pin))
 
     def _on_device(self, batch: Batch) -> Batch:
         self.unreadable.bad |= dict(batch.bad)
         self.unreadable.check(len(self.dataset.pairs))
-        return self.dataset.to_device(batch, self.process.device)
+        return self.dataset.add_targets(self.dataset.to_device(batch, self.process.device))
 
     def rate(self, step: int) -> float:
         """Linear from lr / warm-up steps to lr, then half a cosine to 0."""
@@ -350,7 +364,8 @@ class CLIPTrainer(Trainer):
         return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     def backward(self, batch: Batch, norms: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
-        return self.passes.backward(batch, norms)
+        self.share = self.step / self.steps
+        return self.passes.backward(batch, norms, self.share)
 
     def exported(self) -> torch.nn.Module:
         return self.model.clip
@@ -365,13 +380,16 @@ class CLIPTrainer(Trainer):
     def step_done(self, batch: Batch) -> None:
         self.unlabelled += batch.unlabelled
 
+    def _lambdas(self, share: float) -> dict[str, float]:
+        weights = self.recipe.loss_weights_at(share)
+        return {f"train/lambda_{name}": value for name, value in weights.items()}
+
     def curves(self, losses: Mapping[str, float]) -> dict[str, float]:
         logit_scale: Any = self.model.clip.logit_scale
         return {
+            **(self._lambdas(self.share) if self.recipe.schedules else {}),
             **{f"train/loss_{name}": value for name, value in losses.items()},
-            "train/loss": sum(
-                self.recipe.loss_weights[name] * value for name, value in losses.items()
-            ),
+            "train/loss": weighted_losses(self.recipe, losses, self.share)[0],
             "train/logit_scale": logit_scale.exp().item(),
         }
 
@@ -387,10 +405,10 @@ class CLIPTrainer(Trainer):
 
         def forward_and_backward() -> None:
             out = forward()
-            loss: Any = (out["image"] @ out["text"].T).float().mean()
-            for task in recipe.tasks:
-                loss = loss + find_task(task).loss(out["dense"][task], part.targets[task])[0]
-            loss.backward()
+            losses = {"clip": (out["image"] @ out["text"].T).float().mean()}  # its one product
+            ones = dict.fromkeys(recipe.tasks, torch.ones((), device=part.images.device))
+            losses |= dense_losses(out["dense"], part.targets, ones)
+            weighted_losses(recipe, losses, self.share)[0].backward()
 
         total = count_flops(forward_and_backward)
         model.zero_grad(set_to_none=True)

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from backbones.backbone import state_sha256
 from backbones.cliptex.ground_truth import LabelledImage
-from backbones.cliptex.tasks import find_task, ordered
+from backbones.cliptex.tasks import find_label_map, ordered
 from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.device import prefers_bf16
 from cliptex_common.errors import UserError, first_line, report_malformed
@@ -348,7 +348,7 @@ def load_data(root: Path, task: str, split: str, size: int, progress: Progress) 
         UserError: a folder or annotation file is missing or malformed, an image has no ground
             truth, or its ground truth has a class without a name.
     """
-    classes, samples = find_task(task).ground_truth(root, split)
+    classes, samples = find_label_map(task).ground_truth(root, split)
     data = ExpertData(task, samples, size, classes)
     progress.start(f"reading {split} images of {task}", len(data))
     digests = hashlib.sha256(), hashlib.sha256()

@@ -27,7 +27,7 @@ from backbones.cliptex.experts.base import (
 )
 from backbones.cliptex.pairs import computed_ahead
 from backbones.cliptex.targets import warp_images
-from backbones.cliptex.tasks import find_task, origins
+from backbones.cliptex.tasks import find_label_map, origins
 from backbones.cliptex.trainer import (
     DistContext,
     TrainContext,
@@ -195,7 +195,7 @@ def augmented_batch(data: ExpertData, settings: FitSettings, seed: int, step: in
     )
     images, targets = data.read(indices)
     images = warp_images(images, geometry, data.size) / 255
-    target = find_task(data.task).warp(list(targets), geometry, data.size)
+    target = find_label_map(data.task).warp(list(targets), geometry, data.size)
     return jitter(images, settings.color_jitter, np.random.default_rng([seed, 1, step])), target
 
 
@@ -240,7 +240,7 @@ def evaluate_expert(expert: Expert, data: ExpertData, progress: Progress) -> dic
         progress.advance(len(images))
     joined = {name: np.concatenate(parts) for name, parts in outputs.items()}
     ground_truth = np.concatenate(targets)
-    task = find_task(expert.task)
+    task = find_label_map(expert.task)
     if task.has_classes and data.classes != expert.classes:
         # in the expert's class numbers, by name; classes that it lacks are not scored
         table = np.full(256, 65535, np.int64)
