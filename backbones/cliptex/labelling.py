@@ -354,7 +354,7 @@ ASPECT = 0.05  # by how much a label's width over height may differ from its ima
 
 
 class ManualLabels:
-    """Reads the labels of one task from a folder, in the official layouts (see ``Task.read``).
+    """Reads the labels of one task from a folder, in the official layouts (see ``LabelMap.read``).
 
     A file has the name of its pair: ``KEY.png`` or ``SHARD/KEY.png`` for pairs of tar shards, that
     of the image for pairs of a table. Pairs without a file have no label, which is no failure.

@@ -26,8 +26,8 @@ from backbones.adapters.open_clip import (
     normalizes,
     set_image_size,
 )
-from backbones.adapters.timm import PACKAGED, timm_encoder
 from backbones.backbone import Backbone, DataConfig, Weights, state_sha256
+from backbones.cliptex.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.tasks import find_task
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import read_json

@@ -35,7 +35,7 @@ from cliptex_common.registry import Registry, instance_of
 from cliptex_common.settings import ShareRange, one_line_errors, settings_dataclass
 from cliptex_common.visible_devices import cores
 
-# of images (B, 3, S, S) in [0, 1] and their target, as ``Task.warp`` gives it: a scalar
+# of images (B, 3, S, S) in [0, 1] and their target, as ``LabelMap.warp`` gives it: a scalar
 Loss = Callable[[Tensor, Tensor], Tensor]
 BACKGROUND = "background"
 WEIGHTS, CONFIG = "weights.safetensors", "expert.json"
@@ -101,7 +101,7 @@ class Expert(nn.Module, ABC):
             by the name of its task: ``seg`` (N, H, W) uint8 or uint16, class or ``ignore_index``;
             ``depth`` (N, H, W) float32 relative inverse depth, larger is nearer, any affine scale;
             ``normal`` (N, 3, H, W) float32 unit vectors, x right, y up, z towards the camera; for
-            other tasks what ``Task.from_expert`` reads. A ``confidence`` (N, H, W) float32 κ > 0 is
+            others what ``LabelMap.from_expert`` reads. A ``confidence`` (N, H, W) float32 κ > 0 is
             measured, not stored.
         """
 
@@ -339,7 +339,7 @@ class ExpertData:
 
 
 def load_data(root: Path, task: str, split: str, size: int, progress: Progress) -> ExpertData:
-    """The ``train`` or ``val`` split of a task's ground truth (``Task.ground_truth``) in ``root``.
+    """The ``train`` or ``val`` split of ``LabelMap.ground_truth`` of a task in ``root``.
 
     Every file is decoded once, for the fingerprint, and so that damage is reported before hours of
     work.
@@ -380,22 +380,3 @@ def square(array: np.ndarray, size: int, *, nearest: bool = True) -> np.ndarray:
         positions = ((np.arange(size) + 0.5) * side / size).astype(int)
         return array[positions[:, None], positions[None]]
     return np.asarray(Image.fromarray(array).resize((size, size), Image.Resampling.BICUBIC))
-
-
-class Normalise(nn.Module):
-    """Images (…, 3, H, W) less their mean, over their standard deviation, for each channel.
-
-    torchvision's copies both to the device, and waits for it, at every call.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        for name, values in (("mean", mean), ("std", std)):
-            column = torch.tensor(values).view(3, 1, 1)
-            self.register_buffer(name, column, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std

@@ -60,7 +60,7 @@ def train_expert(
     """Train expert ``name``, measure it on the validation split and write it to the folder ``out``.
 
     Args:
-        data_root: with the ground truth of the expert's task, see ``Task.ground_truth``.
+        data_root: with the ground truth of the expert's task, see ``LabelMap.ground_truth``.
         context: states are saved in ``out``.
         settings: changes to the expert's settings, values or text.
 
@@ -229,7 +229,7 @@ def jitter(images: Tensor, strength: float, random: np.random.Generator) -> Tens
 
 
 def evaluate_expert(expert: Expert, data: ExpertData, progress: Progress) -> dict[str, float]:
-    """Score an expert's hard labels against ground truth by its task, see ``Task.accuracy``."""
+    """Score an expert's hard labels against ground truth by its task, see ``LabelMap.accuracy``."""
     progress.start(f"measuring the {expert.task} expert", len(data))
     outputs: dict[str, list[np.ndarray]] = {}
     targets = []

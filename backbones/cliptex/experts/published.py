@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from backbones.checkpoint import fit_state, load_checkpoint
 from backbones.cliptex import losses
-from backbones.cliptex.experts.base import Expert, FitSettings, Normalise, resize
+from backbones.cliptex.encoders import Normalise
+from backbones.cliptex.experts.base import Expert, FitSettings, resize
 from backbones.cliptex.experts.unet import scaled
 from cliptex_common.errors import UserError, first_line
 

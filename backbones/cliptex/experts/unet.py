@@ -14,10 +14,10 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.adapters.timm import PACKAGED, timm_encoder
 from backbones.backbone import state_sha256
 from backbones.cliptex import losses
-from backbones.cliptex.experts.base import Expert, ExpertData, FitSettings, Loss, Normalise, resize
+from backbones.cliptex.encoders import PACKAGED, Normalise, timm_encoder
+from backbones.cliptex.experts.base import Expert, ExpertData, FitSettings, Loss, resize
 from backbones.cliptex.losses import IGNORE
 from backbones.cliptex.tasks import find_label_map
 from cliptex_common.dense_maps.read import UNKNOWN

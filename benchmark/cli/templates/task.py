@@ -12,7 +12,7 @@ from backbones.cliptex.targets import ScalarMap, Summed
 from backbones.cliptex.tasks import TASKS
 
 
-class Edges(ScalarMap):  # a number a pixel; there are ClassMap, VectorMap and Task, too
+class Edges(ScalarMap):  # a number a pixel; there are ClassMap, VectorMap and LabelMap, too
     name = "edges"  # of what its expert predicts, of its files KEY.edges.png and its λ
     about = "one line for lists"
     value_range = (0, 1)  # of labels, NaN where unknown

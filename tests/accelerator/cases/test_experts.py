@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import probes.experts  # noqa: F401  registers those that need MMDetection
-from backbones.adapters.timm import PACKAGED
+from backbones.cliptex.encoders import PACKAGED
 from backbones.cliptex.experts import EXPERTS, Expert, load_experts
 from backbones.cliptex.experts.fit import train_expert
 from backbones.cliptex.experts.published import NllAngMF

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.adapters.timm import PACKAGED, timm_encoder
 from backbones.backbone import state_sha256
+from backbones.cliptex.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.experts import load_experts
 from backbones.cliptex.experts.base import load_data
 from backbones.cliptex.experts.fit import evaluate_expert, train_expert
