@@ -30,7 +30,7 @@ Number = TypeVar("Number", float, Tensor)
 def weighted_losses(
     recipe: Recipe, losses: Mapping[str, Number], share: float
 ) -> tuple[Number, dict[str, Number]]:
-    """L = λ_clip L_clip + Σ_task λ_task L_task (eq. of the paper's section 3), and its terms λ L.
+    """L = λ_clip L_clip + Σ_task λ_task L_task (the paper's objective), and its terms λ L.
 
     Args:
         losses: L of ``clip`` and each task.
@@ -119,7 +119,8 @@ class Passes:
         """Gradient caching: embed all micro-batches, then each again with gradient.
 
         Both passes use the same random numbers (drop path, patch dropout). The contrast is over the
-        whole global batch, and the gradient is that of a single large step; see ``contrastive``.
+        whole global batch, and the gradient is that of a single large step; see
+        ``cached_gradients``.
         """
         buffers, embeddings, random_states = copy_buffers(self.model), [], []
         with torch.no_grad(), self.autocast():
