@@ -4,12 +4,15 @@ What needs torch is imported when it is asked for: commands that only list names
 other processes, do without.
 """
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cliptex_common.errors import UserError
 
 if TYPE_CHECKING:
-    from backbones.base import Backbone, DataConfig, Weights
+    from backbones.backbone import Backbone, DataConfig, Weights
     from backbones.bridges import as_eva, as_mteb, as_torchgeo_bench
     from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from backbones.registry import BACKBONES, Entry, create, find, names, register
@@ -34,13 +37,31 @@ __all__ = [
 ]
 
 
+MODULES = ("registry", "bridges", "backbone", "checkpoint")  # those without torch first
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    modules = [
-        import_module(f"backbones.{each}")
-        for each in ("named", "registry", "base", "checkpoint", "bridges")
-    ]
+    modules = map(import_module, (f"backbones.{each}" for each in MODULES))
     return next(getattr(module, name) for module in modules if hasattr(module, name))
+
+
+# modules that plugins of others import from: old path → where its names are now
+MOVED = {
+    "backbones.base": "backbones.backbone",
+    "backbones.adapters.hf_hub": "backbones.adapters.common",
+    "backbones.cliptex.tasks.base": "backbones.cliptex.targets",
+    "backbones.cliptex.tasks.shapes": "backbones.cliptex.targets",
+    "backbones.cliptex.training.recipes": "backbones.cliptex.recipes",
+}
+
+
+class _Moved(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(import_module(MOVED[self.__name__]), name)
+
+
+sys.modules.update((old, _Moved(old)) for old in MOVED)

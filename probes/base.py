@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from backbones.base import Backbone
+    from backbones.backbone import Backbone
 
 
 T = TypeVar("T")

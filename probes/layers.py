@@ -12,7 +12,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, axes_of
 
 if TYPE_CHECKING:  # settings are read without torch
-    from backbones.base import Backbone
+    from backbones.backbone import Backbone
 
 Layer = int | str  # a number from 1 on, or a share of the depth such as ``50%``
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import PositiveInt
 
+from backbones.cliptex.recipes import LAMBDA, Recipe
 from backbones.cliptex.tasks import PAPER
-from backbones.cliptex.training.recipes import LAMBDA, Recipe
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Seed, options_dataclass
 

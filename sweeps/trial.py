@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from backbones.cliptex.training.recipes import RECIPES, Recipe
+from backbones.cliptex.recipes import RECIPES, Recipe
 from cliptex_common.errors import UserError, error_summary, user_error_message
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import find_task

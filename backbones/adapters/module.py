@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.base import Backbone, DataConfig, Weights, state_sha256
+from backbones.backbone import Backbone, DataConfig, Weights, state_sha256
 from backbones.registry import Entry
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key

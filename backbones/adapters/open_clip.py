@@ -1,10 +1,17 @@
 """Any open_clip model: image tower (ViT, CLIP ResNet, or a timm trunk such as SigLIP's) and its
-text tower."""
+text tower; its position embeddings at other sizes; and its patches in the space of texts, without
+training (Zhou, Loy, Dai: MaskCLIP, ECCV 2022).
+
+For the last the pooling is applied to each position alone, so that its value is mapped as the
+pooled image is: of a ViT the attention of the last block is its value projection; likewise the
+attention pooling of CLIP's ResNets and of SigLIP; an average is over one cell.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import open_clip
+import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.modified_resnet import ModifiedResNet
@@ -20,18 +28,18 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transformer import VisionTransformer
 from open_clip.utils import to_2tuple
 from torch import Tensor, nn
+from torch.nn.functional import interpolate, linear
 
-from backbones.adapters.dense_text import can_be_dense, encode_dense
-from backbones.adapters.hf_hub import hub_file, load_tokenizer
-from backbones.adapters.layers import (
+from backbones.adapters.common import (
+    SizedCopies,
     evenly_spaced,
     gives_tokens,
+    hub_file,
     layers_of,
+    load_tokenizer,
     tokens_of,
 )
-from backbones.adapters.positions import set_image_size
-from backbones.adapters.resizing import SizedCopies
-from backbones.base import Backbone, DataConfig
+from backbones.backbone import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
 from cliptex_common.errors import UserError, suggest
@@ -368,3 +376,94 @@ def all_strides(visual: Any) -> tuple[int, ...]:
     if isinstance(visual, ModifiedResNet):
         return (4, 4, 8, 16, 32)
     return tuple(layer["reduction"] for layer in visual.trunk.feature_info)
+
+
+def set_image_size(visual: Any, size: tuple[int, int]) -> None:
+    """Make an image tower take images of ``size`` (height, width), as open_clip's
+    ``force_image_size`` does when it loads weights."""
+    if isinstance(visual, TimmModel):
+        visual.set_input_size(size)
+    elif isinstance(visual, ModifiedResNet):
+        pool = visual.attnpool
+        side = math.isqrt(len(pool.positional_embedding) - 1)
+        grid = (size[0] // 32, size[1] // 32)
+        pool.positional_embedding = _resized(pool.positional_embedding, (side, side), grid)
+    else:
+        grid = (size[0] // visual.patch_size[0], size[1] // visual.patch_size[1])
+        visual.positional_embedding = _resized(visual.positional_embedding, visual.grid_size, grid)
+        visual.grid_size = grid
+
+
+def _resized(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> nn.Parameter:
+    return nn.Parameter(resize_position(embedding, old, new), requires_grad=False)
+
+
+def resize_position(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Position embedding (1 + rows·columns, width) of an ``old`` grid for a ``new`` one; the first
+    token stays.
+
+    Bicubic with antialiasing, as open_clip's ``resize_pos_embed``.
+    """
+    if old == new:
+        return embedding
+    grid = embedding[1:].T.reshape(1, -1, *old).float()
+    grid = interpolate(grid, size=new, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([embedding[:1], grid[0].flatten(1).T.to(embedding.dtype)])
+
+
+def can_be_dense(visual: Any) -> bool:
+    """Whether ``encode_dense`` supports the tower's pooling: not CoCa's, nor a timm ViT's class
+    token."""
+    if isinstance(visual, VisionTransformer):
+        attention = getattr(visual.transformer.resblocks[-1], "attn", None)
+        return visual.attn_pool is None and isinstance(attention, nn.MultiheadAttention)
+    if isinstance(visual, TimmModel):
+        trunk = visual.trunk
+        if hasattr(visual.head, "pool") or getattr(trunk, "output_fmt", "NCHW") == "NHWC":
+            return False
+        return not gives_tokens(trunk) or getattr(trunk, "num_prefix_tokens", 0) == 0
+    return isinstance(visual, ModifiedResNet)
+
+
+def encode_dense(visual: Any, images: Tensor) -> Tensor:
+    """(N, embed_dim, h, w) of normalised images (N, 3, H, W), by a tower that ``can_be_dense`` and
+    takes their size."""
+    if isinstance(visual, VisionTransformer):
+        return _encode_vit(visual, images)
+    if isinstance(visual, ModifiedResNet):
+        maps = visual.forward_intermediates(images, indices=[4], intermediates_only=True)
+        last, pool = maps["image_intermediates"][0], visual.attnpool
+        return pool.c_proj(pool.v_proj(last.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    return _encode_timm(visual, images)
+
+
+def _encode_vit(visual: VisionTransformer, images: Tensor) -> Tensor:
+    *blocks, last = visual.transformer.resblocks
+    tokens = visual._embeds(images)
+    for block in blocks:
+        tokens = block(tokens)
+    attention, width = last.attn, tokens.shape[-1]
+    values = linear(
+        last.ln_1(tokens),
+        attention.in_proj_weight[2 * width :],
+        attention.in_proj_bias[2 * width :],
+    )
+    tokens = tokens + last.ls_1(attention.out_proj(values))
+    tokens = visual.ln_post(tokens + last.ls_2(last.mlp(last.ln_2(tokens))))[:, 1:]
+    if visual.proj is not None:
+        tokens = tokens @ visual.proj
+    return tokens.transpose(1, 2).unflatten(2, visual.grid_size)
+
+
+def _encode_timm(visual: TimmModel, images: Tensor) -> Tensor:
+    """Each cell through the trunk's pooling and the projection alone."""
+    trunk: Any = visual.trunk
+    features = trunk.forward_features(images)
+    if features.ndim == 4:
+        count, _, *grid = features.shape
+        cells = features.permute(0, 2, 3, 1).flatten(0, 2)[..., None, None]
+    else:
+        count, grid = len(features), trunk.patch_embed.dynamic_feat_size(images.shape[-2:])
+        cells = features.flatten(0, 1)[:, None]
+    embedded = visual.head(trunk.forward_head(cells))
+    return embedded.unflatten(0, (count, *grid)).permute(0, 3, 1, 2).contiguous()

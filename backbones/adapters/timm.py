@@ -1,5 +1,6 @@
 """Any timm model: CNN stages or ViT blocks as feature maps, timm's own pooled features as the
-embedding."""
+embedding.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +12,8 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from backbones.adapters.hf_hub import hub_file
-from backbones.adapters.layers import gives_tokens, layers_of, tokens_of
-from backbones.adapters.resizing import SizedCopies
-from backbones.base import Backbone, DataConfig
+from backbones.adapters.common import SizedCopies, gives_tokens, hub_file, layers_of, tokens_of
+from backbones.backbone import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
 from cliptex_common.errors import UserError, error_summary, suggest

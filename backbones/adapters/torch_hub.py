@@ -21,8 +21,8 @@ from huggingface_hub import constants
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from backbones.adapters.layers import TokenBackbone, evenly_spaced, with_mean
-from backbones.base import Backbone, DataConfig
+from backbones.adapters.common import TokenBackbone, evenly_spaced, with_mean
+from backbones.backbone import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Request
 from cliptex_common.errors import UserError, error_summary

@@ -13,8 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
-from backbones.base import Backbone
-from backbones.preprocessing import Preprocessing, in_memory_format, resizing
+from backbones.backbone import Backbone, Preprocessing, in_memory_format, resizing
 from backbones.registry import create
 
 

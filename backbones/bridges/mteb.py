@@ -10,7 +10,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from backbones.preprocessing import Preprocessing, in_memory_format
+from backbones.backbone import Preprocessing, in_memory_format
 from backbones.registry import create
 from cliptex_common.device import current_device
 

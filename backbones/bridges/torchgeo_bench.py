@@ -10,7 +10,7 @@ from torchgeo_bench.datasets.base import BandSpec
 from torchgeo_bench.models import BenchModel, InputUnit
 from torchvision.transforms.v2.functional import to_pil_image
 
-from backbones.preprocessing import Preprocessing, in_memory_format
+from backbones.backbone import Preprocessing, in_memory_format
 from backbones.registry import create
 from cliptex_common.errors import UserError
 

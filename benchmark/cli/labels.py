@@ -52,7 +52,7 @@ class PredictLabels(
 
     def main(self) -> int:
         """Let experts label the pairs."""
-        from backbones.cliptex.labels.labeller import LabelSettings
+        from backbones.cliptex.labelling import LabelSettings
         from benchmark.stages.labels import LabelRequest, label_pairs, preview_labels
         from benchmark.stages.session import open_executor_and_tracker
         from reports.mlflow.client import using
@@ -103,9 +103,8 @@ class MakeLabels(ConfigOptions, PairsOptions, PluginOptions):
 
     def main(self) -> int:
         """Make a label store from files."""
-        from backbones.cliptex.data.pairs import open_pairs
-        from backbones.cliptex.labels.labeller import LabelSettings, make_labels
-        from backbones.cliptex.labels.manual import ManualLabels
+        from backbones.cliptex.labelling import LabelSettings, ManualLabels, make_labels
+        from backbones.cliptex.pairs import open_pairs
         from backbones.cliptex.tasks import find_task
         from benchmark.execution.exclusive import exclusive
         from benchmark.stages.session import print_note
@@ -141,7 +140,7 @@ class CheckLabels(PluginOptions):
 
     def main(self) -> int:
         """Print a line for each error of a store; exit code 1 if there are any."""
-        from backbones.cliptex.labels.store import LabelStore, check_labels
+        from backbones.cliptex.labels import LabelStore, check_labels
 
         errors = check_labels(self.dir)
         for line in errors:
@@ -169,8 +168,8 @@ class DrawLabels(PairsOptions, PluginOptions):
 
     def main(self) -> int:
         """Draw a picture of labels."""
-        from backbones.cliptex.data.pairs import open_pairs
-        from backbones.cliptex.labels.picture import draw_labels
+        from backbones.cliptex.labelling import draw_labels
+        from backbones.cliptex.pairs import open_pairs
 
         draw_labels(self.dir, open_pairs(self.pairs), self.out, self.limit)
         console.print(f"written: {self.out}")

@@ -58,7 +58,7 @@ COMMAND = ListNames
 
 def _backbones() -> Rows:
     """Named backbones, then families of names."""
-    import backbones.named  # noqa: F401 – registers them
+    import backbones.registry  # noqa: F401 – registers them
     from backbones.registry import FAMILIES, find, names
 
     entries = map(find, names())
@@ -120,7 +120,7 @@ def _protocols() -> Rows:
 
 def _recipes() -> Rows:
     """How weights are trained, and the λ of each loss."""
-    from backbones.cliptex.training.recipes import find_recipe, recipe_names
+    from backbones.cliptex.recipes import find_recipe, recipe_names
 
     rows = []
     for name in recipe_names():

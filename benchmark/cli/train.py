@@ -66,8 +66,8 @@ class TrainBackbone(
     def main(self) -> int:
         """Train, export, and print how to use the weights."""
         import backbones
-        from backbones.cliptex.training.distributed import first_process
-        from backbones.cliptex.training.recipes import find_recipe
+        from backbones.cliptex.recipes import find_recipe
+        from backbones.cliptex.trainer import first_process
         from benchmark.execution.progress import console
         from benchmark.stages.weights import Training, preview_training
         from reports.mlflow.client import using
@@ -126,7 +126,7 @@ COMMAND = TrainBackbone
 
 def _train_rank(inputs: Training, options: ExecutionOptions) -> TrainedWeights:
     """Train as one of torchrun's processes; the first one reports progress."""
-    from backbones.cliptex.training.distributed import first_process
+    from backbones.cliptex.trainer import first_process
     from benchmark.execution.progress import Bar, reporting
     from benchmark.stages.weights import train_unit
     from reports.mlflow.run import Tracker

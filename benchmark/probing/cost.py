@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 
 from backbones import Backbone
+from backbones.backbone import in_memory_format, versions
 from backbones.cliptex.cost import count_flops
-from backbones.preprocessing import in_memory_format
-from backbones.versions import versions
 from cliptex_common.device import (
     device_name,
     is_accelerator,

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from backbones.cliptex.training.recipes import subsets
+from backbones.cliptex.recipes import subsets
 from benchmark.planning.plan import RunPlan
 from benchmark.probing.records import BackboneInfo
 from benchmark.results.run_result import suite_average

@@ -8,8 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from backbones.base import Backbone, Weights
-from backbones.versions import PROBING, versions
+from backbones.backbone import PROBING, Backbone, Weights, versions
 from cliptex_common.errors import UserError
 from cliptex_common.settings import PositiveShare, Precision, field_names
 from probes.base import Context, Probe

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from benchmark.reproduce.targets import Target
 from cliptex_common.images import open_image
 from probes.datasets.base import PreparedDataset

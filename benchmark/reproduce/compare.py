@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import backbones
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from benchmark.planning.options import RunOptions
 from benchmark.planning.plan import make_plan
 from benchmark.probing.data import find_folders, prepare_data

@@ -10,8 +10,8 @@ from typing import Any
 
 import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
 from backbones.cliptex.experts.base import CONFIG
-from backbones.cliptex.experts.train import train_expert
-from backbones.cliptex.training.trainer import TrainContext
+from backbones.cliptex.experts.fit import train_expert
+from backbones.cliptex.trainer import TrainContext
 from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
@@ -63,7 +63,7 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
     ``expert.json``, with its accuracy on ground truth.
 
     Raises:
-        UserError: as ``backbones.cliptex.experts.train.train_expert``.
+        UserError: as ``backbones.cliptex.experts.fit.train_expert``.
     """
     drop_last_model()
     with exclusive(training.out):

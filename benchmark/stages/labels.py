@@ -10,18 +10,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
-from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.data.source import FailureCounter, PairSource
 from backbones.cliptex.experts import load_experts
-from backbones.cliptex.labels.labeller import (
+from backbones.cliptex.labelling import (
     LabelledShard,
     Labeller,
     LabelSettings,
+    draw_labels,
     finish_labels,
     labels_writer,
 )
-from backbones.cliptex.labels.picture import draw_labels
-from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
+from backbones.cliptex.labels import MANIFEST, LabelStore, LabelWriter
+from backbones.cliptex.pairs import FailureCounter, PairSource, open_pairs
 from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive_async

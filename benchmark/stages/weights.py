@@ -9,19 +9,18 @@ from typing import Any
 
 import backbones
 from backbones.checkpoint import load_checkpoint
-from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.labels.joined import JoinedLabels
-from backbones.cliptex.labels.store import LabelStore
-from backbones.cliptex.training.dataset import training_size
-from backbones.cliptex.training.distributed import (
+from backbones.cliptex.batches import training_size
+from backbones.cliptex.labels import JoinedLabels, LabelStore
+from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.train import TrainResult, find_trained, states_folder, train
+from backbones.cliptex.trainer import (
+    States,
+    TrainContext,
     end_with_launcher,
     first_process,
     torchrun_environment,
 )
-from backbones.cliptex.training.recipes import Recipe
-from backbones.cliptex.training.states import States
-from backbones.cliptex.training.train import TrainResult, find_trained, states_folder, train
-from backbones.cliptex.training.trainer import TrainContext
 from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
@@ -152,7 +151,7 @@ def train_unit(training: Training) -> TrainedWeights:
     train together.
 
     Raises:
-        UserError, NonFiniteLoss: as ``backbones.cliptex.training.train.train``.
+        UserError, NonFiniteLoss: as ``backbones.cliptex.train.train``.
     """
     end_with_launcher()
     drop_last_model()

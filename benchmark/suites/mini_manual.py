@@ -6,10 +6,9 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
-from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.labels.labeller import LabelSettings, make_labels
-from backbones.cliptex.labels.manual import ManualLabels
-from backbones.cliptex.labels.store import MANIFEST
+from backbones.cliptex.labelling import LabelSettings, ManualLabels, make_labels
+from backbones.cliptex.labels import MANIFEST
+from backbones.cliptex.pairs import open_pairs
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import reporter
 from benchmark.mini.config import WorldConfig

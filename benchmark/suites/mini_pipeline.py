@@ -10,13 +10,13 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from backbones.base import Backbone
-from backbones.cliptex.experts.train import VERSION as EXPERT_VERSION
-from backbones.cliptex.labels.labeller import VERSION as LABEL_VERSION
-from backbones.cliptex.labels.labeller import LabelSettings
-from backbones.cliptex.labels.store import MANIFEST, LabelStore
-from backbones.cliptex.training.models import load_initial_clip
-from backbones.cliptex.training.recipes import Recipe, find_recipe
+from backbones.backbone import Backbone
+from backbones.cliptex.experts.fit import VERSION as EXPERT_VERSION
+from backbones.cliptex.labelling import VERSION as LABEL_VERSION
+from backbones.cliptex.labelling import LabelSettings
+from backbones.cliptex.labels import MANIFEST, LabelStore
+from backbones.cliptex.model import load_initial_clip
+from backbones.cliptex.recipes import Recipe, find_recipe
 from benchmark.execution.base import Executor, Priority
 from benchmark.mini import datasets
 from benchmark.mini.world import build_world, is_complete

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from backbones.cliptex.recipes import subsets
 from backbones.cliptex.tasks import PAPER
-from backbones.cliptex.training.recipes import subsets
 from benchmark.mini.config import MINI, SMOKE, WorldConfig
 
 SUBSETS = subsets(PAPER)  # recipes with fewer experts
@@ -22,7 +22,7 @@ class Sizes:
     Attributes:
         world: its pictures.
         clip: changes to the recipe that pre-trains CLIP on captions.
-        init: its initial weights, see ``backbones.cliptex.training.models.load_initial_clip``.
+        init: its initial weights, see ``backbones.cliptex.model.load_initial_clip``.
             ``mini`` has an image tower with ImageNet weights: a small ViT from scratch stays at
             chance in zero-shot after 56,000 samples of this world.
         tune: changes to the recipes that fine-tune it; clip-ft and cliptex share them, so that

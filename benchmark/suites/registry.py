@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cliptex_common.registry import Registry, instance_of
 
 if TYPE_CHECKING:
-    from backbones.base import Backbone
-    from backbones.cliptex.training.recipes import Recipe
+    from backbones.backbone import Backbone
+    from backbones.cliptex.recipes import Recipe
     from benchmark.execution import Executor
     from benchmark.stages.weights import TrainedWeights
 

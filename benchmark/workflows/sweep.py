@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import NonNegativeInt
 
-from backbones.base import Backbone
-from backbones.cliptex.training.models import load_initial_clip
-from backbones.cliptex.training.recipes import RECIPES, Recipe, read_recipe
+from backbones.backbone import Backbone
+from backbones.cliptex.model import load_initial_clip
+from backbones.cliptex.recipes import RECIPES, Recipe, read_recipe
 from benchmark.execution import ExecutionOptions, Executor
 from benchmark.execution.base import Priority
 from benchmark.execution.device import decide_precision

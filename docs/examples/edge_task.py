@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from backbones.cliptex.experts import EXPERTS
 from backbones.cliptex.experts.unet import UNetExpert
-from backbones.cliptex.tasks.base import Summed
-from backbones.cliptex.tasks.shapes import ScalarMap
+from backbones.cliptex.targets import ScalarMap, Summed
 from probes.datasets.base import DatasetSpec
 from probes.datasets.layouts import mirrored
 from probes.dense.probe import register_dense_task

@@ -19,7 +19,7 @@ import probes.dense.normals
 import probes.dense.segmentors
 import probes.features.crops
 import probes.runner.schedules  # noqa: F401  registers what configs name
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from cliptex_common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import Lister, PreparedDataset, Split

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from mmseg.registry import METRICS
 from torch import Tensor
 
-from backbones.cliptex.tasks import angmf
+from backbones.cliptex import losses
 from cliptex_common.dense_maps.scores import angles
 from probes.dense.decode_heads.objectives import TaskObjective
 from probes.dense.metrics import TaskScores, cropped, note_empty
@@ -32,7 +32,7 @@ class NormalObjective(TaskObjective):
     Args:
         uncertainty: a fourth output is each pixel's concentration, and the loss the negative
             logarithm of AngMF's density but for a constant (Bae, Budvytis, Cipolla, ICCV 2021); see
-            ``backbones.cliptex.tasks.angmf``.
+            ``backbones.cliptex.losses``.
     """
 
     loss_name = "loss_angle"
@@ -61,7 +61,7 @@ class NormalObjective(TaskObjective):
         cosine = (vector * target).sum(dim=1) * vector.square().sum(dim=1).clamp(min=1e-8).rsqrt()
         loss = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
         if self.uncertainty:
-            loss = angmf.nll_of_angle(loss, angmf.concentration(raw[:, 3]))
+            loss = losses.angmf_nll_of_angle(loss, losses.concentration(raw[:, 3]))
         return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
 
 

@@ -178,7 +178,7 @@ def register_dense_task(task: DenseTask) -> DenseTask:
         UserError: its name is taken, or it lacks something.
         Exception: what its own methods raise when they are tried on zeros.
     """
-    from backbones.cliptex.tasks.base import Task
+    from backbones.cliptex.targets import Task
     from probes.dense.task_trial import try_task
 
     if task.name in {probe.kind for probe in PROBES.values()}:

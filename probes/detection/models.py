@@ -8,8 +8,7 @@ from typing import Any
 from mmdet.models import SSDHead
 from mmengine.registry import MODELS
 
-from backbones.base import Backbone
-from backbones.pyramid import SimpleFeaturePyramid
+from backbones.backbone import Backbone, SimpleFeaturePyramid
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.runner import frozen_backbone
 

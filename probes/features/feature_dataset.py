@@ -16,7 +16,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS, MODELS, TRANSFORMS, DefaultScope
 
 import probes.runner.frozen_backbone  # noqa: F401  registers what encoders name
-from backbones.versions import DENSE, versions
+from backbones.backbone import DENSE, versions
 from cliptex_common.device import is_accelerator, takes_pinned_memory
 from cliptex_common.files import content_key
 from cliptex_common.images import image_size

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from cliptex_common.errors import report_malformed
 from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult

@@ -18,9 +18,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from backbones.base import Backbone
-from backbones.preprocessing import Preprocessing, in_memory_format, resizing
-from backbones.versions import WHOLE_IMAGES, versions
+from backbones.backbone import (
+    WHOLE_IMAGES,
+    Backbone,
+    Preprocessing,
+    in_memory_format,
+    resizing,
+    versions,
+)
 from cliptex_common.device import takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError, first_line
 from cliptex_common.files import content_key

@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import linalg
 from torch import Tensor
 
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from cliptex_common.dense_maps.pictures import spread_indices
 from cliptex_common.errors import UserError
 from probes.base import Context, EncodeContext

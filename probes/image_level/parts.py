@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from cliptex_common.dense_maps.pictures import spread_indices
 from probes.base import Context, EncodeContext
 from probes.image_level.encode import ImageViews, square_side

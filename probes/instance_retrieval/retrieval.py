@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from backbones.preprocessing import resizing
+from backbones.backbone import resizing
 from cliptex_common.dense_maps.pictures import TILE, spread_indices, write_grid
 from cliptex_common.images import image_size
 from probes.base import Context, TaskResult

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
-from backbones.preprocessing import Preprocessing, in_memory_format
+from backbones.backbone import Preprocessing, in_memory_format
 from cliptex_common.device import upload
 from cliptex_common.errors import UserError, first_line
 from cliptex_common.images import IMAGE_ERRORS, open_image, to_rgb

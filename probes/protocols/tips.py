@@ -3,7 +3,7 @@ in place of its attention.
 
 Source: ``pytorch/TIPS_zeroshot_segmentation.ipynb`` of github.com/google-deepmind/tips, which
 follows TCL (Cha, Mun, Roh, CVPR 2023) in its windows and prompts, and MaskCLIP in its values
-(``backbones.adapters.dense_text``). A backbone needs a text encoder and patches in its space, which
+(``backbones.adapters.open_clip``). A backbone needs a text encoder and patches in its space, which
 none of the suite's adapters has for TIPSv2's own weights.
 """
 

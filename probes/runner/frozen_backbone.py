@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 import backbones
 import probes.mmseg  # noqa: F401  registers what configs name
-from backbones.base import Backbone
-from backbones.preprocessing import in_memory_format
-from backbones.pyramid import SimpleFeaturePyramid, resize_concat
+from backbones.backbone import Backbone, SimpleFeaturePyramid, in_memory_format, resize_concat
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from probes.features.store import DTYPES
@@ -192,7 +190,7 @@ class FrozenBackbone(nn.Module):
 
 @MODELS.register_module("SimpleFeaturePyramid")
 class SimpleFeaturePyramidNeck(nn.Module):
-    """``backbones.pyramid.SimpleFeaturePyramid``, normalised in ``groups_of`` groups, as a trained
+    """``backbones.backbone.SimpleFeaturePyramid``, normalised in ``groups_of`` groups, as a trained
     neck on the last map of a plain ViT.
 
     Args:

@@ -15,7 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from backbones.adapters.torch_hub import load_entry
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from cliptex_common.errors import UserError, error_summary
 from cliptex_common.files import content_key, sha256_file
 from probes.upsamplers.names import HubSource, hub_source

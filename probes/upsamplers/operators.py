@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from probes.upsamplers.hub import add_statistics, load_upsampler
 from probes.upsamplers.names import HUB_SOURCES
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import backbones
 from backbones import Checkpoint, UserError, load_checkpoint, save_checkpoint
-from backbones.base import state_sha256
+from backbones.backbone import state_sha256
 from tests.backbones.mini import CONFIG, DATA, mini_clip, save_backbone
 
 TEXTS = [

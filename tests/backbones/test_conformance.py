@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import backbones
-from backbones.base import state_sha256
+from backbones.backbone import state_sha256
 from tests.backbones import thin
 
 
@@ -154,7 +154,7 @@ def test_whatever_the_number_follows_from_is_in_the_identity(backbone, monkeypat
     monkeypatch.setattr(type(backbone), "version", 99)
     assert backbone.key() != key
     monkeypatch.undo()
-    monkeypatch.setattr("backbones.base.versions", lambda *names: dict.fromkeys(names, "0.0"))
+    monkeypatch.setattr("backbones.backbone.versions", lambda *names: dict.fromkeys(names, "0.0"))
     assert backbone.key() != key and library in backbone.identity()["adapter"]
 
 

@@ -8,8 +8,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 
 import backbones
-from backbones.adapters.dense_text import _encode_timm, can_be_dense
-from backbones.adapters.open_clip import OpenClipBackbone, _data, build_model
+from backbones.adapters.open_clip import (
+    OpenClipBackbone,
+    _data,
+    _encode_timm,
+    build_model,
+    can_be_dense,
+)
 from cliptex_common.errors import UserError
 
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}

@@ -84,8 +84,8 @@ def create_elsewhere(endpoint: str, home: Path) -> list:
 @pytest.mark.integration
 def test_download_then_cache(little_hub, tmp_path):
     torch.manual_seed(1)
-    vit = backbones.base.state_sha256(timm.create_model("test_vit").state_dict())
-    clip = backbones.base.state_sha256(mini_clip(1).state_dict())
+    vit = backbones.backbone.state_sha256(timm.create_model("test_vit").state_dict())
+    clip = backbones.backbone.state_sha256(mini_clip(1).state_dict())
     expected = [
         ["timm/test_vit.r160_in1k", vit, "apache-2.0", [0.5, 0.5, 0.5]],
         ["open_clip/Mini-quickgelu/web", clip, "unknown", [0.1, 0.2, 0.3]],

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import backbones
-from backbones.preprocessing import Preprocessing, in_memory_format
+from backbones.backbone import Preprocessing, in_memory_format
 from probes.base import EncodeContext
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones.pyramid import LayerNorm2d, SimpleFeaturePyramid, resize_concat
+from backbones.backbone import LayerNorm2d, SimpleFeaturePyramid, resize_concat
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 import backbones
 from backbones import Checkpoint, UserError, save_checkpoint
-from backbones.cliptex.training.recipes import subsets
+from backbones.cliptex.recipes import subsets
 
 NAMED = (
     "aimv2-l14 beit-b16 c-radio-b16 c-radio-l16 capi-l14 clip clip-ft clip-openai cliptex"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import probes
-from backbones.versions import DENSE, PROBING, WHOLE_IMAGES, versions
+from backbones.backbone import DENSE, PROBING, WHOLE_IMAGES, versions
 
 
 def test_versions_are_those_of_the_distributions_that_bring_the_library():

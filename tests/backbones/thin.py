@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 import backbones
 from backbones import registry
-from backbones.cliptex.training.recipes import subsets
+from backbones.cliptex.recipes import subsets
 from benchmark.cli.new import template
 from cliptex_common import plugins
 from tests.backbones.hub_repo import HUB_REPO

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import backbones
-from backbones.cliptex.training.recipes import find_recipe
+from backbones.cliptex.recipes import find_recipe
 from benchmark import evaluate
 from benchmark.cli.main import main
 from benchmark.planning.tasks import plan_tasks

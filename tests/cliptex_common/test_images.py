@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backbones.cliptex.data.source import decode_image
+from backbones.cliptex.pairs import decode_image
 from cliptex_common.dense_maps.read import read_normals
 from cliptex_common.images import FORMATS, open_image, to_rgb
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import backbones.named  # noqa: F401
+import backbones.registry  # noqa: F401
 import benchmark.suites.catalog  # noqa: F401
 from backbones import UserError
 from backbones.cliptex.experts import EXPERTS

@@ -25,9 +25,9 @@ from torch import nn
 
 import backbones
 from backbones.cliptex.experts import EXPERTS
-from backbones.cliptex.labels.labeller import LabelSettings
+from backbones.cliptex.labelling import LabelSettings
+from backbones.cliptex.recipes import find_recipe
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.training.recipes import find_recipe
 from benchmark import evaluate
 from benchmark.cli.cache import ListCache, RemoveFromCache
 from benchmark.cli.data import CheckDatasets, GetDatasets

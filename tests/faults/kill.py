@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from backbones.checkpoint import load_checkpoint
-from backbones.cliptex.labels.store import LabelStore
+from backbones.cliptex.labels import LabelStore
 from reports.mlflow.client import Client
 from reports.report import ReportRequest, build_report
 from tests.faults.sandbox import EXPERTS, Outcome, make_inputs

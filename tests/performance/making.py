@@ -18,11 +18,10 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
     same batch."""
     import torch
 
-    from backbones.cliptex.training.dataset import Batch
-    from backbones.cliptex.training.heads import TaskHeads
-    from backbones.cliptex.training.models import CLIPWithHeads, load_initial_clip
-    from backbones.cliptex.training.recipes import RECIPES
-    from backbones.cliptex.training.step import Passes
+    from backbones.cliptex.batches import Batch
+    from backbones.cliptex.model import CLIPWithHeads, TaskHeads, load_initial_clip
+    from backbones.cliptex.objective import Passes
+    from backbones.cliptex.recipes import RECIPES
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = load_initial_clip("random", model)
@@ -70,14 +69,9 @@ def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Re
     them."""
     import torch
 
-    from backbones.cliptex.data.pairs import open_pairs
     from backbones.cliptex.experts import find_expert
-    from backbones.cliptex.labels.labeller import (
-        Labeller,
-        LabelSettings,
-        finish_labels,
-        labels_writer,
-    )
+    from backbones.cliptex.labelling import Labeller, LabelSettings, finish_labels, labels_writer
+    from backbones.cliptex.pairs import open_pairs
     from cliptex_common.progress import Silent
 
     torch.manual_seed(0)
@@ -133,11 +127,11 @@ def training_data(folder: Path, pairs: int, size: int, epochs: float = 1.0) -> A
     """Batches of 32 photographs of 640 × 480 px with captions and three labels, from tar shards."""
     import open_clip
 
-    from backbones.base import DataConfig
-    from backbones.cliptex.data.pairs import open_pairs
-    from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
-    from backbones.cliptex.training.dataset import TrainDataset
-    from backbones.cliptex.training.recipes import RECIPES
+    from backbones.backbone import DataConfig
+    from backbones.cliptex.batches import TrainDataset
+    from backbones.cliptex.labels import LabelStore, LabelWriter, encode
+    from backbones.cliptex.pairs import open_pairs
+    from backbones.cliptex.recipes import RECIPES
 
     labels = [encode(each) for each in mini_labels(8)]
     source = open_pairs(write_pairs(folder / "00000.tar", pairs, (640, 480)))

@@ -40,7 +40,7 @@ def one_shard(folder: Path) -> tuple[Path, Path, dict[str, Any]]:
     """A tar of pairs, one of their labels, and what is said of the second."""
     import numpy as np
 
-    from backbones.cliptex.labels.store import LabelWriter, encode
+    from backbones.cliptex.labels import LabelWriter, encode
 
     pairs = write_pairs(folder / "pairs.tar", PER_SHARD, (16, 16))
     writer = LabelWriter(folder / "one", {"bench": 1}, ["seg"], {"seg": ["a", "b"]})
@@ -59,8 +59,8 @@ def measured(
     """Figures a pair for ``count`` shards, links to one."""
     import psutil
 
-    from backbones.cliptex.data.pairs import open_pairs
-    from backbones.cliptex.labels.store import LabelStore, LabelWriter
+    from backbones.cliptex.labels import LabelStore, LabelWriter
+    from backbones.cliptex.pairs import open_pairs
 
     pairs_tar, labels_tar, summary = shard
     names = [f"{number:05}" for number in range(count)]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from cliptex_common.progress import Silent
 from probes.base import Context
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import backbones
 import probes.catalog  # noqa: F401 - registers every probe
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from cliptex_common.errors import UserError
 from probes.base import Head, TaskResult
 from probes.datasets.base import PreparedDataset

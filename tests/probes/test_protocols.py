@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-import backbones.named  # noqa: F401  registers the families of names
+import backbones.registry  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.settings import field_names, with_changes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones import registry
-from backbones.base import Backbone, DataConfig, Weights, state_sha256
+from backbones.backbone import Backbone, DataConfig, Weights, state_sha256
 from backbones.registry import Entry, Request
 from probes.base import Context
 from probes.datasets.base import DatasetSpec, PreparedDataset

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.base import Backbone, DataConfig, Weights
+from backbones.backbone import Backbone, DataConfig, Weights
 from probes.base import Context
 from probes.checks.check import prepare
 from probes.datasets.base import Sample

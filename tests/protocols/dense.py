@@ -23,7 +23,7 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import stack_batch
 from torch import Tensor, nn
 
-import backbones.named  # noqa: F401  registers the families of names
+import backbones.registry  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config

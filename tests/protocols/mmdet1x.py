@@ -49,7 +49,7 @@ def suite() -> dict[str, dict[str, Any]]:
     """The fields, by this suite."""
     from mmengine.config import Config
 
-    import backbones.named  # noqa: F401  registers the families of names
+    import backbones.registry  # noqa: F401  registers the families of names
     from cliptex_common.settings import with_changes
     from probes.protocols.base import find_preset
     from probes.registry import find_task

@@ -54,7 +54,7 @@ def features() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 def suite(protocol: str) -> dict[str, Any]:
     """The fields of a protocol, by this suite."""
     import backbones
-    from backbones.preprocessing import resizing
+    from backbones.backbone import resizing
     from probes.image_level.classification import top1
     from probes.image_level.encode import encoder
     from probes.image_level.knn import votes

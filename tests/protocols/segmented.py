@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from backbones import registry
-from backbones.base import Backbone, DataConfig, Weights
+from backbones.backbone import Backbone, DataConfig, Weights
 from backbones.registry import Entry, Request
 from probes.base import Context
 from probes.datasets.base import DatasetSpec, PreparedDataset

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
-from backbones.adapters.dense_text import encode_dense
-from backbones.base import DataConfig
+from backbones.adapters.open_clip import encode_dense
+from backbones.backbone import DataConfig
 from cliptex_common.settings import with_changes
 from probes.datasets.base import PreparedDataset
 from probes.dense.augment import ShortSide

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmark.suites.catalog  # noqa: F401 – registers the tasks
-from backbones.cliptex.training.recipes import RECIPES, Recipe
+from backbones.cliptex.recipes import RECIPES, Recipe
 from reports.mlflow.run import Run, Tracker
 from sweeps.space import LAMBDAS, SearchOptions, make_space
 from sweeps.study import create_study, sole_driver, storage_url

@@ -17,12 +17,12 @@ EXPERTS.register_lazy(
 )
 EXPERTS.register_lazy(
     "dpt",
-    f"{__name__}.dpt:DPT",
+    f"{__name__}.published:DPT",
     "relative inverse depth by a transformers model: a hub name or a folder",
 )
 EXPERTS.register_lazy(
     "nll-angmf",
-    f"{__name__}.nll_angmf:NllAngMF",
+    f"{__name__}.published:NllAngMF",
     "surface normals and their uncertainty (AngMF likelihood), by its authors' checkpoint",
 )
 

@@ -14,12 +14,12 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import state_sha256
-from backbones.cliptex.data.augment import IGNORE
-from backbones.cliptex.experts.base import Expert, FitSettings, Loss, resize
-from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.tasks import angmf, find_task
-from backbones.cliptex.training.encoders import PACKAGED, Normalise, timm_encoder
+from backbones.backbone import state_sha256
+from backbones.cliptex import losses
+from backbones.cliptex.encoders import PACKAGED, Normalise, timm_encoder
+from backbones.cliptex.experts.base import Expert, ExpertData, FitSettings, Loss, resize
+from backbones.cliptex.losses import IGNORE
+from backbones.cliptex.tasks import find_label_map
 from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.settings import settings_dataclass
 
@@ -144,7 +144,7 @@ class UNetExpert(Expert):
         self.net = UNet(
             settings.encoder,
             pretrained=pretrained,
-            channels=self.channels or find_task(self.task).output_channels(classes),
+            channels=self.channels or find_label_map(self.task).output_channels(classes),
             frozen=settings.frozen,
             width=settings.width,
             stride=settings.stride,
@@ -176,20 +176,23 @@ class UNetExpert(Expert):
 
     def labels(self, output: Tensor) -> Tensor:
         """Labels of N images from the network's output, (N, channels, H, W)."""
-        return find_task(self.task).predict(output)
+        return find_label_map(self.task).predict(output)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
         return {self.task: self.labels(self.outputs(images)).cpu().numpy()}
 
     def loss(self, data: ExpertData) -> Loss:
-        task = find_task(self.task)
-
         def mean_loss(images: Tensor, target: Tensor) -> Tensor:
-            total, count = task.loss(task.activate(self.net(images).float()), target)
+            total, count = self.summed_loss(self.net(images).float(), target)
             return total / count.clamp(min=1)
 
         return mean_loss
+
+    def summed_loss(self, output: Tensor, target: Tensor) -> losses.Summed:
+        """As ``Task.loss``, of the network's output."""
+        task = find_label_map(self.task)
+        return task.loss(task.activate(output), target)
 
 
 def scaled(size: tuple[int, ...], side: int) -> tuple[int, int]:
@@ -266,13 +269,8 @@ class UNetNormals(UNetExpert):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        mean, kappa = angmf.split(self.outputs(images))
+        mean, kappa = losses.split_angmf(self.outputs(images))
         return {"normal": mean.cpu().numpy(), "confidence": kappa.cpu().numpy()}
 
-    def loss(self, data: ExpertData) -> Loss:
-        def mean_loss(images: Tensor, normal: Tensor) -> Tensor:
-            mean, kappa = angmf.split(self.net(images).float())
-            valid = normal.square().sum(1) > 0.25
-            return (angmf.nll(mean, kappa, normal) * valid).sum() / valid.sum().clamp(min=1)
-
-        return mean_loss
+    def summed_loss(self, output: Tensor, target: Tensor) -> losses.Summed:
+        return losses.angmf_loss(output, target)

@@ -50,7 +50,7 @@ def build(request: Request) -> Backbone:
     if weights:
         check_architecture(weights, backbone.architecture)
         fit_state(backbone.model, weights, backbone.architecture)
-    elif not request.random:  # or load your own: backbones.adapters.hf_hub downloads files
+    elif not request.random:  # or load your own: backbones.adapters.common downloads files
         raise UserError("my-net has no weights of its own; pass --weights FILE")
     backbone.weights = request.weights(backbone.model_state())
     return backbone

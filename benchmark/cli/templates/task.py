@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbones.cliptex.targets import ScalarMap, Summed
 from backbones.cliptex.tasks import TASKS
-from backbones.cliptex.tasks.base import Summed
-from backbones.cliptex.tasks.shapes import ScalarMap
 
 
-class Edges(ScalarMap):  # a number a pixel; there are ClassMap, VectorMap and Task, too
+class Edges(ScalarMap):  # a number a pixel; there are ClassMap, VectorMap and LabelMap, too
     name = "edges"  # of what its expert predicts, of its files KEY.edges.png and its λ
     about = "one line for lists"
     value_range = (0, 1)  # of labels, NaN where unknown

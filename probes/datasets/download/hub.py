@@ -25,7 +25,7 @@ def hub_files(name: str, train: bool = False) -> tuple[str, str, list[RepoSiblin
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    from backbones.adapters.hf_hub import hub_reachable
+    from backbones.adapters.common import hub_reachable
 
     if not hub_reachable():
         raise UserError(f"cannot download {name}: no network to the Hugging Face hub")

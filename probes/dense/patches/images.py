@@ -14,8 +14,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from backbones.base import Backbone
-from backbones.pyramid import resize_concat
+from backbones.backbone import Backbone, resize_concat
 from cliptex_common.dense_maps.pictures import spread_indices
 from cliptex_common.device import upload
 from cliptex_common.out_of_memory import Halving

@@ -39,7 +39,7 @@ class DenseTask:
 
     A subclass that is learned by a loss of its own, without classes, gives ``name``, ``metrics``,
     ``loss`` and ``score``; what else differs from these defaults it overrides. One that is also a
-    ``backbones.cliptex.tasks.base.Task`` (``class Edges(ScalarMap, DenseTask)``) is a task of
+    ``backbones.cliptex.targets.Task`` (``class Edges(ScalarMap, DenseTask)``) is a task of
     CLIPTeX, too: reading, activation, loss, predictions and scores are the same methods of both.
 
     Attributes:

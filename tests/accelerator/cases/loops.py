@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 import probes.experts  # noqa: F401  registers those that need MMDetection
-from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.experts import find_expert, load_experts
-from backbones.cliptex.experts.data import load_data
-from backbones.cliptex.experts.train import ExpertTrainer
-from backbones.cliptex.training.recipes import RECIPES
-from backbones.cliptex.training.trainer import TrainContext
+from backbones.cliptex.experts.base import load_data
+from backbones.cliptex.experts.fit import ExpertTrainer
+from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.recipes import RECIPES
+from backbones.cliptex.trainer import TrainContext
 from benchmark import InLoop
 from cliptex_common.progress import Silent
 from probes.checks.check import prepare
@@ -32,7 +32,7 @@ from tests.accelerator.pretended import Events, counting
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.backbones.cliptex.experts.small_mask_rcnn import shrink
-from tests.backbones.cliptex.training.test_train import run
+from tests.backbones.cliptex.test_train import run
 from tests.benchmark import test_in_loop
 from tests.probes import tiny_dense
 from tests.probes.datasets.make import make_imagefolder

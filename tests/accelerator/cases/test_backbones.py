@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import backbones
-from backbones.base import Backbone
+from backbones.backbone import Backbone
 from tests.backbones import thin
 
 covered: set[type[Backbone]] = set()

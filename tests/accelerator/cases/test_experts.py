@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import probes.experts  # noqa: F401  registers those that need MMDetection
+from backbones.cliptex.encoders import PACKAGED
 from backbones.cliptex.experts import EXPERTS, Expert, load_experts
-from backbones.cliptex.experts.nll_angmf import NllAngMF
-from backbones.cliptex.experts.train import train_expert
-from backbones.cliptex.training.encoders import PACKAGED
-from backbones.cliptex.training.trainer import TrainContext
+from backbones.cliptex.experts.fit import train_expert
+from backbones.cliptex.experts.published import NllAngMF
+from backbones.cliptex.trainer import TrainContext
 from cliptex_common.device import CPU
 from tests.accelerator.cases.devices import is_pretended
 from tests.backbones.cliptex import toy

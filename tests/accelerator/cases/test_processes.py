@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.training.distributed import DistContext
-from backbones.cliptex.training.models import TINY_CLIP
-from backbones.cliptex.training.recipes import Recipe
+from backbones.cliptex.model import TINY_CLIP
+from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.trainer import DistContext
 from tests.accelerator import pretended as accelerator
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.training.ranks import RECIPE, check_equals_one, one_rank, one_step
-from tests.backbones.cliptex.training.test_train import other_tower, run
+from tests.backbones.cliptex.ranks import RECIPE, check_equals_one, one_rank, one_step
+from tests.backbones.cliptex.test_train import other_tower, run
 from tests.forks import ranks
 
 CASES: dict[str, dict[str, Any]] = {

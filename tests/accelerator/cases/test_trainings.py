@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backbones.cliptex.data.pairs import PairSource, open_pairs
-from backbones.cliptex.training.models import TINY_CLIP
-from backbones.cliptex.training.recipes import RECIPES, Recipe
-from backbones.cliptex.training.train import TrainResult
+from backbones.cliptex.model import TINY_CLIP
+from backbones.cliptex.pairs import PairSource, open_pairs
+from backbones.cliptex.recipes import RECIPES, Recipe
+from backbones.cliptex.train import TrainResult
 from cliptex_common.device import CPU
 from tests.accelerator.cases.devices import is_pretended
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.training.test_step import check_both_passes_drop_the_same
-from tests.backbones.cliptex.training.test_train import other_tower, run
+from tests.backbones.cliptex.test_objective import check_both_passes_drop_the_same
+from tests.backbones.cliptex.test_train import other_tower, run
 
 EXACT = 1e-4
 TINY = {"model": "tiny", "batch_size": 8, "epochs": 1.0, "lr": 1e-3, "precision": "fp32"}

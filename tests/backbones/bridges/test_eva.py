@@ -8,7 +8,7 @@ import torch
 from torchvision import tv_tensors
 
 import backbones
-from backbones.preprocessing import in_memory_format
+from backbones.backbone import in_memory_format
 from tests.backbones.bridges.conftest import TOLERANCE, difference, ours
 
 pytest.importorskip("eva.vision")

@@ -22,8 +22,8 @@ from torchgeo_bench.datasets.eurosat import EuroSAT
 from torchgeo_bench.segmentation_probe import SegmentationProbe
 from torchgeo_bench.utils import extract_features
 
+from backbones.backbone import Preprocessing, in_memory_format
 from backbones.bridges.torchgeo_bench import RGB
-from backbones.preprocessing import Preprocessing, in_memory_format
 
 pytestmark = pytest.mark.integration
 

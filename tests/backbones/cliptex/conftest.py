@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.pairs import open_pairs
 from tests.backbones.cliptex import toy
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from backbones.cliptex.data.pairs import PairSource, open_pairs
+from backbones.cliptex.pairs import PairSource, open_pairs
 from tests import recorder
 from tests.probes.datasets.make import encoded, write_tar
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmark.cli.main import main
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.labels.test_manual import write_files
+from tests.backbones.cliptex.test_manual import write_files
 
 pytestmark = pytest.mark.integration
 

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from webdataset import WebDataset
 
 import benchmark.mini.datasets  # noqa: F401  registers
-from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.pairs import open_pairs
 from benchmark.execution import Bar
 from benchmark.mini import world
 from benchmark.mini.config import WorldConfig, chunks_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import backbones.named
+import backbones.registry
 import probes.dense.config
 import probes.runner.config_file
 from backbones.registry import Entry, register
@@ -45,7 +45,7 @@ SETTINGS = {
 
 def without_norm(request):
     random = dataclasses.replace(request, random=True, seed=0)
-    backbone = backbones.named.build_timm(random)
+    backbone = backbones.registry.build_timm(random)
     backbone.model.norm = torch.nn.Identity()
     return backbone
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from backbones.cliptex.experts import find_expert
-from backbones.cliptex.labels.store import LabelStore, check_labels
+from backbones.cliptex.labels import LabelStore, check_labels
 from benchmark.stages.labels import LabelRequest, label_pairs
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts

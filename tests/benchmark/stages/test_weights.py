@@ -16,8 +16,8 @@ import torch
 
 import backbones
 from backbones.checkpoint import load_checkpoint
-from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
+from backbones.cliptex.labelling import Labeller, LabelSettings, finish_labels, labels_writer
+from backbones.cliptex.pairs import open_pairs
 from cliptex_common.progress import Silent
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from backbones.checkpoint import load_checkpoint
-from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.data.source import decode_image
-from backbones.cliptex.labels.joined import JoinedLabels
+from backbones.cliptex.labels import JoinedLabels
+from backbones.cliptex.pairs import decode_image, open_pairs
 from benchmark.mini.config import WorldConfig
 from benchmark.mini.render import draw_picture
 from benchmark.stages.experts import make_expert

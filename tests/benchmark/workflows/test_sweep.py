@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from backbones.cliptex.training.recipes import read_recipe
+from backbones.cliptex.recipes import read_recipe
 from benchmark.workflows.sweep import SweepOptions, plan_sweep
 from reports.mlflow.client import Client
 from sweeps.study import create_study, fix_identity, sole_driver, storage_url

@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader
 
 import benchmark.suites.catalog  # noqa: F401
-from backbones.preprocessing import resizing
+from backbones.backbone import resizing
 from benchmark.suites.registry import SUITES
 from cliptex_common.errors import UserError
 from probes.checks.check import find_folder, prepare

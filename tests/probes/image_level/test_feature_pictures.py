@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import backbones
-from backbones.preprocessing import Preprocessing
+from backbones.backbone import Preprocessing
 from cliptex_common.errors import UserError
 from probes.base import EncodeContext
 from probes.image_level.feature_pictures import (

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import probes.catalog  # noqa: F401
 from backbones import registry
-from backbones.base import Backbone, DataConfig, Weights, state_sha256
+from backbones.backbone import Backbone, DataConfig, Weights, state_sha256
 from backbones.registry import Entry, Request
 from probes.datasets.base import PreparedDataset, Sample
 from probes.detection.config import detection_config

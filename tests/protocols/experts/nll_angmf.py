@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from backbones.cliptex.experts.nll_angmf import NllAngMF
+from backbones.cliptex.experts.published import NllAngMF
 from tests.protocols.experts import image, network_input, random_state
 
 SOURCE, COMMIT = "baegwangbin/surface_normal_uncertainty", "fe2b9f1"

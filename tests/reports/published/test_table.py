@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-import backbones.named  # noqa: F401  registers the families of names
+import backbones.registry  # noqa: F401  registers the families of names
 import benchmark.suites.catalog  # noqa: F401  registers everything
 from backbones.registry import find
 from probes.protocols.base import PROTOCOLS

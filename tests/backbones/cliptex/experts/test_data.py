@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.cliptex.data.augment import IGNORE, Geometry
-from backbones.cliptex.data.ground_truth import paint
-from backbones.cliptex.experts.base import FitSettings
-from backbones.cliptex.experts.data import ExpertData, load_data
-from backbones.cliptex.experts.train import augmented_batch
+from backbones.cliptex.experts.base import ExpertData, FitSettings, load_data
+from backbones.cliptex.experts.fit import augmented_batch
+from backbones.cliptex.ground_truth import paint
+from backbones.cliptex.losses import IGNORE
+from backbones.cliptex.targets import ClassMap, Geometry
 from backbones.cliptex.tasks import TASKS, find_task
-from backbones.cliptex.tasks.shapes import ClassMap
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Silent
 from tests.backbones.cliptex.experts import toy_experts

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.base import state_sha256
+from backbones.backbone import state_sha256
+from backbones.cliptex.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.experts import load_experts
-from backbones.cliptex.experts.data import load_data
-from backbones.cliptex.experts.train import ExpertTrainer, evaluate_expert, train_expert
-from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
-from backbones.cliptex.training.trainer import TrainContext
+from backbones.cliptex.experts.base import load_data
+from backbones.cliptex.experts.fit import ExpertTrainer, evaluate_expert, train_expert
+from backbones.cliptex.trainer import TrainContext
 from benchmark.cli.new import template
 from cliptex_common import plugins
 from cliptex_common.errors import UserError
@@ -157,7 +157,7 @@ def test_training_is_the_same_resumed_or_not(tmp_path, monkeypatch):
         assert not torch.backends.cudnn.allow_tf32
         return evaluate_expert(*args)
 
-    monkeypatch.setattr("backbones.cliptex.experts.train.evaluate_expert", exact)
+    monkeypatch.setattr("backbones.cliptex.experts.fit.evaluate_expert", exact)
     root = toy_experts.write_truth(tmp_path / "data", train=16, val=4)
     settings = {**toy_experts.SMALL_UNET, "batch_size": 8, "epochs": 6.0}
     complete = train_expert("unet-normals", root, tmp_path / "complete", QUIET, settings)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from backbones.cliptex.experts import load_experts
-from backbones.cliptex.experts.nll_angmf import NllAngMF
+from backbones.cliptex.experts.published import NllAngMF
 from cliptex_common.errors import UserError
 
 pytestmark = pytest.mark.integration

@@ -210,7 +210,7 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     hub = Hub(tmp_path)
-    monkeypatch.setattr("backbones.adapters.hf_hub.hub_reachable", lambda: True)
+    monkeypatch.setattr("backbones.adapters.common.hub_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
     return hub

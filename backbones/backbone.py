@@ -1,0 +1,473 @@
+"""The interface of a backbone: frozen multi-scale feature maps, an image embedding, perhaps a text
+embedding, and its identity. Around it: images as a backbone takes them, the maps that a probe needs
+(a pyramid from one stride, or one stride from several), and the versions of the libraries that can
+change a number, which are part of the keys of cached features and finished cells.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
+from cliptex_common.images import to_rgb
+from cliptex_common.settings import settings_dataclass
+
+
+@settings_dataclass
+class DataConfig:
+    """How images are prepared; stored with the weights.
+
+    Attributes:
+        size: (height, width) in pixels the weights were trained at; probes may feed other sizes.
+        mean, std: per-channel RGB statistics of images scaled to [0, 1].
+        interpolation: ``bilinear`` or ``bicubic``, for resizing whole images.
+        crop_pct: share of the resized short side that the centre crop keeps when a whole image is
+            embedded.
+        squash: whole images are resized to ``size`` without keeping their shape (SigLIP), so
+            nothing is cropped.
+        layers: indices, from 0, of the blocks (ViT) or stages (CNN) that the feature maps are read
+            from, shallow to deep. Everywhere else the first layer is 1.
+    """
+
+    size: tuple[PositiveInt, PositiveInt]
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    crop_pct: PositiveFloat = 1.0
+    squash: bool = False
+    layers: tuple[int, ...] = ()
+
+    def with_layers(self, layers: Sequence[int]) -> DataConfig:
+        return replace(self, layers=tuple(layers))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Source and digest of the weights.
+
+    Attributes:
+        source: ``timm/resnet18.a1_in1k``, a file path, ``random(seed=0)`` …
+        sha256: hex digest over the state dict's names, dtypes, shapes and bytes.
+        licence: SPDX-like name of the weights' licence, or ``unknown``.
+    """
+
+    source: str
+    sha256: str
+    licence: str = "unknown"
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen image encoder, always in eval mode and without gradients. Construct it through
+    ``backbones.create``.
+
+    Attributes:
+        name: its name in the registry (``clip``, ``timm/resnet18`` …).
+        model: the network; its state dict is what weights files hold.
+        architecture: the library's own name of the architecture (``timm/resnet18``,
+            ``open_clip/ViT-B-16-quickgelu``).
+        channels: channels of each feature map, shallow to deep.
+        strides: stride of each feature map with respect to the input, in pixels.
+        divisor: the caller of ``forward`` pads heights and widths to a multiple of this.
+        fixed_size: (height, width) in pixels of the only images it takes; None for any size.
+        depth: number of layers (blocks of a ViT, stages of a CNN) that ``at_layers`` can read; 0 if
+            it has only its own maps.
+        embed_dim: length of the image embedding.
+        has_text: whether ``encode_text`` works; ``has_dense_text``: whether ``encode_dense`` does.
+        data: how images are prepared.
+        weights: identity of the weights.
+        model_config: what the architecture was built with, JSON-able, beyond its name.
+        libraries: import names of the libraries that compute it; their versions are part of its
+            identity.
+        version: of the adapter's code; raise it if the same weights and settings give other
+            numbers.
+        token_blocks: number of blocks whose tokens ``read_tokens`` gives, of a plain ViT; else 0.
+        origin: the plugin that it came from, if any, as of ``Registry.origin``.
+    """
+
+    name: str
+    model: nn.Module
+    architecture: str
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    divisor: int
+    fixed_size: tuple[int, int] | None = None
+    embed_dim: int
+    depth: int = 0
+    has_text: bool = False
+    data: DataConfig
+    weights: Weights
+    model_config: Mapping[str, Any] = MappingProxyType({})
+    libraries: tuple[str, ...] = ()
+    version: int = 2
+    token_blocks: int = 0
+    origin: Mapping[str, str] = MappingProxyType({})
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether all of its own layers have one stride, as those of a plain ViT; of views with
+        other layers, too."""
+        return len(set(self.strides)) == 1
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of ``images`` (N, 3, H, W; normalised RGB float; H and W multiples of
+        ``divisor``).
+
+        Returns one (N, channels[i], H / strides[i], W / strides[i]) float map for each i.
+        """
+
+    @abstractmethod
+    def encode_image(self, images: Tensor) -> Tensor:
+        """The global embedding, (N, embed_dim), not normalised to unit length."""
+
+    def encode_features(self, images: Tensor) -> Tensor:
+        """The image's features before they are projected to the space of texts, (N, D): what CLIP's
+        authors trained linear classifiers on (Radford et al. 2021, appendix A.2). Without such a
+        projection the embedding itself."""
+        return self.encode_image(images)
+
+    def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
+        """(class token (N, C), patch tokens (N, L, C)) after each of the last ``blocks`` blocks,
+        through the final norm, as DINOv2's ``get_intermediate_layers``. Without a class token the
+        mean of the patches is returned; without blocks the last feature maps are read.
+
+        Raises:
+            UserError: there are fewer blocks.
+        """
+        if self.token_blocks:
+            self._check_blocks(blocks, self.token_blocks)
+            return self.read_tokens(images, range(self.token_blocks - blocks, self.token_blocks))
+        maps = self(images)
+        self._check_blocks(blocks, len(maps))
+        patches = [each.flatten(2).transpose(1, 2) for each in maps[len(maps) - blocks :]]
+        return [(each.mean(dim=1), each) for each in patches]
+
+    def encode_layers(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(class token (N, C), feature map) of each layer that ``forward`` reads; without a class
+        token the mean of the map."""
+        if not self.token_blocks:
+            return [(each.mean(dim=(2, 3)), each) for each in self(images)]
+        grid = [side // self.divisor for side in images.shape[-2:]]
+        return [
+            (token, patches.transpose(1, 2).unflatten(2, grid).contiguous())
+            for token, patches in self.read_tokens(images, self.data.layers)
+        ]
+
+    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """(class token (N, C) or the mean of the patches, patch tokens (N, L, C)) after each of
+        these blocks, through the final norm; where ``token_blocks`` is not 0."""
+        raise NotImplementedError
+
+    def at_layers(self, layers: Sequence[int]) -> Backbone:
+        """This backbone with the feature maps of other layers, by their numbers from 1 to
+        ``depth``, shallow to deep. Weights are shared.
+
+        Raises:
+            UserError: there is no such layer.
+        """
+        views: dict[tuple[int, ...], Backbone] = self.__dict__.setdefault("_views", {})
+        layers = tuple(layers)
+        if layers not in views:
+            if min(layers) < 1:
+                raise UserError(f"layer {min(layers)}: layers are numbered from 1 to {self.depth}")
+            self._check_blocks(max(layers), self.depth)
+            _ = self.is_plain  # cached, and so the view's
+            view = copy.copy(self)
+            view.data = self.data.with_layers([layer - 1 for layer in layers])
+            device = next(chain(self.parameters(), self.buffers())).device
+            # of sides that all maps divide, so that their strides are exact
+            step = max(self.divisor, *self.strides)
+            size = self.fixed_size or tuple(-(-side // step) * step for side in self.data.size)
+            with torch.inference_mode():
+                images = torch.zeros(1, 3, *size, device=device)
+                maps = view(images)
+            view.channels = tuple(each.shape[1] for each in maps)
+            view.strides = tuple(images.shape[-1] // each.shape[-1] for each in maps)
+            view.divisor = max(self.divisor, *view.strides)
+            views[layers] = view
+        return views[layers]
+
+    def _check_blocks(self, requested: int, available: int) -> None:
+        if requested > available:
+            raise UserError(
+                f"backbone {self.name!r} has {available} blocks or feature maps to read, not"
+                f" {requested}; ask for fewer"
+            )
+
+    def check_size(self, images: Tensor) -> None:
+        """Raises ``UserError`` if it does not take images (N, 3, H, W) of this size."""
+        height, width = images.shape[-2:]
+        if self.fixed_size is not None and self.fixed_size != (height, width):
+            only_height, only_width = self.fixed_size
+            raise UserError(
+                f"{self.architecture} takes images of {only_height}×{only_width} only, not"
+                f" {height}×{width}; set the task's image size to that, or choose another"
+                " architecture"
+            )
+
+    @property
+    def has_dense_text(self) -> bool:
+        return False
+
+    def encode_dense(self, images: Tensor) -> Tensor:
+        """Each patch in the space of texts, (N, embed_dim, h, w), comparable with ``encode_text``
+        by cosine.
+
+        Raises:
+            UserError: ``has_dense_text`` is False.
+        """
+        raise UserError(
+            f"patch features of backbone {self.name!r} are not aligned with texts; choose one such"
+            " as clip"
+        )
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Text embeddings, (len(texts), embed_dim), comparable with ``encode_image`` by cosine.
+
+        Raises:
+            UserError: ``has_text`` is False.
+        """
+        raise UserError(f"backbone {self.name!r} has no text tower; choose one such as clip")
+
+    def model_state(self) -> dict[str, Tensor]:
+        """The network's own state dict, as ``save_checkpoint`` writes it; the identity has its
+        digest."""
+        return self.model.state_dict()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """The backbone stays in eval mode whatever ``mode`` is."""
+        return super().train(False)
+
+    def freeze(self) -> Backbone:
+        """Switch gradients off and go to eval mode; called once by ``backbones.create``."""
+        self.requires_grad_(False)
+        return self.eval()
+
+    def identity(self) -> dict[str, Any]:
+        """What determines its numbers: digest of the weights, configuration and version of the
+        adapter, and versions of the libraries (not its name)."""
+        return {
+            # the weights do not show activations
+            "architecture": self.architecture,
+            "model_config": dict(self.model_config),
+            "sha256": self.weights.sha256,
+            "data": asdict(self.data),
+            "adapter": {"version": self.version, **versions(*self.libraries)},
+            **self.origin,
+        }
+
+    def key(self) -> str:
+        """A short hash of ``identity()``."""
+        return content_key(self.identity())
+
+
+def state_sha256(state: dict[str, Tensor]) -> str:
+    """Digest of a state dict: names, dtypes, shapes and bytes, in name order; the same on every
+    device."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Preprocessing:
+    """An image → (3, H, W) float32 at the backbone's own size, normalised.
+
+    Args:
+        device: of the pixels that ``normalise`` is given, usually.
+
+    Attributes:
+        resize: an RGB image → (3, H, W) uint8, resized and cropped.
+    """
+
+    def __init__(self, data: DataConfig, device: torch.device | None = None) -> None:
+        self.resize = resizing(data, data.interpolation)
+        self.mean, self.std = (
+            255 * torch.tensor(values, device=device).view(3, 1, 1)
+            for values in (data.mean, data.std)
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.normalise(self.resize(to_rgb(image)))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels (…, 3, H, W) from 0 to 255, of any type, as the backbone takes them."""
+        centred = pixels.float() - self.mean.to(pixels.device)
+        return centred.div_(self.std.to(pixels.device))
+
+
+def resizing(data: DataConfig, interpolation: str) -> Callable[[Image.Image], Tensor]:
+    """timm's evaluation transform: an image → its channels (C, H, W), in the image's own type.
+
+    The image is resized so that the centre crop of ``data.size`` keeps the share ``crop_pct`` of
+    the side that fits tighter. With ``squash`` it is resized to that size and changes its shape.
+    """
+    from timm.data import create_transform  # slow to import
+
+    return create_transform(
+        (3, *data.size),
+        interpolation=interpolation,
+        crop_pct=1.0 if data.squash else data.crop_pct,
+        crop_mode="squash" if data.squash else "center",
+        normalize=False,
+    )
+
+
+def in_memory_format(images: Tensor, backbone: Backbone) -> Tensor:
+    """``images`` as they are computed fastest: channels last, unless it is a plain ViT."""
+    return images.contiguous(
+        memory_format=torch.contiguous_format if backbone.is_plain else torch.channels_last
+    )
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of NCHW maps."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SimpleFeaturePyramid(nn.Module):
+    """The simple feature pyramid of ViTDet: every level from the backbone's last map alone.
+    Trainable, part of a probe.
+
+    Li, Mao, Girshick and He, "Exploring Plain Vision Transformer Backbones for Object Detection",
+    ECCV 2022, section 3. For ``stride`` 16: stride 4 by two 2×2 deconvolutions of stride 2 with
+    norm and GELU between, 8 by one, 16 as it is, 32 by 2×2 max-pooling; each then goes through a
+    1×1 and a 3×3 convolution, each with norm.
+
+    Args:
+        in_channels: channels of the last map.
+        out_channels: channels of every level.
+        stride: of the last map, in pixels; levels lie at the powers of two of it that are nearest
+            to ``out_strides``: a stride of 14 gives 3.5, 7, 14 and 28 for 4, 8, 16 and 32.
+        out_strides: nominal strides of the levels, fine to coarse.
+        norm: channels → normalisation layer for NCHW maps; the paper's is LayerNorm.
+
+    Attributes:
+        strides: the true strides of the levels, in pixels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        out_strides: Sequence[int] = (4, 8, 16, 32),
+        norm: Callable[[int], nn.Module] = LayerNorm2d,
+    ) -> None:
+        super().__init__()
+        steps = [round(math.log2(target / stride)) for target in out_strides]
+        self.strides: tuple[float, ...] = tuple(stride * 2**step for step in steps)
+        self.levels = nn.ModuleList(_level(in_channels, out_channels, step, norm) for step in steps)
+
+    def forward(self, last: Tensor) -> tuple[Tensor, ...]:
+        """(N, in_channels, h, w) → one (N, out_channels, h · stride / strides[i], w · stride /
+        strides[i]) for each i.
+
+        Levels coarser than the map round down, as max-pooling does.
+        """
+        return tuple(level(last) for level in self.levels)
+
+
+def _level(
+    in_channels: int, out_channels: int, step: int, norm: Callable[[int], nn.Module]
+) -> nn.Sequential:
+    """One level, ``2 ** step`` times coarser than the map."""
+    layers: list[nn.Module] = []
+    channels = in_channels
+    for i in range(-step):
+        if i:
+            layers += [norm(channels), nn.GELU()]
+        half = max(channels // 2, 1)
+        layers.append(nn.ConvTranspose2d(channels, half, 2, stride=2))
+        channels = half
+    layers += [nn.MaxPool2d(2, stride=2) for _ in range(step)]
+    layers += [
+        nn.Conv2d(channels, out_channels, 1, bias=False),
+        norm(out_channels),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        norm(out_channels),
+    ]
+    return nn.Sequential(*layers)
+
+
+def resize_concat(maps: Sequence[Tensor], strides: Sequence[float], stride: float) -> Tensor:
+    """Bring maps of several strides to one and stack their channels: (N, Σ channels, H / stride, W
+    / stride).
+
+    Bilinear without corner alignment. The target size is that of the map at ``stride`` where there
+    is one, else the first map's size times ``strides[0] / stride``, rounded.
+    """
+    if stride in strides:
+        height, width = maps[list(strides).index(stride)].shape[-2:]
+    else:
+        height, width = (round(side * strides[0] / stride) for side in maps[0].shape[-2:])
+    size = (height, width)
+    resized = [
+        each
+        if each.shape[-2:] == size
+        else F.interpolate(each, size=size, mode="bilinear", align_corners=False)
+        for each in maps
+    ]
+    return torch.cat(resized, dim=1)
+
+
+# import name → distributions with another name
+DISTRIBUTIONS = {
+    "open_clip": ("open_clip_torch",),
+    "PIL": ("pillow", "pillow-simd"),
+    "cv2": (
+        "opencv-python-headless",
+        "opencv-python",
+        "opencv-contrib-python-headless",
+        "opencv-contrib-python",
+    ),
+    "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
+    "mmengine": ("onedl-mmengine", "mmengine"),
+    "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
+    "mmdet": ("onedl-mmdetection", "mmdet"),
+}
+# libraries that decode, resize and compute …
+WHOLE_IMAGES = ("torch", "torchvision", "PIL", "timm")  # … whole images
+DENSE = ("torch", "cv2", "mmcv", "mmengine")  # … in MMLab's pipelines
+PROBING = (
+    *("torch", "torchvision", "numpy", "PIL", "cv2", "mmcv", "mmengine", "mmseg", "mmdet"),
+    *("pycocotools", "faster_coco_eval"),  # COCO's mean AP
+    *("timm", "open_clip"),  # class names and transforms; prompts
+)
+
+
+def versions(*libraries: str) -> dict[str, str]:
+    """Import name → version, without the build after its ``+`` (``2.13.0`` of ``2.13.0+cu128``);
+    ``absent`` if it is not installed. Nothing is imported."""
+    return {library: _version(library) for library in libraries}
+
+
+@cache
+def _version(library: str) -> str:
+    for distribution in DISTRIBUTIONS.get(library, (library,)):
+        try:
+            return version(distribution).partition("+")[0]
+        except PackageNotFoundError:
+            continue
+    return "absent"
