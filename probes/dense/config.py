@@ -10,28 +10,28 @@ from typing import Any
 from mmengine.config import Config
 
 import probes.dense.dataset
-import probes.dense.decode_heads.dpt
-import probes.dense.decode_heads.linear
-import probes.dense.decode_heads.probe3d
-import probes.dense.depth
+import probes.dense.depth_scores
+import probes.dense.dpt
+import probes.dense.linear
 import probes.dense.metrics
-import probes.dense.normals
-import probes.dense.segmentors
+import probes.dense.model
+import probes.dense.normal_scores
+import probes.dense.probe3d
 import probes.features.crops
-import probes.runner.schedules  # noqa: F401  registers what configs name
+import probes.train.schedules  # noqa: F401  registers what configs name
 from backbones.base import Backbone
 from cliptex_common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import Lister, PreparedDataset, Split
 from probes.dense.data import ground_truth_config
-from probes.dense.decode_heads.base import head_input, reads_class_token, round_up
-from probes.dense.decode_heads.module import complete_head
+from probes.dense.head_table import head_input, reads_class_token, round_up
+from probes.dense.heads import complete_head
 from probes.dense.pipelines import complete_pipelines
+from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.tasks.settings import DenseSettings, in_iterations
 from probes.features.feature_dataset import encoder_config, loader_config
-from probes.runner.batches import batch_options
-from probes.runner.config_file import LiteralPaths, apply_settings, apply_training
+from probes.train.batches import batch_options
+from probes.train.config import LiteralPaths, apply_settings, apply_training
 
 TRAIN = "train_dataloader.dataset.pipeline"
 # setting → the literals of a config file that it changes, besides those of ``TRAINING``
@@ -49,7 +49,7 @@ LITERALS: LiteralPaths = {
 
 
 def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
-    """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved``
+    """Config of model, data, optimizer, schedule and scores; ``probes.train.loop.resolved``
     adds what all probes share.
 
     Args:

@@ -15,12 +15,12 @@ from cliptex_common.settings import with_changes
 from probes.configs import config_file
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import LITERALS
-from probes.dense.decode_heads.base import DenseHead
+from probes.dense.head_table import DenseHead
 from probes.dense.probe import DenseProbe
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.registry import PROBES
-from probes.runner.config_file import NO_DECAY, TRAINING, parse_config, read_config, stated_settings
-from probes.runner.settings import scheduler_configs
+from probes.settings import scheduler_configs
+from probes.train.config import NO_DECAY, TRAINING, parse_config, read_config, stated_settings
 
 OF_SCHEDULE = ("max_iters", "epochs", "warmup", "warmup_start", "schedule", "steps", "power")
 OF_LOSS = ("loss_mean", "silog_lambda", "bins", "bins_loss", "sig_warmup", "uncertainty")

@@ -1,6 +1,6 @@
 """Pipelines of images with dense ground truth.
 
-The transforms between loading and packing are mmcv's, mmseg's and ``probes.dense.augment``'s.
+The transforms between loading and packing are mmcv's, mmseg's and ``probes.dense.transforms``'s.
 Within a pipeline the ground truth is ``results["gt_seg_map"]``, the name that mmcv's transforms
 know, as ``DenseTask.read`` gives it.
 """

@@ -17,7 +17,7 @@ from probes.dense.data import image_only
 from probes.dense.learning_rates import choose
 from probes.dense.preview import draw_preview, scored
 from probes.features.content_hashes import content_hashes
-from probes.runner.training import HeadTrainer, train_together
+from probes.train.loop import HeadTrainer, train_together
 
 Task = tuple[Probe, Context]
 

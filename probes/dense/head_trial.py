@@ -18,11 +18,11 @@ from cliptex_common.images import image_size
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import complete_model
 from probes.dense.data import dense_sample
-from probes.dense.decode_heads.base import head_input, round_up
-from probes.dense.decode_heads.losses import build_head, has_own_loss
-from probes.dense.decode_heads.module import head_class, summary
-from probes.dense.tasks.settings import DenseSettings
-from probes.runner.sampling import isolated_rng
+from probes.dense.head_table import head_input, round_up
+from probes.dense.heads import head_class, summary
+from probes.dense.losses import build_head, has_own_loss
+from probes.dense.settings import DenseSettings
+from probes.train.sampling import isolated_rng
 
 OF_BACKBONE = ("in_channels", "in_index", "num_classes", "feature_strides")
 

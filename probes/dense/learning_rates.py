@@ -14,9 +14,9 @@ from dataclasses import replace
 
 from probes.base import Context, Probe, RunLog
 from probes.dense.config import dense_config
-from probes.runner.head_trainer import HeadTrainer
-from probes.runner.training import train_together
 from probes.selection import Candidate, held_out_by_content, log_scores, select_candidate
+from probes.train.head_trainer import HeadTrainer
+from probes.train.loop import train_together
 
 Choice = tuple[Context, list[str]]  # of a head with the best rate, and notes for the user
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from cliptex_common.dense_maps.scores import class_areas, confusion
 from cliptex_common.device import float64_device
 from cliptex_common.errors import UserError
+from probes.dense.areas import bounds_scored
+from probes.dense.segmentation import class_ious
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.tasks.areas import bounds_scored
-from probes.dense.tasks.segmentation import class_ious
 
 SHOWN_SIDE = 512  # of what is drawn, pixels
 

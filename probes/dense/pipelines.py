@@ -10,9 +10,9 @@ from mmengine.config import Config
 
 from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec
-from probes.dense.augment import COLOURS
+from probes.dense.settings import DenseSettings
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.tasks.settings import DenseSettings
+from probes.dense.transforms import COLOURS
 
 Part = dict[str, Any]  # of a config
 

@@ -18,7 +18,7 @@ from cliptex_common.errors import UserError
 from probes.base import Context, Probe, Reuse, TaskResult
 from probes.configs import config_file
 from probes.datasets.base import PreparedDataset
-from probes.dense.decode_heads.base import SHIPPED, DenseHead
+from probes.dense.head_table import SHIPPED, DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.layers import requested_layer
 from probes.registry import HEADS, PROBES, register_probe
@@ -48,7 +48,7 @@ class DenseProbe(Probe):
 
     def read_config(self) -> Any:
         """The config of its file, to be completed."""
-        from probes.runner.config_file import read_config
+        from probes.train.config import read_config
 
         return read_config(self.config_file)
 
@@ -85,7 +85,7 @@ class DenseProbe(Probe):
             raise UserError(f"head.type={name}: probe {self.name} is {own}; use probe head")
         if not own and name in HEADS:
             raise UserError(f"head.type={name}: {name} is a probe of its own, DATASET/{name}")
-        from probes.dense.decode_heads.module import check_settings
+        from probes.dense.heads import check_settings
 
         check_settings(requested, self.task)
 
@@ -94,7 +94,7 @@ class DenseProbe(Probe):
         first rate."""
         from probes.dense.config import dense_config
         from probes.dense.learning_rates import with_rate
-        from probes.runner.training import resolved
+        from probes.train.loop import resolved
 
         context = replace(context, data=context.data.without_unused)
         if rates := context.settings.lr_grid:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from cliptex_common.errors import UserError
-from probes.dense.decode_heads.objectives import TaskObjective
-from probes.dense.tasks.base import DenseTask
-from probes.dense.tasks.segmentation import Segmentation
+from probes.dense.objectives import TaskObjective
+from probes.dense.segmentation import Segmentation
+from probes.dense.task import DenseTask
 
 SIDE = 64
 

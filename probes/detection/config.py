@@ -15,8 +15,8 @@ from probes.detection import coco, per_shape  # noqa: F401  they register types
 from probes.detection.models import complete_detector
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.feature_dataset import encoder_config, loader_config
-from probes.runner.batches import batch_options
-from probes.runner.config_file import LiteralPaths, apply_settings, apply_training, read_config
+from probes.train.batches import batch_options
+from probes.train.config import LiteralPaths, apply_settings, apply_training, read_config
 
 Part = dict[str, Any]
 AUGMENTATION = ("Expand", "MinIoURandomCrop", "PhotoMetricDistortion")
@@ -45,7 +45,7 @@ LITERALS: LiteralPaths = {
 
 
 def detection_config(probe: Any, context: Context) -> Config:
-    """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved``
+    """Config of model, data, optimizer, schedule and scores; ``probes.train.loop.resolved``
     adds what all probes share.
 
     Args:

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from backbones.base import Backbone
 from backbones.pyramid import SimpleFeaturePyramid
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
-from probes.runner import frozen_backbone
+from probes.train import frozen_backbone
 
 Part = dict[str, Any]
 

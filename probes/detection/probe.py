@@ -35,7 +35,7 @@ class DetectionProbe(Probe):
     def config(self, context: Context) -> str:
         """The resolved MMEngine config; it runs with plain mmengine."""
         from probes.detection.config import detection_config
-        from probes.runner.training import resolved
+        from probes.train.loop import resolved
 
         context = replace(context, data=context.data.without_unused)
         return resolved(detection_config(self, context), context).pretty_text
@@ -44,7 +44,7 @@ class DetectionProbe(Probe):
         """Train the detector on ``train`` and score ``val`` by COCO's rules."""
         from probes.detection.config import detection_config
         from probes.detection.preview import draw_preview
-        from probes.runner.training import run_training
+        from probes.train.loop import run_training
 
         data = context.data
         config = detection_config(self, context)

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, settings_dataclass
-from probes.runner.settings import Schedule, TrainingSettings
+from probes.settings import Schedule, TrainingSettings
 
 # in the order of COCOeval's ``stats``; each after ``bbox_`` or ``segm_``
 STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")

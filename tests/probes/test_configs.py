@@ -11,7 +11,7 @@ from probes.configs import FOLDER
 from probes.dense.config import dense_config
 from probes.detection.config import detection_config
 from probes.registry import PROBES
-from probes.runner.config_file import KEYS
+from probes.train.config import KEYS
 from tests.probes import tiny_coco, tiny_dense
 from tests.probes.tiny_mmlab import context
 

@@ -104,7 +104,7 @@ def pipelines(data: PreparedDataset, settings, crop, mean=(0, 0, 0)) -> tuple[li
     from probes.configs import config_file
     from probes.dense.config import LITERALS
     from probes.dense.pipelines import complete_pipelines
-    from probes.runner.config_file import apply_settings, read_config
+    from probes.train.config import apply_settings, read_config
 
     config = read_config(config_file(data.spec.kind, "linear"))
     apply_settings(config, settings, LITERALS)

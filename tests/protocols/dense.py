@@ -27,14 +27,14 @@ import backbones.named  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
-from probes.dense.decode_heads.linear import LinearHead
-from probes.dense.decode_heads.losses import build_head
-from probes.dense.segmentors import DenseModel
+from probes.dense.linear import LinearHead
+from probes.dense.losses import build_head
+from probes.dense.model import DenseModel
 from probes.protocols.base import find_preset
 from probes.registry import find_task
-from probes.runner import training
-from probes.runner.config_file import training_config
-from probes.runner.sampling import EndlessSampler, SeededSamples, isolated_rng
+from probes.train import loop as training
+from probes.train.config import training_config
+from probes.train.sampling import EndlessSampler, SeededSamples, isolated_rng
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from cliptex_common.dense_maps.scores import depth_scores
-from probes.dense.decode_heads.base import round_up
-from probes.dense.depth import DepthBins
+from probes.dense.depth_scores import DepthBins
+from probes.dense.head_table import round_up
 from probes.dense.metrics import cropped
 from tests.protocols import dense
 from tests.protocols.dense import (

@@ -18,13 +18,13 @@ from torch import Tensor
 from cliptex_common.device import prefers_bf16
 from probes.datasets.download.nyu import millimetres
 from probes.dense.data import LoadGroundTruth
-from probes.dense.decode_heads.base import native_stride, reads_class_token, round_up
-from probes.dense.depth import DepthScores
-from probes.dense.normals import NormalObjective, NormalScores
-from probes.dense.tasks.settings import in_iterations
+from probes.dense.depth_scores import DepthScores
+from probes.dense.head_table import native_stride, reads_class_token, round_up
+from probes.dense.normal_scores import NormalObjective, NormalScores
+from probes.dense.settings import in_iterations
 from probes.registry import DATASETS
-from probes.runner.frozen_backbone import FrozenBackbone
-from probes.runner.sampling import SeededSamples, isolated_rng
+from probes.train.frozen_backbone import FrozenBackbone
+from probes.train.sampling import SeededSamples, isolated_rng
 from tests.protocols import dense, probe3d_views
 from tests.protocols.dense import photograph, random, seeded, summary
 from tests.protocols.probe3d_source import (

@@ -7,7 +7,7 @@ custom_imports = dict(
         "probes.detection.coco",
         "probes.detection.models",
         "probes.detection.per_shape",
-        "probes.runner.batches",
+        "probes.train.batches",
     ]
 )
 train_pipeline = [

@@ -24,7 +24,7 @@ from probes.datasets.base import Split
 from probes.dense.config import dataset_of, preprocessor
 from probes.dense.constant import constant_note
 from probes.dense.data import LOAD, ground_truth_config
-from probes.dense.decode_heads.base import native_stride, round_up
+from probes.dense.head_table import native_stride, round_up
 from probes.dense.metrics import SegmentationScores
 from probes.dense.patches.crops import region_of, resize_region
 from probes.dense.patches.pixels import Patches, resize_labels, windows
@@ -35,7 +35,7 @@ from probes.features.feature_dataset import MapViews, encoder_config
 from probes.features.store import DTYPES
 from probes.layers import requested_map
 from probes.pictures import GALLERY_IMAGES
-from probes.runner import frozen_backbone
+from probes.train import frozen_backbone
 
 T = TypeVar("T")
 QUERIES = 2**14  # patches that are predicted at once, at least

@@ -11,7 +11,7 @@ from PIL import Image
 
 import backbones.named
 import probes.dense.config
-import probes.runner.config_file
+import probes.train.config
 from backbones.registry import Entry, register
 from benchmark.reproduce import targets as targets_module
 from probes.datasets.base import DatasetSpec
@@ -125,7 +125,7 @@ def step_per_batch(folder, monkeypatch):
         part = {"type": "CosineAnnealingLR", "T_max": 3, "eta_min": 0.0}
         return [{"by_epoch": False, "begin": 0, "end": settings.max_iters, **part}]
 
-    monkeypatch.setattr(probes.runner.config_file, "scheduler_configs", schedule)
+    monkeypatch.setattr(probes.train.config, "scheduler_configs", schedule)
     return "learning rate: the rate rises"
 
 

@@ -14,8 +14,8 @@ import probes.dense.config  # noqa: F401  registers what configs name
 from cliptex_common.dense_maps.read import read_depth, read_normals
 from probes.dense.constant import best_constant, constant_note
 from probes.dense.dataset import DenseDataset
+from probes.dense.normals import NormalSettings
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.tasks.normals import NormalSettings
 from tests.probes import tiny_dense
 
 EVALUATORS = {

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.dense.decode_heads.base import aspp_dilations
-from probes.dense.decode_heads.linear import LinearHead
-from probes.dense.depth import DepthObjective
-from probes.dense.normals import NormalObjective
+from probes.dense.depth_scores import DepthObjective
+from probes.dense.head_table import aspp_dilations
+from probes.dense.linear import LinearHead
+from probes.dense.normal_scores import NormalObjective
 
 
 def test_dilations_are_the_papers_at_its_size():

@@ -11,9 +11,9 @@ from mmseg.evaluation.metrics import DepthMetric
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 
 from cliptex_common.dense_maps.scores import angles
-from probes.dense.depth import DepthScores
+from probes.dense.depth_scores import DepthScores
 from probes.dense.metrics import SegmentationScores, segmentation_scores
-from probes.dense.normals import NormalScores
+from probes.dense.normal_scores import NormalScores
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -14,7 +14,7 @@ from probes.detection.coco import CocoInstances
 from probes.detection.config import detection_config
 from probes.detection.settings import MaskRCNNSettings
 from probes.registry import PROBES
-from probes.runner.sampling import SeededSamples
+from probes.train.sampling import SeededSamples
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import context
 

@@ -23,8 +23,8 @@ from probes.detection.config import LITERALS, coco_set
 from probes.detection.probe import BOXES, MASKS
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.registry import PROBES
-from probes.runner.config_file import apply_settings, read_config
-from probes.runner.head_trainer import STATE_FILE
+from probes.train.config import apply_settings, read_config
+from probes.train.head_trainer import STATE_FILE
 from reports.detections import to_columns
 from reports.stats.per_image import image_scores
 from tests.coco_reference import evaluate
@@ -257,7 +257,7 @@ def test_config_runs_with_plain_mmengine(root, tmp_path, name):
 def test_every_shape_of_backbone_gets_matching_levels(name, strides):
     """One forward pass: maps and anchors agree in number and the finest anchors lie where the maps'
     cells are."""
-    from probes.runner import frozen_backbone
+    from probes.train import frozen_backbone
 
     backbone = TinyBackbone("shape", 0, strides).freeze()
     frozen_backbone.share({"name": f"shape-{strides}"}, backbone)

@@ -1,0 +1,111 @@
+"""Settings of all MMEngine probes, and the schedule that follows from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from cliptex_common.errors import UserError
+from cliptex_common.settings import (
+    Axis,
+    Fraction,
+    Precision,
+    Probability,
+    Share,
+    settings_dataclass,
+)
+from probes.curves import BETAS, RATES
+
+Schedule = Literal[
+    "poly", "cosine", "steps", "dinov3-segmentation", "dinov3-depth", "pixio", "probe3d"
+]
+
+
+@settings_dataclass
+class TrainingSettings:
+    """The training of an MMEngine probe; every field is part of the task's identity.
+
+    Attributes:
+        protocol: the published protocol that the settings come from, or ``own``; see
+            ``probes.protocols``.
+        max_iters, batch_size: length of training; images of a batch.
+        optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
+        lr, weight_decay, betas: of the optimizer (the betas of AdamW).
+        decay_all: norms and biases decay too.
+        clip_norm: the gradient's norm is clipped to this; 0 for never.
+        schedule: ``poly`` or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up;
+            ``steps``, a tenth of the rate before at each of ``steps``, shares of the training; or
+            one of a published source, which has its own warm-up and, of ``dinov3-depth``, beta 1:
+            see ``probes.curves``.
+        power: of ``poly``.
+        min_lr: what ``poly`` and ``cosine`` end at.
+        warmup: share of the training over which the learning rate grows linearly; from 1 on a
+            number of iterations.
+        warmup_start: share of ``lr`` that the warm-up starts at.
+        shuffle: each pass over the training images has an order of its own; otherwise all have
+            that of the dataset.
+        flip: probability of a horizontal flip in training (the x of normals changes sign with it).
+        precision: of the frozen backbone: ``fp32``, ``bf16``, or ``auto``, which a plan replaces by
+            one of them.
+        cache: the precision that the backbone's maps are cached in, or ``none``; see the probes.
+    """
+
+    protocol: str = "own"
+    max_iters: Annotated[PositiveInt, Axis()] = 40_000
+    batch_size: PositiveInt = 16
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[PositiveFloat, Axis()] = 1e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    decay_all: bool = True
+    clip_norm: NonNegativeFloat = 0.0
+    schedule: Schedule = "poly"
+    steps: tuple[Fraction, ...] = (8 / 12, 11 / 12)
+    power: PositiveFloat = 0.9
+    min_lr: NonNegativeFloat = 0.0
+    warmup: NonNegativeFloat = 0.05
+    warmup_start: Fraction = 1e-3
+    shuffle: bool = True
+    flip: Probability = 0.5
+    precision: Precision = "fp32"
+    cache: Literal["none", "fp16", "bf16", "fp32"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.warmup > 1 and not self.warmup.is_integer():
+            raise UserError(
+                f"warmup={self.warmup:g}: must be a share below 1, or a whole number of iterations"
+            )
+
+
+def scheduler_configs(settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Configs of warm-up and decay, by iteration.
+
+    Raises:
+        UserError: the warm-up is as long as the training.
+    """
+    end = settings.max_iters
+    warm = round(settings.warmup * (end if settings.warmup < 1 else 1))
+    if warm >= max(end, 2):
+        raise UserError(
+            f"warmup={settings.warmup:g} leaves nothing of max_iters={end}; set warmup to a share"
+            " below 1"
+        )
+    warm = warm if warm >= 2 else 0  # mmengine's LinearLR divides by its length less one
+    decay = {"eta_min": settings.min_lr, "begin": warm}
+    parts: list[dict[str, Any]]
+    if settings.schedule in RATES:
+        tables = {"CurveLR": RATES, "CurveMomentum": BETAS}
+        kinds = [kind for kind, curves in tables.items() if settings.schedule in curves]
+        parts = [{"type": kind, "curve": settings.schedule, "warm": warm} for kind in kinds]
+    elif settings.schedule == "poly":
+        parts = [{"type": "PolyLR", "power": settings.power, **decay}]
+    elif settings.schedule == "cosine":
+        parts = [{"type": "CosineAnnealingLR", "T_max": end - warm, **decay}]
+    else:
+        milestones = [round(step * end) for step in settings.steps]
+        parts = [{"type": "MultiStepLR", "milestones": milestones, "gamma": 0.1}]
+    if warm and settings.schedule not in RATES:
+        start = settings.warmup_start
+        parts.insert(0, {"type": "LinearLR", "start_factor": start, "begin": 0, "end": warm})
+    return [{"by_epoch": False, "begin": 0, "end": end, **part} for part in parts]
