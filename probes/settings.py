@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Annotated, Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -20,6 +21,40 @@ from probes.curves import BETAS, RATES
 Schedule = Literal[
     "poly", "cosine", "steps", "dinov3-segmentation", "dinov3-depth", "pixio", "probe3d"
 ]
+
+OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
+
+
+class At:
+    """Where a setting stands in the config of its probe: part of its field's annotation, beside its
+    type and default. What a config file states there is the setting's default.
+
+    Attributes:
+        literals: paths of the value; a step into a list is the ``type`` of a part.
+        added: the value is added where a file states none; otherwise it changes nothing there.
+        part: path of what is made of it and of others, unless a config file states that: then the
+            setting cannot change it.
+        absent: the setting's value where the file lacks the literal.
+    """
+
+    def __init__(
+        self, *literals: str, added: bool = False, part: str = "", absent: Any = None
+    ) -> None:
+        self.literals, self.added, self.part, self.absent = literals, added, part, absent
+
+
+SCHEDULE = At(part="param_scheduler")
+
+
+def places(settings_type: type) -> dict[str, At]:
+    """Setting → where it stands, of those of a settings dataclass that stand in the config."""
+    return {
+        name: part
+        for base in reversed(settings_type.__mro__)
+        for name, hint in typing.get_type_hints(base, include_extras=True).items()
+        for part in getattr(hint, "__metadata__", ())
+        if isinstance(part, At)
+    }
 
 
 @settings_dataclass
@@ -52,23 +87,34 @@ class TrainingSettings:
     """
 
     protocol: str = "own"
-    max_iters: Annotated[PositiveInt, Axis()] = 40_000
-    batch_size: PositiveInt = 16
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: Annotated[PositiveFloat, Axis()] = 1e-3
-    weight_decay: NonNegativeFloat = 1e-4
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    decay_all: bool = True
-    clip_norm: NonNegativeFloat = 0.0
-    schedule: Schedule = "poly"
-    steps: tuple[Fraction, ...] = (8 / 12, 11 / 12)
-    power: PositiveFloat = 0.9
-    min_lr: NonNegativeFloat = 0.0
-    warmup: NonNegativeFloat = 0.05
-    warmup_start: Fraction = 1e-3
+    max_iters: Annotated[
+        PositiveInt, Axis(), At("train_cfg.max_iters", added=True, part="param_scheduler")
+    ] = 40_000
+    batch_size: Annotated[PositiveInt, At("train_dataloader.batch_size", added=True)] = 16
+    optimizer: Annotated[Literal["adamw", "sgd"], At(part="optim_wrapper.optimizer.type")] = "adamw"
+    lr: Annotated[PositiveFloat, Axis(), At("optim_wrapper.optimizer.lr", added=True)] = 1e-3
+    weight_decay: Annotated[
+        NonNegativeFloat, At("optim_wrapper.optimizer.weight_decay", added=True)
+    ] = 1e-4
+    betas: Annotated[tuple[Share, Share], At("optim_wrapper.optimizer.betas")] = (0.9, 0.999)
+    decay_all: Annotated[bool, At(part="optim_wrapper.paramwise_cfg")] = True
+    clip_norm: Annotated[
+        NonNegativeFloat,
+        At("optim_wrapper.clip_grad.max_norm", part="optim_wrapper.clip_grad", absent=0.0),
+    ] = 0.0
+    schedule: Annotated[Schedule, SCHEDULE] = "poly"
+    steps: Annotated[tuple[Fraction, ...], SCHEDULE] = (8 / 12, 11 / 12)
+    power: Annotated[PositiveFloat, SCHEDULE] = 0.9
+    min_lr: Annotated[NonNegativeFloat, SCHEDULE] = 0.0
+    warmup: Annotated[NonNegativeFloat, SCHEDULE] = 0.05
+    warmup_start: Annotated[Fraction, SCHEDULE] = 1e-3
     shuffle: bool = True
-    flip: Probability = 0.5
-    precision: Precision = "fp32"
+    flip: Annotated[
+        Probability, At("train_dataloader.dataset.pipeline.RandomFlip.prob", absent=0.0)
+    ] = 0.5
+    precision: Annotated[
+        Precision, At("model.backbone.precision", "model.backbone.backbone.precision")
+    ] = "fp32"
     cache: Literal["none", "fp16", "bf16", "fp32"] = "none"
 
     def __post_init__(self) -> None:

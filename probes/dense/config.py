@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 import probes.dense.dataset
-import probes.dense.depth_scores
 import probes.dense.dpt
 import probes.dense.linear
 import probes.dense.metrics
 import probes.dense.model
-import probes.dense.normal_scores
 import probes.dense.probe3d
 import probes.features.crops
 import probes.train.schedules  # noqa: F401  registers what configs name
@@ -25,27 +24,13 @@ from probes.base import Context
 from probes.datasets.base import Lister, PreparedDataset, Split
 from probes.dense.data import ground_truth_config
 from probes.dense.head_table import head_input, reads_class_token, round_up
-from probes.dense.heads import complete_head
+from probes.dense.heads import complete_head, has_own_loss, head_class
 from probes.dense.pipelines import complete_pipelines
 from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.feature_dataset import encoder_config, loader_config
 from probes.train.batches import batch_options
-from probes.train.config import LiteralPaths, apply_settings, apply_training
-
-TRAIN = "train_dataloader.dataset.pipeline"
-# setting → the literals of a config file that it changes, besides those of ``TRAINING``
-LITERALS: LiteralPaths = {
-    "scale_range": (f"{TRAIN}.RandomResize.ratio_range",),
-    "max_class_share": (f"{TRAIN}.RandomCrop.cat_max_ratio",),
-    "align_corners": ("model.decode_head.align_corners",),
-    "loss_images": ("model.decode_head.loss_images",),
-    "channels": ("model.decode_head.channels",),
-    "dropout": ("model.decode_head.dropout_ratio",),
-    "dropout_first": ("model.decode_head.dropout_first",),
-    "dpt_widths": ("model.decode_head.widths",),
-    "flip_test": ("model.test_cfg.flip",),
-}
+from probes.train.config import apply_training
 
 
 def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
@@ -65,11 +50,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     settings = in_iterations(context.settings, images)
 
     config = probe.read_config()
-    stated_schedule = config.param_scheduler
-    apply_settings(config, settings, LITERALS)
     apply_training(config, settings)
-    if probe.schedule_is_fixed:
-        config.param_scheduler = stated_schedule
     complete_model(config, probe, settings, train_data, backbone)
     model, prepare = config.model, preprocessor(backbone)
     model.backbone.update(
@@ -103,7 +84,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     for loader in (train, val):
         loader.update(loader_config(encoder))
         loader.dataset.encoder = encoder
-    config.val_evaluator = task.evaluator(settings, val_data.spec)
+    config.val_evaluator = task.evaluator(settings, val_data.spec) | config.val_evaluator
     # importing them registers what the config names
     modules = (spec.module, val_data.spec.module, type(task).__module__, probe.head.declared_in)
     config.custom_imports.imports += dict.fromkeys(filter(None, modules))
@@ -124,13 +105,26 @@ def complete_model(
     Raises:
         UserError: they do not fit.
     """
-    probe.head.check(settings, data, backbone)
     task, model = DENSE_TASKS.find(data.spec.kind), config.model
-    head, requested = model.decode_head, getattr(settings, "head", {})
-    for name, value in task.objective(settings, data.spec, len(data.classes)).items():
-        if name != "loss_decode" or not probe.loss_is_fixed:
-            head[name] = value  # ``update`` of a config would merge the losses
-    inputs = complete_head(model, requested, head_input(settings, backbone))
+    probe.head.check(settings, backbone)
+    task.check_dataset(data)
+    requested = getattr(settings, "head", {})
+    for name, value in requested.items():
+        model.decode_head[name] = value  # ``update`` of a config would merge the losses
+    head = model.decode_head
+    derived = task.objective(settings, data.spec, len(data.classes))
+    stated = head.get("loss_decode", {})
+    if has_own_loss(head_class(head.type)):
+        derived.pop("loss_decode")
+    elif isinstance(stated, dict) and stated.get("type") == "TaskObjective":
+        head.loss_decode = {**derived["loss_decode"], **stated}
+    for name, value in derived.items():
+        head.setdefault(name, value)
+    if not task.has_classes:
+        with DefaultScope.overwrite_default_scope("mmseg"):
+            head.setdefault("num_classes", MODELS.build(head.loss_decode).channels)
+        head.threshold = 0.0  # which mmseg would warn of
+    inputs = complete_head(model, head_input(settings, backbone))
     if "neck" not in model:
         for name, neutral in (("feature_stride", "none"), ("upsampler", "bilinear")):
             if (value := getattr(settings, name)) not in (None, neutral):
@@ -139,8 +133,6 @@ def complete_model(
                     f" {requested.get('type', probe.name)} reads each at its own stride: set"
                     f" {name}={neutral}"
                 )
-    if not getattr(settings, "linear_norm", True) and head.type == "LinearHead":
-        head.norm = False
     if settings.class_token == "project":
         head.readout_type = "project"
     if not getattr(settings, "dpt_norm", True) and "readout_type" in head:

@@ -5,9 +5,10 @@ Range, file scale and evaluation crop are the dataset's own protocol (``DatasetS
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -17,10 +18,16 @@ from cliptex_common.dense_maps.pictures import depth_picture, scale_bar
 from cliptex_common.dense_maps.read import read_depth, unrotated
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Probability, settings_dataclass
+from cliptex_common.weighted import Arrays
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
-from probes.dense.settings import DenseSettings, FactorRange
-from probes.dense.task import DenseTask, Drawing
+from probes.dense.settings import LOSS, DenseSettings, FactorRange
+from probes.dense.task import DenseTask, Drawing, cropped, note_empty
 from reports.metrics import Metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EPS = 1e-3  # metres, in SigLoss
 
 
 @settings_dataclass
@@ -29,11 +36,10 @@ class DepthSettings(DenseSettings):
     changes the depth it shows.
 
     Attributes:
-        bins: outputs of a pixel, each for a depth; see ``dense.depth.DepthBins``. 0 for
-            one bounded output (``DepthObjective``).
+        bins: outputs of a pixel, each for a depth; see ``Depth``. 0 for one bounded output.
         silog_lambda: λ of the scale-invariant loss, 0 (log RMSE) … 1 (the scale of an image is
             free).
-        bins_loss: ``sig``, or ``probe3d``: see ``dense.depth.Probe3dDepth``.
+        bins_loss: ``sig``, or ``probe3d``.
         sig_warmup: iterations at the start without the variance in the loss of ``bins``.
         rotation: half of the training images are turned by up to so many degrees.
     """
@@ -41,10 +47,10 @@ class DepthSettings(DenseSettings):
     size: Annotated[NonNegativeInt, Axis()] = 480
     scale_range: FactorRange = (1.0, 1.0)
     max_iters: Annotated[PositiveInt, Axis()] = 20_000
-    bins: NonNegativeInt = 0
-    silog_lambda: Probability = 0.5
-    bins_loss: Literal["sig", "probe3d"] = "sig"
-    sig_warmup: NonNegativeInt = 0
+    bins: Annotated[NonNegativeInt, LOSS] = 0
+    silog_lambda: Annotated[Probability, LOSS] = 0.5
+    bins_loss: Annotated[Literal["sig", "probe3d"], LOSS] = "sig"
+    sig_warmup: Annotated[NonNegativeInt, LOSS] = 0
     rotation: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
@@ -54,9 +60,28 @@ class DepthSettings(DenseSettings):
 
 
 class Depth(DenseTask):
-    """Metres between the bounds of a dataset; its statistics are the metrics of each image."""
+    """Metres between the bounds of a dataset; its statistics are the metrics of each image.
+
+    Without ``bins`` depth comes through a bounded output,
+    ``min_depth + (max_depth - min_depth) · sigmoid(raw)``: near zero this is exponential, so that
+    the loss in log depth has a gradient of about one, and the range is kept by construction. With
+    them it is their mean, see ``read_output``.
+
+    Attributes:
+        min_depth, max_depth: of the output, and of the ground truth that is learned (both
+            included) and scored (both excluded), metres.
+        silog_lambda, bins, bins_loss, sig_warmup: settings.
+        crop: that is scored, see ``cropped``; with ``several_sizes`` it ends where a smaller map
+            does.
+        cut: metres that ground truth and predictions beyond them count as.
+    """
 
     name, field = "depth", "depth_map"
+    min_depth, max_depth = 0.0, 10.0
+    silog_lambda, bins, bins_loss, sig_warmup = 0.5, 0, "sig", 0
+    crop: Sequence[Any] | None = None
+    cut: float | None = None
+    several_sizes = False
     metrics: ClassVar[Mapping[str, Metric]] = {
         "abs_rel": Metric(-1, "", 0.0, None, "AbsRel"),
         "rmse": Metric(-1, "m", 0.0, None, "RMSE", True),
@@ -92,19 +117,132 @@ class Depth(DenseTask):
         return read_depth(path, depth_scale, rotated_bits)
 
     def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
-        loss = _bounds(spec)
-        if settings.bins:
-            kind = {"sig": "DepthBins", "probe3d": "Probe3dDepth"}[settings.bins_loss]
-            loss |= {"type": kind, "bins": settings.bins, "warmup": settings.sig_warmup}
-        else:
-            loss |= {"type": "DepthObjective", "silog_lambda": settings.silog_lambda}
-        return {"loss_decode": loss}
+        names = ("bins", "bins_loss", "sig_warmup") if settings.bins else ("silog_lambda",)
+        options = {name: getattr(settings, name) for name in names}
+        return {
+            "loss_decode": {"type": "TaskObjective", "task": "depth", **_bounds(spec), **options}
+        }
+
+    @property
+    def loss_name(self) -> str:  # type: ignore[override]
+        return "loss_sig" if self.bins else "loss_silog"
+
+    @property
+    def first_output(self) -> tuple[float, ...]:
+        """Raw 0 is the middle of the range, but rooms and streets have most of their depth near a
+        quarter of it, and a bias is slow to learn when batch normalisation leaves the other inputs
+        without a mean."""
+        return (0.0,) * self.bins if self.bins else (-math.log(3),)  # sigmoid = 1/4
+
+    def read_output(self, output: Tensor) -> Tensor:
+        """Of bins the mean, as in the depth heads of DINOv2, DINOv3 and probe3d: ``Σ p_k · b_k``
+        with ``b`` from min_depth to max_depth in equal steps and
+        ``p_k = (relu(raw_k) + 0.1) / Σ_j (relu(raw_j) + 0.1)`` (the "linear" normalisation of
+        AdaBins' code, Bhat, Alhashim, Wonka, CVPR 2021): (N, bins, h, w) → (N, 1, h, w) metres."""
+        if not self.bins:
+            return output
+        import torch
+
+        share = output.float().relu() + 0.1
+        bins = torch.linspace(self.min_depth, self.max_depth, self.bins, device=output.device)
+        return torch.einsum("nkhw,k->nhw", share, bins)[:, None] / share.sum(dim=1, keepdim=True)
+
+    def to_average(self, output: Tensor) -> Tensor:
+        return output if self.bins else output.float().sigmoid()
+
+    def from_average(self, values: Tensor) -> Tensor:
+        return values if self.bins else values.logit(eps=1e-6)
+
+    def decode(self, output: Tensor) -> Tensor:
+        """(N, 1, H, W) outputs as read → (N, 1, H, W) metres."""
+        if self.bins:
+            return output
+        return self.min_depth + (self.max_depth - self.min_depth) * output.sigmoid()
+
+    def valid(self, target: Tensor) -> Tensor:
+        """Where ``target`` is known and in range."""
+        return (target > 0) & (target >= self.min_depth) & (target <= self.max_depth)
+
+    def batch_loss(self, output: Tensor, target: Tensor, iteration: Any) -> Tensor:
+        """Of ``output`` against ``target``, both (N, 1, H, W); the target in metres (0 = unknown).
+        Images without valid pixels do not count."""
+        valid = self.valid(target)
+        if not self.bins:
+            return self._silog(output, target, valid)
+        return self._sig(output, target, valid, iteration)
+
+    def _silog(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """The mean over images of ``sqrt(mean(d²) - silog_lambda · mean(d)²)`` with
+        ``d = log(prediction) - log(target)`` over its valid pixels (Eigen, Puhrsch, Fergus 2014,
+        eq. 4, under a root as in BTS and AdaBins); ``silog_lambda`` 0 is the plain log RMSE, 1
+        ignores the scale of the image, and the paper's 0.5 is in between."""
+        difference = self.decode(output).log() - target.where(valid, 1.0).log()
+        difference = difference.where(valid, 0.0)
+        count = valid.sum(dim=(1, 2, 3))
+        mean = difference.sum(dim=(1, 2, 3)) / count.clamp(min=1)
+        mean_square = difference.square().sum(dim=(1, 2, 3)) / count.clamp(min=1)
+        # the root's slope is infinite at zero: a perfect image must not give NaN gradients
+        losses = (mean_square - self.silog_lambda * mean.square()).clamp(min=1e-8).sqrt()
+        return (losses * (count > 0)).sum() / (count > 0).sum().clamp(min=1)
+
+    def _sig(self, depth: Tensor, target: Tensor, valid: Tensor, iteration: Any) -> Tensor:
+        """SigLoss: ``sqrt(var(g) + 0.15 · mean(g)²)`` with
+        ``g = log(prediction + ε) - log(target + ε)``, ε = 1 mm, over all valid pixels of the batch
+        (AdaBins' eq. 2 with λ = 0.85; the variance is the unbiased one, and left out in the first
+        ``sig_warmup`` iterations); 0 where less than two pixels are valid."""
+        if self.bins_loss == "probe3d":
+            return self._probe3d(depth, target, valid)
+        if valid.sum() < 2:
+            return depth.sum() * 0.0
+        g = (depth[valid] + EPS).log() - (target[valid] + EPS).log()
+        variance = g.var() * (iteration >= self.sig_warmup) if self.sig_warmup else g.var()
+        return (variance + 0.15 * g.mean().square()).clamp(min=1e-8).sqrt()
+
+    def _probe3d(self, depth: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """probe3d's loss: ten times SigLoss (of the biased variance), and half of the absolute
+        differences of the log error between images two apart in the batch, summed over the complete
+        batch and over every second, every fourth and every sixth image of it.
+
+        Its code calls this the gradient, and means neighbouring pixels; its indices are of the
+        batch.
+        """
+        prediction, metres = (each.where(valid, 1.0) for each in (depth, target))
+        g = (prediction + EPS).log() - (metres + EPS).log()
+        count = valid.sum().clamp(min=1)
+        square = g.square().sum() / count - 0.85 * (g.sum() / count).square()
+        loss = 10 * square.clamp(min=1e-8).sqrt()
+        for step in (1, 2, 4, 6):
+            error, counted = g[::step], valid[::step]
+            difference = (error[:-2] - error[2:]).abs() * (counted[:-2] & counted[2:])
+            loss = loss + 0.5 * difference.sum() / counted.sum().clamp(min=1)
+        return loss
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
         crop = settings.test_area or spec.extra.get("crop")
         names = ("cut", "several_sizes")
         options = {name: spec.extra[name] for name in names if name in spec.extra}
-        return {"type": "DepthScores", **_bounds(spec), "crop": crop, **options}
+        bounds = _bounds(spec)
+        return {"type": "TaskScores", "task": "depth", **bounds, "crop": crop, **options}
+
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
+        """``depth_scores``, as mmseg and most papers on NYU-v2 report them, of pixels with
+        min_depth < ground truth < max_depth inside the crop; images without any are left out, with
+        a note."""
+        from cliptex_common.dense_maps.scores import depth_scores
+
+        crop = self.crop
+        if self.several_sizes and crop:
+            height, width = target.shape[-2:]
+            crop = (crop[0], min(crop[1], height), crop[2], min(crop[3], width))
+        prediction, target = (cropped(each[0], crop) for each in (prediction, target))
+        if self.cut is not None:
+            prediction, target = prediction.clamp(max=self.cut), target.clamp(max=self.cut)
+        valid = (target > self.min_depth) & (target < self.max_depth)
+        return depth_scores(prediction, target, valid) | {"pixels": valid.sum()}
+
+    def metrics_of(self, arrays: Arrays, notes: list[str]) -> dict[str, float]:
+        note_empty(arrays, notes)
+        return super().metrics_of(arrays, notes)
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
         """The depth with the least mean |c - t| / t, which is the median weighted with 1 / t."""

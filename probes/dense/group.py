@@ -17,7 +17,7 @@ from probes.dense.data import image_only
 from probes.dense.learning_rates import choose
 from probes.dense.preview import draw_preview, scored
 from probes.features.content_hashes import content_hashes
-from probes.train.loop import HeadTrainer, train_together
+from probes.train.loop import HeadTrainer, config_text, train_together
 
 Task = tuple[Probe, Context]
 
@@ -103,9 +103,11 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
         per_image["unit"] = np.array([units.get(image, image) for image in images])
     notes = list(scores.notes)
     if context.head is None:
-        config, val = trainer.config, trainer.val_dataset
-        notes += constant_note(context.data, trainer.metrics, per_image, config, val)
+        scored_by = trainer.config, trainer.val_dataset
+        notes += constant_note(context.data, trainer.metrics, per_image, *scored_by)
     notes += [*rate_notes, *trainer.notes]
+    # where a head is used, its config has nothing to train on
+    config = trainer.config if context.head is None else None
     with context.cost.phase("pictures"):
         preview = draw_preview(
             partial(scored, scores, trainer.val_dataset),
@@ -119,4 +121,5 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
         preview=preview,
         head=None if context.head else trainer.head(),
         notes=notes,
+        config=config_text(config, context, lambda used: dense_config(probe, used)),
     )

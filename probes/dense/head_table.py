@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cliptex_common.errors import UserError
-from probes.datasets.base import PreparedDataset
 from probes.dense.settings import DenseSettings
-from probes.dense.tasks import DENSE_TASKS
 from probes.layers import requested_map
 
 
@@ -97,8 +95,8 @@ class DenseHead:
     config: Mapping[str, Any] | None = None
     declared_in: str = ""
 
-    def check(self, settings: DenseSettings, data: PreparedDataset, backbone: Any) -> None:
-        """Raise ``UserError`` where dataset, settings or backbone do not fit it.
+    def check(self, settings: DenseSettings, backbone: Any) -> None:
+        """Raise ``UserError`` where settings or backbone do not fit it.
 
         Args:
             backbone: see ``head_input``.
@@ -121,7 +119,6 @@ class DenseHead:
                 f"{self.name} fuses {self.maps} feature maps, and {backbone.name!r} gives {maps}"
                 f" (layers={settings.layers}); choose another probe or backbone"
             )
-        DENSE_TASKS.find(data.spec.kind).check_dataset(data)
 
 
 def aspp_dilations(

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -19,8 +19,7 @@ from probes.datasets.base import PreparedDataset
 from probes.dense.config import complete_model
 from probes.dense.data import dense_sample
 from probes.dense.head_table import head_input, round_up
-from probes.dense.heads import head_class, summary
-from probes.dense.losses import build_head, has_own_loss
+from probes.dense.heads import has_own_loss, head_class, summary
 from probes.dense.settings import DenseSettings
 from probes.train.sampling import isolated_rng
 
@@ -104,9 +103,8 @@ def _run(
         warnings.catch_warnings(action="ignore"),
         DefaultScope.overwrite_default_scope("mmseg"),
     ):
-        head = build_head(config)
+        head = MODELS.build(config)
         module = getattr(head, "module", head)  # of a plugin
-        outputs_of_pixel = head.out_channels if module is head else head.num_classes
         for is_training, images, size in zip((True, False), (batch, 1), sizes, strict=True):
             maps = [
                 torch.zeros(images, channels, *(max(1, round(side / stride)) for side in size))
@@ -123,8 +121,8 @@ def _run(
             else:
                 outputs = head.predict(maps, [meta], {})
             shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            if len(shape) != 4 or shape[:2] != (images, outputs_of_pixel):
+            if len(shape) != 4 or shape[:2] != (images, head.out_channels):
                 raise UserError(
-                    f"it must return ({images}, {outputs_of_pixel}, height, width), and returns"
+                    f"it must return ({images}, {head.out_channels}, height, width), and returns"
                     f" {shape}"
                 )

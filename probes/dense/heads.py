@@ -16,11 +16,23 @@ from torch import Tensor, nn
 
 from cliptex_common.errors import UserError, error_summary, suggest
 from probes.dense.head_table import HeadInput, aspp_dilations
-from probes.dense.losses import has_own_loss
 from probes.dense.tasks import DenseTask
 from probes.registry import HEADS
 
 LOSS_OPTIONS = ("loss_decode", "sampler")
+LOSS_METHODS = ("loss", "predict", "loss_by_feat", "predict_by_feat")
+# heads of mmseg that read several maps; others do where ``in_index`` is a list
+SEVERAL = {
+    *("ANNHead", "EncHead", "FPNHead", "LightHamHead", "SegformerHead", "SETRMLAHead", "UPerHead"),
+}
+# options of heads that follow from the maps, besides ``in_channels`` and ``in_index``
+OF_MAPS = {
+    "FPNHead": "feature_strides",
+    "MultiWidthDPTHead": "map_channels",
+    "Probe3dHead": "map_channels",
+}
+# options of every head of mmseg, which those of a plugin's module stand beside
+SHARED = ("align_corners", "loss_decode", "num_classes", "ignore_index", "threshold", "sampler")
 
 
 def head_class(name: str) -> Any:
@@ -50,9 +62,8 @@ def head_class(name: str) -> Any:
 
 
 def check_settings(head: Mapping[str, Any], task: DenseTask) -> None:
-    """Raise ``UserError`` where the setting ``head`` fits no backbone and no dataset of a task."""
+    """Raise ``UserError`` where the setting ``head`` fits no dataset of a task."""
     kind = head_class(head["type"])
-    reads_several(kind, head)
     if task.has_classes:
         return
     if has_own_loss(kind):
@@ -62,34 +73,19 @@ def check_settings(head: Mapping[str, Any], task: DenseTask) -> None:
             raise UserError(f"head.{name} is of segmentation; the loss of {task.name} is its own")
 
 
+def has_own_loss(head: type[nn.Module]) -> bool:
+    """Whether it is a head of mmseg that computes its losses or predictions in its own way."""
+    return issubclass(head, BaseDecodeHead) and any(
+        getattr(head, name) is not getattr(BaseDecodeHead, name) for name in LOSS_METHODS
+    )
+
+
 def reads_several(head: type[nn.Module], options: Mapping[str, Any]) -> bool:
-    """Whether a head reads several maps.
-
-    Raises:
-        UserError: options that the head does not know, or lacks.
-    """
-    if not issubclass(head, BaseDecodeHead):
+    """Whether a head with these options reads several maps."""
+    if not issubclass(head, BaseDecodeHead) or options.get("input_transform"):
         return True
-    selected: list[str | None] = []
-
-    # which maps a head reads is only in what its constructor hands to this method of mmseg's
-    def record(self: Any, in_channels: Any, in_index: Any, transform: str | None) -> None:
-        selected.append(transform)
-        raise StopIteration
-
-    recorder = type(head.__name__, (head,), {"_init_inputs": record})
-    options = {"in_channels": 1, "num_classes": 2, **of_maps(head, (1,), (1,)), **options}
-    options.pop("type", None)
-    try:
-        recorder(**options)
-    except StopIteration:
-        return selected[0] is not None
-    except Exception as error:
-        raise UserError(
-            f"head {head.__name__}: {summary(error)}; set its options by --set head.NAME=VALUE, of"
-            " one task alone by --set TASK.head.NAME=VALUE"
-        ) from error
-    raise UserError(f"head {head.__name__} does not say which maps it reads; mmseg's heads do")
+    is_list = isinstance(options.get("in_index"), list | tuple)
+    return is_list or not SEVERAL.isdisjoint(each.__name__ for each in head.__mro__)
 
 
 def summary(error: Exception) -> str:
@@ -101,28 +97,6 @@ def summary(error: Exception) -> str:
         return error_summary(error)
     line = traceback.extract_tb(error.__traceback__)[-1].line
     return f"{type(error).__name__}: {line}"
-
-
-def of_maps(
-    head: type[nn.Module], channels: Sequence[int], strides: Sequence[float]
-) -> dict[str, Any]:
-    """Channels and strides of each map, under the names by which a head takes them, if it does."""
-    values = {"map_channels": channels, "strides": strides, "feature_strides": strides}
-    names = inspect.signature(head.__init__).parameters.keys() & values.keys()
-    return {name: list(values[name]) for name in names}
-
-
-class OutputOffset(nn.Module):
-    """A constant added to the outputs, at which a regressor begins."""
-
-    bias: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("bias", torch.zeros(channels))
-
-    def forward(self, outputs: Tensor) -> Tensor:
-        return outputs + self.bias[:, None, None]
 
 
 @MODELS.register_module()
@@ -151,70 +125,67 @@ class ModuleHead(BaseDecodeHead):
             init_cfg=None,
             **kwargs,
         )
-        self.conv_seg = OutputOffset(self.num_classes)
+        self.conv_seg = nn.Identity()  # the module has a last layer of its own
+        self.register_buffer("start", torch.zeros(self.num_classes))
         options = dict(module)
         kind = head_class(options.pop("type"))
+        if "strides" in inspect.signature(kind.__init__).parameters:
+            options.setdefault("strides", list(strides))
         shapes = {"in_channels": list(in_channels), "out_channels": self.num_classes}
-        self.module: Any = kind(**{**of_maps(kind, in_channels, strides), **shapes, **options})
+        self.module: Any = kind(**{**shapes, **options})
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps (N, C_i, h_i, w_i) → logits (N, outputs, h, w), of any resolution."""
-        return self.conv_seg(self.module(list(inputs)))
+        return self.module(list(inputs)) + self.start[:, None, None]
 
 
-def complete_head(
-    model: Any, requested: Mapping[str, Any], maps: HeadInput
-) -> list[tuple[int, float]]:
-    """Complete ``decode_head`` and ``neck`` of a model's config with what follows from the maps.
+def complete_head(model: Any, maps: HeadInput) -> list[tuple[int, float]]:
+    """Complete ``decode_head`` and ``neck`` of a model's config with what follows from the maps,
+    but for what is stated.
 
     A head behind a neck reads all maps concatenated; without one, each at its own stride, or that
-    of its ``in_index``.
-
-    Args:
-        requested: the setting ``head``.
+    of its ``in_index``. Heads of several maps, and of the one of ``in_index``, have no neck.
 
     Returns:
         channels and stride of each map that the head gets.
 
     Raises:
-        UserError: there is no such head, or it does not know its options.
+        UserError: there is no such head or map.
     """
     head = model.decode_head
-    for name, value in requested.items():
-        head[name] = value  # ``update`` of a config would merge the losses
     kind = head_class(head.type)
-    several = reads_several(kind, requested) if requested else "neck" not in model
+    several = reads_several(kind, head)
     inputs = list(zip(maps.channels, maps.strides, strict=True))
     if "neck" in model:
         model.neck.update(strides=list(maps.strides), stride=maps.stride, index=maps.index)
-        if (several or "in_index" in requested) and maps.index is None:
+        if (several or "in_index" in head) and maps.index is None:
             del model.neck  # the head takes the maps as they are
-    if requested and has_own_loss(kind) and "loss_decode" not in requested:
-        del head["loss_decode"]
     if not issubclass(kind, BaseDecodeHead):
-        options = {name: head.pop(name) for name in requested}
+        options = {name: head.pop(name) for name in [*head] if name not in SHARED}
         head.update(type="ModuleHead", module=options, strides=list(maps.strides))
         head.in_channels = list(maps.channels)
         return inputs
-    if "dilations" in head and not requested:
-        head.dilations = aspp_dilations(min(maps.crop), maps.stride, head.dilations)
-    derived: dict[str, Any]
-    if "neck" in model and not several:
+    if head.get("dilations", ()) is None:
+        head.dilations = aspp_dilations(min(maps.crop), maps.stride)
+    if several:
+        index: Any = head.get("in_index", list(range(len(inputs))))
+        channels, strides = zip(*(inputs[each] for each in index), strict=True)
+        derived = {"in_channels": list(channels), "in_index": index}
+    elif "neck" in model:
         inputs = [(sum(maps.channels), maps.stride)]
+        channels, strides = maps.channels, (maps.stride,)
         derived = {"in_channels": sum(maps.channels), "in_index": 0}
-        derived |= of_maps(kind, maps.channels, [maps.stride])
-    elif several:
-        indices = head.get("in_index", list(range(len(inputs))))
-        channels, strides = zip(*(inputs[index] for index in indices), strict=True)
-        derived = {"in_channels": list(channels), "in_index": indices}
-        derived |= of_maps(kind, channels, strides)
     else:
-        if head.in_index >= len(inputs):
+        index = head.get("in_index", -1)
+        if index >= len(inputs):
             raise UserError(
-                f"head {head.type} reads map {head.in_index} of {len(inputs)}; head.in_index: leave"
+                f"head {head.type} reads map {index} of {len(inputs)}; head.in_index: leave"
                 " it out, the backbone decides"
             )
-        channel, stride = inputs[head.in_index]
-        derived = {"in_channels": channel, **of_maps(kind, [channel], [stride])}
-    head.update({name: value for name, value in derived.items() if name not in requested})
+        channels, strides = zip(inputs[index], strict=True)
+        derived = {"in_channels": inputs[index][0]}
+    of_maps = {"feature_strides": list(strides), "map_channels": list(channels)}
+    names = [OF_MAPS[each.__name__] for each in kind.__mro__ if each.__name__ in OF_MAPS]
+    for name, value in (derived | {name: of_maps[name] for name in names}).items():
+        head.setdefault(name, value)
     return inputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -17,10 +17,16 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, settings_dataclass
 from cliptex_common.weighted import Arrays, mean_of_images, ratio
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
-from probes.dense.settings import DenseSettings, FactorRange
-from probes.dense.task import DenseTask, Drawing
+from probes.dense.settings import LOSS, DenseSettings, FactorRange
+from probes.dense.task import DenseTask, Drawing, cropped, note_empty
 from reports.metrics import Metric
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BINS = 2**22  # of the errors of a set
+COARSE = 1800  # of an image
+WITHIN = (11.25, 22.5, 30)  # degrees
 FARTHEST = 10_000  # mm, of depths that mask normals
 
 
@@ -38,12 +44,26 @@ class NormalSettings(DenseSettings):
     size: Annotated[NonNegativeInt, Axis()] = 480
     scale_range: FactorRange = (1.0, 1.0)
     max_iters: Annotated[PositiveInt, Axis()] = 20_000
-    uncertainty: bool = False
+    uncertainty: Annotated[bool, LOSS] = False
     mask: Literal["normals", "depth"] = "normals"
 
 
 class Normals(DenseTask):
-    """Unit vectors; their statistics are the metrics of each image and a histogram of angles."""
+    """Unit vectors; their statistics are the metrics of each image and a histogram of angles.
+
+    A pixel is valid when its ground truth is not (0, 0, 0). Angular errors are over all valid
+    pixels of the set together, as Fouhey et al. 2013 and later papers report them:
+    ``normal_mean`` and ``normal_median`` in degrees; ``normal_11.25``, ``normal_22.5``,
+    ``normal_30``: percent of pixels whose error is below. Means over images of each one's own:
+    ``normal_image_rmse`` and ``normal_image_11.25`` …, as probe3d (El Banani et al. 2024) reports
+    them, and this suite's own ``normal_image_mean`` of its mean error.
+
+    Attributes:
+        uncertainty: a fourth output is each pixel's concentration, and the loss the negative
+            logarithm of AngMF's density but for a constant (Bae, Budvytis, Cipolla, ICCV 2021); see
+            ``backbones.cliptex.tasks.angmf``.
+        crop: that is scored, see ``cropped``.
+    """
 
     name, field = "normals", "normal_map"
     metrics: ClassVar[Mapping[str, Metric]] = {
@@ -60,6 +80,9 @@ class Normals(DenseTask):
     }
     settings = NormalSettings
     channels, outputs = 3, 4
+    loss_name = "loss_angle"
+    uncertainty = False
+    crop: Sequence[Any] | None = None
 
     def check_file(self, spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
         """Some valid pixels, of unit length within 8-bit precision."""
@@ -96,11 +119,81 @@ class Normals(DenseTask):
         return MIRRORED if flipped else ()
 
     def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
-        loss = {"type": "NormalObjective", "uncertainty": settings.uncertainty}
+        loss = {"type": "TaskObjective", "task": "normals", "uncertainty": settings.uncertainty}
         return {"loss_decode": loss}
 
+    @property
+    def first_output(self) -> tuple[float, ...]:
+        """Training begins with normals that face the camera: most do, more or less. Near (0, 0, 0)
+        a direction is noise, and its gradient turns a pixel without making it any surer, however
+        good the features are."""
+        return (0.0, 0.0, 1.0, 0.0)[: 4 if self.uncertainty else 3]
+
+    def decode(self, output: Tensor) -> Tensor:
+        """(N, 3 or 4, H, W) outputs → (N, 3, H, W) unit vectors (x right, y up, z towards the
+        camera for our datasets)."""
+        import torch.nn.functional as F
+
+        return F.normalize(output[:, :3], dim=1, eps=1e-6)
+
+    def batch_loss(self, output: Tensor, target: Tensor, iteration: Any) -> Tensor:
+        """The mean angle to the ground truth in radians, or AngMF's likelihood, over the valid
+        pixels of ``output`` (N, 3 or 4, H, W) against unit ``target`` (N, 3, H, W).
+
+        The angle itself, not ``1 - cos``: it is what is scored, and its gradient does not fade as
+        the angle gets small. ``arccos`` has an infinite slope at ±1, so the cosine is clamped to
+        ±(1 - 1e-6); within 0.08° of the ground truth (or of its opposite) the gradient is zero.
+        """
+        valid = target.square().sum(dim=1) > 0.25
+        # the cosine without the unit vectors, which cost four times as much to make; the least
+        # length bounds the gradient of a raw output that happens to be (0, 0, 0)
+        vector = output[:, :3]
+        cosine = (vector * target).sum(dim=1) * vector.square().sum(dim=1).clamp(min=1e-8).rsqrt()
+        loss = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
+        if self.uncertainty:
+            from backbones.cliptex.tasks import angmf
+
+            loss = angmf.nll_of_angle(loss, angmf.concentration(output[:, 3]))
+        return loss.where(valid, 0.0).sum() / valid.sum().clamp(min=1)
+
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
-        return {"type": "NormalScores", "crop": settings.test_area or spec.extra.get("crop")}
+        crop = settings.test_area or spec.extra.get("crop")
+        return {"type": "TaskScores", "task": "normals", "crop": crop}
+
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
+        """``normal_mean``, shares and ``pixels`` of an image, by which weighted they give back the
+        metrics; the median of any draw of images follows from ``error_histogram``, (1800,) pixels
+        by error in bins of 0.1°."""
+        from cliptex_common.dense_maps.scores import angles
+
+        prediction, target = (cropped(each, self.crop) for each in (prediction, target))
+        valid = target.any(dim=0).flatten()
+        error, pixels = angles(prediction, target).flatten(), valid.sum().double()
+        counted = valid.int()
+        if self.pooled is None:
+            self.pooled = counted.new_zeros(BINS)
+        self.pooled.index_add_(0, _bin(error, BINS), counted)
+        coarse = counted.new_zeros(COARSE)
+        error = error.where(valid, 0.0)
+        return {
+            "normal_mean": error.sum() / pixels,
+            "image_rmse": (error.square().sum() / pixels).sqrt(),
+            **{
+                f"normal_{limit:g}": 100 * ((error < limit) & valid).sum() / pixels
+                for limit in WITHIN
+            },
+            "pixels": pixels.long(),
+            "error_histogram": coarse.index_add_(0, _bin(error, COARSE), counted),
+        }
+
+    def metrics_of(self, arrays: Arrays, notes: list[str]) -> dict[str, float]:
+        """The median is that of all pixels, counted in bins of 180° / 2²² = 0.00004°, which is
+        about what float32 predictions resolve: right within half a bin, in 16 MB for a set of any
+        size, where NYU's 654 images have 650 MB of errors."""
+        note_empty(arrays, notes)
+        assert self.pooled is not None
+        median = histogram_median(self.pooled.cpu().numpy())
+        return {**super().metrics_of(arrays, notes), "normal_median": median}
 
     def summary(self, arrays: Arrays, weights: np.ndarray) -> dict[str, Any]:
         """See ``probes.dense.normal_scores.NormalScores``; the median is that of ``error_histogram``."""
@@ -140,3 +233,19 @@ def binned_median(counts: np.ndarray) -> np.ndarray:
     before = np.take_along_axis(total, np.maximum(bin_ - 1, 0), axis=1)
     below = np.where(bin_ > 0, before, 0.0)
     return (bin_ + ratio(half - below, above - below))[:, 0] * 180 / counts.shape[1]
+
+
+def histogram_median(counts: np.ndarray) -> float:
+    """Median of errors counted in bins of equal width over [0°, 180°], as the middle of its bin (of
+    an even number, between those of the middle two); NaN when all are empty."""
+    total, so_far = int(counts.sum()), np.cumsum(counts, dtype=np.int64)
+    if not total:
+        return float("nan")
+    bins = np.searchsorted(so_far, [(total - 1) // 2 + 1, total // 2 + 1])
+    return float((bins.mean() + 0.5) * 180 / len(counts))
+
+
+def _bin(error: Tensor, bins: int) -> Tensor:
+    """Which of ``bins`` of equal width over [0°, 180°] each error is in (NaN, of a pixel without
+    ground truth, in the first)."""
+    return (error.nan_to_num() * (bins / 180)).long().clamp(0, bins - 1)

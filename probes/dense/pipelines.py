@@ -35,8 +35,9 @@ def complete_pipelines(
         mean: RGB mean (0–255) of the backbone, the colour of the padding.
     """
     train, test = config.train_dataloader.dataset, config.val_dataloader.dataset
-    train.pipeline = _training(list(train.pipeline), settings, crop)
-    test.pipeline = _testing(list(test.pipeline), settings)
+    stated = stated_sizes(config)["size"]
+    train.pipeline = _training(list(train.pipeline), settings, crop, stated)
+    test.pipeline = _testing(list(test.pipeline), settings, stated)
     task = DENSE_TASKS.find(spec.kind)
     colour = [0, 0, 0] if settings.padding == "black" else [round(x) for x in reversed(mean)]
     derived: dict[str, Part] = {
@@ -53,7 +54,17 @@ def complete_pipelines(
             part["ignore_index"] = spec.ignore_index
 
 
-def _training(parts: list[Part], settings: DenseSettings, crop: tuple[int, ...]) -> list[Part]:
+def stated_sizes(config: Config) -> dict[str, Any]:
+    """The settings ``size`` and ``crop`` by the literals of a file's pipelines."""
+    test, train = config.val_dataloader.dataset.pipeline, config.train_dataloader.dataset.pipeline
+    size = next((part["scale"][-1] for part in test if "scale" in part), 0)
+    crop = next((tuple(part["crop_size"]) for part in train if "crop_size" in part), ())
+    return {"size": size, "crop": () if crop == (size, size) else crop}
+
+
+def _training(
+    parts: list[Part], settings: DenseSettings, crop: tuple[int, ...], stated: int
+) -> list[Part]:
     after_loading: list[Part] = []
     if settings.colours == "probe3d":  # the contrast is that of the complete image
         after_loading.append({"type": "ColorJitter"})
@@ -75,7 +86,7 @@ def _training(parts: list[Part], settings: DenseSettings, crop: tuple[int, ...])
         _replace(parts, "RandomResize", [])
         _replace(parts, "RandomFlip", [])
     else:
-        _resize(parts, "RandomResize", settings)
+        _resize(parts, "RandomResize", settings, stated)
         if degrees := getattr(settings, "rotation", 0):
             rotation = {"type": "RandomRotate", "prob": 0.5, "degree": degrees}
             _insert(parts, "RandomCrop", [rotation])
@@ -87,19 +98,20 @@ def _training(parts: list[Part], settings: DenseSettings, crop: tuple[int, ...])
     return parts
 
 
-def _testing(parts: list[Part], settings: DenseSettings) -> list[Part]:
+def _testing(parts: list[Part], settings: DenseSettings, stated: int) -> list[Part]:
     if settings.test_area:
         area = {"type": "ReadArea", "area": settings.test_area}
         _insert(parts, "LoadImageFromFile", [area], after=True)
-    _resize(parts, "Resize", settings)
+    _resize(parts, "Resize", settings, stated)
     return parts
 
 
-def _resize(parts: list[Part], kind: str, settings: DenseSettings) -> None:
-    """Images of the ``size`` of the settings, by their ``interpolation``."""
+def _resize(parts: list[Part], kind: str, settings: DenseSettings, stated: int) -> None:
+    """Images of the ``size`` of the settings, if the file states another, by their
+    ``interpolation``."""
     size = settings.size
     for part in [part for part in parts if part["type"] == kind]:
-        if part["scale"][-1] != size:  # as in mmseg's configs the long side is within four times it
+        if size != stated:  # as in mmseg's configs the long side is within four times it
             part["scale"] = (4 * size, size)
         if settings.interpolation != "bilinear":
             part["resize_type" if kind == "RandomResize" else "type"] = "PillowResize"

@@ -1,8 +1,7 @@
 """The dense probes: each dense task (``probes.dense.tasks``) with each of the heads.
 
-One config is generated for all of them: mmseg's encoder-decoder over the frozen backbone, whose
-maps are brought to one stride and concatenated. Tasks differ in ground truth, objective and scores,
-probes in the head.
+Its config is that of the head and of the data (``probes.configs``): mmseg's encoder-decoder over the
+frozen backbone, whose maps are brought to one stride and concatenated.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 from backbones.cliptex.tasks import TASKS
 from cliptex_common.errors import UserError
 from probes.base import Context, Probe, Reuse, TaskResult
-from probes.configs import config_file
+from probes.configs import config_files
 from probes.datasets.base import PreparedDataset
 from probes.dense.head_table import SHIPPED, DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
@@ -30,11 +29,8 @@ class DenseProbe(Probe):
 
     Attributes:
         is_shipped: whether its head is one of this package's, which need not be tried.
-        loss_is_fixed, schedule_is_fixed: whether they are as the config file states them, so that
-            no setting changes them.
     """
 
-    loss_is_fixed = schedule_is_fixed = False
     reuse: Reuse = "head"
 
     def __init__(self, head: DenseHead, task: DenseTask) -> None:
@@ -42,15 +38,14 @@ class DenseProbe(Probe):
         self.name, self.version = head.name, head.version
         self.kind, self.metrics = task.name, task.metrics
         self.is_shipped = head.config is None
-        self.config_file = config_file(task.name, head.name if self.is_shipped else "head")
         self.settings_type: type = task.shipped_settings if self.is_shipped else task.head_settings
         self.defaults = {} if self.is_shipped else {"head": head.config}
 
     def read_config(self) -> Any:
-        """The config of its file, to be completed."""
+        """The config of its files, to be completed."""
         from probes.train.config import read_config
 
-        return read_config(self.config_file)
+        return read_config(*config_files(self.kind, self.name if self.is_shipped else "head"))
 
     def fits(self, backbone: Any, data: PreparedDataset, settings: Any) -> None:
         """See ``Probe``; a head that this package does not know is run on maps without data."""
@@ -67,7 +62,8 @@ class DenseProbe(Probe):
                 return  # only the unit that reads the layer knows its map
             settings = replace(settings, layers="last")  # a plain ViT's maps are alike
         if self.is_shipped:
-            self.head.check(settings, data, backbone)
+            self.head.check(settings, backbone)
+            self.task.check_dataset(data)
             return
         from probes.dense.head_trial import try_model
 
@@ -94,12 +90,11 @@ class DenseProbe(Probe):
         first rate."""
         from probes.dense.config import dense_config
         from probes.dense.learning_rates import with_rate
-        from probes.train.loop import resolved
+        from probes.train.loop import config_text
 
-        context = replace(context, data=context.data.without_unused)
         if rates := context.settings.lr_grid:
             context = with_rate(context, rates[0])
-        return resolved(dense_config(self, context), context).pretty_text
+        return config_text(None, context, lambda used: dense_config(self, used))
 
     def group_key(self, context: Context) -> str:
         """See ``probes.dense.group.group_key``."""

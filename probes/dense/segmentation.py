@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -16,10 +16,13 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import settings_dataclass
 from cliptex_common.weighted import Arrays, mean_of_classes, ratio
 from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.dense.settings import DenseSettings
+from probes.dense.settings import LOSS, DenseSettings
 from probes.dense.task import DenseTask, Drawing
 from reports.metrics import Metric
 from reports.stats.per_image import ImageScores, class_scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEGEND = 40  # classes at most of a legend
 
@@ -33,11 +36,16 @@ class SegmentationSettings(DenseSettings):
             the loss of a crop.
     """
 
-    loss_mean: Literal["labelled", "all"] = "labelled"
+    loss_mean: Annotated[Literal["labelled", "all"], LOSS] = "labelled"
 
 
 class Segmentation(DenseTask):
-    """One class a pixel, learned by cross-entropy; its statistics are areas of classes."""
+    """One class a pixel, learned by a loss of mmseg's; its statistics are areas of classes.
+
+    Attributes:
+        ignore_index: label of pixels that are neither learned nor scored.
+        hungarian: score ``mIoU_hungarian`` too; see ``hungarian_miou``.
+    """
 
     name, field = "segmentation", "sem_seg"
     metrics: ClassVar[Mapping[str, Metric]] = {
@@ -47,6 +55,8 @@ class Segmentation(DenseTask):
     }
     settings = SegmentationSettings
     has_classes = True
+    ignore_index = 255
+    hungarian = False
 
     def check_dataset(self, data: PreparedDataset) -> None:
         if len(data.classes) < 2:
@@ -97,7 +107,39 @@ class Segmentation(DenseTask):
         return {"num_classes": classes, "ignore_index": spec.ignore_index, "loss_decode": loss}
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
-        return {"type": "SegmentationScores", "ignore_index": spec.ignore_index}
+        return {"type": "TaskScores", "task": "segmentation", "ignore_index": spec.ignore_index}
+
+    def to_average(self, output: Tensor) -> Tensor:
+        return output.softmax(dim=1)
+
+    def decode(self, output: Tensor) -> Tensor:
+        """(N, classes, H, W) logits → (N, 1, H, W) int64 class indices."""
+        return output.argmax(dim=1, keepdim=True)
+
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
+        from cliptex_common.dense_maps.scores import class_areas, confusion
+
+        counts = confusion(prediction[0], target[0], len(self.classes), self.ignore_index)
+        if self.hungarian:
+            self.pooled = counts if self.pooled is None else self.pooled + counts
+        return class_areas(counts)
+
+    def metrics_of(self, arrays: Arrays, notes: list[str]) -> dict[str, float]:
+        metrics, ious = segmentation_scores(arrays)
+        if self.pooled is not None:
+            metrics["mIoU_hungarian"] = hungarian_miou(self.pooled)
+        names = self.classes
+        absent = [name for name, iou in zip(names, ious, strict=True) if np.isnan(iou)]
+        if absent:
+            more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
+            notes.append(
+                f"mIoU is over {len(names) - len(absent)} of {len(names)} classes; absent from"
+                f" labels and predictions: {', '.join(absent[:8])}{more}"
+            )
+        if len(names) <= 25:
+            scores = [f"{name} {iou:.1f}" for name, iou in zip(names, ious, strict=True)]
+            notes.append(f"IoU by class: {', '.join(scores)}")
+        return metrics
 
     def summary(self, arrays: Arrays, weights: np.ndarray) -> dict[str, Any]:
         """As mmseg (and the PASCAL VOC challenge): areas are summed over the set first; mIoU is the
@@ -149,3 +191,33 @@ def class_ious(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
         for name in ("intersection", "prediction", "label")
     )
     return 100 * ratio(hit, predicted + true - hit)
+
+
+def segmentation_scores(areas: Mapping[str, Any]) -> tuple[dict[str, float], np.ndarray]:
+    """mIoU, mAcc and aAcc in percent, and the IoU of each class (NaN where a class is in neither
+    ground truth nor prediction); see ``Segmentation.summary``.
+
+    Args:
+        areas: ``intersection``, ``prediction``, ``label`` in pixels, each (classes,) or (images,
+            classes), tensors or arrays.
+    """
+    names = ("intersection", "prediction", "label")
+    arrays = {name: np.atleast_2d(areas[name]) for name in names}
+    weights = np.ones((1, len(arrays["label"])))
+    scores = Segmentation().summary(arrays, weights)
+    return {name: float(value[0]) for name, value in scores.items()}, class_ious(arrays, weights)[0]
+
+
+def hungarian_miou(counts: Tensor) -> float:
+    """mIoU in percent of the best one-to-one assignment of predicted to true classes, over all
+    classes: one that does not occur counts as 0 (Open-Hummingbird's metric).
+
+    Args:
+        counts: (classes, classes) pixels by label and prediction.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    hit = counts.cpu().double()
+    union = hit.sum(dim=0) + hit.sum(dim=1, keepdim=True) - hit
+    iou = 100 * hit / union.clamp_min(1)
+    return float(iou[linear_sum_assignment(iou.numpy(), maximize=True)].mean())

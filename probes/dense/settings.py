@@ -12,11 +12,15 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Probability, Share, settings_dataclass
 from probes.dense.areas import Area
 from probes.layers import DenseLayers
-from probes.settings import TrainingSettings
+from probes.settings import At, TrainingSettings
 from probes.upsamplers.names import UpsamplerName
 
 ImageSize = Annotated[int, Field(ge=16)]
 FactorRange = tuple[PositiveFloat, PositiveFloat]
+TRAIN = "train_dataloader.dataset.pipeline"
+HEAD = "model.decode_head"
+LOSS = At(part=f"{HEAD}.loss_decode")
+WINDOWS = At(part="model.test_cfg.crop_size")
 # settings of random crops, which ``fixed_crops`` do not have
 RANDOM_CROPS = (
     *("interpolation", "train_area", "test_area", "crop", "max_class_share", "enlarge"),
@@ -91,21 +95,23 @@ class DenseSettings(TrainingSettings):
     train_area: Area = ()
     test_area: Area = ()
     crop: tuple[()] | tuple[ImageSize, ImageSize] = ()
-    scale_range: FactorRange = (0.5, 2.0)
+    scale_range: Annotated[FactorRange, At(f"{TRAIN}.RandomResize.ratio_range")] = (0.5, 2.0)
     padding: Literal["mean", "black"] = "mean"
-    max_class_share: Probability = 0.75
+    max_class_share: Annotated[Probability, At(f"{TRAIN}.RandomCrop.cat_max_ratio", absent=1.0)] = (
+        0.75
+    )
     enlarge: Annotated[float, Field(gt=0, le=1)] = 1.0
     colours: Literal["none", "mmseg", "dinov3", "dinov3-depth", "probe3d"] = "none"
     epochs: NonNegativeFloat = 0.0
-    loss_images: PositiveInt | None = None
+    loss_images: Annotated[PositiveInt | None, At("model.loss_images")] = None
     layers: DenseLayers = "all"
     class_token: Literal["none", "concat", "concat-dino", "project"] = "none"
     feature_stride: Annotated[PositiveInt | None, Axis()] = None
     upsampler: Annotated[UpsamplerName, Axis()] = "bilinear"
-    align_corners: bool = False
-    slide: tuple[()] | tuple[ImageSize, ImageSize] = ()
-    slide_padded: bool = False
-    flip_test: bool = False
+    align_corners: Annotated[bool, At(f"{HEAD}.align_corners")] = False
+    slide: Annotated[tuple[()] | tuple[ImageSize, ImageSize], WINDOWS] = ()
+    slide_padded: Annotated[bool, WINDOWS] = False
+    flip_test: Annotated[bool, At("model.test_cfg.flip", absent=False)] = False
     fixed_crops: NonNegativeInt = 0
     lr_grid: tuple[PositiveFloat, ...] = ()
 
@@ -174,12 +180,14 @@ class ShippedHeadSettings:
         linear_norm: batch normalisation before the convolution of linear.
     """
 
-    channels: Annotated[PositiveInt, Axis()] = 512
-    dpt_widths: tuple[()] | tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = ()
-    dpt_norm: bool = True
-    dropout: Share | None = None
-    dropout_first: bool = False
-    linear_norm: bool = True
+    channels: Annotated[PositiveInt, Axis(), At(f"{HEAD}.channels")] = 512
+    dpt_widths: Annotated[
+        tuple[()] | tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], At(f"{HEAD}.widths")
+    ] = ()
+    dpt_norm: Annotated[bool, At(part=f"{HEAD}.norm_cfg")] = True
+    dropout: Annotated[Share | None, At(f"{HEAD}.dropout_ratio")] = None
+    dropout_first: Annotated[bool, At(f"{HEAD}.dropout_first")] = False
+    linear_norm: Annotated[bool, At(f"{HEAD}.norm")] = True
 
 
 @settings_dataclass

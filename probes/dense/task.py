@@ -6,11 +6,12 @@ Importing this imports neither torch nor mmseg.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,7 @@ from cliptex_common.images import IMAGE_ERRORS
 from cliptex_common.settings import settings_dataclass
 from cliptex_common.weighted import Arrays, mean_of_images
 from probes.datasets.base import DatasetSpec, PreparedDataset
+from probes.dense.areas import bounds_scored
 from probes.dense.settings import DenseSettings, ModuleHeadSettings, ShippedHeadSettings
 from reports.metrics import Metric
 from reports.stats.per_image import ImageScores
@@ -55,6 +57,9 @@ class DenseTask:
         outputs: numbers of a pixel that a head puts out.
         value_range: smallest and largest value of ground truth that is a number a pixel.
         unknown: value of pixels without ground truth, a number.
+        loss_name: key of the loss in curves.
+        classes: names of the classes that are scored.
+        pooled: counts over all images scored so far, which are too many to be stored for each.
     """
 
     name: ClassVar[str]
@@ -68,6 +73,9 @@ class DenseTask:
     outputs: ClassVar[int] = 1
     value_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     unknown: ClassVar[float] = 0.0
+    loss_name: ClassVar[str] = "loss_task"
+    classes: Sequence[str] = ()
+    pooled: Tensor | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -143,10 +151,36 @@ class DenseTask:
 
     # --- learning
 
+    def bound(self, **options: Any) -> Self:
+        """The task with attributes that follow from a dataset and settings: those that
+        ``objective`` or ``evaluator`` name."""
+        task = copy.copy(self)
+        if unknown := sorted(name for name in options if not hasattr(self, name)):
+            raise UserError(f"dense task {self.name!r} has no option {', '.join(unknown)}")
+        vars(task).update(options)
+        return task
+
     def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
-        """Options of the decode head: ``num_classes`` and the loss of a segmenter, or
-        ``loss_decode`` with the config of a ``decode_heads.objectives.TaskObjective``."""
+        """Options of the decode head: ``loss_decode`` with the config of a ``TaskObjective``, its
+        name and attributes; or ``num_classes`` and a loss of mmseg's for classes."""
         return {"loss_decode": {"type": "TaskObjective", "task": self.name}}
+
+    @property
+    def first_output(self) -> tuple[float, ...]:
+        """A head's outputs of a pixel at the start of training: the bias of its last layer."""
+        return (0.0,) * self.outputs
+
+    def read_output(self, output: Tensor) -> Tensor:
+        """A head's output, (N, outputs, h, w) at the resolution of the features, as it is resized
+        to that of the ground truth and averaged."""
+        return output
+
+    def to_average(self, output: Tensor) -> Tensor:
+        """What is averaged where padded sliding crops overlap; ``from_average`` undoes it."""
+        return output
+
+    def from_average(self, values: Tensor) -> Tensor:
+        return values
 
     def activate(self, output: Tensor) -> Tensor:
         """A head's output, (N, outputs, H, W) float32, in the form that the loss takes: without
@@ -162,14 +196,26 @@ class DenseTask:
         """
         raise NotImplementedError
 
+    def batch_loss(self, output: Tensor, target: Tensor, iteration: Any) -> Tensor:
+        """The loss of a batch, a scalar, of outputs as read, float32, at the resolution of
+        ``target``, (N, channels, H, W); ``iteration`` of training so far."""
+        total, count = self.loss(self.activate(output), target.squeeze(1))
+        return total / count.clamp(min=1)
+
     def predict(self, output: Tensor) -> Tensor:
         """A head's output → predictions of the shape of ``loss``'s target."""
         return self.activate(output)
 
+    def decode(self, output: Tensor) -> Tensor:
+        """Outputs as read, float32 → predictions, (N, channels of the ground truth, H, W)."""
+        prediction = self.predict(output)
+        return prediction[:, None] if prediction.ndim == 3 else prediction
+
     # --- scores
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
-        """Config of the metric of mmengine that scores it; see ``probes.dense.metrics``."""
+        """Config of the metric of mmengine that scores it: by default a
+        ``probes.dense.metrics.TaskScores``, its name and attributes."""
         return {"type": "TaskScores", "task": self.name}
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -180,6 +226,11 @@ class DenseTask:
             target: likewise.
         """
         raise NotImplementedError
+
+    def metrics_of(self, arrays: Arrays, notes: list[str]) -> dict[str, float]:
+        """The metrics of all images, from their statistics; may add ``notes`` for the user."""
+        scores = self.summary(arrays, np.ones((1, len(arrays["image"]))))
+        return {name: float(values[0]) for name, values in scores.items()}
 
     def summary(self, arrays: Arrays, weights: np.ndarray) -> dict[str, Any]:
         """The metrics of sets of images: here the mean of each image's metric of that name, without
@@ -256,3 +307,35 @@ class DenseTask:
             return scalar_picture(np.nan_to_num(maps[0]), low, high, mask(maps))
 
         return draw, None
+
+
+def cropped(pixels: Tensor, crop: Sequence[Any] | None) -> Tensor:
+    """(…, H, W) inside ``crop``, see ``Area``; all of it when None. On a device that can sum it in
+    float64: its own, else the CPU.
+
+    Raises:
+        UserError: the crop does not fit.
+    """
+    from cliptex_common.device import float64_device
+
+    pixels = pixels.to(float64_device(pixels.device))
+    if crop is None:
+        return pixels
+    height, width = pixels.shape[-2:]
+    y1, y2, x1, x2 = bounds_scored(tuple(crop), height, width)
+    if y2 > height or x2 > width:
+        raise UserError(
+            f"the evaluation crop (rows {y1}-{y2}, columns {x1}-{x2}) does not fit a"
+            f" {width}×{height} label map; the dataset must be at its official resolution"
+        )
+    return pixels[..., y1:y2, x1:x2]
+
+
+def note_empty(arrays: Arrays, notes: list[str]) -> None:
+    """Add a note on images without a valid pixel."""
+    empty = arrays["image"][arrays["pixels"] == 0]
+    if len(empty):
+        count = f"{len(empty)} of {len(arrays['image'])}"
+        notes.append(
+            f"{count} images have no valid pixel and are not scored: {', '.join(empty[:5])}"
+        )

@@ -10,38 +10,17 @@ from mmengine.config import Config
 
 from cliptex_common.device import is_accelerator
 from probes.base import Context
+from probes.configs import config_files
 from probes.datasets.base import PreparedDataset, Split
 from probes.detection import coco, per_shape  # noqa: F401  they register types
 from probes.detection.models import complete_detector
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.feature_dataset import encoder_config, loader_config
 from probes.train.batches import batch_options
-from probes.train.config import LiteralPaths, apply_settings, apply_training, read_config
+from probes.train.config import apply_training, read_config
 
 Part = dict[str, Any]
 AUGMENTATION = ("Expand", "MinIoURandomCrop", "PhotoMetricDistortion")
-# setting → the literals of a config file that it changes, besides those of ``TRAINING``
-LITERALS: LiteralPaths = {
-    "min_size": ("train_dataloader.dataset.min_size",),
-    "precision": ("model.backbone.backbone.precision",),
-    "fc_out_channels": ("model.roi_head.bbox_head.fc_out_channels",),
-    "rois_per_image": ("model.train_cfg.rcnn.sampler.num",),
-    "detections": ("model.test_cfg.rcnn.max_per_img",),
-    "proposals": (
-        "model.train_cfg.rpn_proposal.max_per_img",
-        "model.test_cfg.rpn.nms_pre",
-        "model.test_cfg.rpn.max_per_img",
-    ),
-    "out_channels": (
-        "model.rpn_head.in_channels",
-        "model.rpn_head.feat_channels",
-        "model.roi_head.bbox_roi_extractor.out_channels",
-        "model.roi_head.mask_roi_extractor.out_channels",
-        "model.roi_head.bbox_head.in_channels",
-        "model.roi_head.mask_head.in_channels",
-        "model.roi_head.mask_head.conv_out_channels",
-    ),
-}
 
 
 def detection_config(probe: Any, context: Context) -> Config:
@@ -52,8 +31,7 @@ def detection_config(probe: Any, context: Context) -> Config:
         probe: a ``DetectionProbe``.
     """
     data, settings, backbone = context.data, context.settings, context.backbone
-    config = read_config(probe.config_file)
-    apply_settings(config, settings, LITERALS)
+    config = read_config(*config_files(probe.kind, probe.name))
     apply_training(config, settings)
     model, mean = config.model, [255 * value for value in backbone.data.mean]
     complete_detector(model, backbone, len(data.classes), settings)

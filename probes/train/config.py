@@ -1,14 +1,14 @@
 """Config files of probes, in MMEngine's format: read, and completed with settings.
 
-A file states what is trained, with the defaults as literals. A setting changes a literal that the
-file states: ``TRAINING``, and ``LITERALS`` of the probes, have where, for each setting. Where that
-does not say it all (another optimizer, another schedule), ``apply_training`` does.
+Where a setting stands is in the annotation of its field (``probes.settings.At``). What a file
+states stays as it is, and is the default of the setting that stands there; what it leaves out is
+made of the settings.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,54 +21,40 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
 from cliptex_common.errors import UserError
-from cliptex_common.settings import field_names
 from probes.configs import FOLDER
-from probes.settings import TrainingSettings, scheduler_configs
+from probes.settings import OPTIMIZERS, TrainingSettings, places, scheduler_configs
 
-LiteralPaths = Mapping[str, Sequence[str]]
-KEYS = (  # of a config file; others are names that it uses itself
-    *("default_scope", "custom_imports", "model", "train_dataloader", "val_dataloader"),
-    *("val_evaluator", "optim_wrapper", "param_scheduler", "train_cfg"),
-)
-
-# setting → the literals that it changes. A step of a path into a list is the ``type`` of a part.
-TRAINING: LiteralPaths = {
-    "max_iters": ("train_cfg.max_iters",),
-    "batch_size": ("train_dataloader.batch_size",),
-    "lr": ("optim_wrapper.optimizer.lr",),
-    "weight_decay": ("optim_wrapper.optimizer.weight_decay",),
-    "betas": ("optim_wrapper.optimizer.betas",),
-    "clip_norm": ("optim_wrapper.clip_grad.max_norm",),
-    "precision": ("model.backbone.precision",),
-    "flip": ("train_dataloader.dataset.pipeline.RandomFlip.prob",),
-}
-
-
+# of a config; other names of a file are those that it uses itself
+NEEDED = ("default_scope", "custom_imports", "model", "train_dataloader", "val_dataloader")
+KEYS = (*NEEDED, "val_evaluator", "optim_wrapper", "param_scheduler", "train_cfg")
 NO_DECAY = {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0}  # without the setting ``decay_all``
 
 
-def read_config(path: Path) -> Config:
-    """The config of a file and its bases; a copy, to be completed.
+def read_config(*paths: Path) -> Config:
+    """The config of files with their bases, none of which states what another does; a copy, to be
+    completed.
 
     Raises:
-        UserError: it lacks a key.
-        Exception: what its code raises.
+        UserError: they lack a key.
+        Exception: what their code raises.
     """
-    return copy.deepcopy(_parsed(path, path.stat().st_mtime_ns))
+    content: dict[str, Any] = {}
+    for path in paths:
+        content |= copy.deepcopy(_parsed(path, path.stat().st_mtime_ns))
+    if missing := [name for name in NEEDED if name not in content]:
+        raise UserError(
+            f"config file {paths[0].name} states no {', '.join(missing)}; take them from this"
+            " package: _base_ = ['probes::_base_/heads/head.py', 'probes::_base_/segmentation.py']"
+        )
+    return Config(content, format_python_code=False)
 
 
 @lru_cache(maxsize=64)
-def _parsed(path: Path, modified: int) -> Config:
+def _parsed(path: Path, modified: int) -> dict[str, Any]:
     # yapf would take a second to format it
-    config = Config.fromfile(path, format_python_code=False)
-    if missing := [name for name in KEYS if name not in config]:
-        raise UserError(
-            f"config file {path.name} states no {', '.join(missing)}; take them from this package:"
-            " _base_ = ['probes::_base_/heads/head.py', 'probes::_base_/segmentation.py',"
-            " 'probes::_base_/schedule_40k.py']"
-        )
-    config.model.pop("_scope_", None)
-    return Config({name: config[name] for name in KEYS}, format_python_code=False)
+    config = Config.fromfile(path, format_python_code=False).to_dict()
+    config.get("model", {}).pop("_scope_", None)
+    return {name: config[name] for name in KEYS if name in config}
 
 
 def parse_config(name: str, source: bytes) -> Config:
@@ -98,51 +84,74 @@ def _children(part: Any, step: str) -> list[Any]:
     return [part[step]] if isinstance(part.get(step), dict | list | tuple) else []
 
 
-def stated_settings(config: Config, literal_paths: LiteralPaths) -> dict[str, Any]:
-    """Setting → its value in a config, of those that the config states."""
+def stated_settings(config: Config, settings_type: type) -> tuple[dict[str, Any], set[str]]:
+    """Setting → its value in the config of a file, of those that stand there; and the settings that
+    cannot change the config, because the file states a part in its own way or lacks it."""
     values: dict[str, Any] = {}
-    for name, paths in literal_paths.items():
-        for part, key in (each for path in paths for each in literals(config, path)):
-            values.setdefault(name, part[key])
-    return values
+    fixed: set[str] = set()
+    for name, at in places(settings_type).items():
+        stated = [part[key] for path in at.literals for part, key in literals(config, path)]
+        if stated:
+            values[name] = stated[0]
+        elif at.absent is not None:
+            values[name] = at.absent
+        is_open = bool(stated) or at.added
+        if at.part and any(literals(config, at.part)):
+            is_open = any(path.startswith(at.part) for path in at.literals if stated)
+        elif at.part:
+            is_open = True
+        if not is_open:
+            fixed.add(name)
+    return values, fixed
 
 
-def apply_settings(config: Config, settings: Any, literal_paths: LiteralPaths) -> None:
+def apply_settings(config: Config, settings: Any) -> None:
     """Change the literals of a config to the values of ``settings``. A setting without a literal
-    changes nothing; nor does one that is None where the file states a float (``dropout``).
-
-    Args:
-        literal_paths: besides those of ``TRAINING``.
-    """
-    literal_paths = {**TRAINING, **literal_paths}
-    for name in literal_paths.keys() & field_names(type(settings)):
+    changes nothing; nor does one that is None (``dropout``)."""
+    for name, at in places(type(settings)).items():
         value = getattr(settings, name)
-        for part, key in (each for path in literal_paths[name] for each in literals(config, path)):
-            if value is not None or not isinstance(part[key], float):
+        if value is None:
+            continue
+        for path in at.literals:
+            if at.added:
+                *steps, key = path.split(".")
+                _part(config, *steps)[key] = value
+            for part, key in literals(config, path):
                 part[key] = value
 
 
+def _part(config: Any, *steps: str) -> Any:
+    """The dictionary of a config at a path, empty where there was none."""
+    for step in steps:
+        if step not in config:
+            config[step] = {}
+        config = config[step]
+    return config
+
+
 def apply_training(config: Config, settings: TrainingSettings) -> None:
-    """Optimizer and schedule of a config by ``settings``, after ``apply_settings``."""
-    wrapper = config.optim_wrapper
-    if settings.optimizer == "sgd":
-        wrapper.optimizer.pop("betas", None)
-        wrapper.optimizer |= {"type": "SGD", "momentum": 0.9}
-    if settings.clip_norm:
-        wrapper.clip_grad = {**wrapper.get("clip_grad", {}), "max_norm": settings.clip_norm}
-    else:
-        wrapper.pop("clip_grad", None)
+    """Make of the settings what a config does not state of optimizer and schedule."""
+    optimizer = _part(config, "optim_wrapper", "optimizer")
+    wrapper = config["optim_wrapper"]
+    wrapper.setdefault("type", "OptimWrapper")
+    if "type" not in optimizer:
+        optimizer["type"] = OPTIMIZERS[settings.optimizer]
+        own = {"betas": settings.betas} if settings.optimizer == "adamw" else {"momentum": 0.9}
+        optimizer.update(own)
+    if settings.clip_norm and "clip_grad" not in wrapper:
+        wrapper["clip_grad"] = {"max_norm": settings.clip_norm}
+    elif not settings.clip_norm and "max_norm" in wrapper.get("clip_grad", {}):
+        del wrapper["clip_grad"]
     if not settings.decay_all:
-        wrapper.paramwise_cfg = dict(NO_DECAY)
-    elif wrapper.get("paramwise_cfg") == NO_DECAY:
-        del wrapper["paramwise_cfg"]
-    config.param_scheduler = scheduler_configs(settings)
+        wrapper.setdefault("paramwise_cfg", NO_DECAY)
+    if "param_scheduler" not in config:
+        config["param_scheduler"] = scheduler_configs(settings)
+    apply_settings(config, settings)
 
 
 def training_config(settings: TrainingSettings) -> Config:
     """``optim_wrapper`` and ``param_scheduler`` of a training with these settings."""
-    config = Config.fromfile(FOLDER / "_base_" / "schedule_40k.py", format_python_code=False)
-    apply_settings(config, settings, {})
+    config = Config({}, format_python_code=False)
     apply_training(config, settings)
     return config
 

@@ -81,6 +81,19 @@ def resolved(config: Config, context: Context) -> Config:
     return config
 
 
+def config_text(config: Config | None, context: Context, build: Callable[[Context], Config]) -> str:
+    """``resolved`` as text, whose training set has no more images than are trained on.
+
+    Args:
+        config: of the training, if it is built already; its set may have those of other tasks.
+        build: builds it.
+    """
+    used = replace(context, data=context.data.without_unused)
+    if config is None or context.training.data.full_train:
+        config = build(used)
+    return resolved(config, used).pretty_text
+
+
 def run_training(config: Config, context: Context, description: str) -> HeadTrainer:
     """``train_together`` of one head. Raises its error, ``NonFiniteLoss`` among others."""
     result = train_together({0: (config, context)}, description=description)[0]

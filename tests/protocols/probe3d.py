@@ -18,9 +18,9 @@ from torch import Tensor
 from cliptex_common.device import prefers_bf16
 from probes.datasets.download.nyu import millimetres
 from probes.dense.data import LoadGroundTruth
-from probes.dense.depth_scores import DepthScores
 from probes.dense.head_table import native_stride, reads_class_token, round_up
-from probes.dense.normal_scores import NormalObjective, NormalScores
+from probes.dense.metrics import TaskScores
+from probes.dense.objectives import TaskObjective
 from probes.dense.settings import in_iterations
 from probes.registry import DATASETS
 from probes.train.frozen_backbone import FrozenBackbone
@@ -99,7 +99,9 @@ def _suite(kind: str) -> dict[str, Any]:
         "iterations": settings.max_iters,
         "order": [order.index(number) for number in range(10)],
         **_images(config),
-        "mask": head.loss_decode.valid(torch.tensor(RANGE)).tolist() if is_depth else _mask(config),
+        "mask": head.loss_decode.task.valid(torch.tensor(RANGE)).tolist()
+        if is_depth
+        else _mask(config),
         **_tokens(settings),
         "padding": [0, border, 0, border],
         "initial weights": dense.spread(untrained.conv_seg),
@@ -192,10 +194,10 @@ def _tokens(settings: Any) -> dict[str, Any]:
 def _depth_scores(config: Any) -> dict[str, Any]:
     names, options = ("delta1", "delta2", "delta3", "rmse"), config.val_evaluator.to_dict()
     predicted, target = depth_frames()
-    scores = [_scored(DepthScores, options, names, "depth", each) for each in (target, 0 * target)]
+    scores = [_scored(TaskScores, options, names, "depth", each) for each in (target, 0 * target)]
     edges = torch.tensor(EDGES).view(-1, 1, 1, 1).expand(-1, 1, *FRAME)
     perfect = [
-        _scored(DepthScores, options, names, "depth", each[None])(each[None]) for each in edges
+        _scored(TaskScores, options, names, "depth", each[None])(each[None]) for each in edges
     ]
     return {
         "scores": scores[0](predicted),
@@ -211,14 +213,14 @@ def _normal_scores(config: Any) -> dict[str, Any]:
     options = config.val_evaluator.to_dict()
     predicted, target, mask = normal_frames()
     scores = [
-        _scored(NormalScores, options, names, "normal", target * valid)
+        _scored(TaskScores, options, names, "normal", target * valid)
         for valid in (mask, mask & False)
     ]
     up = torch.tensor([0.0, 0.0, 1.0, 0.0]).view(1, 4, 1, 1)
     return {
         "scores": scores[0](predicted),
         "scores without valid pixels": scores[1](predicted),
-        "loss of small angles": NormalObjective(uncertainty=True)(up, up[:, :3]).item(),
+        "loss of small angles": TaskObjective("normals", uncertainty=True)(up, up[:, :3]).item(),
     }
 
 

@@ -25,7 +25,7 @@ from probes.dense.config import dataset_of, preprocessor
 from probes.dense.constant import constant_note
 from probes.dense.data import LOAD, ground_truth_config
 from probes.dense.head_table import native_stride, round_up
-from probes.dense.metrics import SegmentationScores
+from probes.dense.metrics import TaskScores
 from probes.dense.patches.crops import region_of, resize_region
 from probes.dense.patches.pixels import Patches, resize_labels, windows
 from probes.dense.patches.settings import has_void_class
@@ -244,10 +244,10 @@ def evaluate_patches(
     Args:
         predict: images → the (H, W) label map of each, where ``len(classes)`` is void.
         notes: those of the scores follow them.
-        hungarian: see ``SegmentationScores``.
+        hungarian: see ``Segmentation``.
     """
     data = context.data
-    metric = SegmentationScores(data.spec.ignore_index, hungarian)
+    metric = TaskScores("segmentation", ignore_index=data.spec.ignore_index, hungarian=hungarian)
     names = [*data.classes, *(["void"] if has_void_class(context.settings) else [])]
     metric.dataset_meta = {"classes": names}
     gallery = set(spread_indices(len(images), GALLERY_IMAGES))

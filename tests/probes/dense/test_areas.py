@@ -12,7 +12,7 @@ from probes.checks.check import prepare
 from probes.dense.areas import bounds_read, bounds_scored
 from probes.dense.dataset import DenseDataset
 from probes.dense.depth import DepthSettings
-from probes.dense.depth_scores import DepthScores
+from probes.dense.metrics import TaskScores
 from probes.dense.model import at_own_size
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import DATASETS
@@ -60,7 +60,7 @@ def test_both_crops_are_settings(tmp_path, area):
         val = DenseDataset("kitti-depth", str(tmp_path), "val", test, test_mode=True)
         assert crops[0]["inputs"].shape[1:] == (352, 704)
     evaluator = DENSE_TASKS["depth"].evaluator(settings, data.spec)
-    metric = DepthScores(**{name: value for name, value in evaluator.items() if name != "type"})
+    metric = TaskScores(**{name: value for name, value in evaluator.items() if name != "type"}).task
     for index, (height, width) in enumerate(SIZES[:2]):
         sample = val[index]["data_samples"]
         assert val[index]["inputs"].shape[1:] == (352, 1216)

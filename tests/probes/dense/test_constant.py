@@ -19,9 +19,9 @@ from probes.dense.tasks import DENSE_TASKS
 from tests.probes import tiny_dense
 
 EVALUATORS = {
-    "segmentation": {"type": "SegmentationScores"},
-    "depth": {"type": "DepthScores", "min_depth": 1e-3, "max_depth": 10.0},
-    "normals": {"type": "NormalScores"},
+    "segmentation": {"type": "TaskScores", "task": "segmentation"},
+    "depth": {"type": "TaskScores", "task": "depth", "min_depth": 1e-3},
+    "normals": {"type": "TaskScores", "task": "normals"},
 }
 
 

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 import probes.dense.config  # noqa: F401  registers the heads
 from probes.dense import losses as loss_module
 from probes.dense.linear import LinearHead
-from probes.dense.losses import build_head, resized_cross_entropy
+from probes.dense.losses import resized_cross_entropy
 from probes.dense.model import DenseModel, at_own_size
-from probes.dense.objectives import ClassObjective
 
 from mmseg.models import EncoderDecoder  # isort: skip
 from mmseg.models.decode_heads import PSPHead  # isort: skip
@@ -75,6 +74,14 @@ def samples(labels):
     return packed
 
 
+def model_with(kind, head):
+    """A model of this class without a backbone."""
+    model = kind.__new__(kind)
+    torch.nn.Module.__init__(model)
+    model.decode_head, model.align_corners, model.train_cfg = head, False, None
+    return model
+
+
 @pytest.mark.parametrize(
     "loss",
     [
@@ -94,18 +101,18 @@ def test_a_segmenter_learns_what_mmsegs_does(loss):
         "dropout_ratio": 0.0,
         "loss_decode": {"type": "CrossEntropyLoss", **loss},
     }
-    ours = build_head({"type": "PSPHead", "loss_images": None, **config})
-    theirs = PSPHead(**config)
-    theirs.load_state_dict(ours.state_dict())
+    heads = [PSPHead(**config) for _ in range(2)]
+    heads[0].load_state_dict(heads[1].state_dict())
+    model = model_with(DenseModel, heads[0])
+    model.loss_images = None
     labels = torch.randint(0, 4, (3, 20, 28))
     labels[:, :4] = 255
     features, results = torch.randn(3, 6, 5, 7), []
-    for head in (ours, theirs):
-        losses = head.loss((features,), samples(labels), None)
-        losses["loss_ce"].backward()
-        results.append(
-            (losses["loss_ce"].item(), float(losses["acc_seg"]), head.conv_seg.weight.grad)
-        )
+    for head in (model, model_with(EncoderDecoder, heads[1])):
+        losses = head._decode_head_forward_train((features,), samples(labels))
+        losses["decode.loss_ce"].backward()
+        gradient = head.decode_head.conv_seg.weight.grad
+        results.append((losses["decode.loss_ce"].item(), float(losses["decode.acc_seg"]), gradient))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
     assert results[0][1] == pytest.approx(results[1][1], abs=0.1)
     torch.testing.assert_close(results[0][2], results[1][2], rtol=1e-4, atol=1e-6)
@@ -121,10 +128,7 @@ def test_labels_are_those_that_mmseg_predicts():
         for sample in packed:
             sample.set_metainfo({"img_padding_size": padding, "img_shape": (16, 12)})
         head = LinearHead(in_channels=5, in_index=0, num_classes=5)
-        head.objective = ClassObjective()
-        model = kind.__new__(kind)
-        torch.nn.Module.__init__(model)
-        model.decode_head, model.align_corners = head, False
+        model = model_with(kind, head)
         predicted.append(
             [
                 labels_of_image.pred_sem_seg.data

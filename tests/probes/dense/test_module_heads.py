@@ -16,7 +16,6 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
 from probes.dense.head_table import DenseHead
-from probes.dense.losses import build_head
 from probes.dense.probe import DenseProbe
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import HEADS, PROBES
@@ -86,7 +85,7 @@ def model_of(folder, data, head, **changes):
 def test_a_head_of_mmseg_gets_the_maps_as_its_own_configs_give_them(tmp_path, datasets):
     """Outputs and losses are those of mmseg's own head with the same weights."""
     torch.manual_seed(0)
-    ours = build_head(model_of(tmp_path, datasets["segmentation"], UPERNET).decode_head)
+    ours = MODELS.build(model_of(tmp_path, datasets["segmentation"], UPERNET).decode_head)
     theirs = MODELS.build(
         {
             **UPERNET,
