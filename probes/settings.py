@@ -1,8 +1,14 @@
-"""Settings of all MMEngine probes, and the schedule that follows from them."""
+"""Settings of all MMEngine probes: one table of name, type, default and place in the config; and
+the schedule that follows from them, with the curves of published protocols.
+
+Importing this imports neither torch nor MMEngine.
+"""
 
 from __future__ import annotations
 
+import math
 import typing
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -16,7 +22,6 @@ from cliptex_common.settings import (
     Share,
     settings_dataclass,
 )
-from probes.curves import BETAS, RATES
 
 Schedule = Literal[
     "poly", "cosine", "steps", "dinov3-segmentation", "dinov3-depth", "pixio", "probe3d"
@@ -72,7 +77,7 @@ class TrainingSettings:
         schedule: ``poly`` or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up;
             ``steps``, a tenth of the rate before at each of ``steps``, shares of the training; or
             one of a published source, which has its own warm-up and, of ``dinov3-depth``, beta 1:
-            see ``probes.curves``.
+            see ``probes.settings``.
         power: of ``poly``.
         min_lr: what ``poly`` and ``cosine`` end at.
         warmup: share of the training over which the learning rate grows linearly; from 1 on a
@@ -155,3 +160,56 @@ def scheduler_configs(settings: TrainingSettings) -> list[dict[str, Any]]:
         start = settings.warmup_start
         parts.insert(0, {"type": "LinearLR", "start_factor": start, "begin": 0, "end": warm})
     return [{"by_epoch": False, "begin": 0, "end": end, **part} for part in parts]
+
+
+# (iteration, iterations of warm-up, iterations of training) → share of the highest rate, or beta 1
+Curve = Callable[[int, int, int], float]
+
+
+def _cosine(share: float) -> float:
+    """From 1 at 0 to 0 at 1."""
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+def dinov3_segmentation(iteration: int, warm: int, end: int) -> float:
+    step = max(iteration - 1, 0)  # it does not step after the first iteration
+    if step < warm:
+        return (1e-6 + (1 - 1e-6) * step / warm) * (1 - step / end)
+    return _cosine((step + 1) / end)
+
+
+def dinov3_depth(iteration: int, warm: int, end: int) -> float:
+    if iteration < warm:
+        return 1e-3 + _cosine(iteration / end) * iteration / warm
+    floor = 1 / 25_000
+    return floor + (1 - floor) * _cosine((iteration + 1) / end)
+
+
+def pixio(iteration: int, warm: int, end: int) -> float:
+    step = iteration - 1  # the rate is set after an iteration, from its number
+    if step < 0:
+        return 1.0
+    return step / warm if step < warm else (1 - (step - warm) / (end - warm)) ** 0.9
+
+
+def probe3d(iteration: int, warm: int, end: int) -> float:
+    if iteration < warm:
+        share = iteration / warm
+    else:
+        share = math.cos(math.pi / 2 * (iteration - warm) / (end - warm))
+    return 0.99 * share + 0.01
+
+
+def dinov3_depth_beta(iteration: int, warm: int, end: int) -> float:
+    if iteration < warm:
+        return 0.0
+    return 0.95 - 0.1 * _cosine((iteration - warm) / (end - warm))
+
+
+RATES: dict[str, Curve] = {
+    "dinov3-segmentation": dinov3_segmentation,
+    "dinov3-depth": dinov3_depth,
+    "pixio": pixio,
+    "probe3d": probe3d,
+}
+BETAS: dict[str, Curve] = {"dinov3-depth": dinov3_depth_beta}

@@ -13,9 +13,9 @@ from cliptex_common.errors import UserError
 from cliptex_common.plugins import Plugin
 from cliptex_common.settings import field_names, with_changes
 from probes.datasets.base import PreparedDataset
-from probes.dense.head_table import DenseHead
-from probes.dense.pipelines import stated_sizes
+from probes.dense.config import stated_sizes
 from probes.dense.probe import DenseProbe
+from probes.dense.settings import DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.registry import PROBES
 from probes.train.config import NO_DECAY, literals, parse_config, stated_settings

@@ -1,4 +1,6 @@
-"""Decode heads for the maps of a backbone: what follows from the maps is added to their configs."""
+"""Decode heads in mmseg's registry, beside mmseg's own: the linear probe, DPT, probe3d's DPT, and
+modules of plugins. What follows from the maps of a backbone is added to their configs.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
 from mmengine.registry import DefaultScope
+from mmseg.models.decode_heads import dpt_head
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from cliptex_common.device import is_accelerator
 from cliptex_common.errors import UserError, error_summary, suggest
-from probes.dense.head_table import HeadInput, aspp_dilations
+from probes.dense.settings import HeadInput, aspp_dilations
 from probes.dense.tasks import DenseTask
 from probes.registry import HEADS
+from probes.upsamplers.operators import UpsampledMaps
 
 LOSS_OPTIONS = ("loss_decode", "sampler")
 LOSS_METHODS = ("loss", "predict", "loss_by_feat", "predict_by_feat")
@@ -189,3 +196,173 @@ def complete_head(model: Any, maps: HeadInput) -> list[tuple[int, float]]:
     for name, value in (derived | {name: of_maps[name] for name in names}).items():
         head.setdefault(name, value)
     return inputs
+
+
+@MODELS.register_module()
+class LinearHead(BaseDecodeHead):
+    """The linear probe: batch normalisation, then one 1×1 convolution.
+
+    Input (N, in_channels, H, W), output (N, out_channels, H, W).
+
+    Of ``UpsampledMaps`` it upsamples its outputs where that gives the same: it does not where
+    training normalises or drops channels.
+
+    Args:
+        dropout_first: dropout before the normalisation, not after it.
+        norm: whether there is the normalisation.
+    """
+
+    def __init__(self, dropout_first: bool = False, norm: bool = True, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "channels": kwargs["in_channels"]})
+        self.norm = nn.BatchNorm2d(self.in_channels) if norm else nn.Identity()
+        self.has_norm, self.dropout_first = norm, dropout_first
+
+    def forward(self, inputs: tuple[Tensor | UpsampledMaps, ...]) -> Tensor:
+        if isinstance(inputs[0], UpsampledMaps):
+            if not self.training or (not self.has_norm and self.dropout is None):
+                return self._project_and_upsample(inputs[0])
+            inputs = (inputs[0].features,)
+        maps = self._transform_inputs(inputs)
+        if self.dropout is not None and not self.dropout_first:
+            return self.cls_seg(self.norm(maps))
+        if self.dropout is not None:
+            maps = self.dropout(maps)
+        on_cpu = not is_accelerator(maps.device)  # a GPU's time is not in this head
+        if self.has_norm and on_cpu and self.training and not maps.requires_grad:
+            return self._normalise_and_project(maps)
+        return self.conv_seg(self.norm(maps))
+
+    def _project_and_upsample(self, maps: UpsampledMaps) -> Tensor:
+        """``conv_seg(norm(maps.features))`` with the statistics of training."""
+        weight, bias = self.conv_seg.weight.flatten(1), self.conv_seg.bias
+        if not self.has_norm:
+            return maps.project(weight, bias, weight.new_zeros(weight.shape[1]))
+        norm: Any = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return maps.project(weight * scale, bias + weight @ norm.bias, norm.running_mean)
+
+    def _normalise_and_project(self, maps: Tensor) -> Tensor:
+        """``conv_seg(norm(maps))`` of constant maps, with the normalisation's scale and bias in
+        those of the convolution: equal up to float32's rounding, and three times as fast, because
+        no gradient passes through arrays as large as the maps."""
+        norm: Any = self.norm
+        weight = self.conv_seg.weight.flatten(1)
+        norm.num_batches_tracked += 1
+        mean, variance = torch.batch_norm_update_stats(
+            maps, norm.running_mean, norm.running_var, norm.momentum
+        )
+        scaled = weight * (norm.weight * (variance + norm.eps).rsqrt())
+        bias = self.conv_seg.bias + weight @ norm.bias
+        # centred first: a bias that undoes a large mean would lose digits
+        return F.conv2d(maps - mean[:, None, None], scaled[:, :, None, None], bias)
+
+
+@MODELS.register_module()
+class MultiWidthDPTHead(dpt_head.DPTHead):
+    """MMSegmentation's DPT head; its 1×1 convolutions take maps of any widths, so that stages of a
+    CNN can be fused too.
+
+    Input: the maps concatenated, (N, Σ map_channels, h, w); output (N, out_channels, ⌈h / 2⌉ · 16,
+        ⌈w / 2⌉ · 16).
+
+    Args:
+        map_channels: channels of each of the four maps, shallow to deep.
+        channels: width of the fusion.
+        widths: of the reassembled maps; empty for 3/8, 3/4, 3/2 and 3 times ``channels``, as in
+            MMSegmentation, where that is 256.
+        readout_type: ``ignore``; or ``project``, where the second half of a map's channels is its
+            class token, the same at each position.
+        **kwargs: of mmseg's ``DPTHead``; without its ``norm_cfg`` the convolutions have biases.
+    """
+
+    def __init__(
+        self,
+        map_channels: Sequence[int],
+        channels: int,
+        widths: Sequence[int] = (),
+        readout_type: str = "ignore",
+        **kwargs: Any,
+    ) -> None:
+        widths = widths or [max(1, channels * eighths // 8) for eighths in (3, 6, 12, 24)]
+        super().__init__(
+            embed_dims=map_channels[0], post_process_channels=widths, channels=channels, **kwargs
+        )
+        self.map_channels, blocks = tuple(map_channels), self.reassemble_blocks
+        if readout_type == "project":
+            map_channels = [width // 2 for width in map_channels]
+            blocks.readout_type = readout_type
+            blocks.readout_projects = nn.ModuleList(
+                nn.Sequential(nn.Linear(2 * width, width), nn.GELU()) for width in map_channels
+            )
+        blocks.projects = nn.ModuleList(
+            ConvModule(width, out, 1, act_cfg=None)
+            for width, out in zip(map_channels, widths, strict=True)
+        )
+        if kwargs.get("norm_cfg", True) is None:
+            for module in self.modules():
+                if isinstance(module, dpt_head.PreActResidualConvUnit):
+                    for unit in (module.conv1, module.conv2):
+                        unit.conv.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        return super().forward(inputs[self.in_index].split(self.map_channels, dim=1))
+
+    def _transform_inputs(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+        if self.reassemble_blocks.readout_type == "ignore":
+            return [(each, None) for each in maps]
+        halves = [each.chunk(2, dim=1) for each in maps]
+        return [(patches, token[:, :, 0, 0]) for patches, token in halves]
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions, each with a ReLU after it, around which the input goes too; shapes
+    stay."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+@MODELS.register_module()
+class Probe3dHead(BaseDecodeHead):
+    """Four maps → 1×1 convolutions to ``channels`` → twice the size → fused, the deepest first:
+    each of the others passes a residual unit, what is deeper is added, and the sum passes another →
+    four times the size → 3×3 convolution, ReLU, 3×3 convolution onto the outputs → twice the size.
+
+    Input: the maps concatenated, (N, Σ map_channels, h, w); output (N, out_channels, 16 h, 16 w).
+
+    Args:
+        map_channels: channels of each of the four maps, shallow to deep.
+        channels: width of the head.
+        **kwargs: of mmseg's ``BaseDecodeHead``.
+    """
+
+    def __init__(self, map_channels: Sequence[int], channels: int, **kwargs: Any) -> None:
+        super().__init__(channels=channels, **kwargs)
+        self.map_channels = tuple(map_channels)
+        self.project = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in map_channels)
+        # the deepest has nothing to meet
+        self.before = nn.ModuleList(Residual(channels) for _ in self.map_channels[:-1])
+        self.after = nn.ModuleList(Residual(channels) for _ in self.map_channels)
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_seg = nn.Conv2d(channels, self.out_channels, 3, padding=1)
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        maps = self._transform_inputs(inputs).split(self.map_channels, dim=1)
+        maps = [
+            F.interpolate(layer(x), scale_factor=2)
+            for layer, x in zip(self.project, maps, strict=True)
+        ]
+        fused = self.after[-1](maps[-1])
+        for level in reversed(range(len(maps) - 1)):
+            fused = self.after[level](self.before[level](maps[level]) + fused)
+        fused = self.mix(F.interpolate(fused, scale_factor=4)).relu()
+        return F.interpolate(self.cls_seg(fused), scale_factor=2)

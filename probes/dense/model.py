@@ -14,8 +14,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from probes.dense.heads import ModuleHead, has_own_loss
-from probes.dense.losses import is_plain, resized_cross_entropy
-from probes.dense.objectives import TaskObjective
+from probes.dense.losses import TaskObjective, is_plain, resized_cross_entropy
 
 CLASSES = TaskObjective("segmentation")
 

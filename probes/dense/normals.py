@@ -196,7 +196,7 @@ class Normals(DenseTask):
         return {**super().metrics_of(arrays, notes), "normal_median": median}
 
     def summary(self, arrays: Arrays, weights: np.ndarray) -> dict[str, Any]:
-        """See ``probes.dense.normal_scores.NormalScores``; the median is that of ``error_histogram``."""
+        """The median is that of ``error_histogram``."""
         pixels = arrays["pixels"]
         shares = [name for name in arrays if name.startswith("normal_") and name in self.metrics]
         shares = [name for name in shares if name != "normal_median"]

@@ -1,7 +1,7 @@
 """The dense probes: each dense task (``probes.dense.tasks``) with each of the heads.
 
-Its config is that of the head and of the data (``probes.configs``): mmseg's encoder-decoder over the
-frozen backbone, whose maps are brought to one stride and concatenated.
+Its config is that of the head and of the data (``probes.configs``): mmseg's encoder-decoder over
+the frozen backbone, whose maps are brought to one stride and concatenated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cliptex_common.errors import UserError
 from probes.base import Context, Probe, Reuse, TaskResult
 from probes.configs import config_files
 from probes.datasets.base import PreparedDataset
-from probes.dense.head_table import SHIPPED, DenseHead
+from probes.dense.settings import SHIPPED, DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.layers import requested_layer
 from probes.registry import HEADS, PROBES, register_probe
@@ -65,7 +65,7 @@ class DenseProbe(Probe):
             self.head.check(settings, backbone)
             self.task.check_dataset(data)
             return
-        from probes.dense.head_trial import try_model
+        from probes.dense.trial import try_model
 
         try_model(self, settings, data, backbone)
 
@@ -89,7 +89,7 @@ class DenseProbe(Probe):
         """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the
         first rate."""
         from probes.dense.config import dense_config
-        from probes.dense.learning_rates import with_rate
+        from probes.dense.group import with_rate
         from probes.train.loop import config_text
 
         if rates := context.settings.lr_grid:
@@ -174,7 +174,7 @@ def register_dense_task(task: DenseTask) -> DenseTask:
         Exception: what its own methods raise when they are tried on zeros.
     """
     from backbones.cliptex.tasks.base import Task
-    from probes.dense.task_trial import try_task
+    from probes.dense.trial import try_task
 
     if task.name in {probe.kind for probe in PROBES.values()}:
         raise UserError(f"there are datasets of kind {task.name!r} already; choose another name")

@@ -23,8 +23,12 @@ from cliptex_common.images import IMAGE_ERRORS
 from cliptex_common.settings import settings_dataclass
 from cliptex_common.weighted import Arrays, mean_of_images
 from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.dense.areas import bounds_scored
-from probes.dense.settings import DenseSettings, ModuleHeadSettings, ShippedHeadSettings
+from probes.dense.settings import (
+    DenseSettings,
+    ModuleHeadSettings,
+    ShippedHeadSettings,
+    bounds_scored,
+)
 from reports.metrics import Metric
 from reports.stats.per_image import ImageScores
 

@@ -28,14 +28,14 @@ class DetectionProbe(Probe):
 
     def config(self, context: Context) -> str:
         """The resolved MMEngine config; it runs with plain mmengine."""
-        from probes.detection.config import detection_config
+        from probes.detection.models import detection_config
         from probes.train.loop import config_text
 
         return config_text(None, context, lambda used: detection_config(self, used))
 
     def run(self, context: Context) -> TaskResult:
         """Train the detector on ``train`` and score ``val`` by COCO's rules."""
-        from probes.detection.config import detection_config
+        from probes.detection.models import detection_config
         from probes.detection.preview import draw_preview
         from probes.train.loop import config_text, run_training
 

@@ -18,11 +18,14 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
+from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
+from mmengine.optim.scheduler.momentum_scheduler import MomentumSchedulerMixin
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
 from cliptex_common.errors import UserError
 from probes.configs import FOLDER
-from probes.settings import OPTIMIZERS, TrainingSettings, places, scheduler_configs
+from probes.settings import BETAS, OPTIMIZERS, RATES, TrainingSettings, places, scheduler_configs
 
 # of a config; other names of a file are those that it uses itself
 NEEDED = ("default_scope", "custom_imports", "model", "train_dataloader", "val_dataloader")
@@ -171,3 +174,33 @@ def learning_rates(settings: TrainingSettings) -> np.ndarray:
         for scheduler in schedulers:
             scheduler.step()
     return rates
+
+
+class _Curve(_ParamScheduler):
+    """A parameter that follows a curve of ``probes.settings``.
+
+    Args:
+        curve: key of ``RATES`` or ``BETAS``.
+        warm: iterations of warm-up.
+    """
+
+    def __init__(self, optimizer: Any, *args: Any, curve: str, warm: int, **kwargs: Any) -> None:
+        self.curve, self.warm = curve, warm
+        super().__init__(optimizer, *args, **kwargs)
+
+
+@PARAM_SCHEDULERS.register_module()
+class CurveLR(LRSchedulerMixin, _Curve):
+    """``RATES[curve]`` times the optimizer's rate."""
+
+    def _get_value(self) -> list[float]:
+        share = RATES[self.curve](self.last_step, self.warm, self.end)
+        return [base * share for base in self.base_values]
+
+
+@PARAM_SCHEDULERS.register_module()
+class CurveMomentum(MomentumSchedulerMixin, _Curve):
+    """``BETAS[curve]`` as beta 1."""
+
+    def _get_value(self) -> list[float]:
+        return [BETAS[self.curve](self.last_step, self.warm, self.end)] * len(self.base_values)

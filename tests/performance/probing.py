@@ -117,7 +117,7 @@ def mmsegs_own(config: Config) -> None:
     ones."""
     from mmseg.registry import MODELS
 
-    from probes.dense.linear import LinearHead
+    from probes.dense.heads import LinearHead
 
     def forward(head: Any, inputs: Any) -> Any:
         return head.cls_seg(head.norm(head._transform_inputs(inputs)))

@@ -1,5 +1,5 @@
-"""A probe's config files tell the truth: completed with the default settings they keep every literal
-that they state, and each setting that stands in the config is there."""
+"""A probe's config files tell the truth: completed with the default settings they keep every
+literal that they state, and each setting that stands in the config is there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmengine.config import Config
 import probes.catalog  # noqa: F401  registers the probes
 from probes.configs import config_files
 from probes.dense.config import dense_config
-from probes.detection.config import detection_config
+from probes.detection.models import detection_config
 from probes.registry import PROBES
 from probes.settings import places
 from probes.train.config import read_config, stated_settings

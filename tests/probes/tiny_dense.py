@@ -102,7 +102,7 @@ def pipelines(data: PreparedDataset, settings, crop, mean=(0, 0, 0)) -> tuple[li
     """Of train and val, as a config has them."""
     # they prepare mmseg, which takes seconds
     from probes.configs import config_files
-    from probes.dense.pipelines import complete_pipelines
+    from probes.dense.config import complete_pipelines
     from probes.train.config import apply_settings, read_config
 
     config = read_config(*config_files(data.spec.kind, "linear"))

@@ -28,7 +28,7 @@ import backbones.named  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
-from probes.dense.linear import LinearHead
+from probes.dense.heads import LinearHead
 from probes.dense.model import DenseModel
 from probes.protocols.base import find_preset
 from probes.registry import find_task

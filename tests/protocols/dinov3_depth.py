@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from cliptex_common.dense_maps.scores import depth_scores
-from probes.dense.head_table import round_up
-from probes.dense.objectives import TaskObjective
+from probes.dense.losses import TaskObjective
+from probes.dense.settings import round_up
 from probes.dense.task import cropped
 from tests.protocols import dense
 from tests.protocols.dense import (

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from cliptex_common.device import prefers_bf16
 from probes.datasets.download.nyu import millimetres
-from probes.dense.data import LoadGroundTruth
-from probes.dense.head_table import native_stride, reads_class_token, round_up
+from probes.dense.losses import TaskObjective
 from probes.dense.metrics import TaskScores
-from probes.dense.objectives import TaskObjective
-from probes.dense.settings import in_iterations
+from probes.dense.settings import in_iterations, native_stride, reads_class_token, round_up
+from probes.dense.transforms import LoadGroundTruth
 from probes.registry import DATASETS
 from probes.train.frozen_backbone import FrozenBackbone
 from probes.train.sampling import SeededSamples, isolated_rng

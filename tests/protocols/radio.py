@@ -15,8 +15,8 @@ from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 from torch import nn
 
+from probes.dense.losses import TaskObjective
 from probes.dense.model import DenseModel
-from probes.dense.objectives import TaskObjective
 from tests.protocols import dense, nearest
 from tests.protocols.dense import CHANNELS, CLASSES, summary
 from tests.protocols.mmseg import FLOAT, LABELS, MAPS, curves, settings_of, short, test_sizes

@@ -5,8 +5,7 @@ custom_imports = dict(
     imports=[
         "probes.detection.coco",
         "probes.detection.models",
-        "probes.detection.per_shape",
-        "probes.train.batches",
+        "probes.train.sampling",
     ]
 )
 train_pipeline = [

@@ -22,14 +22,13 @@ from cliptex_common.out_of_memory import Halving
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
 from probes.dense.config import dataset_of, preprocessor
-from probes.dense.constant import constant_note
-from probes.dense.data import LOAD, ground_truth_config
-from probes.dense.head_table import native_stride, round_up
+from probes.dense.group import Predicted, constant_note, draw_preview
 from probes.dense.metrics import TaskScores
 from probes.dense.patches.crops import region_of, resize_region
 from probes.dense.patches.pixels import Patches, resize_labels, windows
 from probes.dense.patches.settings import has_void_class
-from probes.dense.preview import Predicted, draw_preview
+from probes.dense.settings import native_stride, round_up
+from probes.dense.transforms import LOAD, ground_truth_config
 from probes.features.crops import all_crops
 from probes.features.feature_dataset import MapViews, encoder_config
 from probes.features.store import DTYPES

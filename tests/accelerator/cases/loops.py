@@ -24,7 +24,7 @@ from cliptex_common.progress import Silent
 from probes.experts.mask_rcnn import TorchvisionMaskRCNN
 from probes.image_level import random_crops
 from probes.registry import PROBES
-from probes.train.head_trainer import HeadTrainer
+from probes.train.loop import HeadTrainer
 from tests.accelerator.cases.tasks import make_task, small, write_data
 from tests.accelerator.pretended import Events, counting
 from tests.backbones.cliptex import toy

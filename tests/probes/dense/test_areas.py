@@ -9,11 +9,11 @@ import torch
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.checks.check import prepare
-from probes.dense.areas import bounds_read, bounds_scored
 from probes.dense.dataset import DenseDataset
 from probes.dense.depth import DepthSettings
 from probes.dense.metrics import TaskScores
 from probes.dense.model import at_own_size
+from probes.dense.settings import bounds_read, bounds_scored
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import DATASETS
 from tests.probes import tiny_dense

@@ -12,8 +12,8 @@ from mmengine.registry import DefaultScope
 
 import probes.dense.config  # noqa: F401  registers what configs name
 from cliptex_common.dense_maps.read import read_depth, read_normals
-from probes.dense.constant import best_constant, constant_note
 from probes.dense.dataset import DenseDataset
+from probes.dense.group import best_constant, constant_note
 from probes.dense.normals import NormalSettings
 from probes.dense.tasks import DENSE_TASKS
 from tests.probes import tiny_dense

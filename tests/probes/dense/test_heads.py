@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.dense.head_table import aspp_dilations
-from probes.dense.linear import LinearHead
-from probes.dense.objectives import TaskObjective
+from probes.dense.heads import LinearHead
+from probes.dense.losses import TaskObjective
+from probes.dense.settings import aspp_dilations
 
 
 def test_dilations_are_the_papers_at_its_size():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import probes.dense.config  # noqa: F401  registers the heads
 from probes.dense import losses as loss_module
-from probes.dense.linear import LinearHead
+from probes.dense.heads import LinearHead
 from probes.dense.losses import resized_cross_entropy
 from probes.dense.model import DenseModel, at_own_size
 

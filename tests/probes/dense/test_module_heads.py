@@ -15,8 +15,8 @@ from cliptex_common import plugins
 from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
-from probes.dense.head_table import DenseHead
 from probes.dense.probe import DenseProbe
+from probes.dense.settings import DenseHead
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import HEADS, PROBES
 from tests.probes import tiny_dense

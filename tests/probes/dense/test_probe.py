@@ -20,10 +20,9 @@ import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import UserError
 from probes.dense.config import dense_config
 from probes.dense.depth import DepthSettings
-from probes.dense.head_table import SHIPPED
 from probes.dense.normals import Normals
 from probes.dense.segmentation import SegmentationSettings
-from probes.dense.settings import in_iterations
+from probes.dense.settings import SHIPPED, in_iterations
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import PROBES as REGISTERED
 from probes.settings import scheduler_configs

@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import probes.detection.probe  # noqa: F401  both register
 from probes.detection.coco import CocoInstances
-from probes.detection.config import detection_config
+from probes.detection.models import detection_config
 from probes.detection.settings import MaskRCNNSettings
 from probes.registry import PROBES
 from probes.train.sampling import SeededSamples

@@ -19,12 +19,12 @@ from probes.base import TaskResult
 from probes.configs import config_files
 from probes.detection import models
 from probes.detection.coco import CocoInstances, encode_mask, mean_ap
-from probes.detection.config import coco_set
+from probes.detection.models import coco_set
 from probes.detection.probe import BOXES, MASKS
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.registry import PROBES
 from probes.train.config import apply_settings, read_config
-from probes.train.head_trainer import STATE_FILE
+from probes.train.loop import STATE_FILE
 from reports.detections import to_columns
 from reports.stats.per_image import image_scores
 from tests.coco_reference import evaluate

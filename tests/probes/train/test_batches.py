@@ -8,9 +8,9 @@ from mmengine.dataset import DefaultSampler
 
 import probes.catalog  # noqa: F401  registers
 from probes.dense import config
-from probes.detection import config as detection_config
+from probes.detection import models as detection_config
 from probes.registry import PROBES
-from probes.train.batches import SameShapeBatches, batch_options
+from probes.train.sampling import SameShapeBatches, batch_options
 from tests.probes import tiny_coco, tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.recorder import Recorder

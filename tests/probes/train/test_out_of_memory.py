@@ -10,8 +10,8 @@ import torch
 from cliptex_common.errors import OutOfMemory
 from probes.base import TaskResult
 from probes.registry import PROBES
-from probes.train.group_data import GroupDataset
-from probes.train.head_trainer import HeadTrainer
+from probes.train.loop import HeadTrainer
+from probes.train.sampling import GroupDataset
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import TinyBackbone
 from tests.probes.train import test_together as groups

@@ -20,7 +20,7 @@ from backbones import registry
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.registry import Entry, Request
 from probes.datasets.base import PreparedDataset, Sample
-from probes.detection.config import detection_config
+from probes.detection.models import detection_config
 from probes.registry import PROBES
 from tests.probes import tiny_coco, tiny_dense
 from tests.probes.tiny_mmlab import context

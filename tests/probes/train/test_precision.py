@@ -7,7 +7,7 @@ import pytest
 import probes.dense.probe  # noqa: F401 – registers the probes
 from probes.dense.config import dense_config
 from probes.registry import PROBES
-from probes.train import head_trainer
+from probes.train import loop as head_trainer
 from probes.train.loop import run_training
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context

@@ -20,13 +20,12 @@ from backbones import registry
 from cliptex_common.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
-from probes.dense.data import LoadGroundTruth
+from probes.dense.transforms import LoadGroundTruth
 from probes.features.budget import stores
 from probes.features.store import root
 from probes.registry import PROBES
 from probes.selection import held_out_by_content
-from probes.train.head_trainer import STATE_FILE
-from probes.train.loop import train_together
+from probes.train.loop import STATE_FILE, train_together
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import TinyBackbone, context
 from tests.recorder import Recorder

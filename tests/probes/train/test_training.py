@@ -21,10 +21,9 @@ from mmengine.runner import Runner
 import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import NonFiniteLoss
 from probes.dense.config import dense_config
-from probes.dense.linear import LinearHead
+from probes.dense.heads import LinearHead
 from probes.registry import PROBES
-from probes.train.head_trainer import SAVES, STATE_FILE
-from probes.train.loop import resolved, run_training
+from probes.train.loop import SAVES, STATE_FILE, resolved, run_training
 from probes.train.sampling import SeededSamples
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
@@ -57,7 +56,7 @@ def config_and_task(data, folder, max_iters=20, **options):
 def train(data, folder, max_iters=20, checkpoint_every=None, **options):
     config, task = config_and_task(data, folder, max_iters, **options)
     states = max_iters // checkpoint_every if checkpoint_every else SAVES
-    with patch("probes.train.head_trainer.SAVES", states):
+    with patch("probes.train.loop.SAVES", states):
         return run_training(config, task, "toy")
 
 

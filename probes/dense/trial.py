@@ -1,13 +1,16 @@
-"""Heads of mmseg's registry, and modules of plugins, are tried on maps without data before anything
-is trained."""
+"""What somebody else wrote is tried before hours of training: heads of mmseg's registry and modules
+of plugins on maps without data, families of dense tasks on zeros when they are registered.
+"""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
@@ -17,10 +20,12 @@ from cliptex_common.errors import UserError
 from cliptex_common.images import image_size
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import complete_model
-from probes.dense.data import dense_sample
-from probes.dense.head_table import head_input, round_up
 from probes.dense.heads import has_own_loss, head_class, summary
-from probes.dense.settings import DenseSettings
+from probes.dense.losses import TaskObjective
+from probes.dense.segmentation import Segmentation
+from probes.dense.settings import DenseSettings, head_input, round_up
+from probes.dense.task import DenseTask
+from probes.dense.transforms import dense_sample
 from probes.train.sampling import isolated_rng
 
 OF_BACKBONE = ("in_channels", "in_index", "num_classes", "feature_strides")
@@ -126,3 +131,52 @@ def _run(
                     f"it must return ({images}, {head.out_channels}, height, width), and returns"
                     f" {shape}"
                 )
+
+
+SIDE = 64
+
+
+def try_task(task: DenseTask) -> None:
+    """Check the attributes of a task, and compute loss, prediction, score and metrics of zeros.
+
+    Raises:
+        UserError: something is missing or does not fit.
+        Exception: what the task's own methods raise.
+    """
+    if not re.fullmatch(r"[\w-]+", task.name):
+        raise UserError(f"dense task {task.name!r}: a name has letters, digits and hyphens")
+    if not task.metrics:
+        raise UserError(f"dense task {task.name!r} needs metrics")
+    if task.has_classes != isinstance(task, Segmentation):
+        raise UserError(f"dense task {task.name!r}: one with classes is a subclass of Segmentation")
+    if isinstance(task, Segmentation) and task.field != Segmentation.field:
+        raise UserError(f"dense task {task.name!r}: the field of classes is {Segmentation.field!r}")
+    kind = type(task)
+    overridden = {name for name in ("objective", "evaluator") if _overrides(kind, name)}
+    needed = [
+        name for name, by in (("loss", "objective"), ("score", "evaluator")) if by not in overridden
+    ]
+    if missing := [name for name in needed if not _overrides(kind, name)]:
+        raise UserError(f"dense task {task.name!r} has no {' and no '.join(missing)}")
+    target = torch.zeros(2, task.channels, SIDE, SIDE)
+    prediction = target
+    if "objective" not in overridden:
+        objective = TaskObjective(task)
+        raw = torch.zeros(2, task.outputs, SIDE, SIDE, requires_grad=True)
+        objective(raw, target).backward()
+        prediction = objective.decode(raw.detach())
+        if prediction.shape != target.shape:
+            raise UserError(
+                f"dense task {task.name!r}: predict gives {tuple(prediction.shape[1:])}, and the"
+                f" ground truth is {tuple(target.shape[1:])}"
+            )
+    if "evaluator" not in overridden:
+        scores = [task.score(*pair) for pair in zip(prediction, target, strict=True)]
+        arrays = {name: np.stack([each[name].numpy() for each in scores]) for name in scores[0]}
+        summary = task.summary(arrays, np.ones((1, 2)))
+        if missing := [name for name in task.metrics if name not in summary]:
+            raise UserError(f"dense task {task.name!r}: summary gives no {', '.join(missing)}")
+
+
+def _overrides(kind: type[DenseTask], name: str) -> bool:
+    return getattr(kind, name) is not getattr(DenseTask, name)
