@@ -18,6 +18,7 @@ from probes.dense.probe import DenseProbe
 from probes.dense.settings import DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.registry import PROBES
+from probes.settings import OPTIMIZERS
 from probes.train.config import NO_DECAY, literals, parse_config, stated_settings
 
 # what follows from backbone, dataset and settings
@@ -39,24 +40,25 @@ class ConfigProbe(DenseProbe):
         self.is_shipped, self._config = False, config
         self.defaults, self.fixed = stated_settings(config, self.settings_type)
         self.defaults |= stated_sizes(config)
-        if (wrapper := config.get("optim_wrapper")) and "paramwise_cfg" in wrapper:
-            self.defaults["decay_all"] = wrapper.paramwise_cfg != NO_DECAY
+        wrapper = config.get("optim_wrapper", {})
+        if "paramwise_cfg" in wrapper:
+            self.defaults["decay_all"] = wrapper["paramwise_cfg"] != NO_DECAY
+        for setting, kind in OPTIMIZERS.items():
+            if wrapper.get("optimizer", {}).get("type") == kind:
+                self.defaults["optimizer"] = setting
         self._settings: Any = with_changes(self.settings_type(), self.defaults)
 
     def read_config(self) -> Config:
         return copy.deepcopy(self._config)
 
     def fits(self, backbone: Any, data: PreparedDataset, settings: Any) -> None:
-        if "max_iters" in self.fixed and settings.epochs:
-            raise UserError(f"epochs={settings.epochs:g}: {OWN.format(self.name)}")
         for name in sorted(field_names(self.settings_type)):
             value, stated = getattr(settings, name), getattr(self._settings, name)
             if value != stated and (name in self.fixed or value is None):
-                raise UserError(f"{name}={value}: {OWN.format(self.name)}")
+                raise UserError(
+                    f"{name}={value}: the config file of {self.name} has its own; change it there"
+                )
         super().fits(backbone, data, settings)
-
-
-OWN = "the config file of {} has its own; change it there"
 
 
 def register_config(plugin: Plugin) -> None:

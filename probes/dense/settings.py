@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Probability, Share, settings_dataclass
 from probes.layers import DenseLayers, requested_map
-from probes.settings import At, TrainingSettings
+from probes.settings import SCHEDULE, At, TrainingSettings
 from probes.upsamplers.names import UpsamplerName
 
 ImageSize = Annotated[int, Field(ge=16)]
@@ -108,7 +108,7 @@ class DenseSettings(TrainingSettings):
     )
     enlarge: Annotated[float, Field(gt=0, le=1)] = 1.0
     colours: Literal["none", "mmseg", "dinov3", "dinov3-depth", "probe3d"] = "none"
-    epochs: NonNegativeFloat = 0.0
+    epochs: Annotated[NonNegativeFloat, SCHEDULE] = 0.0
     loss_images: Annotated[PositiveInt | None, At("model.loss_images")] = None
     layers: DenseLayers = "all"
     class_token: Literal["none", "concat", "concat-dino", "project"] = "none"

@@ -33,7 +33,7 @@ ARRAYS = ("img", "gt_seg_map")  # of a sample, which geometry changes alike
 
 @TRANSFORMS.register_module()
 class ReadArea(BaseTransform):
-    """Keep the part ``area`` of an image (see ``probes.dense.settings.Area``), and of its ground truth if
+    """Keep the part ``area`` of an image (see ``Area``), and of its ground truth if
     that is loaded."""
 
     def __init__(self, area: Sequence[Any]) -> None:

@@ -98,11 +98,9 @@ def stated_settings(config: Config, settings_type: type) -> tuple[dict[str, Any]
             values[name] = stated[0]
         elif at.absent is not None:
             values[name] = at.absent
-        is_open = bool(stated) or at.added
+        is_open = bool(stated or at.added or at.part)
         if at.part and any(literals(config, at.part)):
-            is_open = any(path.startswith(at.part) for path in at.literals if stated)
-        elif at.part:
-            is_open = True
+            is_open = bool(stated) and at.literals[0].startswith(at.part)
         if not is_open:
             fixed.add(name)
     return values, fixed
