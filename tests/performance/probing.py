@@ -127,7 +127,7 @@ def mmsegs_own(config: Config) -> None:
         name="BenchLinearHead", module=type("BenchLinearHead", (LinearHead,), own), force=True
     )
     config.model.type, config.model.decode_head.type = "EncoderDecoder", "BenchLinearHead"
-    del config.model.decode_head["loss_images"]  # of our own loss
+    del config.model["loss_images"]  # of our own loss
 
 
 @bench(images=8, side=32, model=TOY)
