@@ -213,6 +213,8 @@ class TaskResult:
             detection.
         head: the trained head, of probes that train one.
         notes: for the user, one line each (chosen learning rate, missing objects …).
+        config: what it was trained by, as ``Probe.config`` says it: with the values that were
+            chosen; '' where nothing was.
     """
 
     metrics: dict[str, float]
@@ -221,6 +223,7 @@ class TaskResult:
     preview: Path | None = None
     head: Head | None = None
     notes: list[str] = field(default_factory=list)
+    config: str = ""
 
 
 class NotApplicable(UserError):

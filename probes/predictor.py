@@ -92,7 +92,7 @@ def load_predictor(
 class _MMLabPredictor(Predictor):
     def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
         super().__init__(head, backbone, device)
-        from probes.runner import frozen_backbone
+        from probes.train import frozen_backbone
 
         metadata = head.metadata
         self.kind, self.scope = metadata["kind"], metadata["scope"]

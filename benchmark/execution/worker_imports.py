@@ -18,7 +18,7 @@ for name in (
     "benchmark.stages.weights",
     "probes.dense.probe",
     "probes.detection.probe",
-    "probes.runner.training",
+    "probes.train.loop",
 ):
     with suppress(Exception):  # a library that cannot be imported fails the units that need it
         import_module(name)

@@ -363,7 +363,7 @@ def _log_head(run: Run, head: Head, conditions: Mapping[str, Any], seed: int) ->
 
 def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult) -> None:
     """Log config, per-image scores, features of parts of images, detections, pictures and logs."""
-    config = task.probe.config(context)
+    config = result.config or task.probe.config(context)
     run.log_text(config, "config.json" if config.lstrip().startswith("{") else "config.py")
     per_image = dict(result.per_image)
     dense_task = DENSE_TASKS.get(task.spec.kind)

@@ -20,10 +20,10 @@ from backbones.backbone import Backbone
 from benchmark.reproduce.targets import Target
 from cliptex_common.images import open_image
 from probes.datasets.base import PreparedDataset
+from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.tasks.settings import DenseSettings, in_iterations
-from probes.runner.config_file import learning_rates
-from probes.runner.settings import TrainingSettings
+from probes.settings import TrainingSettings
+from probes.train.config import learning_rates
 
 MAX_MAPS = 50  # label maps that are read of a split
 UNLABELLED = [

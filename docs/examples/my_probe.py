@@ -3,11 +3,7 @@
 python -m benchmark run --backbone clip --task voc/my_probe.py --data-root DIR
 """
 
-_base_ = [
-    "probes::_base_/heads/head.py",
-    "probes::_base_/segmentation.py",
-    "probes::_base_/schedule_40k.py",
-]
+_base_ = ["probes::_base_/heads/head.py", "probes::_base_/segmentation.py"]
 
 model = dict(
     decode_head=dict(
@@ -16,7 +12,6 @@ model = dict(
         num_convs=1,
         dropout_ratio=0.1,
         norm_cfg=dict(type="BN", requires_grad=True),
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, avg_non_ignore=True),
     )
 )
 param_scheduler = [

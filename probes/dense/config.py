@@ -1,55 +1,44 @@
-"""The config of a dense probe: its file (``probes/configs``), completed with backbone, dataset,
-classes and settings."""
+"""The config of a dense probe: its files (``probes/configs``), completed with backbone, dataset,
+classes and settings; and its pipelines.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 import probes.dense.dataset
-import probes.dense.decode_heads.dpt
-import probes.dense.decode_heads.linear
-import probes.dense.decode_heads.probe3d
-import probes.dense.depth
+import probes.dense.heads
 import probes.dense.metrics
-import probes.dense.normals
-import probes.dense.segmentors
+import probes.dense.model
 import probes.features.crops
-import probes.runner.schedules  # noqa: F401  registers what configs name
+import probes.train.config  # noqa: F401  registers what configs name
 from backbones.backbone import Backbone
 from cliptex_common.errors import UserError
 from probes.base import Context
-from probes.datasets.base import Lister, PreparedDataset, Split
-from probes.dense.data import ground_truth_config
-from probes.dense.decode_heads.base import head_input, reads_class_token, round_up
-from probes.dense.decode_heads.module import complete_head
-from probes.dense.pipelines import complete_pipelines
+from probes.datasets.base import DatasetSpec, Lister, PreparedDataset, Split
+from probes.dense.heads import complete_head, has_own_loss, head_class
+from probes.dense.settings import (
+    DenseSettings,
+    head_input,
+    in_iterations,
+    reads_class_token,
+    round_up,
+)
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.tasks.settings import DenseSettings, in_iterations
+from probes.dense.transforms import COLOURS, ground_truth_config
 from probes.features.feature_dataset import ROUNDED, encoder_config, loader_config
-from probes.runner.batches import batch_options
-from probes.runner.config_file import LiteralPaths, apply_settings, apply_training
-
-TRAIN = "train_dataloader.dataset.pipeline"
-# setting → the literals of a config file that it changes, besides those of ``TRAINING``
-LITERALS: LiteralPaths = {
-    "scale_range": (f"{TRAIN}.RandomResize.ratio_range",),
-    "max_class_share": (f"{TRAIN}.RandomCrop.cat_max_ratio",),
-    "align_corners": ("model.decode_head.align_corners",),
-    "loss_images": ("model.decode_head.loss_images",),
-    "channels": ("model.decode_head.channels",),
-    "dropout": ("model.decode_head.dropout_ratio",),
-    "dropout_first": ("model.decode_head.dropout_first",),
-    "dpt_widths": ("model.decode_head.widths",),
-    "flip_test": ("model.test_cfg.flip",),
-}
+from probes.train.config import apply_training
+from probes.train.sampling import batch_options
 
 
 def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
-    """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved``
+    """Config of model, data, optimizer, schedule and scores; ``probes.train.loop.resolved``
     adds what all probes share.
 
     Args:
@@ -65,11 +54,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     settings = in_iterations(context.settings, images)
 
     config = probe.read_config()
-    stated_schedule = config.param_scheduler
-    apply_settings(config, settings, LITERALS)
     apply_training(config, settings)
-    if probe.schedule_is_fixed:
-        config.param_scheduler = stated_schedule
     complete_model(config, probe, settings, train_data, backbone)
     model, prepare = config.model, preprocessor(backbone)
     model.backbone.update(
@@ -103,7 +88,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     for loader in (train, val):
         loader.update(loader_config(encoder))
         loader.dataset.encoder = encoder
-    config.val_evaluator = task.evaluator(settings, val_data.spec)
+    config.val_evaluator = task.evaluator(settings, val_data.spec) | config.val_evaluator
     # importing them registers what the config names
     modules = (spec.module, val_data.spec.module, type(task).__module__, probe.head.declared_in)
     config.custom_imports.imports += dict.fromkeys(filter(None, modules))
@@ -124,13 +109,26 @@ def complete_model(
     Raises:
         UserError: they do not fit.
     """
-    probe.head.check(settings, data, backbone)
     task, model = DENSE_TASKS.find(data.spec.kind), config.model
-    head, requested = model.decode_head, getattr(settings, "head", {})
-    for name, value in task.objective(settings, data.spec, len(data.classes)).items():
-        if name != "loss_decode" or not probe.loss_is_fixed:
-            head[name] = value  # ``update`` of a config would merge the losses
-    inputs = complete_head(model, requested, head_input(settings, backbone))
+    probe.head.check(settings, backbone)
+    task.check_dataset(data)
+    requested = getattr(settings, "head", {})
+    for name, value in requested.items():
+        model.decode_head[name] = value  # ``update`` of a config would merge the losses
+    head = model.decode_head
+    derived = task.objective(settings, data.spec, len(data.classes))
+    stated = head.get("loss_decode", {})
+    if has_own_loss(head_class(head.type)):
+        derived.pop("loss_decode")
+    elif isinstance(stated, dict) and stated.get("type") == "TaskObjective":
+        head.loss_decode = {**derived["loss_decode"], **stated}
+    for name, value in derived.items():
+        head.setdefault(name, value)
+    if not task.has_classes:
+        with DefaultScope.overwrite_default_scope("mmseg"):
+            head.setdefault("num_classes", MODELS.build(head.loss_decode).channels)
+        head.threshold = 0.0  # which mmseg would warn of
+    inputs = complete_head(model, head_input(settings, backbone))
     if "neck" not in model:
         for name, neutral in (("feature_stride", "none"), ("upsampler", "bilinear")):
             if (value := getattr(settings, name)) not in (None, neutral):
@@ -139,8 +137,6 @@ def complete_model(
                     f" {requested.get('type', probe.name)} reads each at its own stride: set"
                     f" {name}={neutral}"
                 )
-    if not getattr(settings, "linear_norm", True) and head.type == "LinearHead":
-        head.norm = False
     if settings.class_token == "project":
         head.readout_type = "project"
     if not getattr(settings, "dpt_norm", True) and "readout_type" in head:
@@ -195,3 +191,133 @@ def _all_images(
 ) -> tuple[str, ...]:
     """All images of a split; walking through a large dataset takes seconds."""
     return tuple(sample.image for sample in list_samples(root, split))
+
+
+Part = dict[str, Any]  # of a config
+
+
+def complete_pipelines(
+    config: Config,
+    spec: DatasetSpec,
+    classes: int,
+    settings: DenseSettings,
+    crop: tuple[int, ...],
+    mean: Sequence[float],
+) -> None:
+    """Complete the pipelines of both loaders.
+
+    Args:
+        spec: how the ground truth is stored.
+        classes: number of classes, if the task has some.
+        settings: of sizes, crops and augmentation.
+        crop: (height, width) in pixels, as the backbone takes it.
+        mean: RGB mean (0–255) of the backbone, the colour of the padding.
+    """
+    train, test = config.train_dataloader.dataset, config.val_dataloader.dataset
+    stated = stated_sizes(config)["size"]
+    train.pipeline = _training(list(train.pipeline), settings, crop, stated)
+    test.pipeline = _testing(list(test.pipeline), settings, stated)
+    task = DENSE_TASKS.find(spec.kind)
+    colour = [0, 0, 0] if settings.padding == "black" else [round(x) for x in reversed(mean)]
+    derived: dict[str, Part] = {
+        "LoadGroundTruth": {"kind": spec.kind, **task.reading(spec, classes, settings)},
+        "FollowImage": {"kind": spec.kind},
+        "PackRGB": {"kind": spec.kind},
+        "PadCrop": {"size": crop, "image": colour, "ground_truth": task.padding(spec)},
+        "RandomRotate": {"seg_pad_val": task.padding(spec)},
+        "RandomCrop": {"crop_size": crop},
+    }
+    for part in (*train.pipeline, *test.pipeline):
+        part.update(derived.get(part["type"], {}))
+        if "cat_max_ratio" in part:
+            part["ignore_index"] = spec.ignore_index
+
+
+def stated_sizes(config: Config) -> dict[str, Any]:
+    """The settings ``size`` and ``crop`` by the literals of a file's pipelines."""
+    test, train = config.val_dataloader.dataset.pipeline, config.train_dataloader.dataset.pipeline
+    size = next((part["scale"][-1] for part in test if "scale" in part), 0)
+    crop = next((tuple(part["crop_size"]) for part in train if "crop_size" in part), ())
+    return {"size": size, "crop": () if crop == (size, size) else crop}
+
+
+def _training(
+    parts: list[Part], settings: DenseSettings, crop: tuple[int, ...], stated: int
+) -> list[Part]:
+    after_loading: list[Part] = []
+    if settings.colours == "probe3d":  # the contrast is that of the complete image
+        after_loading.append({"type": "ColorJitter"})
+    if settings.train_area:
+        after_loading.append({"type": "ReadArea", "area": settings.train_area})
+    if settings.enlarge < 1:
+        after_loading.append({"type": "Enlarge", "least": settings.enlarge})
+    _insert(parts, "LoadGroundTruth", after_loading, after=True)
+    if settings.fixed_crops:
+        fixed_crop = {
+            "type": "FixedCrop",
+            "size": settings.size,
+            "crop": crop[0],
+            "scale_range": settings.scale_range,
+            "fixed_crops": settings.fixed_crops,
+            "flip": settings.flip,
+        }
+        _replace(parts, "RandomCrop", [fixed_crop])
+        _replace(parts, "RandomResize", [])
+        _replace(parts, "RandomFlip", [])
+    else:
+        _resize(parts, "RandomResize", settings, stated)
+        if degrees := getattr(settings, "rotation", 0):
+            rotation = {"type": "RandomRotate", "prob": 0.5, "degree": degrees}
+            _insert(parts, "RandomCrop", [rotation])
+    if settings.max_class_share == 1:
+        for part in parts:
+            part.pop("cat_max_ratio", None)
+    if settings.colours in COLOURS:
+        _insert(parts, "FollowImage", [{"type": COLOURS[settings.colours]}])
+    return parts
+
+
+def _testing(parts: list[Part], settings: DenseSettings, stated: int) -> list[Part]:
+    if settings.test_area:
+        area = {"type": "ReadArea", "area": settings.test_area}
+        _insert(parts, "LoadImageFromFile", [area], after=True)
+    _resize(parts, "Resize", settings, stated)
+    return parts
+
+
+def _resize(parts: list[Part], kind: str, settings: DenseSettings, stated: int) -> None:
+    """Images of the ``size`` of the settings, if the file states another, by their
+    ``interpolation``."""
+    size = settings.size
+    for part in [part for part in parts if part["type"] == kind]:
+        if size != stated:  # as in mmseg's configs the long side is within four times it
+            part["scale"] = (4 * size, size)
+        if settings.interpolation != "bilinear":
+            part["resize_type" if kind == "RandomResize" else "type"] = "PillowResize"
+            part["interpolation"] = settings.interpolation.removeprefix("pillow-")
+        if size:
+            continue
+        if kind == "RandomResize" and settings.scale_range != (1.0, 1.0):
+            del part["scale"], part["keep_ratio"]
+            part["type"] = "ScaleImage"
+        else:
+            parts.remove(part)
+
+
+def _insert(parts: list[Part], kind: str, inserted: list[Part], after: bool = False) -> None:
+    """Insert before (or ``after``) the part of a type."""
+    if inserted:
+        index = _index(parts, kind) + after
+        parts[index:index] = inserted
+
+
+def _replace(parts: list[Part], kind: str, replacement: list[Part]) -> None:
+    index = _index(parts, kind)
+    parts[index : index + 1] = replacement
+
+
+def _index(parts: list[Part], kind: str) -> int:
+    kinds = [part["type"] for part in parts]
+    if kind not in kinds:
+        raise UserError(f"the settings change {kind}, and the pipeline has {', '.join(kinds)}")
+    return kinds.index(kind)

@@ -11,61 +11,54 @@ from mmengine.config import Config
 
 from cliptex_common.errors import UserError
 from cliptex_common.plugins import Plugin
-from cliptex_common.settings import with_changes
-from probes.configs import config_file
+from cliptex_common.settings import field_names, with_changes
 from probes.datasets.base import PreparedDataset
-from probes.dense.config import LITERALS
-from probes.dense.decode_heads.base import DenseHead
+from probes.dense.config import stated_sizes
 from probes.dense.probe import DenseProbe
+from probes.dense.settings import DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.registry import PROBES
-from probes.runner.config_file import NO_DECAY, TRAINING, parse_config, read_config, stated_settings
-from probes.runner.settings import scheduler_configs
+from probes.settings import OPTIMIZERS
+from probes.train.config import NO_DECAY, literals, parse_config, stated_settings
 
-OF_SCHEDULE = ("max_iters", "epochs", "warmup", "warmup_start", "schedule", "steps", "power")
-OF_LOSS = ("loss_mean", "silog_lambda", "bins", "bins_loss", "sig_warmup", "uncertainty")
+# what follows from backbone, dataset and settings
+DERIVED = (
+    *("model.backbone.name", "model.backbone.out_indices", "model.backbone.class_token"),
+    *("model.data_preprocessor", "model.decode_head.in_channels", "model.decode_head.num_classes"),
+)
 
 
 class ConfigProbe(DenseProbe):
-    """A probe that a config file states; the defaults of its settings are the file's literals.
+    """A probe that a config file states; the defaults of its settings are what the file states.
 
-    A setting that would change what the file states in its own way is refused.
+    Attributes:
+        fixed: settings that change nothing, because the file states a part in its own way.
     """
 
     def __init__(self, name: str, config: Config, task: DenseTask) -> None:
-        super().__init__(DenseHead(name), task)
+        super().__init__(DenseHead(name, version=2), task)
         self.is_shipped, self._config = False, config
-        self.defaults = stated_settings(config, {**TRAINING, **LITERALS})
-        self.defaults |= _sizes(config)
-        self.defaults["decay_all"] = config.optim_wrapper.get("paramwise_cfg") != NO_DECAY
-        loss = config.model.decode_head.get("loss_decode")
-        shipped = read_config(config_file(task.name, "linear")).model.decode_head.loss_decode
-        self.loss_is_fixed = loss not in (None, shipped)
+        self.defaults, self.fixed = stated_settings(config, self.settings_type)
+        self.defaults |= stated_sizes(config)
+        wrapper = config.get("optim_wrapper", {})
+        if "paramwise_cfg" in wrapper:
+            self.defaults["decay_all"] = wrapper["paramwise_cfg"] != NO_DECAY
+        for setting, kind in OPTIMIZERS.items():
+            if wrapper.get("optimizer", {}).get("type") == kind:
+                self.defaults["optimizer"] = setting
         self._settings: Any = with_changes(self.settings_type(), self.defaults)
-        self.schedule_is_fixed = config.param_scheduler != scheduler_configs(self._settings)
 
     def read_config(self) -> Config:
         return copy.deepcopy(self._config)
 
     def fits(self, backbone: Any, data: PreparedDataset, settings: Any) -> None:
-        fixed = {*TRAINING, *LITERALS} - self.defaults.keys()
-        fixed |= set(OF_SCHEDULE) if self.schedule_is_fixed else set()
-        fixed |= set(OF_LOSS) if self.loss_is_fixed else set()
-        for name in sorted(fixed):
-            if getattr(settings, name, None) != getattr(self._settings, name, None):
+        for name in sorted(field_names(self.settings_type)):
+            value, stated = getattr(settings, name), getattr(self._settings, name)
+            if value != stated and (name in self.fixed or value is None):
                 raise UserError(
-                    f"{name}={getattr(settings, name)}: the config file of {self.name} has its own;"
-                    " change it there"
+                    f"{name}={value}: the config file of {self.name} has its own; change it there"
                 )
         super().fits(backbone, data, settings)
-
-
-def _sizes(config: Config) -> dict[str, Any]:
-    """The settings ``size`` and ``crop`` by the literals of the pipelines."""
-    test, train = config.val_dataloader.dataset.pipeline, config.train_dataloader.dataset.pipeline
-    size = next((part["scale"][-1] for part in test if "scale" in part), 0)
-    crop = next((tuple(part["crop_size"]) for part in train if "crop_size" in part), ())
-    return {"size": size, "crop": () if crop == (size, size) else crop}
 
 
 def register_config(plugin: Plugin) -> None:
@@ -77,12 +70,13 @@ def register_config(plugin: Plugin) -> None:
     if not {"model", "_base_"} & vars(sys.modules[plugin.module]).keys():
         return
     config, name = parse_config(plugin.path.name, plugin.source), Path(plugin.path).stem
-    for kind, task in DENSE_TASKS.items():
-        shipped = read_config(config_file(kind, "linear")).val_evaluator
-        if (
-            config.val_evaluator.type == shipped.type
-            and config.val_evaluator.get("task", kind) == kind
-        ):
-            PROBES.register(f"{kind}/{name}", ConfigProbe(name, config, task), plugin)
-            return
-    raise UserError(f"val_evaluator.type={config.val_evaluator.type} is of no dense task")
+    if unwanted := [path for path in DERIVED if any(literals(config, path))]:
+        raise UserError(
+            f"config file {plugin.path.name} states {', '.join(unwanted)}; leave it out, backbone,"
+            " dataset and settings decide"
+        )
+    evaluator = config.get("val_evaluator", {})
+    if (kind := evaluator.get("task")) not in DENSE_TASKS:
+        raise UserError(f"val_evaluator.type={evaluator.get('type')} is of no dense task")
+    probe = ConfigProbe(name, config, DENSE_TASKS[kind])
+    PROBES.register(f"{kind}/{name}", probe, plugin)

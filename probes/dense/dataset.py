@@ -21,10 +21,9 @@ from cliptex_common.dense_maps.pictures import spread_indices
 from cliptex_common.files import content_key
 from cliptex_common.images import image_size
 from probes.base import EncodeContext, Progress
-from probes.dense.augment import ReadArea, ShortSide
-from probes.dense.data import channels_first, dense_sample, image_only
+from probes.dense.settings import bounds_read
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.tasks.areas import bounds_read
+from probes.dense.transforms import ReadArea, ShortSide, channels_first, dense_sample, image_only
 from probes.features.content_hashes import content_hashes
 from probes.features.crops import Crop, all_crops, draw_crop
 from probes.features.feature_dataset import FeatureDataset, MapViews, without_images

@@ -1,83 +1,183 @@
-"""Depth: objectives and scores. What needs no torch is in ``probes.dense.tasks.depth``."""
+"""Depth: ground truth is (H, W) float32 metres, 0 where unknown.
+
+Range, file scale and evaluation crop are the dataset's own protocol (``DatasetSpec.extra``).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
-from mmengine.registry import MODELS
-from mmseg.registry import METRICS
-from torch import Tensor
+import numpy as np
+from PIL import Image
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from cliptex_common.dense_maps.scores import depth_scores
-from probes.dense.decode_heads.objectives import TaskObjective
-from probes.dense.metrics import TaskScores, cropped, note_empty
+from cliptex_common.dense_maps.pictures import depth_picture, scale_bar
+from cliptex_common.dense_maps.read import read_depth, unrotated
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Axis, Probability, settings_dataclass
+from cliptex_common.weighted import Arrays
+from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
+from probes.dense.settings import LOSS, DenseSettings, FactorRange
+from probes.dense.task import DenseTask, Drawing, cropped, note_empty
+from reports.metrics import Metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EPS = 1e-3  # metres, in SigLoss
 
 
-class MetricDepthObjective(TaskObjective):
-    """Metres between two bounds. A pixel is valid when its ground truth is within [min_depth,
-    max_depth] and above 0.
+@settings_dataclass
+class DepthSettings(DenseSettings):
+    """Defaults: NYU-v2's 480 px, 20k iterations. Images are not scaled at random: enlarging one
+    changes the depth it shows.
 
-    Args:
-        min_depth, max_depth: metres, 0 < min_depth < max_depth.
+    Attributes:
+        bins: outputs of a pixel, each for a depth; see ``Depth``. 0 for one bounded output.
+        silog_lambda: λ of the scale-invariant loss, 0 (log RMSE) … 1 (the scale of an image is
+            free).
+        bins_loss: ``sig``, or ``probe3d`` or ``probe3d-gradient``: see ``Depth._probe3d``.
+        sig_warmup: iterations at the start without the variance in the loss of ``bins``.
+        rotation: half of the training images are turned by up to so many degrees.
     """
 
-    def __init__(self, min_depth: float, max_depth: float) -> None:
-        super().__init__("depth")
-        self.min_depth, self.max_depth = min_depth, max_depth
+    size: Annotated[NonNegativeInt, Axis()] = 480
+    scale_range: FactorRange = (1.0, 1.0)
+    max_iters: Annotated[PositiveInt, Axis()] = 20_000
+    bins: Annotated[NonNegativeInt, LOSS] = 0
+    silog_lambda: Annotated[Probability, LOSS] = 0.5
+    bins_loss: Annotated[Literal["sig", "probe3d", "probe3d-gradient"], LOSS] = "sig"
+    sig_warmup: Annotated[NonNegativeInt, LOSS] = 0
+    rotation: NonNegativeFloat = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bins == 1:
+            raise UserError("bins=1: must be 2 or more, or 0 for one bounded output")
+
+
+class Depth(DenseTask):
+    """Metres between the bounds of a dataset; its statistics are the metrics of each image.
+
+    Without ``bins`` depth comes through a bounded output,
+    ``min_depth + (max_depth - min_depth) · sigmoid(raw)``: near zero this is exponential, so that
+    the loss in log depth has a gradient of about one, and the range is kept by construction. With
+    them it is their mean, see ``read_output``.
+
+    Attributes:
+        min_depth, max_depth: of the output, and of the ground truth that is learned (both
+            included) and scored (both excluded), metres.
+        silog_lambda, bins, bins_loss, sig_warmup: settings.
+        crop: that is scored, see ``cropped``; with ``several_sizes`` it ends where a smaller map
+            does.
+        cut: metres that ground truth and predictions beyond them count as.
+    """
+
+    name, field = "depth", "depth_map"
+    min_depth, max_depth = 0.0, 10.0
+    silog_lambda, bins, bins_loss, sig_warmup = 0.5, 0, "sig", 0
+    crop: Sequence[Any] | None = None
+    cut: float | None = None
+    several_sizes = False
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "abs_rel": Metric(-1, "", 0.0, None, "AbsRel"),
+        "rmse": Metric(-1, "m", 0.0, None, "RMSE", True),
+        "log10": Metric(-1, "", 0.0, None),
+        "delta1": Metric(label="δ < 1.25", shown=True),
+        "delta2": Metric(label="δ < 1.25²"),
+        "delta3": Metric(label="δ < 1.25³"),
+    }
+    settings = DepthSettings
+
+    def check_file(self, spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
+        """16 bits a pixel, and some of them within the valid range."""
+        if not image.mode.startswith("I"):
+            raise UserError(
+                f"{path} is not 16-bit ({image.mode}); {spec.name} stores depth in units of "
+                f"{spec.extra['depth_scale']} m as 16-bit PNG"
+            )
+        stored = unrotated(np.asarray(image), spec.extra.get("rotated_bits", 0))
+        depth = stored.astype(np.float64) * spec.extra["depth_scale"]
+        if not (measured := depth[depth > 0]).size:
+            raise Unreadable("no pixel has a depth")
+        low, high = spec.extra["min_depth"], spec.extra["max_depth"]
+        if not ((measured >= low) & (measured <= high)).any():
+            raise Unreadable(
+                f"no depth within {low:g}-{high:g} m (median {np.median(measured):g} m)"
+            )
+
+    def reading(self, spec: DatasetSpec, classes: int, settings: Any = None) -> dict[str, Any]:
+        names = ("depth_scale", "rotated_bits")
+        return {name: spec.extra[name] for name in names if name in spec.extra}
+
+    def read(self, path: str, depth_scale: float, rotated_bits: int = 0) -> np.ndarray:  # type: ignore[override]
+        return read_depth(path, depth_scale, rotated_bits)
+
+    def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
+        names = ("bins", "bins_loss", "sig_warmup") if settings.bins else ("silog_lambda",)
+        options = {name: getattr(settings, name) for name in names}
+        return {
+            "loss_decode": {"type": "TaskObjective", "task": "depth", **_bounds(spec), **options}
+        }
+
+    @property
+    def loss_name(self) -> str:  # type: ignore[override]
+        return "loss_sig" if self.bins else "loss_silog"
+
+    @property
+    def first_output(self) -> tuple[float, ...]:
+        """Raw 0 is the middle of the range, but rooms and streets have most of their depth near a
+        quarter of it, and a bias is slow to learn when batch normalisation leaves the other inputs
+        without a mean."""
+        return (0.0,) * self.bins if self.bins else (-math.log(3),)  # sigmoid = 1/4
+
+    def read_output(self, output: Tensor) -> Tensor:
+        """Of bins the mean, as in the depth heads of DINOv2, DINOv3 and probe3d: ``Σ p_k · b_k``
+        with ``b`` from min_depth to max_depth in equal steps and
+        ``p_k = (relu(raw_k) + 0.1) / Σ_j (relu(raw_j) + 0.1)`` (the "linear" normalisation of
+        AdaBins' code, Bhat, Alhashim, Wonka, CVPR 2021): (N, bins, h, w) → (N, 1, h, w) metres."""
+        if not self.bins:
+            return output
+        import torch
+
+        share = output.float().relu() + 0.1
+        bins = torch.linspace(self.min_depth, self.max_depth, self.bins, device=output.device)
+        return torch.einsum("nkhw,k->nhw", share, bins)[:, None] / share.sum(dim=1, keepdim=True)
+
+    def to_average(self, output: Tensor) -> Tensor:
+        return output if self.bins else output.float().sigmoid()
+
+    def from_average(self, values: Tensor) -> Tensor:
+        return values if self.bins else values.logit(eps=1e-6)
+
+    def decode(self, output: Tensor) -> Tensor:
+        """(N, 1, H, W) outputs as read → (N, 1, H, W) metres."""
+        if self.bins:
+            return output
+        return self.min_depth + (self.max_depth - self.min_depth) * output.sigmoid()
 
     def valid(self, target: Tensor) -> Tensor:
         """Where ``target`` is known and in range."""
         return (target > 0) & (target >= self.min_depth) & (target <= self.max_depth)
 
-
-@MODELS.register_module()
-class DepthObjective(MetricDepthObjective):
-    """Depth in metres through a bounded output, trained with the scale-invariant logarithmic loss.
-
-    ``depth = min_depth + (max_depth - min_depth) · sigmoid(raw)``: near zero this is exponential,
-    so that the loss in log depth has a gradient of about one, and the range is kept by
-    construction.
-
-    The loss of an image is ``sqrt(mean(d²) - silog_lambda · mean(d)²)`` with
-    ``d = log(prediction) - log(target)`` over its valid pixels (Eigen, Puhrsch, Fergus 2014, eq. 4,
-    under a root as in BTS and AdaBins); ``silog_lambda`` 0 is the plain log RMSE, 1 ignores the
-    scale of the image, and the paper's 0.5 is in between. Images without valid pixels do not count.
-
-    Args:
-        min_depth, max_depth: range of the output, metres, 0 < min_depth < max_depth.
-        silog_lambda: λ of the paper, in [0, 1].
-    """
-
-    loss_name = "loss_silog"
-
-    def __init__(self, min_depth: float, max_depth: float, silog_lambda: float = 0.5) -> None:
-        super().__init__(min_depth, max_depth)
-        self.silog_lambda = silog_lambda
-        # Where training begins: raw 0 is the middle of the range, but rooms and streets have most
-        # of their depth near a quarter of it, and a bias is slow to learn when batch normalisation
-        # leaves the other inputs without a mean.
-        self.first_raw = (-math.log(3),)  # sigmoid = 1/4
-
-    def averaged(self, raw: Tensor) -> Tensor:
-        return raw.float().sigmoid()
-
-    def from_average(self, values: Tensor) -> Tensor:
-        return values.logit(eps=1e-6)
-
-    def decode(self, raw: Tensor) -> Tensor:
-        """(N, 1, H, W) raw outputs → (N, 1, H, W) metres in [min_depth, max_depth]."""
-        return self.min_depth + (self.max_depth - self.min_depth) * raw.sigmoid()
-
-    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Mean loss over images of ``raw`` against ``target``, both (N, 1, H, W); the target in
-        metres (0 = unknown); a scalar."""
+    def batch_loss(self, output: Tensor, target: Tensor, iteration: Any) -> Tensor:
+        """Of ``output`` against ``target``, both (N, 1, H, W); the target in metres (0 = unknown).
+        Images without valid pixels do not count."""
         valid = self.valid(target)
-        difference = torch.where(
-            valid, self.decode(raw).log() - torch.where(valid, target, 1.0).log(), 0.0
-        )
+        if not self.bins:
+            return self._silog(output, target, valid)
+        return self._sig(output, target, valid, iteration)
+
+    def _silog(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """The mean over images of ``sqrt(mean(d²) - silog_lambda · mean(d)²)`` with
+        ``d = log(prediction) - log(target)`` over its valid pixels (Eigen, Puhrsch, Fergus 2014,
+        eq. 4, under a root as in BTS and AdaBins); ``silog_lambda`` 0 is the plain log RMSE, 1
+        ignores the scale of the image, and the paper's 0.5 is in between."""
+        difference = self.decode(output).log() - target.where(valid, 1.0).log()
+        difference = difference.where(valid, 0.0)
         count = valid.sum(dim=(1, 2, 3))
         mean = difference.sum(dim=(1, 2, 3)) / count.clamp(min=1)
         mean_square = difference.square().sum(dim=(1, 2, 3)) / count.clamp(min=1)
@@ -85,71 +185,35 @@ class DepthObjective(MetricDepthObjective):
         losses = (mean_square - self.silog_lambda * mean.square()).clamp(min=1e-8).sqrt()
         return (losses * (count > 0)).sum() / (count > 0).sum().clamp(min=1)
 
-
-@MODELS.register_module()
-class DepthBins(MetricDepthObjective):
-    """Depth in metres as the mean of uniform bins, trained with SigLoss: the depth heads of DINOv2,
-    DINOv3 and probe3d.
-
-    ``depth = Σ p_k · b_k`` with ``b`` from min_depth to max_depth in equal steps and
-    ``p_k = (relu(raw_k) + 0.1) / Σ_j (relu(raw_j) + 0.1)`` (the "linear" normalisation of AdaBins'
-    code, Bhat, Alhashim, Wonka, CVPR 2021). The loss is ``sqrt(var(g) + 0.15 · mean(g)²)`` with
-    ``g = log(prediction + ε) - log(target + ε)``, ε = 1 mm, over all valid pixels of the batch
-    (AdaBins' eq. 2 with λ = 0.85; the variance is the unbiased one).
-
-    Args:
-        min_depth, max_depth: of the first and the last bin, metres, 0 < min_depth < max_depth.
-        bins: how many.
-        warmup: iterations at the start without the variance.
-    """
-
-    loss_name = "loss_sig"
-    EPS = 1e-3  # metres
-
-    def __init__(
-        self, min_depth: float, max_depth: float, bins: int = 256, warmup: int = 0
-    ) -> None:
-        super().__init__(min_depth, max_depth)
-        self.warmup = warmup
-        self.channels, self.first_raw = bins, (0.0,) * bins
-
-    def read(self, raw: Tensor) -> Tensor:
-        """(N, bins, h, w) raw outputs → (N, 1, h, w) metres."""
-        share = raw.float().relu() + 0.1
-        bins = torch.linspace(self.min_depth, self.max_depth, self.channels, device=raw.device)
-        return torch.einsum("nkhw,k->nhw", share, bins)[:, None] / share.sum(dim=1, keepdim=True)
-
-    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Loss of ``raw`` against ``target`` (both (N, 1, H, W) metres; 0 = unknown); a scalar, 0
-        where less than two pixels are valid."""
-        valid = self.valid(target)
+    def _sig(self, depth: Tensor, target: Tensor, valid: Tensor, iteration: Any) -> Tensor:
+        """SigLoss: ``sqrt(var(g) + 0.15 · mean(g)²)`` with
+        ``g = log(prediction + ε) - log(target + ε)``, ε = 1 mm, over all valid pixels of the batch
+        (AdaBins' eq. 2 with λ = 0.85; the variance is the unbiased one, and left out in the first
+        ``sig_warmup`` iterations); 0 where less than two pixels are valid."""
+        if self.bins_loss.startswith("probe3d"):
+            return self._probe3d(depth, target, valid)
         if valid.sum() < 2:
-            return raw.sum() * 0.0
-        g = (raw[valid] + self.EPS).log() - (target[valid] + self.EPS).log()
-        variance = g.var() * (self.iterations >= self.warmup) if self.warmup else g.var()
+            return depth.sum() * 0.0
+        g = (depth[valid] + EPS).log() - (target[valid] + EPS).log()
+        variance = g.var() * (iteration >= self.sig_warmup) if self.sig_warmup else g.var()
         return (variance + 0.15 * g.mean().square()).clamp(min=1e-8).sqrt()
 
+    def _probe3d(self, depth: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """probe3d's loss: ten times SigLoss (of the biased variance), and half of the absolute
+        differences of the log error between entries two apart along two axes, over all entries and
+        over every second, every fourth and every sixth of both.
 
-@MODELS.register_module()
-class Probe3dDepth(DepthBins):
-    """``DepthBins`` with probe3d's loss: ten times SigLoss (of the biased variance), and half of
-    the absolute differences of the log error between entries two apart along two axes, over all
-    entries and over every second, every fourth and every sixth of both.
-
-    Its first code (1fff822) calls this the gradient, and takes batch and channel for rows and
-    columns: images are compared, not pixels. ``Probe3dGradient`` has the axes that are meant.
-    """
-
-    axes = (0, 1)
-
-    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
-        valid = self.valid(target)
-        prediction, depth = (torch.where(valid, each, 1.0) for each in (raw, target))
-        g = (prediction + self.EPS).log() - (depth + self.EPS).log()
+        Its first code (1fff822) calls this the gradient, and takes batch and channel for rows and
+        columns: images are compared, not pixels. With ``probe3d-gradient`` the axes are those that
+        are meant, as in its code since ac00369.
+        """
+        prediction, metres = (each.where(valid, 1.0) for each in (depth, target))
+        g = (prediction + EPS).log() - (metres + EPS).log()
         count = valid.sum().clamp(min=1)
         square = g.square().sum() / count - 0.85 * (g.sum() / count).square()
         loss = 10 * square.clamp(min=1e-8).sqrt()
-        g, valid = (each.movedim(self.axes, (0, 1)) for each in (g, valid))
+        axes = (2, 3) if self.bins_loss == "probe3d-gradient" else (0, 1)
+        g, valid = (each.movedim(axes, (0, 1)) for each in (g, valid))
         for step in (1, 2, 4, 6):
             error, counted = g[::step, ::step], valid[::step, ::step]
             difference = (error[:-2] - error[2:]).abs() * (counted[:-2] & counted[2:])
@@ -158,41 +222,19 @@ class Probe3dDepth(DepthBins):
             loss = loss + 0.5 * total / counted.sum().clamp(min=1)
         return loss
 
-
-@MODELS.register_module()
-class Probe3dGradient(Probe3dDepth):
-    """``Probe3dDepth`` with differences of pixels, as probe3d has them since ac00369."""
-
-    axes = (2, 3)
-
-
-@METRICS.register_module()
-class DepthScores(TaskScores):
-    """The means over images of ``depth_scores``, as mmseg and most papers on NYU-v2 report them.
-
-    Scored are pixels with min_depth < ground truth < max_depth inside the crop; images without any
-    are left out, with a note.
-
-    Args:
-        min_depth, max_depth: valid range of the ground truth, metres.
-        crop: see ``cropped``.
-        cut: metres that ground truth and predictions beyond them count as.
-        several_sizes: the crop ends where a smaller map does.
-    """
-
-    def __init__(
-        self,
-        min_depth: float,
-        max_depth: float,
-        crop: Sequence[Any] | None = None,
-        cut: float | None = None,
-        several_sizes: bool = False,
-    ) -> None:
-        super().__init__("depth")
-        self.min_depth, self.max_depth, self.crop, self.cut = min_depth, max_depth, crop, cut
-        self.several_sizes = several_sizes
+    def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
+        crop = settings.test_area or spec.extra.get("crop")
+        names = ("cut", "several_sizes")
+        options = {name: spec.extra[name] for name in names if name in spec.extra}
+        bounds = _bounds(spec)
+        return {"type": "TaskScores", "task": "depth", **bounds, "crop": crop, **options}
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
+        """``depth_scores``, as mmseg and most papers on NYU-v2 report them, of pixels with
+        min_depth < ground truth < max_depth inside the crop; images without any are left out, with
+        a note."""
+        from cliptex_common.dense_maps.scores import depth_scores
+
         crop = self.crop
         if self.several_sizes and crop:
             height, width = target.shape[-2:]
@@ -203,6 +245,29 @@ class DepthScores(TaskScores):
         valid = (target > self.min_depth) & (target < self.max_depth)
         return depth_scores(prediction, target, valid) | {"pixels": valid.sum()}
 
-    def summary(self) -> dict[str, float]:
-        note_empty(self)
-        return super().summary()
+    def metrics_of(self, arrays: Arrays, notes: list[str]) -> dict[str, float]:
+        note_empty(arrays, notes)
+        return super().metrics_of(arrays, notes)
+
+    def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
+        """The depth with the least mean |c - t| / t, which is the median weighted with 1 / t."""
+        bounds = _bounds(data.spec)
+        valid = (pixels >= bounds["min_depth"]) & (pixels <= bounds["max_depth"]) & (pixels > 0)
+        if not valid.any():
+            return float(bounds["max_depth"])
+        values = np.sort(pixels[valid])
+        weight = np.cumsum(1 / values, dtype=np.float64)
+        return float(values[np.searchsorted(weight, weight[-1] / 2)])
+
+    def constant_name(self, constant: Any, data: PreparedDataset) -> str:
+        return f"{constant:.3g} m"
+
+    def drawing(self, classes: Sequence[str], targets: Sequence[np.ndarray]) -> Drawing:
+        """Over one range for all pictures, the middle 96 % of the ground truth shown."""
+        metres = np.concatenate([target[target > 0] for target in targets])
+        low, high = np.percentile(metres, (2, 98)) if metres.size else (0.0, 1.0)
+        return (lambda depth: depth_picture(depth[0], low, high)), scale_bar(low, high)
+
+
+def _bounds(spec: DatasetSpec) -> dict[str, Any]:
+    return {name: spec.extra[name] for name in ("min_depth", "max_depth")}

@@ -1,23 +1,39 @@
-"""Dense tasks on the same photographs, trained in one loop and scored in another."""
+"""Dense tasks on the same photographs, trained in one loop and scored in another; before that the
+choice of a learning rate, after it the note on the best constant, and the preview.
+
+A rate is chosen without ``val``: heads with each rate of each task's ``lr_grid`` train in one loop
+on train less a held-out tenth, and are scored on it; a head with the best rate is then trained on
+all of train. The held-out images follow from their content alone, so they are the same for all
+backbones, seeds and tasks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
+import torch
 from mmengine.config import Config
 
+from cliptex_common.dense_maps.pictures import spread_indices, write_grid
 from cliptex_common.files import content_key
-from probes.base import Context, Probe, TaskResult
+from probes.base import Context, Probe, RunLog, TaskResult
+from probes.datasets.base import PreparedDataset
 from probes.dense.config import dense_config
-from probes.dense.constant import constant_note
-from probes.dense.data import image_only
-from probes.dense.learning_rates import choose
-from probes.dense.preview import draw_preview, scored
+from probes.dense.metrics import METRICS as EVALUATORS
+from probes.dense.metrics import TaskScores
+from probes.dense.tasks import DENSE_TASKS
+from probes.dense.transforms import image_only
 from probes.features.content_hashes import content_hashes
-from probes.runner.training import HeadTrainer, train_together
+from probes.pictures import GALLERY_IMAGES, write_gallery
+from probes.selection import Candidate, held_out_by_content, log_scores, select_candidate
+from probes.train.loop import HeadTrainer, config_text, train_together
 
 Task = tuple[Probe, Context]
 
@@ -103,9 +119,11 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
         per_image["unit"] = np.array([units.get(image, image) for image in images])
     notes = list(scores.notes)
     if context.head is None:
-        config, val = trainer.config, trainer.val_dataset
-        notes += constant_note(context.data, trainer.metrics, per_image, config, val)
+        scored_by = trainer.config, trainer.val_dataset
+        notes += constant_note(context.data, trainer.metrics, per_image, *scored_by)
     notes += [*rate_notes, *trainer.notes]
+    # where a head is used, its config has nothing to train on
+    config = trainer.config if context.head is None else None
     with context.cost.phase("pictures"):
         preview = draw_preview(
             partial(scored, scores, trainer.val_dataset),
@@ -119,4 +137,192 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
         preview=preview,
         head=None if context.head else trainer.head(),
         notes=notes,
+        config=config_text(config, context, lambda used: dense_config(probe, used)),
     )
+
+
+Choice = tuple[Context, list[str]]  # of a head with the best rate, and notes for the user
+
+
+def with_rate(context: Context, rate: float) -> Context:
+    """``context`` for a head with this learning rate, without a grid."""
+    return replace(context, settings=replace(context.settings, lr=rate, lr_grid=()))
+
+
+def choose(
+    tasks: Mapping[int, tuple[Probe, Context]], description: str
+) -> dict[int, Choice | Exception]:
+    """Train a head with each rate of each task's grid in one loop, and compare those of a task by
+    its main metric on the held-out images. Returns the choice of each task, or its error. Of equals
+    the lower rate wins; a head that fails is left out, and a task of which all fail has the error
+    of the first.
+
+    Each task's log gets ``select/METRIC/lr_…`` and ``select/lr``, and its cost that of its heads.
+    """
+    held_out = held_out_by_content(next(iter(tasks.values()))[1])
+    heads = {}
+    for index, (probe, context) in tasks.items():
+        images = frozenset(context.data.encoded("train")[item].image for item in held_out)
+        for rate in sorted(context.settings.lr_grid):
+            folder = context.work_dir / f"lr_{rate:g}"
+            folder.mkdir(parents=True, exist_ok=True)
+            head = with_rate(context, rate)
+            head = replace(head, work_dir=folder, log=_SuffixedLog(context.log, f"/lr_{rate:g}"))
+            heads[index, rate] = dense_config(probe, head, images), head
+    trained = train_together(heads, description=description, leave_out=held_out)
+    choices = {}
+    for index, (probe, context) in tasks.items():
+        rates = {rate: trained[index, rate] for rate in sorted(context.settings.lr_grid)}
+        choices[index] = _choose(probe, context, rates, len(held_out))
+    return choices
+
+
+def _choose(
+    probe: Probe, context: Context, results: Mapping[float, HeadTrainer | Exception], held_out: int
+) -> Choice | Exception:
+    main, metric = next(iter(probe.metrics.items()))
+    candidates, notes = [], list[str]()
+    for rate, result in results.items():
+        score = math.nan
+        if isinstance(result, Exception):
+            notes.append(f"learning rate {rate:g} failed: {result}")
+        else:
+            score = result.metrics[main]
+            context.cost.add(result.cost)
+        candidates.append(Candidate(rate, f"lr_{rate:g}", score, coordinate=rate))
+    first = next(iter(results.values()))
+    if isinstance(first, Exception) and len(notes) == len(results):
+        return first
+    log_scores(context.log, main, candidates, context.settings.max_iters)
+    best, reason = select_candidate(candidates, main, held_out, metric.direction)
+    context.log.log_metrics({"select/lr": best.value}, context.settings.max_iters)
+    notes.insert(0, f"learning rate {best.value:g}: {reason}; then trained on all")
+    return with_rate(context, best.value), notes
+
+
+class _SuffixedLog:
+    """A run's log that appends a suffix to the names of the curves of one head."""
+
+    def __init__(self, log: RunLog, suffix: str) -> None:
+        self._log, self._suffix = log, suffix
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        suffixed = {f"{name}{self._suffix}": value for name, value in metrics.items()}
+        self._log.log_metrics(suffixed, step)
+
+
+# of train, and of each of its images, evenly spread: a constant needs no more
+IMAGES, PIXELS = 200, 20_000
+# by the copy of the dataset, on which many heads are scored; and by how predictions are scored
+_constants: dict[tuple[str, ...], Any] = {}
+_scores: dict[tuple[str, ...], float] = {}
+
+
+def constant_note(
+    data: PreparedDataset,
+    metrics: Mapping[str, float],
+    per_image: Any,
+    config: Any = None,
+    val: Any = None,
+) -> list[str]:
+    """A note if ``metrics`` are no better than those of the best constant prediction on ``val``.
+
+    Args:
+        per_image: per-image scores, see ``DenseTask.constant_score``; where that gives None:
+        config: the probe's, with ``val_evaluator``.
+        val: the dataset of the config's ``val_dataloader``.
+    """
+    task = DENSE_TASKS.find(data.spec.kind)
+    main, metric = next(iter(task.metrics.items()))
+    if not np.isfinite(metrics[main]):
+        return []
+    copy = data.spec.name, str(data.root), data.fingerprint
+    if copy not in _constants:
+        _constants[copy] = best_constant(data)
+    constant = _constants[copy]
+    score = task.constant_score(constant, per_image)
+    if score is None:
+        pipeline = config.val_dataloader["dataset"]["pipeline"]
+        key = (*copy, repr(config.val_evaluator), repr(pipeline))
+        if key not in _scores:
+            _scores[key] = float(_score(val, task.field, config.val_evaluator, constant)[main])
+        score = _scores[key]
+    if not np.isfinite(score) or metric.direction * metrics[main] > metric.direction * score:
+        return []
+    return [
+        f"does not beat the best constant prediction: {main} {metrics[main]:.4g}, and {score:.4g}"
+        f" with {task.constant_name(constant, data)} everywhere"
+    ]
+
+
+def best_constant(data: PreparedDataset) -> Any:
+    """The best prediction for every pixel of ``train``, see ``DenseTask.best_constant``."""
+    task, samples = DENSE_TASKS.find(data.spec.kind), data.samples["train"]
+    options = task.reading(data.spec, len(data.classes))
+    pixels = []
+    for sample in samples[:: max(1, len(samples) // IMAGES)]:
+        ground_truth = task.load(str(data.root / sample.target), **options)
+        flat = ground_truth.reshape(-1, *ground_truth.shape[2:])
+        pixels.append(flat[:: max(1, len(flat) // PIXELS)])
+    return task.best_constant(np.concatenate(pixels), data)
+
+
+def _score(val: Any, field: str, evaluator: Any, constant: Any) -> dict[str, float]:
+    """The metrics of ``constant`` at every pixel of ``val``."""
+    metric = EVALUATORS.build(dict(evaluator))
+    for index in range(len(val)):
+        sample = val.ground_truth(index)
+        target = sample.get(f"gt_{field}").data
+        prediction = torch.as_tensor(constant).reshape(-1, 1, 1).expand_as(target)
+        maps = {f"gt_{field}": {"data": target}, f"pred_{field}": {"data": prediction}}
+        metric.process(None, [{"image": sample.image, **maps}])
+    return metric.compute_metrics(metric.results)
+
+
+IMAGES = 6  # of the preview
+
+
+@dataclass
+class Predicted:
+    """One validation image, with ground truth and prediction (channels, H, W)."""
+
+    name: str
+    photo: np.ndarray
+    target: np.ndarray
+    prediction: np.ndarray
+
+
+def draw_preview(
+    predicted: Callable[[int], Predicted], dataset: Any, kind: str, path: Path
+) -> Path:
+    """Write evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) as a PNG, with
+    ground truth and what is ``predicted``; and up to 48, the same among them, small, into
+    a gallery beside it (``probes.pictures.write_gallery``)."""
+    task, classes = DENSE_TASKS.find(kind), dataset.metainfo["classes"]
+    gallery = spread_indices(len(dataset), GALLERY_IMAGES)
+    large = {gallery[row]: predicted(gallery[row]) for row in spread_indices(len(gallery), IMAGES)}
+    draw, legend = task.drawing(classes, [image.target for image in large.values()])
+
+    def panels(image: Predicted) -> dict[str, np.ndarray]:
+        target, prediction = draw(image.target), draw(image.prediction)
+        return {"image": image.photo, "truth": target, "prediction": prediction}
+
+    small = (large.get(index) or predicted(index) for index in gallery)
+    pictures = ((image.name, panels(image)) for image in small)
+    write_gallery(path.parent, pictures, legend, flat=task.has_classes)
+    return write_grid(
+        path,
+        ("image", "ground truth", "prediction"),
+        [[*panels(image).values()] for image in large.values()],
+        [image.name for image in large.values()],
+        legend,
+    )
+
+
+def scored(scores: TaskScores, dataset: Any, index: int) -> Predicted:
+    """An image of a gallery of ``dataset`` as it was scored."""
+    info = dataset.get_data_info(index)
+    # mmcv swaps channels for plain "color" only
+    photo = mmcv.imread(info["img_path"], "color_ignore_orientation")[..., ::-1]
+    prediction, target = (each.cpu().numpy() for each in scores.shown[info["image"]])
+    return Predicted(info["image"], photo, target, prediction)

@@ -1,8 +1,7 @@
 """The dense probes: each dense task (``probes.dense.tasks``) with each of the heads.
 
-One config is generated for all of them: mmseg's encoder-decoder over the frozen backbone, whose
-maps are brought to one stride and concatenated. Tasks differ in ground truth, objective and scores,
-probes in the head.
+Its config is that of the head and of the data (``probes.configs``): mmseg's encoder-decoder over
+the frozen backbone, whose maps are brought to one stride and concatenated.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from typing import Any
 from backbones.cliptex.tasks import TASKS
 from cliptex_common.errors import UserError
 from probes.base import Context, Probe, Reuse, TaskResult
-from probes.configs import config_file
+from probes.configs import config_files
 from probes.datasets.base import PreparedDataset
-from probes.dense.decode_heads.base import SHIPPED, DenseHead
+from probes.dense.settings import SHIPPED, DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.layers import requested_layer
 from probes.registry import HEADS, PROBES, register_probe
@@ -30,11 +29,8 @@ class DenseProbe(Probe):
 
     Attributes:
         is_shipped: whether its head is one of this package's, which need not be tried.
-        loss_is_fixed, schedule_is_fixed: whether they are as the config file states them, so that
-            no setting changes them.
     """
 
-    loss_is_fixed = schedule_is_fixed = False
     reuse: Reuse = "head"
 
     def __init__(self, head: DenseHead, task: DenseTask) -> None:
@@ -42,15 +38,14 @@ class DenseProbe(Probe):
         self.name, self.version = head.name, head.version
         self.kind, self.metrics = task.name, task.metrics
         self.is_shipped = head.config is None
-        self.config_file = config_file(task.name, head.name if self.is_shipped else "head")
         self.settings_type: type = task.shipped_settings if self.is_shipped else task.head_settings
         self.defaults = {} if self.is_shipped else {"head": head.config}
 
     def read_config(self) -> Any:
-        """The config of its file, to be completed."""
-        from probes.runner.config_file import read_config
+        """The config of its files, to be completed."""
+        from probes.train.config import read_config
 
-        return read_config(self.config_file)
+        return read_config(*config_files(self.kind, self.name if self.is_shipped else "head"))
 
     def fits(self, backbone: Any, data: PreparedDataset, settings: Any) -> None:
         """See ``Probe``; a head that this package does not know is run on maps without data."""
@@ -66,10 +61,12 @@ class DenseProbe(Probe):
         if not is_known:  # it is one map, as the last; those of a plain ViT are alike
             settings = replace(settings, layers="last")
             is_known = len({*zip(backbone.channels, backbone.strides, strict=True)}) == 1
-        self.head.check(settings, data, backbone)
+        if self.is_shipped:
+            self.head.check(settings, backbone)
+            self.task.check_dataset(data)
         if self.is_shipped or not is_known:  # only the unit that reads the layer knows its map
             return
-        from probes.dense.head_trial import try_model
+        from probes.dense.trial import try_model
 
         try_model(self, settings, data, backbone)
 
@@ -85,7 +82,7 @@ class DenseProbe(Probe):
             raise UserError(f"head.type={name}: probe {self.name} is {own}; use probe head")
         if not own and name in HEADS:
             raise UserError(f"head.type={name}: {name} is a probe of its own, DATASET/{name}")
-        from probes.dense.decode_heads.module import check_settings
+        from probes.dense.heads import check_settings
 
         check_settings(requested, self.task)
 
@@ -93,13 +90,12 @@ class DenseProbe(Probe):
         """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the
         first rate."""
         from probes.dense.config import dense_config
-        from probes.dense.learning_rates import with_rate
-        from probes.runner.training import resolved
+        from probes.dense.group import with_rate
+        from probes.train.loop import config_text
 
-        context = replace(context, data=context.data.without_unused)
         if rates := context.settings.lr_grid:
             context = with_rate(context, rates[0])
-        return resolved(dense_config(self, context), context).pretty_text
+        return config_text(None, context, lambda used: dense_config(self, used))
 
     def group_key(self, context: Context) -> str:
         """See ``probes.dense.group.group_key``."""
@@ -179,7 +175,7 @@ def register_dense_task(task: DenseTask) -> DenseTask:
         Exception: what its own methods raise when they are tried on zeros.
     """
     from backbones.cliptex.targets import Task
-    from probes.dense.task_trial import try_task
+    from probes.dense.trial import try_task
 
     if task.name in {probe.kind for probe in PROBES.values()}:
         raise UserError(f"there are datasets of kind {task.name!r} already; choose another name")

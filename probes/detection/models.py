@@ -1,18 +1,43 @@
-"""The two detectors for any backbone: what follows from its channels, strides and divisor."""
+"""The two detectors for any backbone: the config of a probe, what follows in it from the backbone's
+channels, strides and divisor, and the types that it names.
+
+Images of a batch are encoded alone, or with those of their own shape; only the maps that heads
+read are padded. In a batch padded to its largest image, a ViT attends to the padding (its features
+move by a third of their norm) and the group norms of the pyramid count it, while images that are
+evaluated one by one have none. Here the maps of an image are the same in every batch, in training
+and in evaluation, cached or not.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
+import torch
 from mmdet.models import SSDHead
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.models.utils.misc import samplelist_boxtype2tensor
+from mmengine.config import Config
+from mmengine.model import BaseModule, ImgDataPreprocessor, stack_batch
 from mmengine.registry import MODELS
+from torch import Tensor
 
 from backbones.backbone import Backbone, SimpleFeaturePyramid
+from cliptex_common.device import is_accelerator
+from probes.base import Context
+from probes.configs import config_files
+from probes.datasets.base import PreparedDataset, Split
+from probes.detection import coco  # noqa: F401  registers types
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
-from probes.runner import frozen_backbone
+from probes.features.feature_dataset import ROUNDED, encoder_config, loader_config
+from probes.train import frozen_backbone
+from probes.train.config import apply_training, read_config
+from probes.train.sampling import batch_options
 
-Part = dict[str, Any]
+Part = dict[str, Any]  # of a config
 
 
 def pyramid(
@@ -141,3 +166,147 @@ class PredictingSSDHead(SSDHead):
     SSD lacks (mmdetection issues 11063 and 11780)."""
 
     loss_cls = None
+
+
+Maps = Sequence[Tensor]  # (C, h, w), of one image
+
+
+@MODELS.register_module()
+class PerShape(BaseModule):
+    """A backbone and a neck on images of several shapes, those of one shape together.
+
+    Args:
+        backbone, neck: their configs (or a list of necks, one after the other).
+    """
+
+    def __init__(self, backbone: Part, neck: Part | list[Part]) -> None:
+        super().__init__()
+        self.backbone, self.neck = MODELS.build(backbone), MODELS.build(neck)
+
+    def forward(self, images: Sequence[Tensor | Maps]) -> tuple[Tensor, ...]:
+        """(3, H, W) images, or cached maps of each, padded to the backbone's divisor only → levels
+        (N, C, h, w) of the largest, with zeros where an image is smaller."""
+        indices_by_shape: dict[Any, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            maps = [image] if isinstance(image, Tensor) else image
+            indices_by_shape[tuple(each.shape for each in maps)].append(index)
+        levels: list[Maps] = [()] * len(images)
+        for indices in indices_by_shape.values():
+            group: list[Any] = [images[index] for index in indices]
+            if isinstance(group[0], Tensor):
+                batch: Any = torch.stack(group)
+            else:
+                batch = tuple(map(torch.stack, zip(*group, strict=True)))
+            outputs = self.neck(self.backbone(batch))
+            if len(indices) == len(images):
+                return tuple(outputs)
+            for row, index in enumerate(indices):
+                levels[index] = [output[row] for output in outputs]
+        return tuple(stack_batch(list(maps)) for maps in zip(*levels, strict=True))
+
+
+@MODELS.register_module()
+class UnstackedDetPreprocessor(DetDataPreprocessor):
+    """``DetDataPreprocessor`` whose ``inputs`` are a list of images (3, H, W), each padded to
+    ``pad_size_divisor`` only; maps of images are not changed."""
+
+    def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
+        samples = self.cast_data(data["data_samples"])
+        if isinstance(data["inputs"][0], Tensor):
+            inputs: list[Any] = [
+                ImgDataPreprocessor.forward(self, {"inputs": image[None]}, training)["inputs"][0]
+                for image in data["inputs"]
+            ]
+            for sample, image in zip(samples, inputs, strict=True):
+                sample.set_metainfo({"pad_shape": tuple(image.shape[-2:])})
+        else:
+            inputs = self.cast_data(data["inputs"])
+        shape = tuple(max(sample.pad_shape[side] for sample in samples) for side in (0, 1))
+        for sample in samples:
+            sample.set_metainfo({"batch_input_shape": shape})
+        samplelist_boxtype2tensor(samples)
+        if self.pad_mask and training:
+            self.pad_gt_masks(samples)
+        return {"inputs": inputs, "data_samples": samples}
+
+
+AUGMENTATION = ("Expand", "MinIoURandomCrop", "PhotoMetricDistortion")
+
+
+def detection_config(probe: Any, context: Context) -> Config:
+    """Config of model, data, optimizer, schedule and scores; ``probes.train.loop.resolved``
+    adds what all probes share.
+
+    Args:
+        probe: a ``DetectionProbe``.
+    """
+    data, settings, backbone = context.data, context.settings, context.backbone
+    config = read_config(*config_files(probe.kind, probe.name))
+    apply_training(config, settings)
+    model, mean = config.model, [255 * value for value in backbone.data.mean]
+    complete_detector(model, backbone, len(data.classes), settings)
+    prepare = {
+        "mean": mean,
+        "std": [255 * value for value in backbone.data.std],
+        "pad_size_divisor": backbone.divisor,
+    }
+    model.data_preprocessor.update(prepare)
+    frozen = model.backbone.backbone
+    frozen.update(context.backbone_config)
+    encoder = encoder_config(
+        frozen.to_dict(),
+        {**model.data_preprocessor, "type": "DetDataPreprocessor"},
+        settings.cache,
+        context.device.type,
+    )
+    if settings.cache in ROUNDED:
+        frozen.rounded = settings.cache
+    train, val = config.train_dataloader, config.val_dataloader
+    is_grouped = getattr(settings, "aspect_ratio_groups", False)
+    train.dataset.aspect_groups = settings.batch_size if is_grouped else 0
+    val.update(batch_options(val.batch_size, context.device))
+    train.dataset.update(coco_set(data, "train"))
+    val.dataset.update(coco_set(data, "val"))
+    for loader in (train, val):
+        loader.update(loader_config(encoder))
+        loader.dataset.encoder = encoder
+        complete_pipeline(loader.dataset.pipeline, settings, mean)
+    config.val_evaluator.ann_file = f"{val.dataset.data_root}/{val.dataset.ann_file}"
+    if is_accelerator(context.device):  # a GPU that can train on a batch can evaluate as many
+        is_ssd = isinstance(settings, SSDSettings)
+        largest = settings.size**2 if is_ssd else settings.short_side * settings.long_side
+        val.batch_sampler.pixels = settings.batch_size * largest
+    return config
+
+
+def complete_pipeline(
+    parts: list[Part], settings: MaskRCNNSettings | SSDSettings, mean: list[float]
+) -> None:
+    """Sizes and augmentation of a pipeline. ``mean`` is the colour (R, G, B, 0–255) around an image
+    that is zoomed out."""
+    if isinstance(settings, MaskRCNNSettings):
+        scale = (settings.long_side, settings.short_side)
+    else:
+        scale = (settings.size, settings.size)
+    for part in list(parts):
+        if part["type"] == "Resize":
+            part["scale"] = scale
+        elif part["type"] == "Expand":
+            part["mean"] = mean
+        if part["type"] in AUGMENTATION and not getattr(settings, "augment", True):
+            parts.remove(part)
+
+
+def coco_set(data: PreparedDataset, split: Split) -> Part:
+    """Options of the ``CocoInstances`` of a split's samples, whose ids are listed unless they are
+    the complete official split."""
+    samples = data.encoded(split)
+    folders = data.spec.extra.get("image_folder", {})
+    complete = len(samples) == data.spec.expected.get(split)
+    return {
+        "data_root": str(data.root),
+        "ann_file": data.spec.annotations[split],
+        "data_prefix": {"img": folders.get(split) or str(PurePosixPath(samples[0].image).parent)},
+        "metainfo": {"classes": data.classes},
+        "image_ids": None if complete else [sample.target for sample in samples],
+    }

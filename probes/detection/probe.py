@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from probes.base import Context, Probe, TaskResult
-from probes.configs import config_file
 from probes.detection.settings import STATS, MaskRCNNSettings, SSDSettings
 from probes.registry import register_probe
 from reports.metrics import Metric
@@ -28,23 +26,18 @@ class DetectionProbe(Probe):
     kind: str = "detection"
     version: int = 3
 
-    @property
-    def config_file(self) -> Path:
-        return config_file(self.kind, self.name)
-
     def config(self, context: Context) -> str:
         """The resolved MMEngine config; it runs with plain mmengine."""
-        from probes.detection.config import detection_config
-        from probes.runner.training import resolved
+        from probes.detection.models import detection_config
+        from probes.train.loop import config_text
 
-        context = replace(context, data=context.data.without_unused)
-        return resolved(detection_config(self, context), context).pretty_text
+        return config_text(None, context, lambda used: detection_config(self, used))
 
     def run(self, context: Context) -> TaskResult:
         """Train the detector on ``train`` and score ``val`` by COCO's rules."""
-        from probes.detection.config import detection_config
+        from probes.detection.models import detection_config
         from probes.detection.preview import draw_preview
-        from probes.runner.training import run_training
+        from probes.train.loop import config_text, run_training
 
         data = context.data
         config = detection_config(self, context)
@@ -84,6 +77,7 @@ class DetectionProbe(Probe):
             ),
             head=trainer.head(),
             notes=notes,
+            config=config_text(config, context, lambda used: detection_config(self, used)),
         )
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, settings_dataclass
-from probes.runner.settings import Schedule, TrainingSettings
+from probes.settings import At, Schedule, TrainingSettings
 
 # in the order of COCOeval's ``stats``; each after ``bbox_`` or ``segm_``
 STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
@@ -33,8 +33,19 @@ class DetectionSettings(TrainingSettings):
     clip_norm: NonNegativeFloat = 10.0
     schedule: Schedule = "cosine"
     warmup: NonNegativeFloat = 0.01
-    min_size: NonNegativeInt = 0
-    out_channels: PositiveInt = 256
+    min_size: Annotated[NonNegativeInt, At("train_dataloader.dataset.min_size")] = 0
+    out_channels: Annotated[
+        PositiveInt,
+        At(
+            "model.rpn_head.in_channels",
+            "model.rpn_head.feat_channels",
+            "model.roi_head.bbox_roi_extractor.out_channels",
+            "model.roi_head.mask_roi_extractor.out_channels",
+            "model.roi_head.bbox_head.in_channels",
+            "model.roi_head.mask_head.in_channels",
+            "model.roi_head.mask_head.conv_out_channels",
+        ),
+    ] = 256
 
     def feeds_only(self, size: tuple[int, int]) -> bool:
         """Whether the backbone sees images of ``size`` only."""
@@ -62,11 +73,18 @@ class MaskRCNNSettings(DetectionSettings):
 
     short_side: Annotated[ImageSize, Axis()] = 800
     long_side: ImageSize = 1333
-    fc_out_channels: PositiveInt = 1024
+    fc_out_channels: Annotated[PositiveInt, At("model.roi_head.bbox_head.fc_out_channels")] = 1024
     anchor_scale: PositiveFloat = 8.0
-    proposals: PositiveInt = 1000
-    rois_per_image: PositiveInt = 512
-    detections: PositiveInt = 100
+    proposals: Annotated[
+        PositiveInt,
+        At(
+            "model.train_cfg.rpn_proposal.max_per_img",
+            "model.test_cfg.rpn.nms_pre",
+            "model.test_cfg.rpn.max_per_img",
+        ),
+    ] = 1000
+    rois_per_image: Annotated[PositiveInt, At("model.train_cfg.rcnn.sampler.num")] = 512
+    detections: Annotated[PositiveInt, At("model.test_cfg.rcnn.max_per_img")] = 100
     aspect_ratio_groups: bool = True
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS, MODELS, TRANSFORMS, DefaultScope
 
-import probes.runner.frozen_backbone  # noqa: F401  registers what encoders name
+import probes.train.frozen_backbone  # noqa: F401  registers what encoders name
 from backbones.backbone import DENSE, versions
 from cliptex_common.device import is_accelerator, takes_pinned_memory
 from cliptex_common.files import content_key
@@ -24,7 +24,7 @@ from probes.base import EncodeContext
 from probes.features.content_hashes import content_hashes
 from probes.features.store import DTYPES, CacheKey, FeatureStore
 from probes.features.views import Encoded, Views
-from probes.runner.sampling import isolated_rng
+from probes.train.sampling import isolated_rng
 from probes.upsamplers.names import upsampler_identity
 
 Part = dict[str, Any]  # of a config

@@ -33,7 +33,7 @@ def segmentation(
     from cliptex_common.device import current_device, prefers_bf16
     from cliptex_common.heap import keep_freed_memory
     from probes.features.store import root
-    from probes.runner.frozen_backbone import share
+    from probes.train.frozen_backbone import share
     from tests.performance.toys import context, dense
 
     batch = min(16, images)
@@ -117,7 +117,7 @@ def mmsegs_own(config: Config) -> None:
     ones."""
     from mmseg.registry import MODELS
 
-    from probes.dense.decode_heads.linear import LinearHead
+    from probes.dense.heads import LinearHead
 
     def forward(head: Any, inputs: Any) -> Any:
         return head.cls_seg(head.norm(head._transform_inputs(inputs)))
@@ -127,7 +127,7 @@ def mmsegs_own(config: Config) -> None:
         name="BenchLinearHead", module=type("BenchLinearHead", (LinearHead,), own), force=True
     )
     config.model.type, config.model.decode_head.type = "EncoderDecoder", "BenchLinearHead"
-    del config.model.decode_head["loss_images"]  # of our own loss
+    del config.model["loss_images"]  # of our own loss
 
 
 @bench(images=8, side=32, model=TOY)

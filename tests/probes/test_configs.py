@@ -1,5 +1,5 @@
-"""A probe's config file tells the truth: completed with the default settings it keeps every literal
-that it states."""
+"""A probe's config files tell the truth: completed with the default settings they keep every
+literal that they state, and each setting that stands in the config is there."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import pytest
 from mmengine.config import Config
 
 import probes.catalog  # noqa: F401  registers the probes
-from probes.configs import FOLDER
+from probes.configs import config_files
 from probes.dense.config import dense_config
-from probes.detection.config import detection_config
+from probes.detection.models import detection_config
 from probes.registry import PROBES
-from probes.runner.config_file import KEYS
+from probes.settings import places
+from probes.train.config import read_config, stated_settings
 from tests.probes import tiny_coco, tiny_dense
 from tests.probes.tiny_mmlab import context
 
-FILES = [
-    path.relative_to(FOLDER).as_posix()
-    for path in sorted(FOLDER.glob("*/*.py"))
-    if path.parent.name not in ("_base_", "dense")
+HEADS = [
+    (kind, name)
+    for kind in ("segmentation", "depth", "normals")
+    for name in ("linear", "deeplabv3", "pspnet", "dpt", "dpt-probe3d", "head")
+    if f"{kind}/{name}" in PROBES
 ]
+DETECTORS = [("detection", "mask-rcnn"), ("detection", "ssd")]
 # of the class numbers and the map sizes of MMDetection's and the papers' own data
 OF_DATA = ("num_classes", "dilations", "strides", "featmap_strides", "input_size")
 
@@ -39,9 +42,8 @@ def differences(stated, complete, path=""):
     return [] if stated == complete else [f"{path}: {stated}, and {complete}"]
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_config_file_tells_the_truth(tmp_path, file):
-    kind, _, name = file.removesuffix(".py").partition("/")
+@pytest.mark.parametrize(("kind", "name"), [*HEADS, *DETECTORS])
+def test_a_config_file_tells_the_truth(tmp_path, kind, name):
     probe, build = PROBES[f"{kind}/{name}"], dense_config
     if kind == "detection":
         data, build = tiny_coco.prepared(tiny_coco.write(tmp_path)), detection_config
@@ -50,10 +52,14 @@ def test_a_config_file_tells_the_truth(tmp_path, file):
     changes = {"head": {"type": "FCNHead", "channels": 8}} if name == "head" else {}
     task = context(tmp_path / "work", data, probe.settings_type(**changes))
     complete = build(probe, task).to_dict()
-    stated = Config.fromfile(FOLDER / file, format_python_code=False).to_dict()
-    stated["model"].pop("_scope_", None)
-    stated = {key: stated[key] for key in KEYS}
+    stated = read_config(*config_files(kind, name)).to_dict()
     assert set(stated.pop("custom_imports")["imports"]) <= set(
         complete["custom_imports"]["imports"]
     )
     assert differences(stated, complete) == []
+    values, _ = stated_settings(Config(complete), probe.settings_type)
+    defaults = {name: getattr(task.settings, name) for name in values}
+    absent = {name: at.absent for name, at in places(probe.settings_type).items()}
+    for setting, value in values.items():
+        expected = (defaults[setting], absent[setting])
+        assert value in expected or defaults[setting] is None, setting

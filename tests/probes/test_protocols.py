@@ -19,7 +19,7 @@ from probes.protocols.base import (
     preset_deviations,
 )
 from probes.registry import PROBES, find_task
-from probes.runner.frozen_backbone import FrozenBackbone
+from probes.train.frozen_backbone import FrozenBackbone
 from tests.probes import tiny_dense
 
 # isort: split

@@ -101,13 +101,12 @@ def prepared(root: Path, kind: str, seed: int = 0) -> PreparedDataset:
 def pipelines(data: PreparedDataset, settings, crop, mean=(0, 0, 0)) -> tuple[list, list]:
     """Of train and val, as a config has them."""
     # they prepare mmseg, which takes seconds
-    from probes.configs import config_file
-    from probes.dense.config import LITERALS
-    from probes.dense.pipelines import complete_pipelines
-    from probes.runner.config_file import apply_settings, read_config
+    from probes.configs import config_files
+    from probes.dense.config import complete_pipelines
+    from probes.train.config import apply_settings, read_config
 
-    config = read_config(config_file(data.spec.kind, "linear"))
-    apply_settings(config, settings, LITERALS)
+    config = read_config(*config_files(data.spec.kind, "linear"))
+    apply_settings(config, settings)
     complete_pipelines(config, data.spec, len(data.classes), settings, crop, mean)
     return tuple(
         config[f"{split}_dataloader"].dataset.to_dict()["pipeline"] for split in ("train", "val")

@@ -28,11 +28,11 @@ from benchmark.probing.unit import computing_on
 from cliptex_common.dense_maps.scores import confusion
 from cliptex_common.settings import with_changes
 from probes.base import Context
-from probes.dense.metrics import segmentation_scores
 from probes.dense.patches.images import PatchImages
 from probes.dense.patches.knn import PatchKnn
 from probes.dense.patches.logreg import fit, targets
 from probes.dense.patches.memory import class_count, held_out_images, remember
+from probes.dense.segmentation import segmentation_scores
 from probes.image_level.linear import Standardiser
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES

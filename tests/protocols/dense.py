@@ -15,8 +15,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
@@ -27,14 +28,13 @@ import backbones.registry  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
-from probes.dense.decode_heads.linear import LinearHead
-from probes.dense.decode_heads.losses import build_head
-from probes.dense.segmentors import DenseModel
+from probes.dense.heads import LinearHead
+from probes.dense.model import DenseModel
 from probes.protocols.base import find_preset
 from probes.registry import find_task
-from probes.runner import training
-from probes.runner.config_file import training_config
-from probes.runner.sampling import EndlessSampler, SeededSamples, isolated_rng
+from probes.train import loop as training
+from probes.train.config import training_config
+from probes.train.sampling import EndlessSampler, SeededSamples, isolated_rng
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 
@@ -169,13 +169,35 @@ def followed(
     return {"rates": summary(rates), "beta 1": summary(betas)}
 
 
-def head(config: Config, width: int = CHANNELS, **changes: Any) -> Any:
+class Headed(DenseModel):
+    """A decode head with what the suite's model makes of its outputs, without a backbone."""
+
+    def __init__(self, head: Any, loss_images: int | None) -> None:
+        BaseModule.__init__(self)
+        self.decode_head, self.loss_images = head, loss_images
+        self.align_corners = head.align_corners
+
+    def forward(self, maps: Any) -> Tensor:
+        return self.objective.task.read_output(self.decode_head(maps))
+
+    def loss(self, maps: Any, samples: Any, _: Any) -> dict[str, Tensor]:
+        losses = self._decode_head_forward_train(maps, samples)
+        return {name.removeprefix("decode."): value for name, value in losses.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("decode_head"), name)
+
+
+def head(config: Config, width: int = CHANNELS, **changes: Any) -> Headed:
     """The decode head of a config for maps of ``width`` channels, with weights by ``fill``."""
     options = {**config.model.decode_head.to_dict(), "in_channels": width, **changes}
     with DefaultScope.overwrite_default_scope("mmseg"):
-        built = build_head(options)
+        built = MODELS.build(options)
     fill(by_shape(built) if isinstance(built, LinearHead) else by_name(built))
-    return built
+    return Headed(built, config.model.loss_images)
 
 
 def samples(field: str, targets: Tensor) -> list[SegDataSample]:
@@ -295,8 +317,8 @@ def slid(config: Config, images: Tensor, last: float = 0.0) -> Tensor:
     """The outputs of ``Averager`` (of a regressor its first) in the windows of a config."""
     model, averager = DenseModel.__new__(DenseModel), Averager(last)
     nn.Module.__init__(model)
-    model.test_cfg, model.decode_head = config.model.test_cfg, head(config)
-    is_segmenter = model.decode_head.objective.field == "sem_seg"
+    model.test_cfg, model.decode_head = config.model.test_cfg, head(config).decode_head
+    is_segmenter = model.objective.field == "sem_seg"
     model.out_channels = CLASSES if is_segmenter else 1
     model.encode_decode = lambda crop, metas: averager(crop)[:, : model.out_channels]
     padded, _ = stack_batch([*images], **config.model.data_preprocessor.test_cfg)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from cliptex_common.dense_maps.scores import depth_scores
-from probes.dense.decode_heads.base import round_up
-from probes.dense.depth import DepthBins
-from probes.dense.metrics import cropped
+from probes.dense.losses import TaskObjective
+from probes.dense.settings import round_up
+from probes.dense.task import cropped
 from tests.protocols import dense
 from tests.protocols.dense import (
     CHANNELS,
@@ -154,7 +154,7 @@ def suite() -> dict[str, Any]:
     packed = [dense.samples("gt_depth_map", targets) for targets in DEPTHS]
     short = dense.preset_settings("dinov3", TASK, **dense.SHORT)
     losses = dense.trained(head, short, [(maps,) for maps in MAPS], packed)
-    objective: DepthBins = head.loss_decode
+    objective: TaskObjective = head.loss_decode
     objective.iterations.fill_(100)
     last = objective(DEPTHS[0].flip(0).clamp(min=0.5), DEPTHS[0])
     colours = dense.part_of(config, "train", "GammaDistortion")

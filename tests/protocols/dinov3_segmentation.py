@@ -17,7 +17,7 @@ from torch import nn
 
 from cliptex_common.dense_maps.read import read_labels
 from cliptex_common.dense_maps.scores import class_areas, confusion
-from probes.dense.metrics import segmentation_scores
+from probes.dense.segmentation import segmentation_scores
 from tests.protocols import dense, segmented
 from tests.protocols.dense import (
     CHANNELS,

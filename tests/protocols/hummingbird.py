@@ -21,11 +21,11 @@ import torch
 import probes.catalog  # noqa: F401
 from cliptex_common.settings import with_changes
 from probes.base import Context
-from probes.dense.metrics import hungarian_miou
 from probes.dense.patches import crops, in_context
 from probes.dense.patches.images import PatchImages
 from probes.dense.patches.memory import class_count, rarest, remember
 from probes.dense.patches.pixels import Patches, class_shares
+from probes.dense.segmentation import hungarian_miou
 from probes.protocols.base import PROTOCOLS, find_preset
 from probes.registry import DATASETS, PROBES
 from tests.probes.tiny_mmlab import context

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from cliptex_common.device import prefers_bf16
 from probes.datasets.download.nyu import millimetres
-from probes.dense.data import LoadGroundTruth
-from probes.dense.decode_heads.base import native_stride, reads_class_token, round_up
-from probes.dense.depth import DepthScores
-from probes.dense.normals import NormalObjective, NormalScores
-from probes.dense.tasks.settings import in_iterations
+from probes.dense.losses import TaskObjective
+from probes.dense.metrics import TaskScores
+from probes.dense.settings import in_iterations, native_stride, reads_class_token, round_up
+from probes.dense.transforms import LoadGroundTruth
 from probes.registry import DATASETS
-from probes.runner.frozen_backbone import FrozenBackbone
-from probes.runner.sampling import SeededSamples, isolated_rng
+from probes.train.frozen_backbone import FrozenBackbone
+from probes.train.sampling import SeededSamples, isolated_rng
 from tests.protocols import dense, probe3d_views, sources
 from tests.protocols.dense import photograph, random, seeded, summary
 from tests.protocols.probe3d_source import (
@@ -110,7 +109,9 @@ def _suite(kind: str, protocol: str) -> dict[str, Any]:
         "iterations": settings.max_iters,
         "order": [order.index(number) for number in range(10)],
         **_images(config),
-        "mask": head.loss_decode.valid(torch.tensor(RANGE)).tolist() if is_depth else _mask(config),
+        "mask": head.loss_decode.task.valid(torch.tensor(RANGE)).tolist()
+        if is_depth
+        else _mask(config),
         **_tokens(settings),
         "padding": [0, border, 0, border],
         "initial weights": dense.spread(untrained.conv_seg),
@@ -203,10 +204,10 @@ def _tokens(settings: Any) -> dict[str, Any]:
 def _depth_scores(config: Any) -> dict[str, Any]:
     names, options = ("delta1", "delta2", "delta3", "rmse"), config.val_evaluator.to_dict()
     predicted, target = depth_frames()
-    scores = [_scored(DepthScores, options, names, "depth", each) for each in (target, 0 * target)]
+    scores = [_scored(TaskScores, options, names, "depth", each) for each in (target, 0 * target)]
     edges = torch.tensor(EDGES).view(-1, 1, 1, 1).expand(-1, 1, *FRAME)
     perfect = [
-        _scored(DepthScores, options, names, "depth", each[None])(each[None]) for each in edges
+        _scored(TaskScores, options, names, "depth", each[None])(each[None]) for each in edges
     ]
     return {
         "scores": scores[0](predicted),
@@ -222,14 +223,14 @@ def _normal_scores(config: Any) -> dict[str, Any]:
     options = config.val_evaluator.to_dict()
     predicted, target, mask = normal_frames()
     scores = [
-        _scored(NormalScores, options, names, "normal", target * valid)
+        _scored(TaskScores, options, names, "normal", target * valid)
         for valid in (mask, mask & False)
     ]
     up = torch.tensor([0.0, 0.0, 1.0, 0.0]).view(1, 4, 1, 1)
     return {
         "scores": scores[0](predicted),
         "scores without valid pixels": scores[1](predicted),
-        "loss of small angles": NormalObjective(uncertainty=True)(up, up[:, :3]).item(),
+        "loss of small angles": TaskObjective("normals", uncertainty=True)(up, up[:, :3]).item(),
     }
 
 

@@ -15,8 +15,8 @@ from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from probes.dense.decode_heads.objectives import ClassObjective
-from probes.dense.segmentors import DenseModel
+from probes.dense.losses import TaskObjective
+from probes.dense.model import DenseModel
 from tests.protocols import dense, nearest
 from tests.protocols.dense import CHANNELS, CLASSES, summary
 from tests.protocols.mmseg import FLOAT, LABELS, MAPS, curves, settings_of, short, test_sizes
@@ -120,7 +120,7 @@ def edge(kind: type, metainfo: dict[str, Any]) -> int:
     model = kind.__new__(kind)
     nn.Module.__init__(model)
     model.align_corners = False
-    model.decode_head = SimpleNamespace(threshold=None, objective=ClassObjective())
+    model.decode_head = SimpleNamespace(threshold=None, loss_decode=TaskObjective("segmentation"))
     model.out_channels = 2
     sample = SegDataSample(metainfo={"ori_shape": (14, 26), "img_shape": (14, 28), **metainfo})
     (result,) = model.postprocess_result(logits, [sample])

@@ -31,10 +31,10 @@ from backbones.adapters.open_clip import encode_dense
 from backbones.backbone import DataConfig
 from cliptex_common.settings import with_changes
 from probes.datasets.base import PreparedDataset
-from probes.dense.augment import ShortSide
 from probes.dense.patches import open_vocabulary
 from probes.dense.patches.images import PatchImages, TextSpaceEncoder
 from probes.dense.patches.pixels import Patches, average_windows, windows
+from probes.dense.transforms import ShortSide
 from probes.image_level.zero_shot import embed_names, templates_for
 from probes.protocols.base import find_preset
 from probes.registry import DATASETS, PROBES

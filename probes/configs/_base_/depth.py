@@ -26,4 +26,4 @@ test_pipeline = [
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-val_evaluator = dict(type="DepthScores")
+val_evaluator = dict(type="TaskScores", task="depth")

@@ -1,13 +1,11 @@
-"""Boxes and masks in COCO's format, as Mask R-CNN takes them, and AdamW, whose schedule the probes
-have."""
+"""Boxes and masks in COCO's format, as Mask R-CNN takes them."""
 
 default_scope = "mmdet"
 custom_imports = dict(
     imports=[
         "probes.detection.coco",
         "probes.detection.models",
-        "probes.detection.per_shape",
-        "probes.runner.batches",
+        "probes.train.sampling",
     ]
 )
 train_pipeline = [
@@ -43,9 +41,3 @@ val_dataloader = dict(
     dataset=dict(type="CocoInstances", test_mode=True, pipeline=test_pipeline),
 )
 val_evaluator = dict(type="CocoMeanAP", masks=True)
-optim_wrapper = dict(
-    type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=dict(max_norm=10.0),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-)

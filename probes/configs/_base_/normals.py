@@ -2,4 +2,4 @@
 
 _base_ = "depth.py"
 
-val_evaluator = dict(type="NormalScores")
+val_evaluator = dict(type="TaskScores", task="normals")

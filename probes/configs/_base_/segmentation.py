@@ -19,4 +19,4 @@ train_pipeline = [
     dict(type="PackRGB"),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-val_evaluator = dict(type="SegmentationScores")
+val_evaluator = dict(type="TaskScores", task="segmentation")

@@ -14,15 +14,3 @@ model = dict(
     ),
     neck=None,
 )
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=900),
-    dict(
-        type="CosineAnnealingLR",
-        T_max=89_100,
-        eta_min=0.0,
-        by_epoch=False,
-        begin=900,
-        end=90_000,
-    ),
-]
-train_cfg = dict(max_iters=90_000)

@@ -51,15 +51,3 @@ test_pipeline = [
 train_dataloader = dict(batch_size=32, dataset=dict(pipeline=train_pipeline, aspect_groups=0))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 val_evaluator = dict(masks=False)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=1_200),
-    dict(
-        type="CosineAnnealingLR",
-        T_max=118_800,
-        eta_min=0.0,
-        by_epoch=False,
-        begin=1_200,
-        end=120_000,
-    ),
-]
-train_cfg = dict(max_iters=120_000)

@@ -21,20 +21,19 @@ from cliptex_common.out_of_memory import Halving
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
 from probes.dense.config import dataset_of, preprocessor
-from probes.dense.constant import constant_note
-from probes.dense.data import LOAD, ground_truth_config
-from probes.dense.decode_heads.base import native_stride, round_up
-from probes.dense.metrics import SegmentationScores
+from probes.dense.group import Predicted, constant_note, draw_preview
+from probes.dense.metrics import TaskScores
 from probes.dense.patches.crops import region_of, resize_region
 from probes.dense.patches.pixels import Patches, resize_labels, windows
 from probes.dense.patches.settings import has_void_class
-from probes.dense.preview import Predicted, draw_preview
+from probes.dense.settings import native_stride, round_up
+from probes.dense.transforms import LOAD, ground_truth_config
 from probes.features.crops import all_crops
 from probes.features.feature_dataset import MapViews, encoder_config
 from probes.features.store import DTYPES
 from probes.layers import requested_map
 from probes.pictures import GALLERY_IMAGES
-from probes.runner import frozen_backbone
+from probes.train import frozen_backbone
 
 T = TypeVar("T")
 QUERIES = 2**14  # patches that are predicted at once, at least
@@ -243,10 +242,10 @@ def evaluate_patches(
     Args:
         predict: images → the (H, W) label map of each, where ``len(classes)`` is void.
         notes: those of the scores follow them.
-        hungarian: see ``SegmentationScores``.
+        hungarian: see ``Segmentation``.
     """
     data = context.data
-    metric = SegmentationScores(data.spec.ignore_index, hungarian)
+    metric = TaskScores("segmentation", ignore_index=data.spec.ignore_index, hungarian=hungarian)
     names = [*data.classes, *(["void"] if has_void_class(context.settings) else [])]
     metric.dataset_meta = {"classes": names}
     gallery = set(spread_indices(len(images), GALLERY_IMAGES))

@@ -17,10 +17,10 @@ from cliptex_common.dense_maps.scores import class_areas, confusion
 from cliptex_common.device import CPU
 from cliptex_common.files import derive_seed
 from probes.base import Context
-from probes.dense.metrics import segmentation_scores
 from probes.dense.patches.images import PatchImages, in_groups
 from probes.dense.patches.pixels import Patches, class_shares, pixel_labels
 from probes.dense.patches.settings import has_void_class
+from probes.dense.segmentation import segmentation_scores
 from probes.image_level.classification import on_device_if_small
 from probes.selection import held_out_by_content
 

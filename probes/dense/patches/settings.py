@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Precision, settings_dataclass
-from probes.dense.tasks.settings import ImageSize
+from probes.dense.settings import ImageSize
 from probes.layers import PatchLayers
 from probes.upsamplers.names import UpsamplerName
 

@@ -26,7 +26,7 @@ from probes.checks.check import prepare
 from probes.experts.mask_rcnn import TorchvisionMaskRCNN
 from probes.image_level import random_crops
 from probes.registry import DATASETS, PROBES
-from probes.runner.head_trainer import HeadTrainer
+from probes.train.loop import HeadTrainer
 from tests.accelerator.cases.tasks import WHOLE_IMAGES, make_task, small, write_data
 from tests.accelerator.pretended import Events, counting
 from tests.backbones.cliptex import toy

@@ -44,7 +44,7 @@ def own_home(tmp_path, monkeypatch):
 @pytest.fixture
 def in_fp32(monkeypatch):
     """Heads compute in fp32, as on a CPU."""
-    monkeypatch.setattr("probes.runner.head_trainer.prefers_bf16", lambda device: False)
+    monkeypatch.setattr("probes.train.loop.prefers_bf16", lambda device: False)
     monkeypatch.setattr("probes.predictor.prefers_bf16", lambda device: False)
 
 

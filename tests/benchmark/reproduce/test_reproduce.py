@@ -11,7 +11,7 @@ from PIL import Image
 
 import backbones.registry
 import probes.dense.config
-import probes.runner.config_file
+import probes.train.config
 from backbones.registry import Entry, register
 from benchmark.planning.options import RunOptions
 from benchmark.planning.plan import make_plan
@@ -136,7 +136,7 @@ def step_per_batch(folder, monkeypatch):
         part = {"type": "CosineAnnealingLR", "T_max": 3, "eta_min": 0.0}
         return [{"by_epoch": False, "begin": 0, "end": settings.max_iters, **part}]
 
-    monkeypatch.setattr(probes.runner.config_file, "scheduler_configs", schedule)
+    monkeypatch.setattr(probes.train.config, "scheduler_configs", schedule)
     return "learning rate: the rate rises"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,8 +52,8 @@ def file(tmp_path):
     plugins.LOADED[path].remove()
 
 
-def prepare(folder, **changes):
-    probe = PROBES["segmentation/my_probe"]
+def prepare(folder, name="my_probe", **changes):
+    probe = PROBES[f"segmentation/{name}"]
     settings = with_changes(probe.settings_type(), {**probe.defaults, **SMALL, **changes})
     return probe, context(folder / "work", tiny_dense.make(folder, "segmentation"), settings)
 
@@ -70,8 +72,45 @@ def test_it_is_trained_as_the_file_says_unless_a_setting_changes_it(tmp_path, fi
     assert all(np.isfinite(value) for value in result.metrics.values())
 
 
+OWN = """
+_base_ = ["probes::_base_/heads/head.py", "probes::_base_/segmentation.py"]
+
+model = dict(decode_head=dict(type="ASPPHead", channels=8, dilations=(1, 2, 3, 4)))
+optim_wrapper = dict(
+    optimizer=dict(type="Adam", lr=2e-3), clip_grad=dict(type="value", clip_value=0.5)
+)
+train_cfg = dict(max_iters=4)
+train_dataloader = dict(batch_size=2)
+val_evaluator = dict(hungarian=True)
+"""
+
+
+@pytest.mark.integration
+def test_what_the_file_states_is_what_trains(tmp_path):
+    """And what it leaves out is made of the settings: loss, schedule, sizes of crops."""
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    plugins.load(path)
+    try:
+        probe, task = prepare(tmp_path, "own", max_iters=3)
+        config = dense_config(probe, task)
+        assert config.model.decode_head.dilations == (1, 2, 3, 4)
+        assert config.model.decode_head.loss_decode.type == "CrossEntropyLoss"
+        assert config.optim_wrapper.optimizer == {"type": "Adam", "lr": 2e-3, "weight_decay": 1e-4}
+        assert config.optim_wrapper.clip_grad == {"type": "value", "clip_value": 0.5}
+        assert config.val_evaluator.hungarian and config.val_evaluator.ignore_index == 255
+        assert [part.type for part in config.param_scheduler] == ["PolyLR"]
+        assert config.param_scheduler[-1].end == config.train_cfg.max_iters == 3
+        changed = replace(task.settings, optimizer="sgd")
+        with pytest.raises(UserError, match="optimizer=sgd: the config file of own has its own"):
+            probe.fits(task.backbone, task.data, changed)
+        assert np.isfinite(probe.run(task).metrics["mIoU"])
+    finally:
+        plugins.LOADED[path].remove()
+
+
 @pytest.mark.parametrize(
-    "changes", [{"max_iters": 5}, {"loss_mean": "all"}, {"dropout_first": True}]
+    "changes", [{"max_iters": 5}, {"warmup": 0.1}, {"loss_mean": "all"}, {"dropout_first": True}]
 )
 def test_what_the_file_states_in_its_own_way_is_not_a_setting(tmp_path, file, changes):
     probe, task = prepare(tmp_path, **changes)
@@ -92,7 +131,14 @@ def test_the_options_of_a_command_name_the_file(file):
     [
         ("model = dict(type='DenseModel')\n", "states no .*train_dataloader"),
         (FILE.replace("_base_/segmentation.py", "_base_/none.py"), "none.py"),
-        (FILE + "val_evaluator = dict(type='CocoMeanAP')\n", "of no dense task"),
+        (
+            FILE + "val_evaluator = dict(_delete_=True, type='CocoMeanAP')\n",
+            "val_evaluator.type=CocoMeanAP is of no dense task",
+        ),
+        (
+            FILE + "model['backbone'] = dict(out_indices=[1])\n",
+            "states model.backbone.out_indices; leave it out",
+        ),
     ],
 )
 def test_a_file_that_is_no_probe_is_refused(tmp_path, text, message):

@@ -12,16 +12,16 @@ from mmengine.registry import DefaultScope
 
 import probes.dense.config  # noqa: F401  registers what configs name
 from cliptex_common.dense_maps.read import read_depth, read_normals
-from probes.dense.constant import best_constant, constant_note
 from probes.dense.dataset import DenseDataset
+from probes.dense.group import best_constant, constant_note
+from probes.dense.normals import NormalSettings
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.tasks.normals import NormalSettings
 from tests.probes import tiny_dense
 
 EVALUATORS = {
-    "segmentation": {"type": "SegmentationScores"},
-    "depth": {"type": "DepthScores", "min_depth": 1e-3, "max_depth": 10.0},
-    "normals": {"type": "NormalScores"},
+    "segmentation": {"type": "TaskScores", "task": "segmentation"},
+    "depth": {"type": "TaskScores", "task": "depth", "min_depth": 1e-3},
+    "normals": {"type": "TaskScores", "task": "normals"},
 }
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from probes.dense.dataset import DenseDataset
-from probes.dense.segmentors import at_own_size
-from probes.dense.tasks.depth import DepthSettings
-from probes.dense.tasks.segmentation import SegmentationSettings
+from probes.dense.depth import DepthSettings
+from probes.dense.model import at_own_size
+from probes.dense.segmentation import SegmentationSettings
 from tests.probes import tiny_dense
 
 from mmengine.registry import DefaultScope  # isort: skip

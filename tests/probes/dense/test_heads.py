@@ -10,10 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.dense.decode_heads.base import aspp_dilations
-from probes.dense.decode_heads.linear import LinearHead
-from probes.dense.depth import DepthObjective
-from probes.dense.normals import NormalObjective
+from probes.dense.heads import LinearHead
+from probes.dense.losses import TaskObjective
+from probes.dense.settings import aspp_dilations
 
 
 def test_dilations_are_the_papers_at_its_size():
@@ -46,7 +45,7 @@ def test_the_quick_linear_head_is_equal_up_to_rounding(dropout_first):
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5, 0.85, 1.0]))
 def test_the_depth_loss_is_eigens(seed, balance):
     random = np.random.default_rng(seed)
-    objective = DepthObjective(0.5, 8.0, balance)
+    objective = TaskObjective("depth", min_depth=0.5, max_depth=8.0, silog_lambda=balance)
     raw, target = random.normal(size=(3, 1, 5, 7)), random.uniform(0.0, 10.0, (3, 1, 5, 7))
     target[random.random(target.shape) < 0.3] = 0
     target[2] = 0
@@ -64,7 +63,9 @@ def test_the_depth_loss_is_eigens(seed, balance):
 
 
 @pytest.mark.parametrize(
-    "objective", [DepthObjective(0.1, 10.0), NormalObjective()], ids=["depth", "normals"]
+    "objective",
+    [TaskObjective("depth", min_depth=0.1, max_depth=10.0), TaskObjective("normals")],
+    ids=["depth", "normals"],
 )
 def test_gradients_are_finite_in_the_corners_and_zero_where_nothing_is_known(objective):
     target = torch.zeros(2, objective.channels, 4, 4)
@@ -95,7 +96,7 @@ def test_the_normal_loss_is_the_mean_angle(seed):
     valid[0, 0, 0] = True
     unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
     expected = np.arccos(np.clip((unit * target).sum(axis=1), -1, 1))[valid].mean()
-    objective = NormalObjective()
+    objective = TaskObjective("normals")
     loss = objective(torch.tensor(raw).float(), torch.tensor(target * valid[:, None]).float())
     assert loss.item() == pytest.approx(expected, abs=2e-3)
     assert np.allclose(objective.decode(torch.tensor(raw)).norm(dim=1), 1, atol=1e-5)

@@ -11,9 +11,8 @@ from mmseg.evaluation.metrics import DepthMetric
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 
 from cliptex_common.dense_maps.scores import angles
-from probes.dense.depth import DepthScores
-from probes.dense.metrics import SegmentationScores, segmentation_scores
-from probes.dense.normals import NormalScores
+from probes.dense.metrics import TaskScores
+from probes.dense.segmentation import segmentation_scores
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -29,7 +28,7 @@ def evaluate(metric, samples, size=None):
 
 
 def segmentation(predictions, labels, classes, metric=None):
-    metric = metric or SegmentationScores(255)
+    metric = metric or TaskScores("segmentation")
     metric.dataset_meta = {"classes": tuple(f"c{i}" for i in range(classes))}
     samples = [
         {"image": f"{i}.png", "pred_sem_seg": pixels(p[None]), "gt_sem_seg": pixels(t[None])}
@@ -96,7 +95,7 @@ def test_depth_is_mmsegs_and_numpys(seed):
         target[random.random(target.shape) < 0.2] = 0
         target[4, 4] = 2.0
     predictions = [random.uniform(0.1, 10, t.shape).astype(np.float32) for t in truths]
-    metric, ours = depth(predictions, truths, DepthScores(1e-3, 10.0))
+    metric, ours = depth(predictions, truths, TaskScores("depth", min_depth=1e-3))
     _, theirs = depth(predictions, truths, DepthMetric(min_depth_eval=1e-3, max_depth_eval=10.0))
     for name, their_name, factor in (
         ("abs_rel", "abs_rel", 1),
@@ -115,14 +114,14 @@ def test_depth_is_mmsegs_and_numpys(seed):
 
 def test_images_without_truth_are_named_and_not_scored():
     good, empty = np.full((4, 4), 2.0), np.zeros((4, 4))
-    metric, scores = depth([good * 1.1, good], [good, empty], DepthScores(1e-3, 10.0))
+    metric, scores = depth([good * 1.1, good], [good, empty], TaskScores("depth", min_depth=1e-3))
     assert scores["abs_rel"] == pytest.approx(0.1)
     assert metric.per_image["pixels"].tolist() == [16, 0] and np.isnan(metric.per_image["rmse"][1])
     assert "1 of 2" in metric.notes[0] and "1.png" in metric.notes[0]
 
 
 def normals(predictions, truths, metric=None):
-    metric = metric or NormalScores()
+    metric = metric or TaskScores("normals")
     metric.dataset_meta = {}
     samples = [
         {"image": f"{i}.png", "pred_normal_map": pixels(p), "gt_normal_map": pixels(t)}
@@ -172,10 +171,10 @@ def test_a_batch_that_fails_counts_nowhere(of, monkeypatch):
     """Where memory ends within a batch, its halves are scored again."""
     random = np.random.default_rng(0)
     if of == "normals":
-        metric, other, field = NormalScores(), NormalScores(), "normal_map"
+        metric, other, field = *(TaskScores("normals") for _ in range(2)), "normal_map"
         first, second = (random.normal(size=(3, 4, 5)) for _ in range(2))
     else:
-        metric, other = (SegmentationScores(hungarian=True) for _ in range(2))
+        metric, other = (TaskScores("segmentation", hungarian=True) for _ in range(2))
         first, second = (random.integers(0, 3, (1, 4, 5)) for _ in range(2))
         field = "sem_seg"
     batch = [
@@ -184,7 +183,7 @@ def test_a_batch_that_fails_counts_nowhere(of, monkeypatch):
     ]
     for each in (metric, other):
         each.dataset_meta = {"classes": ("a", "b", "c")}
-    score = metric.score
+    score = metric.task.score
     calls = iter([False, True])  # the second image does not fit
 
     def failing(*maps):
@@ -192,7 +191,7 @@ def test_a_batch_that_fails_counts_nowhere(of, monkeypatch):
             raise torch.OutOfMemoryError
         return score(*maps)
 
-    monkeypatch.setattr(metric, "score", failing)
+    monkeypatch.setattr(metric.task, "score", failing)
     with pytest.raises(torch.OutOfMemoryError):
         metric.process(None, batch)
     for half in (batch[:1], batch[1:]):

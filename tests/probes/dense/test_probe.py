@@ -19,14 +19,13 @@ from PIL import Image
 import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import UserError
 from probes.dense.config import dense_config
-from probes.dense.decode_heads.base import SHIPPED
+from probes.dense.depth import DepthSettings
+from probes.dense.normals import Normals
+from probes.dense.segmentation import SegmentationSettings
+from probes.dense.settings import SHIPPED, in_iterations
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.tasks.depth import DepthSettings
-from probes.dense.tasks.normals import Normals
-from probes.dense.tasks.segmentation import SegmentationSettings
-from probes.dense.tasks.settings import in_iterations
 from probes.registry import PROBES as REGISTERED
-from probes.runner.settings import scheduler_configs
+from probes.settings import scheduler_configs
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 

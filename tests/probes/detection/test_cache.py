@@ -13,7 +13,7 @@ import torch
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import probes.detection.probe  # noqa: F401  registers
-from probes.detection.config import detection_config
+from probes.detection.models import detection_config
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.feature_dataset import collate_views
 from probes.features.store import root

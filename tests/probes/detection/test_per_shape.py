@@ -11,10 +11,10 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import probes.detection.probe  # noqa: F401  both register
 from probes.detection.coco import CocoInstances
-from probes.detection.config import detection_config
+from probes.detection.models import detection_config
 from probes.detection.settings import MaskRCNNSettings
 from probes.registry import PROBES
-from probes.runner.sampling import SeededSamples
+from probes.train.sampling import SeededSamples
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import context
 

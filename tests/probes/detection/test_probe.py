@@ -16,15 +16,15 @@ from PIL import Image
 from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
 from probes.base import TaskResult
-from probes.configs import config_file
+from probes.configs import config_files
 from probes.detection import models
 from probes.detection.coco import CocoInstances, encode_mask, mean_ap
-from probes.detection.config import LITERALS, coco_set
+from probes.detection.models import coco_set
 from probes.detection.probe import BOXES, MASKS
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.registry import PROBES
-from probes.runner.config_file import apply_settings, read_config
-from probes.runner.head_trainer import STATE_FILE
+from probes.train.config import apply_settings, read_config
+from probes.train.loop import STATE_FILE
 from reports.detections import to_columns
 from reports.stats.per_image import image_scores
 from tests.coco_reference import evaluate
@@ -257,7 +257,7 @@ def test_config_runs_with_plain_mmengine(root, tmp_path, name):
 def test_every_shape_of_backbone_gets_matching_levels(name, strides):
     """One forward pass: maps and anchors agree in number and the finest anchors lie where the maps'
     cells are."""
-    from probes.runner import frozen_backbone
+    from probes.train import frozen_backbone
 
     backbone = TinyBackbone("shape", 0, strides).freeze()
     frozen_backbone.share({"name": f"shape-{strides}"}, backbone)
@@ -266,8 +266,8 @@ def test_every_shape_of_backbone_gets_matching_levels(name, strides):
         settings: Any = SSDSettings(out_channels=16, size=100)
     else:
         settings = MaskRCNNSettings(out_channels=16, fc_out_channels=16)
-    config = read_config(config_file("detection", name))
-    apply_settings(config, settings, LITERALS)
+    config = read_config(*config_files("detection", name))
+    apply_settings(config, settings)
     config.model.backbone.backbone.name = f"shape-{strides}"
     models.complete_detector(config.model, backbone, 3, settings)
     detector = frozen_backbone.MODELS.build(config.model).eval()

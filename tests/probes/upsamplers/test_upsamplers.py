@@ -18,7 +18,7 @@ from benchmark.probing.records import PlannedTask
 from cliptex_common.errors import UserError
 from cliptex_common.files import sha256_file
 from probes.base import NotApplicable
-from probes.dense.decode_heads.linear import LinearHead
+from probes.dense.heads import LinearHead
 from probes.registry import PROBES
 from probes.upsamplers import hub
 from probes.upsamplers.names import HUB_SOURCES, credit

@@ -2,4 +2,4 @@
 
 _base_ = "head.py"
 
-model = dict(decode_head=dict(type="LinearHead", dropout_ratio=0.0, dropout_first=False))
+model = dict(decode_head=dict(type="LinearHead", dropout_ratio=0.0, dropout_first=False, norm=True))

@@ -1,5 +1,0 @@
-"""A plugin's dense task by DPT on frozen maps, trained with its own loss."""
-
-_base_ = ["../_base_/heads/dpt.py", "../_base_/dense.py", "../_base_/schedule_40k.py"]
-
-model = dict(decode_head=dict(loss_decode=dict(type="TaskObjective")))

@@ -1,5 +1,0 @@
-"""Depth by probe3d's DPT on frozen maps, trained with the scale-invariant log loss."""
-
-_base_ = ["../_base_/heads/dpt-probe3d.py", "../_base_/depth.py", "../_base_/schedule_20k.py"]
-
-model = dict(decode_head=dict(loss_decode=dict(type="DepthObjective", silog_lambda=0.5)))

@@ -1,0 +1,18 @@
+"""Families of dense tasks by the kind of their datasets: one file and one registration each.
+
+Importing this imports neither torch nor mmseg.
+"""
+
+from __future__ import annotations
+
+from cliptex_common.registry import Registry, instance_of
+from probes.dense.depth import Depth
+from probes.dense.normals import Normals
+from probes.dense.segmentation import Segmentation
+from probes.dense.task import DenseTask
+from reports.stats.per_image import SCORERS
+
+DENSE_TASKS: Registry[DenseTask] = Registry("dense task", "dense_tasks", instance_of(DenseTask))
+for task in (Segmentation(), Depth(), Normals()):
+    DENSE_TASKS.register(task.name, task)
+    SCORERS.register(task.name, task.image_scores)

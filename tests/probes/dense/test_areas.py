@@ -1,0 +1,85 @@
+"""KITTI's crops: row by row those of the source's code, whatever the size of an image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import probes.catalog  # noqa: F401
+from cliptex_common.errors import UserError
+from probes.checks.check import prepare
+from probes.dense.dataset import DenseDataset
+from probes.dense.depth import DepthSettings
+from probes.dense.metrics import TaskScores
+from probes.dense.model import at_own_size
+from probes.dense.settings import bounds_read, bounds_scored
+from probes.dense.tasks import DENSE_TASKS
+from probes.registry import DATASETS
+from tests.probes import tiny_dense
+from tests.probes.datasets import make
+
+from mmengine.registry import DefaultScope  # isort: skip
+
+SIZES = [(375, 1242), (370, 1224), (374, 1238), (370, 1226), (376, 1241)]  # KITTI's
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_parts_that_are_scored_are_the_sources(height, width):
+    top, left = height - 352, int((width - 1216) / 2)
+    assert bounds_read(("kb",), height, width) == (top, height, left, left + 1216)
+    inside = bounds_scored(("kb-garg",), height, width)
+    assert inside == (top + 143, top + 349, left + 43, left + 1172)
+    eigen = bounds_scored(("kb-eigen",), height, width)
+    assert eigen == (top + 117, top + 321, left + 43, left + 1172)
+    frame = np.zeros((height, width), bool)  # bts' eval_with_pngs.py
+    frame[
+        int(0.40810811 * height) : int(0.99189189 * height),
+        int(0.03594771 * width) : int(0.96405229 * width),
+    ] = True
+    y1, y2, x1, x2 = bounds_scored(("kb-garg-frame",), height, width)
+    ours = np.zeros_like(frame)
+    ours[y1:y2, x1:x2] = True
+    assert (ours == frame).all()
+    if (height, width) == (375, 1242):  # in rows and columns of the crop that is read
+        assert (y1 - top, y2 - top, x1 - left, x2 - left) == (130, 348, 31, 1184)
+
+
+def test_an_image_that_is_smaller_than_the_crop_is_refused():
+    with pytest.raises(UserError, match="does not fit an image of 1216×351"):
+        bounds_read(("kb",), 351, 1216)
+    assert bounds_read((), 10, 20) == (0, 10, 0, 20)
+    assert bounds_scored((1, 5, 2, 6), 10, 20) == (1, 5, 2, 6)
+
+
+@pytest.mark.parametrize("area", ["kb-garg", "kb-garg-frame", "kb-eigen"])
+def test_all_crops_are_settings(tmp_path, area):
+    data = prepare(DATASETS["kitti-depth"], make.make_kitti(tmp_path), partial=True)
+    settings = DepthSettings(size=352, crop=(352, 704), train_area=("kb",), test_area=(area,))
+    train, test = tiny_dense.pipelines(data, settings, settings.crop)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        crops = DenseDataset("kitti-depth", str(tmp_path), "train", train)
+        val = DenseDataset("kitti-depth", str(tmp_path), "val", test, test_mode=True)
+        assert crops[0]["inputs"].shape[1:] == (352, 704)
+    evaluator = DENSE_TASKS["depth"].evaluator(settings, data.spec)
+    metric = TaskScores(**{name: value for name, value in evaluator.items() if name != "type"}).task
+    for index, (height, width) in enumerate(SIZES[:2]):
+        sample = val[index]["data_samples"]
+        assert val[index]["inputs"].shape[1:] == (352, 1216)
+        target = sample.gt_depth_map.data
+        assert target.shape == (1, height, width)
+        y1, y2, x1, x2 = bounds_scored((area,), height, width)
+        wrong = target * 2
+        wrong[:, y1:y2, x1:x2] = target[:, y1:y2, x1:x2]
+        assert metric.score(wrong, target)["abs_rel"] == 0, "nothing else is scored"
+        pixels = metric.score(target, target)["pixels"]
+        assert pixels == (target[:, y1:y2, x1:x2] > 0).sum() > 0
+        raw = torch.rand(1, 1, 352, 1216)
+        ((_, part),) = at_own_size(raw, [sample], False)
+        y1, y2, x1, x2 = bounds_read((area,), height, width)
+        assert torch.equal(part[:, :, y1:y2, x1:x2], raw)
+    units = data.spec.units(tmp_path)
+    assert [units[sample.image][-6:] for sample in data.samples["val"]] == [
+        *["0_sync"] * 2,
+        "1_sync",
+    ]

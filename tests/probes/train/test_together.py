@@ -1,0 +1,333 @@
+"""Multi-head training: the heads of a task group on one pass, each of which ends as if it had been
+alone, bit by bit."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import probes.dense.probe  # noqa: F401 – registers the probes
+from backbones import registry
+from cliptex_common.errors import NonFiniteLoss
+from probes.base import Context, TaskResult
+from probes.dense.config import dense_config
+from probes.dense.transforms import LoadGroundTruth
+from probes.features.budget import stores
+from probes.features.store import root
+from probes.registry import PROBES
+from probes.selection import held_out_by_content
+from probes.train.loop import STATE_FILE, train_together
+from tests.probes import tiny_dense
+from tests.probes.tiny_mmlab import TinyBackbone, context
+from tests.recorder import Recorder
+
+pytestmark = pytest.mark.integration
+
+SMALL = {
+    "size": 32,
+    "batch_size": 3,
+    "channels": 8,
+    "scale_range": (0.7, 1.5),
+    "warmup": 0.0,
+    "max_iters": 6,
+    "lr": 0.01,
+    "feature_stride": 8,
+}
+CACHED = {"fixed_crops": 2, "cache": "fp16"}
+Key = tuple[str, str]
+SEGMENTATION: tuple[Key, ...] = (
+    ("segmentation", "linear"),
+    ("segmentation", "pspnet"),
+    ("segmentation", "deeplabv3"),
+)
+KINDS: tuple[Key, ...] = (("segmentation", "linear"), ("depth", "pspnet"), ("normals", "linear"))
+REGRESSION = KINDS[1:]
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Counter:
+    """How often the backbone encoded, a ground truth was read and an image decoded."""
+    from mmcv.transforms import LoadImageFromFile
+
+    counted: Counter = Counter()
+
+    def count(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def counting(self, *args: Any) -> Any:
+            counted[owner.__name__] += 1
+            return original(self, *args)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(TinyBackbone, "forward")
+    count(LoadGroundTruth, "transform")
+    count(LoadImageFromFile, "transform")
+    return counted
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, Any]:
+    """Three datasets on the same photographs; those of depth and normals lie in one folder, as
+    NYU's."""
+    folder = tmp_path_factory.mktemp("data")
+    datasets = {
+        kind: tiny_dense.make(folder / kind, kind, train=5, val=3)
+        for kind in ("segmentation", "depth", "normals")
+    }
+    for kind, split in itertools.product(datasets, ("train", "val")):
+        for image in (folder / f"segmentation/images/{split}").iterdir():
+            (folder / f"{kind}/images/{split}/{image.name}").write_bytes(image.read_bytes())
+    datasets["backbone"] = registry.create("tiny-cnn", seed=3)
+    return datasets
+
+
+def task(
+    folder: Path,
+    data: dict[str, Any],
+    kind: str,
+    name: str,
+    recorder: Recorder | None = None,
+    **change: Any,
+) -> Context:
+    settings = PROBES[f"{kind}/{name}"].settings_type(**{**SMALL, **change})
+    datasets = context(folder / f"{kind}-{name}", data[kind], settings, recorder=recorder)
+    return replace(datasets, backbone=data["backbone"])  # one for all tasks, as in a run
+
+
+def together(contexts: dict[Key, Context]) -> dict[Key, TaskResult | Exception]:
+    tasks = [(PROBES["/".join(key)], each) for key, each in contexts.items()]
+    return dict(zip(contexts, tasks[0][0].run_group(tasks), strict=True))
+
+
+def weights(task: Context) -> dict[str, torch.Tensor]:
+    return torch.load(task.work_dir / STATE_FILE, weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def check_as_alone(data, tmp_path_factory):
+    """Assert that heads have the metrics, scores of images and weights, bit by bit, that each has
+    alone. They are trained alone once for all tests."""
+    alone: dict[tuple[Key, Any], tuple[TaskResult, Context]] = {}
+
+    def check(results: dict, contexts: dict[Key, Context]) -> None:
+        for key, result in results.items():
+            if isinstance(result, Exception):
+                raise result
+            trained = key, contexts[key].settings
+            if trained not in alone:
+                own = replace(
+                    contexts[key], num_workers=0, work_dir=tmp_path_factory.mktemp("alone")
+                )
+                alone[trained] = PROBES["/".join(key)].run(own), own
+            expected, own = alone[trained]
+            assert result.metrics == expected.metrics
+            assert result.per_image.keys() == expected.per_image.keys()
+            for name, scores in result.per_image.items():
+                assert (scores == expected.per_image[name]).all()
+            ours, theirs = weights(contexts[key]), weights(own)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    return check
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_random_crops_are_decoded_and_encoded_once_and_each_head_ends_as_alone(
+    tmp_path, data, calls, check_as_alone, workers
+):
+    contexts = {
+        key: replace(task(tmp_path, data, *key), num_workers=workers) for key in SEGMENTATION
+    }
+    outcomes = together(contexts)
+    # 6 batches of training and 3 of evaluation, whose predictions are drawn
+    assert calls["TinyBackbone"] == 6 + 3
+    if not workers:
+        assert calls["LoadGroundTruth"] == 6 * 3 + 3
+    check_as_alone(outcomes, contexts)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("trainers", "change"),
+    [(SEGMENTATION, CACHED), (KINDS, CACHED), (REGRESSION, {})],
+    ids=["probes", "kinds", "uncached kinds"],
+)
+def test_one_pass_serves_several_ground_truths(
+    tmp_path, data, calls, check_as_alone, trainers, change
+):
+    """Each photograph is decoded once, or its features read once, and every head sees its own truth
+    of the same crop."""
+    contexts = {key: task(tmp_path, data, *key, **change) for key in trainers}
+    outcomes = together(contexts)
+    if not change:
+        assert calls["LoadImageFromFile"] == 6 * 3 + 3
+        assert calls["TinyBackbone"] == 6 + 3
+    check_as_alone(outcomes, contexts)
+
+
+def test_groups_are_of_tasks_that_one_pass_can_train(tmp_path, data):
+    def key(kind: str, name: str, **change: Any) -> str:
+        return PROBES[f"{kind}/{name}"].group_key(task(tmp_path, data, kind, name, **change))
+
+    linear = ("segmentation", "linear")
+    same = [
+        key(*linear),
+        key("segmentation", "pspnet"),
+        key(*linear, lr=1.0, max_iters=9),
+        key(*linear, lr_grid=(0.1, 1.0)),
+    ]
+    assert len({*same, key(*linear, feature_stride=4)}) == 1
+    assert key(*linear) != key("depth", "linear")  # its crops follow from the labels
+    assert key("depth", "linear") == key("normals", "linear")  # copies of the same photographs
+    assert len({key(*each, **CACHED) for each in KINDS}) == 1
+    different = (
+        {"batch_size": 4},
+        {"fixed_crops": 3},
+        {"cache": "fp32"},
+        {"size": 48},
+        {"layers": "last"},
+        {"flip": 0.0},
+    )
+    assert len({key("depth", "linear", **{**CACHED, **change}) for change in ({}, *different)}) == 7
+
+
+def test_a_head_that_breaks_leaves_the_others_as_they_are(tmp_path, data, check_as_alone):
+    bad, good = SEGMENTATION[:2]
+    contexts = {bad: task(tmp_path, data, *bad, lr=1e30), good: task(tmp_path, data, *good)}
+    outcomes = together(contexts)
+    assert isinstance(outcomes[bad], NonFiniteLoss) and "at iteration" in str(outcomes[bad])
+    check_as_alone({good: outcomes[good]}, contexts)
+
+
+def test_a_bug_in_one_head_is_its_own(tmp_path, data, monkeypatch):
+    from mmseg.models.decode_heads import PSPHead
+
+    def mistake(self, inputs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(PSPHead, "forward", mistake)
+    outcomes = together({key: task(tmp_path, data, *key) for key in SEGMENTATION[:2]})
+    assert isinstance(outcomes[SEGMENTATION[0]], TaskResult) and isinstance(
+        outcomes[SEGMENTATION[1]], ZeroDivisionError
+    )
+
+
+@pytest.mark.parametrize("change", [{}, CACHED], ids=["uncached", "kept"])
+def test_stopped_anywhere_and_resumed_each_ends_as_alone(tmp_path, data, check_as_alone, change):
+    """Stopped at random places in random company: a head that is ahead waits for the group."""
+    keys, chance = SEGMENTATION[:2], random.Random(5)
+    for attempt in range(3):
+        folder = tmp_path / f"cut{attempt}"
+        for group in (keys[:1], keys[1:], keys)[attempt:]:
+            started = Recorder(die_at=chance.randint(1, 5) + (50 if change and not attempt else 0))
+            with pytest.raises(KeyboardInterrupt):
+                together(
+                    {key: task(folder, data, *key, recorder=started, **change) for key in group}
+                )
+                raise KeyboardInterrupt  # it was done before
+        contexts = {key: task(folder, data, *key, **change) for key in keys}
+        check_as_alone(together(contexts), contexts)
+
+
+def test_killed_and_resumed_each_ends_as_alone(tmp_path, data, check_as_alone):
+    keys = SEGMENTATION[:2]
+
+    def doomed() -> None:
+        torch.set_num_threads(1)
+        together(
+            {
+                key: task(tmp_path, data, *key, recorder=Recorder(die_at=3, kill=True))
+                for key in keys
+            }
+        )
+
+    process = multiprocessing.get_context("fork").Process(target=doomed)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    states = list(tmp_path.rglob(STATE_FILE))
+    assert len(states) == 2
+    states[0].unlink()  # one begins anew, the other one waits
+    contexts = {key: task(tmp_path, data, *key) for key in keys}
+    check_as_alone(together(contexts), contexts)
+
+
+def test_nine_heads_in_one_pass_and_the_best_of_each_three_trained_on_all(tmp_path, data, calls):
+    """Heads that are trained alone on the same nine tenths give the same scores, so the same rates
+    win; what is scored on ``val`` is a head with that rate on all of train."""
+    rates = (1e-5, 0.03, 1e30)
+    recorders = {key: Recorder() for key in SEGMENTATION}
+    grids = {
+        key: task(tmp_path / "grid", data, *key, recorders[key], lr_grid=rates)
+        for key in SEGMENTATION
+    }
+    results = together(grids)
+    held_out_items = held_out_by_content(grids[SEGMENTATION[0]])
+    images = {data["segmentation"].samples["train"][index].image for index in held_out_items}
+    assert len(held_out_items) == 1
+    # 6 batches and the held-out image for nine heads, then 6 batches and 3 images for three
+    assert calls["TinyBackbone"] == 6 + 1 + 6 + 3
+    for key in SEGMENTATION:
+        probe, scores = PROBES["/".join(key)], {}
+        for rate in rates[:2]:
+            ours = task(tmp_path / f"held-{rate}", data, *key, lr=rate)
+            trained = train_together(
+                {rate: (dense_config(probe, ours, frozenset(images)), ours)},
+                description="one",
+                leave_out=held_out_items,
+            )
+            scores[rate] = trained[rate].metrics["mIoU"]
+        best = max(scores, key=lambda rate: (scores[rate], -rate))
+        logged = dict(item for _, metrics in recorders[key].metrics for item in metrics.items())
+        assert logged["select/lr"] == best
+        assert {rate: logged[f"select/mIoU/lr_{rate:g}"] for rate in scores} == scores
+        assert f"train/loss/lr_{best:g}" in logged and "train/loss" in logged
+        refitted = probe.run(task(tmp_path / "whole", data, *key, lr=best))
+        assert results[key].metrics == refitted.metrics
+        notes = "\n".join(results[key].notes)
+        assert (
+            f"learning rate {best:g}: best of 3 on 1 held-out" in notes
+            and "learning rate 1e+30 failed: the loss is not finite" in notes
+        )
+        assert ("the lowest of its grid" in notes) == (best == 1e-5)
+    title = " + ".join(f"tiny-seg/{name}" for _, name in SEGMENTATION)
+    assert [name for name, _ in recorders[SEGMENTATION[0]].started] == [
+        f"{title}: learning rates",
+        f"{title}: learning rates: evaluation",
+        title,
+        f"{title}: evaluation",
+    ]
+
+
+def test_a_grid_holds_out_the_same_images_for_every_task_on_them(tmp_path, data):
+    grids = {key: task(tmp_path, data, *key, lr_grid=(0.1, 0.01), **CACHED) for key in KINDS}
+    assert len({tuple(held_out_by_content(each)) for each in grids.values()}) == 1
+    assert len({PROBES["/".join(key)].group_key(each) for key, each in grids.items()}) == 1
+    outcomes = together(grids)
+    assert all(isinstance(result, TaskResult) for result in outcomes.values())
+    # features of train, of val, and of the held-out images whole; nothing is encoded a second time
+    # without the held-out ones
+    keys = [(store / "key.json").read_text() for store in stores(root())]
+    assert sum('"dense maps"' in key for key in keys) == 3
+
+
+def test_an_interrupted_grid_goes_on_and_chooses_the_same(tmp_path, data):
+    uninterrupted = task(tmp_path / "whole", data, "depth", "linear", lr_grid=(1e-4, 0.03))
+    result = PROBES["depth/linear"].run(uninterrupted)
+    cut = task(tmp_path / "cut", data, "depth", "linear", lr_grid=(1e-4, 0.03))
+    for stop in (4, 9, 6):  # in the first pass, between the two, in the second
+        with pytest.raises(KeyboardInterrupt):
+            PROBES["depth/linear"].run(replace(cut, progress=Recorder(die_at=stop)))
+    assert len(list(cut.work_dir.rglob(STATE_FILE))) == 3
+    again = PROBES["depth/linear"].run(cut)
+    assert again.metrics == result.metrics

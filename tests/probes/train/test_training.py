@@ -1,0 +1,204 @@
+"""Training shared by the MMEngine probes: same samples for any workers, exact resume, guards,
+curves."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import random
+import signal
+import warnings
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+import probes.dense.probe  # noqa: F401  registers the probes
+from cliptex_common.errors import NonFiniteLoss
+from probes.dense.config import dense_config
+from probes.dense.heads import LinearHead
+from probes.registry import PROBES
+from probes.train.loop import SAVES, STATE_FILE, resolved, run_training
+from probes.train.sampling import SeededSamples
+from tests.probes import tiny_dense
+from tests.probes.tiny_mmlab import context
+from tests.recorder import Recorder
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_dense.make(tmp_path_factory.mktemp("data"), "depth", train=10)
+
+
+def config_and_task(data, folder, max_iters=20, **options):
+    """Of a linear head with dropout and batch norm on random crops."""
+    probe = PROBES["depth/linear"]
+    settings = probe.settings_type(
+        size=32,
+        batch_size=4,
+        lr=0.05,
+        warmup=0.15,
+        dropout=0.3,
+        scale_range=(0.7, 1.5),
+        max_iters=max_iters,
+    )
+    task = context(folder, data, settings, **options)
+    return dense_config(probe, task), task
+
+
+def train(data, folder, max_iters=20, checkpoint_every=None, **options):
+    config, task = config_and_task(data, folder, max_iters, **options)
+    states = max_iters // checkpoint_every if checkpoint_every else SAVES
+    with patch("probes.train.loop.SAVES", states):
+        return run_training(config, task, "toy")
+
+
+def same_head(a, b):
+    a, b = a.model.state_dict(), b.model.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_it_learns_and_reports(data, tmp_path, capfd):
+    recorder = Recorder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        trained = train(data, tmp_path, 60, recorder=recorder)
+    losses = recorder.curve("train/loss")
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+    assert recorder.curve("train/lr")[0] < max(recorder.curve("train/lr")) == pytest.approx(0.05)
+    assert recorder.curve("train/decode.loss_silog") == losses
+    assert recorder.started == [("toy", 60), ("toy: evaluation", 3)] and recorder.advanced == 63
+    assert trained.cost.seconds["train"] > 0 and trained.cost.seconds["eval"] > 0
+    assert not trained.model.training and len(trained.val_dataset) == 3
+    assert capfd.readouterr() == ("", "")  # the log is in the work dir
+    assert any("Iter(train)" in path.read_text() for path in tmp_path.rglob("*.log"))
+
+
+def test_same_seed_same_result_whatever_the_workers(data, tmp_path):
+    results = {
+        (seed, workers): train(data, tmp_path / f"{seed}-{workers}", seed=seed, workers=workers)
+        for seed, workers in ((0, 0), (0, 2), (1, 0))
+    }
+    assert same_head(results[0, 0], results[0, 2])
+    assert results[0, 0].metrics == results[0, 2].metrics
+    assert not same_head(results[0, 0], results[1, 0])
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("stop_after", [3, 11, 20])
+def test_stopped_and_resumed_equals_whole(data, tmp_path, stop_after):
+    expected = train(data, tmp_path / "whole", checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "cut", checkpoint_every=2, recorder=Recorder(die_at=stop_after))
+    recorder = Recorder()
+    resumed = train(data, tmp_path / "cut", checkpoint_every=2, recorder=recorder, workers=1)
+    assert resumed.resumed_at == stop_after - stop_after % 2 > 0
+    assert same_head(expected, resumed)
+    assert expected.metrics == resumed.metrics
+    # the bar begins where the run does
+    assert recorder.advanced == (20 if stop_after < 20 else 0) + 3
+
+
+def test_killed_and_resumed_equals_whole(data, tmp_path):
+    """kill -9 in the middle, with a loading process running."""
+
+    def doomed() -> None:
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+        killed = Recorder(die_at=7, kill=True)
+        train(data, tmp_path / "cut", checkpoint_every=3, recorder=killed, workers=1)
+
+    process = multiprocessing.get_context("fork").Process(target=doomed)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    resumed = train(data, tmp_path / "cut", checkpoint_every=3)
+    assert resumed.resumed_at == 6
+    expected = train(data, tmp_path / "whole")
+    assert same_head(expected, resumed) and expected.metrics == resumed.metrics
+
+
+def test_state_of_another_run_is_not_used(data, tmp_path):
+    train(data, tmp_path)
+    assert train(data, tmp_path, seed=5).resumed_at == 0
+    assert any("starting anew" in path.read_text() for path in tmp_path.rglob("*.log"))
+
+
+def test_a_damaged_state_is_not_used(data, tmp_path):
+    first = train(data, tmp_path, 6)
+    state = tmp_path / STATE_FILE
+    state.write_bytes(state.read_bytes()[:-100])
+    again = train(data, tmp_path, 6)
+    assert again.resumed_at == 0 and again.metrics == first.metrics
+
+
+@pytest.fixture
+def broken_head(monkeypatch):
+    """Its outputs are NaN in the seventh iteration."""
+    calls, forward = [], LinearHead.forward
+
+    def broken(self, inputs):
+        calls.append(1)
+        return forward(self, inputs) * (math.nan if len(calls) == 7 else 1.0)
+
+    monkeypatch.setattr(LinearHead, "forward", broken)
+
+
+def test_a_loss_is_looked_at_now_and_then_but_before_each_state(data, tmp_path, broken_head):
+    """Reading a loss waits for a GPU. It was broken at iteration 7, which shows at 8, when a state
+    is due: none is written."""
+    recorder = Recorder()
+    with pytest.raises(NonFiniteLoss, match="iteration 7 "):
+        train(data, tmp_path, 1500, checkpoint_every=8, recorder=recorder)
+    assert not (tmp_path / STATE_FILE).exists()
+    assert [step for step, _ in recorder.metrics] == [1, 3, 6], "curves have 500 points"
+
+
+def test_nothing_global_is_left_behind(data, tmp_path):
+    before = dict(MMLogger._instance_dict)
+    descriptors = Path("/proc/self/fd")
+    count = len(list(descriptors.iterdir()))
+    for i in range(3):
+        train(data, tmp_path / str(i), 2, workers=1)
+    assert MMLogger._instance_dict == before
+    assert multiprocessing.active_children() == []
+    assert len(list(descriptors.iterdir())) <= count + 3
+
+
+def test_config_runs_with_plain_mmengine(data, tmp_path, monkeypatch):
+    """In a folder of whoever runs it."""
+    monkeypatch.chdir(tmp_path)
+    text = resolved(*config_and_task(data, tmp_path / "a", 4)).pretty_text
+    assert str(tmp_path) not in text
+    runner = Runner.from_cfg(Config.fromstring(text, ".py"))
+    runner.train()
+    ours = train(data, tmp_path / "b", 4)
+    assert same_head(runner, ours)
+    assert resolved(ours.config, ours.context).pretty_text == text
+
+
+class Noise:
+    """Items of all three generators' random numbers."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+
+def test_a_sample_depends_on_its_index_alone_and_leaves_the_generators():
+    samples, again = SeededSamples(Noise(), 1), SeededSamples(Noise(), 1)
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    expected = Noise()[0]
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    first = [samples[i] for i in range(25)]
+    assert Noise()[0] == expected
+    assert all(again[i] == first[i] for i in reversed(range(25)))
+    assert len(set(first)) == 25
