@@ -6,7 +6,6 @@ Importing this imports neither torch nor MMEngine.
 
 from __future__ import annotations
 
-import functools
 import math
 import typing
 from collections.abc import Callable
@@ -52,7 +51,6 @@ class At:
 SCHEDULE = At(part="param_scheduler")
 
 
-@functools.cache
 def places(settings_type: type) -> dict[str, At]:
     """Setting → where it stands, of those of a settings dataclass that stand in the config."""
     return {

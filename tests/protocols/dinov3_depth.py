@@ -178,7 +178,7 @@ def suite() -> dict[str, Any]:
         "losses": losses,
         "loss after warm-up": last.item(),
         "weights after ten steps": dense.weights(dense.by_shape(head)),
-        "trained pixels": objective.valid(torch.tensor(RANGE)).tolist(),
+        "trained pixels": objective.task.valid(torch.tensor(RANGE)).tolist(),
         "colours": [
             summary(dense.transform(colours, photograph(8, 9))["img"], 20) for _ in seeded()
         ],

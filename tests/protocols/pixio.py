@@ -193,7 +193,7 @@ def suite_depth(head: str) -> dict[str, Any]:
         "output": objective.decode(torch.tensor([-8.0, 0.0, 8.0])).tolist(),
         "windows": summary(dense.slid(config, random(1, 3, 300, 420, seed=8)).sigmoid()),
         "normalised black": dense.black(config),
-        "trained pixels": objective.valid(values).tolist(),
+        "trained pixels": objective.task.valid(values).tolist(),
         "scored pixels": ((values > evaluator.min_depth) & (values < evaluator.max_depth)).tolist(),
         "scores": [scores[name].item() for name in names],
         "area": cut,
