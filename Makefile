@@ -35,7 +35,7 @@ run: install     ## the main job: the CLIPTeX comparison on the mini world
 PYTEST := $(BIN)/python -m pytest -n $$(( $$(nproc 2>/dev/null || echo 1) + 1 )) --dist loadfile --no-loadscope-reorder
 
 tables: install  ## the studies of docs/guide/cliptex.md, three seeds each (two hours on two cores)
-	$(BIN)/python -m benchmark.workflows.studies
+	$(BIN)/python -m benchmark.studies
 
 test: lint       ## lint, then what protects a change: the tests marked unit and integration
 	$(PYTEST) -m "not cluster and not slow"

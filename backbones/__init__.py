@@ -4,12 +4,11 @@ What needs torch is imported when it is asked for: commands that only list names
 other processes, do without.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cliptex_common.errors import UserError
+from cliptex_common.moved import keep_importable
 
 if TYPE_CHECKING:
     from backbones.backbone import Backbone, DataConfig, Weights
@@ -47,21 +46,12 @@ def __getattr__(name: str) -> Any:
     return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 
-# modules that plugins of others import from: old path → where its names are now
-MOVED = {
-    "backbones.base": "backbones.backbone",
-    "backbones.adapters.hf_hub": "backbones.adapters.common",
-    "backbones.cliptex.tasks.base": "backbones.cliptex.targets",
-    "backbones.cliptex.tasks.shapes": "backbones.cliptex.targets",
-    "backbones.cliptex.training.recipes": "backbones.cliptex.recipes",
-}
-
-
-class _Moved(ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(import_module(MOVED[self.__name__]), name)
-
-
-sys.modules.update((old, _Moved(old)) for old in MOVED)
+keep_importable(
+    {
+        "backbones.base": "backbones.backbone",
+        "backbones.adapters.hf_hub": "backbones.adapters.common",
+        "backbones.cliptex.tasks.base": "backbones.cliptex.targets",
+        "backbones.cliptex.tasks.shapes": "backbones.cliptex.targets",
+        "backbones.cliptex.training.recipes": "backbones.cliptex.recipes",
+    }
+)

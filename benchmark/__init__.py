@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import Any
 
-from cliptex_common import plugins
+from cliptex_common import registry
+from cliptex_common.moved import keep_importable
 
 _MODULES = {
     "compare": "api",
@@ -16,7 +17,7 @@ _MODULES = {
 __all__ = list(_MODULES)
 
 # a plugin may be the config file of a probe
-plugins.READERS.append("probes.dense.config_probe:register_config")
+registry.READERS.append("probes.dense.config_probe:register_config")
 
 
 def __getattr__(name: str) -> Any:
@@ -24,3 +25,17 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # imported when asked for: commands start without them
     return getattr(import_module(f"benchmark.{_MODULES[name]}"), name)
+
+
+keep_importable(
+    {
+        "benchmark.execution": "benchmark.executor",
+        "benchmark.execution.base": "benchmark.executor",
+        "benchmark.execution.options": "benchmark.executor_options",
+        "benchmark.execution.progress": "benchmark.progress",
+        "benchmark.execution.unit": "benchmark.unit",
+        "benchmark.suites.catalog": "benchmark.catalog",
+        "benchmark.suites.paper": "benchmark.catalog",
+        "benchmark.suites.registry": "benchmark.suites",
+    }
+)

@@ -24,13 +24,13 @@ def entry() -> NoReturn:
         if getattr(sys, name) is None:  # closed by `>&-`
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
 
-    from benchmark.cli.main import main
-    from benchmark.execution import interrupts
-    from benchmark.execution.streams import redact_streams
+    from benchmark import unit
+    from benchmark.commands.main import main
+    from benchmark.unit import redact_streams
 
     redact_streams()
     code = main()
-    interrupts.exit_on_next_signal(code)
+    unit.exit_on_next_signal(code)
     raise SystemExit(code)
 
 

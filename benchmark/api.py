@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cliptex_common.errors import UserError, suggest
-from cliptex_common.plugins import load_plugins
+from cliptex_common.registry import load_plugins
 from cliptex_common.settings import as_list, as_pairs, field_names, one_line_errors
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from backbones import DataConfig
-    from benchmark.planning.options import RunOptions
+    from backbones.backbone import DataConfig
+    from benchmark.options import RunOptions
     from reports.report import Report
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Results:
         import pandas as pd
 
         from probes.registry import find_task
-        from reports.stats.per_image import image_scores
+        from reports.per_image import image_scores
 
         scores = image_scores(find_task(task)[0].kind, self._arrays(task, backbone, seed))
         if scores is None or (classes := scores.classes) is None:
@@ -102,7 +102,7 @@ class Results:
         """Per-image arrays of a finished cell."""
         import mlflow
 
-        from reports.artifacts import PER_IMAGE, read_arrays
+        from reports.records import PER_IMAGE, read_arrays
 
         rows = self.frame.query("task == @task and run != ''")
         if backbone is not None:
@@ -132,7 +132,7 @@ class Results:
         """
         import mlflow
 
-        from reports.mlflow.client import metric_key
+        from reports.records import metric_key
 
         if self.frame.backbone.nunique() != 1:
             raise UserError("to_mlflow logs one backbone's numbers; evaluate them one by one")
@@ -166,7 +166,7 @@ class Results:
 
     def report(self, out: str | Path = "report") -> Path:
         """Write the page ``out``/index.html; returns its path."""
-        from reports.render.export import write
+        from reports.pages import write
 
         return write(self.build_report(), Path(out))[0]
 
@@ -206,7 +206,7 @@ def evaluate(
     import pandas as pd
 
     from benchmark.run import run_async
-    from reports.mlflow.client import using
+    from reports.store import using
 
     own = ("weights", "heads", "force")
     repeated = {key: value for key, value in options.items() if key not in own}
@@ -251,8 +251,8 @@ def compare(
     """
     import pandas as pd
 
-    from reports.mlflow.query import Store, read_run
     from reports.selection import weights_labels
+    from reports.store import Store, read_run
 
     evaluated = [subject for subject in subjects if isinstance(subject, Results)]
     if evaluated:
@@ -306,7 +306,7 @@ def check(
     from torch import nn
 
     from benchmark.run import check_async
-    from reports.mlflow.client import using
+    from reports.store import using
 
     module = nn.Identity() if name or images else "random"
     with _named(module, name, images), using(tracking_uri):
@@ -320,7 +320,7 @@ def _run_options(
     options: Mapping[str, Any],
 ) -> RunOptions:
     """Raises ``UserError`` for an option that is unknown or not allowed."""
-    from benchmark.planning.options import RunOptions
+    from benchmark.options import RunOptions
 
     allowed = field_names(RunOptions)
     for option in options:

@@ -30,13 +30,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from benchmark.api import Results, check, evaluate
-from benchmark.execution.progress import console
-from benchmark.workflows.watch import write_weights
+from benchmark.progress import console
+from benchmark.watch import write_weights
 from cliptex_common.device import current_device, device_count, float32_products
 from cliptex_common.errors import UserError
-from cliptex_common.locks import lock_path, locked
+from cliptex_common.files import lock_path, locked
 from cliptex_common.settings import as_list, as_pairs
-from reports.mlflow.client import metric_key
+from reports.records import metric_key
 
 WAIT = timedelta(days=7)  # of the other processes, while the first one evaluates
 COLUMNS = ("step", "task", "metric", "value", "run", "seconds", "training")

@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmark.cli.parser import Parser, add_command, read_options
-from benchmark.execution.progress import console
+from benchmark.parser import Parser, add_command, read_options
+from benchmark.progress import console
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Folder, options_dataclass
 

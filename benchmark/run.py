@@ -1,37 +1,311 @@
-"""The work of ``run``, backbones × tasks × seeds: check the inputs, submit units of work, collect
+"""The parent run in MLflow of one backbone, suite and seed: started or resumed, and its content.
+
+Probing through an executor, as runs and sweeps do it.
+
+The work of ``run``, backbones × tasks × seeds: check the inputs, submit units of work, collect
 their cells.
 
 A cell is the result of one backbone, task and seed. A row is the cells of one backbone and seed, in
 one parent run of MLflow; a unit of work is those cells of a row whose tasks are scored on the same
 images.
-"""
+
+``run --dry-run`` and ``run --dump-config``: what a run would do. Nothing is created."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import os
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
 
-from benchmark.execution import Bar, make_executor
-from benchmark.execution.base import Priority
-from benchmark.execution.progress import console
-from benchmark.execution.unit import drop_last_model
-from benchmark.planning.options import RunOptions
-from benchmark.planning.plan import RunPlan, make_plan
-from benchmark.probing.cell import failure_reason, find_cells, missing_cells
-from benchmark.probing.data import RunInputs
-from benchmark.probing.parents import Parent, log_backbone
-from benchmark.probing.records import BackboneInfo, PlannedTask
-from benchmark.probing.submit import Probing, ask_for_precision, unit_name
-from benchmark.results.run_result import RunResult
-from benchmark.stages.session import open_executor_and_tracker, start_executor
-from benchmark.suites.registry import BackboneSource
-from cliptex_common.locks import lock_path, locked_async, mark_in_use
-from reports.cell import Cell, ParentRun
-from reports.mlflow.run import Tracker
+import yaml
+
+import backbones
+from backbones.cliptex.recipes import subsets
+from benchmark.cell import (
+    describe_backbone,
+    failure_reason,
+    find_cells,
+    missing_cells,
+    preferred_precision,
+    probe_unit,
+)
+from benchmark.executor import Executor, Priority, make_executor
+from benchmark.executor_options import choose_device
+from benchmark.options import RunOptions
+from benchmark.plan import RunInputs, RunPlan, make_plan, split_into_units
+from benchmark.progress import Bar, console
+from benchmark.result import RunResult, suite_average
+from benchmark.stages import open_executor_and_tracker, start_executor
+from benchmark.suites import BackboneSource, NotMade
+from benchmark.tasks import BackboneInfo, PlannedTask, ProbeRequest, without_specs
+from benchmark.unit import drop_last_model
+from cliptex_common import registry
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key, lock_path, locked_async, mark_in_use
+from cliptex_common.progress import Silent
+from probes.datasets.base import PreparedDataset
+from probes.datasets.check import NotChecked
+from reports import records
+from reports.environment import environment
+from reports.records import TAGS, Cell, ParentRun, cost_metrics, metric_key, task_tag
 from reports.selection import weights_labels, with_label
+from reports.store import save_view
+from reports.tracking import Run, Tracker, logged_model
+
+
+def log_backbone(tracker: Tracker, backbone: BackboneInfo, train_run: str = "") -> str:
+    """The id of the backbone's LoggedModel, which is created if the experiment has none of these
+    weights. ``train_run`` is the id of the run that trained them."""
+    weights = backbone.weights
+    tags = {
+        "backbone": backbone.name,
+        TAGS["weights_source"]: weights.source,
+        TAGS["licence"]: weights.licence,
+    }
+    return logged_model(tracker, backbone.name, weights.sha256, backbone.params, tags, train_run)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The parent run of a backbone and seed.
+
+    Attributes:
+        source: how the backbone is built and what its weights cost.
+        conditions: task → its ``PlannedTask.conditions``.
+        model_id: of the backbone's LoggedModel.
+    """
+
+    tracker: Tracker
+    plan: RunPlan
+    backbone: BackboneInfo
+    source: BackboneSource
+    seed: int
+    conditions: Mapping[str, Mapping[str, Any]]
+    model_id: str
+
+    @cached_property
+    def record(self) -> ParentRun:
+        """The run's record. A run with the same key is resumed; one with ``--limit`` is never the
+        same as one on all images."""
+        plan, backbone = self.plan, self.backbone
+        suite, limit = plan.suite.name, plan.options.limit
+        identity = {
+            "suite": suite,
+            "seed": self.seed,
+            "backbone": backbone.identity,
+            "name": backbone.name,
+            "set": plan.overrides,
+            "limit": limit,
+        }
+        name = f"{backbone.name} · {suite} · seed {self.seed}"
+        return ParentRun(
+            name=f"{name} · only {limit} images" if limit else name,
+            backbone=backbone.name,
+            architecture=backbone.architecture,
+            suite=suite,
+            seed=self.seed,
+            weights=backbone.weights.sha256,
+            weights_source=backbone.weights.source,
+            licence=backbone.weights.licence,
+            run_key=content_key(identity),
+            model=self.model_id,
+            train_run=self.source.run,
+            experts=subsets().get(backbone.name, ()),
+            main_metrics=tuple(f"{task.name}/{task.main_metric}" for task in plan.tasks),
+            protocols={task_tag(task): content_key(c) for task, c in self.conditions.items()},
+            costs=dict(self.source.cost),
+        )
+
+    def find_earlier(self) -> ParentRun | None:
+        """The newest run to resume, or None: one that no process writes, and whose numbers of these
+        tasks were measured under the same conditions (on the same data, for example)."""
+        # a process may have been killed while this one waited for its lock
+        self.tracker.close_stale()
+        protocols = self.record.protocols.items()
+        key = f"tags.`{TAGS['run_key']}` = '{self.record.run_key}'"
+        for run in self.tracker.search(key):
+            if not isinstance(run, ParentRun) or run.status == "still running":
+                continue
+            if all(run.protocols.get(task, value) == value for task, value in protocols):
+                return run
+        return None
+
+    def is_complete(self, earlier: ParentRun, cells: Iterable[Cell]) -> bool:
+        """Whether an earlier run is finished and has all metrics of the cells; a cell may have been
+        computed under another parent, and its metrics may then be missing here."""
+        logged = set(map(metric_key, earlier.metrics))
+        return earlier.is_finished and set(map(metric_key, _metrics(cells))) <= logged
+
+    @contextmanager
+    def open(self, earlier: ParentRun | None, device: str) -> Iterator[Run]:
+        """The run, new or resumed, with all that is known before the first cell; the experiment's
+        saved view gets its tasks."""
+        plan, backbone, record = self.plan, self.backbone, self.record
+        limit = plan.options.limit
+        params = {
+            "backbone": record.backbone,
+            "suite": record.suite,
+            "seed": record.seed,
+            "device": device,
+            **({"limit": limit} if limit else {}),
+            **plan.overrides,
+        }
+        content = {
+            "backbone": {
+                **backbone.identity,
+                "name": backbone.name,
+                "source": record.weights_source,
+                "licence": record.licence,
+                "config": {key: str(value) for key, value in backbone.create_arguments.items()},
+            },
+            "environment": environment(),
+        }
+        resume = earlier.run_id if earlier else None
+        tags = record.to_tags()
+        with self.tracker.run(record.name, tags=tags, params=params, resume=resume) as run:
+            run.log_json(content, records.PARENT)
+            options = yaml.safe_dump(plan.as_config_file(), sort_keys=False, allow_unicode=True)
+            run.log_text(options, records.OPTIONS)
+            for number, (path, source) in enumerate(registry.loaded()):  # names may be equal
+                name = f"plugins/{number}-{Path(path).name}"
+                run.log_text(source.decode(errors="replace"), name)
+            run.log_models(inputs=[self.model_id])
+            run.log_new_metrics(cost_metrics(record.costs))
+            save_view(self.tracker.client, self.tracker.experiment_id)
+            yield run
+
+    def log_cells(self, run: Run, cells: Sequence[Cell]) -> None:
+        """Log the metrics of all cells and the suite's average, if there is one; mark the run
+        FAILED if a cell failed."""
+        run.log_new_metrics(_metrics(cells))
+        reused = {task_tag(cell.task): cell.run_id for cell in cells if cell.status == "cached"}
+        updates: dict[str, Any] = {"reused": reused}
+        average = suite_average(self.plan.suite, cells)
+        if average is not None:
+            run.log_metrics({"average": average})
+            updates["average"] = self.plan.suite.average
+        run.set_tags(self.record.model_copy(update=updates).to_tags())
+        if failed := [cell for cell in cells if cell.status == "failed"]:
+            run.fail("; ".join(f"{cell.task}: {cell.reason}" for cell in failed))
+
+
+def _metrics(cells: Iterable[Cell]) -> dict[str, float]:
+    return {f"{cell.task}/{name}": value for cell in cells for name, value in cell.metrics.items()}
+
+
+def unit_name(backbone: str, seed: int, tasks: Sequence[PlannedTask]) -> str:
+    """The name of the unit that probes ``tasks``."""
+    return f"{backbone} · seed {seed} · {' + '.join(task.name for task in tasks)}"
+
+
+async def ask_for_precision(
+    tasks: Sequence[PlannedTask], executor: Executor
+) -> Sequence[PlannedTask]:
+    """Tasks with the precision that a worker prefers on its device, where the plan still has
+    ``auto``, since this machine has no such device."""
+    if not any(task.is_precision_open for task in tasks):
+        return tasks
+    precision = await executor.run(
+        preferred_precision,
+        executor.device,
+        name="ask a worker whether it computes in bf16",
+        kind="precision",
+        priority=Priority.PREPARATION,
+    )
+    console.print(f"precision {precision} on the workers", style="dim")
+    return [task.with_precision(precision) for task in tasks]
+
+
+@dataclass
+class Probing:
+    """Tasks on their data, submitted as units of work.
+
+    Attributes:
+        experiment: in MLflow.
+        suite: name of the suite.
+        data: task → its dataset.
+        data_root: as by ``--data-root``; its subfolders ``wds_NAME`` are webdatasets.
+        force: run finished cells again.
+    """
+
+    executor: Executor
+    experiment: str
+    suite: str
+    tasks: Sequence[PlannedTask]
+    data: Mapping[str, PreparedDataset]
+    data_root: Path | None = None
+    force: bool = False
+
+    @cached_property
+    def units(self) -> list[list[PlannedTask]]:
+        """The tasks of each unit of work: those that are scored on the same images."""
+        return split_into_units(self.tasks, self.data)
+
+    @cached_property
+    def conditions(self) -> dict[str, dict[str, Any]]:
+        """Task → its ``PlannedTask.conditions``."""
+        return {task.name: task.conditions(self.data[task.name]) for task in self.tasks}
+
+    async def describe(self, create_arguments: Mapping[str, Any]) -> BackboneInfo:
+        """``describe_backbone`` in a worker, which may probe the backbone next. With an executor on
+        other machines, where a job would wait in a queue, in this process.
+
+        Args:
+            create_arguments: keyword arguments of ``backbones.create``.
+        """
+        if self.executor.is_remote:
+            return describe_backbone(create_arguments)
+        name = f"load {create_arguments['name']}"
+        return await self.executor.run(
+            describe_backbone,
+            create_arguments,
+            name=name,
+            kind="backbone",
+            priority=Priority.LOADING,
+        )
+
+    async def cells(
+        self,
+        tasks: Sequence[PlannedTask],
+        backbone: BackboneInfo,
+        seed: int,
+        parent_id: str,
+        model_id: str,
+        priority: int = Priority.DEFAULT,
+    ) -> list[Cell]:
+        """The cells of one unit of work: ``tasks`` on one backbone and seed.
+
+        Args:
+            tasks: one of ``units``, or those of its tasks that are not finished.
+            parent_id: of the MLflow run that the cells' runs nest under.
+            model_id: of the backbone's LoggedModel.
+        """
+        request = ProbeRequest(
+            tasks=tuple(tasks),
+            data={task.name: without_specs(self.data[task.name]) for task in tasks},
+            data_root=self.data_root,
+            backbone=backbone,
+            model_id=model_id,
+            seed=seed,
+            suite=self.suite,
+            experiment=self.experiment,
+            parent_id=parent_id,
+            device=self.executor.device,
+            num_workers=self.executor.num_workers,
+            force=self.force,
+        )
+        name = unit_name(backbone.name, seed, tasks)
+        return await self.executor.run(
+            probe_unit, request, name=name, kind="probe", priority=priority
+        )
 
 
 def run(options: RunOptions) -> RunResult:
@@ -219,3 +493,128 @@ class _Rows:
 
 def _report_wait(name: str, seed: int) -> None:
     console.print(f"{name} · seed {seed}: another command runs this; waiting for it", style="dim")
+
+
+def dump_config(options: RunOptions) -> None:
+    """Print the resolved config of each task on each backbone, for the first seed.
+
+    Raises:
+        UserError: as ``run`` does, or data or weights of the suite do not exist yet.
+    """
+    plan = _make_plan(replace(options, seeds=1))
+    texts = asyncio.run(_configs(plan))
+    sys.stdout.write("\n".join(texts) + "\n")
+
+
+def _make_plan(options: RunOptions) -> RunPlan:
+    """The plan of a run. Where the run would ask a worker for its precision, it is bf16 here."""
+    plan = make_plan(options)
+    return replace(plan, tasks=[task.with_precision("bf16") for task in plan.tasks])
+
+
+async def _configs(plan: RunPlan) -> list[str]:
+    options, inputs = plan.options, RunInputs(plan, None)
+    device = choose_device(options.device)
+    data = await _existing(f"the data of suite {plan.suite.name!r}", inputs.data(0))
+    texts = []
+    for name, seed in plan.rows:
+        source = await _existing(f"the weights of {name!r}", inputs.backbone(name, seed))
+        backbone = backbones.create(**source.create_arguments)
+        for task in plan.tasks:
+            context = task.context(
+                data[task.name],
+                seed,
+                backbone=backbone,
+                backbone_config=source.create_arguments,
+                device=device,
+                work_dir=Path("work_dirs") / task.name,
+                log=Silent(),
+                num_workers=2 if options.num_workers is None else options.num_workers,
+            )
+            text = task.probe.config(context)
+            comment = "//" if text.lstrip().startswith("{") else "#"
+            texts.append(f"{comment} {name} · {task.name}\n{text}")
+    return texts
+
+
+async def _existing(subject: str, work: Awaitable[Any]) -> Any:
+    """The result of ``work``; raises ``UserError`` if it has to be made first."""
+    try:
+        return await work
+    except NotMade:
+        raise UserError(
+            f"{subject} do not exist yet, and --dump-config creates nothing; start the run once"
+        ) from None
+
+
+def dry_run(options: RunOptions) -> None:
+    """Print what has to be made first, and which units are done and which are to do."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+    plan = _make_plan(options)
+    for note in plan.notes:
+        console.print(note, style="dim")
+    asyncio.run(_print_units(plan))
+
+
+async def _print_units(plan: RunPlan) -> None:
+    inputs, missing = RunInputs(plan, None), dict[str, None]()  # titles, in the order of the work
+
+    async def look_up(work: Awaitable[Any]) -> Any:
+        try:
+            return await work
+        except NotMade as error:
+            missing.update(dict.fromkeys(error.titles))
+            return None
+
+    data = None
+    with suppress(NotChecked):
+        data = await look_up(inputs.data(0, cached_only=True))
+    sources = {row: await look_up(inputs.backbone(*row)) for row in plan.rows}
+    for title in missing:
+        console.print(f"  to do · {title}")
+    if data is None:
+        console.print(
+            "  note · tasks on the same images become one unit, known once the data are made and"
+            " checked"
+        )
+    units = split_into_units(plan.tasks, data) if data else [[task] for task in plan.tasks]
+    counts = Counter({"done": 0, "to do": 0})
+    for (name, seed), source in sources.items():
+        cells = _cells(plan, inputs, data, name, seed, source)
+        states = {task.name: "to do" for task in plan.tasks}
+        for cell in cells.values():
+            states[cell.task] = "done" if cell.status == "cached" else cell.status
+            if cell.reason:
+                console.print(
+                    f"  {cell.status} · {name} · seed {seed} · {cell.task}: {cell.reason}"
+                )
+        counts.update(states.values())
+        for state, tasks in product(("done", "to do"), units):
+            if part := [task for task in tasks if states[task.name] == state]:
+                console.print(f"  {state} · {unit_name(name, seed, part)}")
+    totals = ", ".join(f"{count} {state}" for state, count in counts.items())
+    sizes = f"{len(plan.backbones)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
+    console.print(f"{sizes}: {totals}")
+
+
+def _cells(
+    plan: RunPlan,
+    inputs: RunInputs,
+    data: dict[str, PreparedDataset] | None,
+    name: str,
+    seed: int,
+    source: BackboneSource | None,
+) -> dict[str, Cell]:
+    """Task → cell, of the tasks of a backbone and seed that are finished or do not apply."""
+    try:
+        backbone = inputs.planned_backbone(name)
+        info = describe_backbone(source.create_arguments) if source else None
+    except UserError as error:  # its weights are not on this disk
+        console.print(f"  note · {name}: {error}")
+        return {}
+    cells = {}
+    tracker = Tracker.existing(plan.experiment)
+    if data and info and tracker and not plan.options.force:
+        conditions = {task.name: task.conditions(data[task.name]) for task in plan.tasks}
+        cells = find_cells(tracker, info, plan.tasks, conditions, seed)
+    return cells | missing_cells(name, seed, inputs.inapplicable_tasks(backbone), "not applicable")

@@ -3,22 +3,25 @@
 Nothing else names a type of accelerator: what one of them can do is asked here, and here it is
 asked of torch, by ``torch.accelerator``, by the backend's module (``torch.get_device_module``), or
 by a trial where torch has no answer.
-"""
+
+What happens where the memory of a device ends: batches of frozen passes are halved, and what
+does not fit at all fails with one line."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from cliptex_common.errors import OutOfMemory, UserError
+from cliptex_common.errors import OutOfMemory, UserError, first_line
 from cliptex_common.visible_devices import DEVICE_NAMES
 
 CPU = torch.device("cpu")
@@ -283,3 +286,79 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device == CPU and takes_pinned_memory(device):
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+T = TypeVar("T")
+log = logging.getLogger("cliptex.memory")
+
+
+def out_of_memory(error: BaseException, advice: str) -> OutOfMemory:
+    """One line with what torch says of the sizes.
+
+    It does not refer to ``error``, whose traceback would hold the tensors of the failed pass.
+    """
+    return OutOfMemory(f"out of memory on the device ({first_line(error)}); {advice}")
+
+
+@contextmanager
+def report_out_of_memory(advice: str) -> Iterator[None]:
+    """Report in one line that the memory of the device ended in the block.
+
+    Raises:
+        UserError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(str(out_of_memory(error, advice))) from None
+
+
+class Halving:
+    """Runs a pass over the parts of batches, which are halved when the memory of the device ends.
+
+    Args:
+        size: most rows of a part.
+        about: what is done, for people: ``encoding images``.
+        notes: gets a line when parts become smaller. Each row is computed as before, but sums may
+            be rounded differently.
+    """
+
+    def __init__(self, size: int, about: str, notes: list[str]) -> None:
+        self.size, self.about, self.notes = size, about, notes
+        self._largest = 0  # part that did not fit
+
+    def __call__(self, function: Callable[[Any], T], batch: Any) -> list[T]:
+        """``function`` of consecutive parts of a batch (a tensor or a list).
+
+        Raises:
+            OutOfMemory: a single row does not fit.
+        """
+        results: list[T] = []
+        start = 0
+        while start < len(batch):
+            part, failure = batch[start : start + self.size], None
+            try:
+                results.append(function(part))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = out_of_memory(error, f"{self.about} one by one does not fit")
+            if failure is None:
+                start += len(part)
+            elif len(part) == 1:
+                raise failure
+            else:  # outside of the handler: the traceback held the tensors of the pass
+                self._halve(len(part))
+        return results
+
+    def _halve(self, rows: int) -> None:
+        self.size, self._largest = rows // 2, self._largest or rows
+        note = (
+            f"{self.about}: at most {self.size} at once instead of {self._largest}, which do not"
+            " fit the memory of the device; sums may be rounded differently"
+        )
+        log.warning(note)
+        self.notes[:] = [line for line in self.notes if not line.startswith(f"{self.about}: ")]
+        self.notes.append(note)

@@ -1,9 +1,58 @@
-"""What a caller gives to long work: a log for curves, and a progress bar."""
+"""When to do what is done again and again: the state of a training is saved, a process shows that
+it is alive.
+
+What a caller gives to long work: a log for curves, and a progress bar."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Protocol
+
+MAX_SHARE = 0.02  # of the time
+
+
+class Pace:
+    """Says when something is due: ``seconds`` after it was last done. What would take more than
+    ``MAX_SHARE`` of the time is due less often, and with 0 seconds it is always due."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._due_at = time.monotonic() + seconds
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due_at
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Do it in this block."""
+        started = time.monotonic()
+        yield
+        ended = time.monotonic()
+        if self.seconds:
+            self._due_at = ended + max(self.seconds, (ended - started) / MAX_SHARE)
+
+
+@contextmanager
+def repeating(function: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call ``function`` every ``seconds`` from a thread during the block, whatever it raises."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            with suppress(Exception):
+                function()
+
+    thread = threading.Thread(target=repeat, name="repeating", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class RunLog(Protocol):

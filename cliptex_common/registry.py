@@ -1,8 +1,14 @@
-"""Registries by name: backbones, experts, datasets, probes, suites and executors.
+"""Plugins: a user's Python files that register backbones, datasets, probes … by the calls that the
+files of this project use.
 
-Others add entries by a plugin, a file that calls what the files of this project call
-(``cliptex_common.plugins``), or, in an installed package, by an entry point of the registry's group
-in its setup.cfg::
+A process imports those that ``load`` is given, and, when it first looks for a name that it does not
+have, those of ``$CLIPTEX_PLUGINS``. A registry records which plugin an entry came from
+(``Registry.origin``).
+
+Registries by name: backbones, experts, datasets, probes, suites and executors.
+
+Others add entries by a plugin, a file that calls what the files of this project call, or, in an
+installed package, by an entry point of the registry's group in its setup.cfg::
 
     [options.entry_points]
     cliptex_benchmark.suites =
@@ -10,19 +16,200 @@ in its setup.cfg::
 
 A registry is a dictionary of what was registered so far. A name that it lacks may be one of a
 plugin in ``$CLIPTEX_PLUGINS``, of an entry point, or of a module of this project that is slow to
-import (``register_lazy``), which are imported in this order when the name is looked up.
-"""
+import (``register_lazy``), which are imported in this order when the name is looked up."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import signal
+import sys
+import threading
 from collections import UserDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
+from pathlib import Path
+from pkgutil import resolve_name
+from traceback import walk_tb
+from types import FrameType, ModuleType
 from typing import Any, TypeVar
 
-from cliptex_common import plugins
+from pydantic import PositiveFloat
+
 from cliptex_common.errors import UserError, error_summary, suggest
+from cliptex_common.files import read_bytes
+from cliptex_common.settings import read_value
+
+VARIABLE = "CLIPTEX_PLUGINS"  # files, separated as in PATH
+TIMEOUT = "CLIPTEX_PLUGIN_TIMEOUT"  # seconds; imports on a busy machine take minutes
+
+
+@dataclass(eq=False)
+class Plugin:
+    """A plugin's file as this process has imported it.
+
+    Attributes:
+        path: absolute, without links.
+        entries: (registry, name) of each entry that it registered.
+    """
+
+    path: Path
+    source: bytes
+    entries: list[tuple[Any, str]] = field(default_factory=list)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest of the file."""
+        return hashlib.sha256(self.source).hexdigest()
+
+    @cached_property
+    def module(self) -> str:
+        """Its name in ``sys.modules``, which no other module has."""
+        return f"cliptex_plugin_{re.sub(r'[^a-zA-Z0-9]', '_', self.path.stem)}_{self.sha256[:8]}"
+
+    def execute(self) -> None:
+        """Run its code as a module."""
+        module = sys.modules[self.module] = ModuleType(self.module)
+        module.__file__ = str(self.path)
+        exec(compile(self.source, str(self.path), "exec"), vars(module))
+
+    def remove(self) -> None:
+        """Take back all that it registered."""
+        for registry, name in self.entries:
+            registry.pop(name, None)
+        sys.modules.pop(self.module, None)
+        LOADED.pop(self.path, None)
+
+    def line_of(self, error: BaseException) -> str:
+        """``:LINE`` of the plugin that raised an error; '' if none did."""
+        lines = [
+            line
+            for frame, line in walk_tb(error.__traceback__)
+            if frame.f_code.co_filename == str(self.path)
+        ]
+        if isinstance(error, SyntaxError) and error.filename == str(self.path):
+            lines.append(error.lineno or 1)
+        return f":{lines[-1]}" if lines else ""
+
+
+LOADED: dict[Path, Plugin] = {}  # by path
+_lock = threading.RLock()
+# modules that register this project's entries. They are imported before a plugin, so that the line
+# of the plugin that registers one of their names is refused
+CATALOGS: list[str] = []
+# ``MODULE:FUNCTION``, called with a plugin whose code registers nothing: it may be a config file
+READERS: list[str] = []
+
+
+def loaded() -> tuple[tuple[str, bytes], ...]:
+    """Path and content of each plugin of this process: ``load`` of these in another process gives
+    it the same entries, whether it sees the files or not."""
+    return tuple((str(plugin.path), plugin.source) for plugin in LOADED.values())
+
+
+def load_plugins(paths: Iterable[str | Path]) -> None:
+    """Import the plugins of ``$CLIPTEX_PLUGINS`` and these, in this order.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    for path in [*_paths_in_environment(), *paths]:
+        load(path)
+
+
+def load_from_environment() -> None:
+    """Import the plugins of ``$CLIPTEX_PLUGINS`` that this process has not imported yet."""
+    for path in _paths_in_environment():
+        if path not in LOADED:
+            load(path)
+
+
+def _paths_in_environment() -> list[Path]:
+    names = os.environ.get(VARIABLE, "").split(os.pathsep)
+    return [Path(name).expanduser().resolve() for name in names if name]
+
+
+def load(path: str | Path, source: bytes | None = None) -> None:
+    """Import a plugin. One that this process has is imported again only if its content has changed;
+    what it registered before is then gone.
+
+    Args:
+        source: its content as another process read it; by default that of the file.
+
+    Raises:
+        UserError: there is no such file, it raises, takes longer than ``$CLIPTEX_PLUGIN_TIMEOUT``
+            seconds (600), registers nothing, or registers a name that
+            exists; with its line.
+    """
+    path = Path(path).expanduser().resolve()
+    try:
+        plugin = Plugin(path, read_bytes(path) if source is None else source)
+    except OSError as error:
+        raise UserError(
+            f"cannot read plugin {path}: {error.strerror}; give a Python file"
+        ) from error
+    for module in CATALOGS:
+        import_module(module)
+    with _lock:
+        if earlier := LOADED.get(path):
+            if earlier.source == plugin.source:
+                return
+            earlier.remove()
+        LOADED[path] = plugin
+        try:
+            with _time_limit():
+                plugin.execute()
+                for read in READERS if not plugin.entries else ():
+                    resolve_name(read)(plugin)
+            if not plugin.entries:
+                raise UserError("it registers nothing; see `python -m benchmark new --help`")
+        except BaseException as error:  # also SystemExit: it must not end the command silently
+            plugin.remove()
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            reason = str(error) if isinstance(error, UserError) else error_summary(error)
+            raise UserError(f"plugin {path}{plugin.line_of(error)}: {reason}") from error
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Raise ``UserError`` in a block that does not end; in the main thread, as signals reach no
+    other."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seconds = read_value(TIMEOUT, os.environ.get(TIMEOUT, "600"), PositiveFloat)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise UserError(f"it has not ended after {seconds:g} s; correct it, or raise {TIMEOUT}")
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again, where it is caught
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def calling_plugin() -> Plugin | None:
+    """The plugin whose module-level code calls the caller.
+
+    It is read from the call stack: a plugin's import imports other modules, and what these register
+    is not the plugin's.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    name = frame.f_globals.get("__name__") if frame is not None else None
+    return next((plugin for plugin in LOADED.values() if plugin.module == name), None)
+
 
 T = TypeVar("T")
 
@@ -48,13 +235,13 @@ class Registry(UserDict[str, T]):
         super().__init__()
         self.kind, self.group = kind, f"cliptex_benchmark.{group}"
         self._check = check
-        self._plugins: dict[str, plugins.Plugin] = {}  # name → the plugin that registered it
+        self._plugins: dict[str, Plugin] = {}  # name → the plugin that registered it
         self._lazy: dict[str, EntryPoint] = {}
         self._about: dict[str, str] = {}  # of lazy entries
         self.broken: dict[str, str] = {}  # name → why an entry point could not be loaded
-        plugins.CATALOGS.extend(catalogs)
+        CATALOGS.extend(catalogs)
 
-    def register(self, name: str, entry: T, plugin: plugins.Plugin | None = None) -> T:
+    def register(self, name: str, entry: T, plugin: Plugin | None = None) -> T:
         """Add an entry.
 
         Args:
@@ -64,7 +251,7 @@ class Registry(UserDict[str, T]):
             UserError: the name is taken.
             TypeError, ValueError: what a plugin registers is no such entry.
         """
-        plugin = plugin or plugins.calling_plugin()
+        plugin = plugin or calling_plugin()
         exists = name in self.data or (plugin is not None and name in self._points())
         is_repeated = self.data.get(name) is entry and self._plugins.get(name) is plugin
         if exists and not is_repeated:  # a module may be imported twice
@@ -100,7 +287,7 @@ class Registry(UserDict[str, T]):
         """
         if name in self.data:
             return self.data[name]
-        plugins.load_from_environment()
+        load_from_environment()
         points = self._points()
         if name in points:
             self._load(points[name])
@@ -115,14 +302,14 @@ class Registry(UserDict[str, T]):
 
     def load_entry_points(self) -> Registry[T]:
         """Import all entry points; a failure is remembered, and raised only by ``find``."""
-        plugins.load_from_environment()
+        load_from_environment()
         for point in self._points().values():
             self._load(point)
         return self
 
     def descriptions(self) -> dict[str, str]:
         """Name → one line about the entry, without importing entry points."""
-        plugins.load_from_environment()
+        load_from_environment()
         about = {name: f"plug-in {point.value}" for name, point in self._points().items()}
         about |= self._about
         for name, entry in self.items():

@@ -19,7 +19,7 @@ HEADER = ("kind", "probes", "datasets", "published protocols")
 
 def tasks_table() -> str:
     """A Markdown table with a row for each kind of dataset: probes, datasets, protocols."""
-    import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and protocol
+    import benchmark.catalog  # noqa: F401 – registers every dataset, probe and protocol
     from probes.protocols.base import PROTOCOLS
     from probes.registry import DATASETS, PROBES
 

@@ -2,9 +2,15 @@
 
 import sys
 
-from probes.mmcv_ops import OperatorFinder
-from probes.mmseg_heads import MaskHeadFinder
+from cliptex_common.moved import keep_importable
+from probes.mmlab import MaskHeadFinder, OperatorFinder
 
 # before anything imports mmcv's operators, or mmseg
 sys.meta_path.append(OperatorFinder())
 sys.meta_path.insert(0, MaskHeadFinder())
+keep_importable(
+    {
+        "probes.dense.tasks.base": "probes.dense.task",
+        "probes.image_level.classification": "probes.image_level.metrics",
+    }
+)

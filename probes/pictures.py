@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image
 
-from cliptex_common.dense_maps.pictures import fit_picture
 from cliptex_common.files import atomic_write
-from reports import artifacts
+from cliptex_common.images import fit_picture
+from reports import records
 
 GALLERY_IMAGES = 48  # images of a gallery
 SMALL = 176  # longest side of a gallery's picture, pixels
@@ -44,7 +44,7 @@ def write_gallery(
     Raises:
         UserError: the file cannot be written.
     """
-    path = folder / PurePath(artifacts.GALLERY).name
+    path = folder / PurePath(records.GALLERY).name
     index: list[dict[str, str]] = []
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as pack:
         for number, (name, pictures) in enumerate(images):

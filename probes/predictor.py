@@ -1,7 +1,10 @@
-"""The predictors that trained heads make with their backbone."""
+"""Files of trained heads, which are stored with their runs.
+
+The predictors that trained heads make with their backbone."""
 
 from __future__ import annotations
 
+import ast
 from abc import ABC, abstractmethod
 from importlib import import_module
 from pathlib import Path
@@ -14,18 +17,100 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
+from pydantic import BaseModel, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 import backbones
-from backbones import Backbone, UserError
-from cliptex_common import plugins
+from backbones.backbone import Backbone
+from cliptex_common import registry
 from cliptex_common.device import float32_products, prefers_bf16
+from cliptex_common.errors import UserError, first_line
+from cliptex_common.files import sha256_file
+from cliptex_common.secrets import hide_secrets
+from cliptex_common.settings import one_line_errors
 from probes.base import EncodeContext, Head
 from probes.dense.tasks import DENSE_TASKS
-from probes.head_file import load_head
 from probes.image_level.attentive import stored_head, token_encoder
 from probes.image_level.encode import ImageViews, encoder
 from probes.image_level.linear import LinearHeads
 from probes.image_level.settings import Encoding
+from reports.records import HEAD
+
+TYPES = (torch.float32, torch.int64, torch.bool)  # the last two of counters and masks
+# raised by files of another kind; MemoryError and RecursionError by deeply nested metadata
+INVALID = (
+    *(OSError, SafetensorError, LookupError, TypeError, SyntaxError, ValueError),
+    *(MemoryError, RecursionError),
+)
+
+
+def write_head(head: Head, path: Path) -> None:
+    """Write safetensors, with the metadata as a Python literal in the header."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in head.tensors.items()
+    }
+    save_file(tensors, path, {"head": repr(head.metadata)})
+
+
+class SharedMetadata(BaseModel):
+    """Metadata that every head has, see ``Head.of``."""
+
+    task: str
+    kind: str
+    classes: tuple[str, ...]
+    backbone: dict[str, Any]
+    sha256: str = Field(alias="weights.sha256")
+
+
+def read_head(path: Path) -> Head:
+    """A head that ``write_head`` wrote. Raises ``UserError`` for any other file, and for weights
+    that are not finite or not float32."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = ast.literal_eval(file.metadata()["head"])
+        with one_line_errors():
+            SharedMetadata.model_validate(metadata)
+        for name, tensor in (tensors := load_file(path)).items():
+            if tensor.dtype not in TYPES or not tensor.isfinite().all():
+                raise ValueError(f"{name} is not finite in float32")
+    except INVALID as error:
+        raise UserError(
+            f"{path} is no head of a task's run ({first_line(error)}); name a finished run, or its"
+            " file"
+        ) from error
+    return Head(tensors, metadata, sha256_file(path))
+
+
+def load_head(source: str | Path, tracking_uri: str | None = None) -> Head:
+    """The head of a finished task: of its MLflow run, by its id, or in a file ``head.safetensors``.
+    Raises as ``probes.predictor.load_predictor``."""
+    with TemporaryDirectory() as folder:
+        path = Path(source)
+        if not path.is_file():
+            path = _download(str(source), tracking_uri, folder)
+        return read_head(path)
+
+
+def _download(run: str, tracking_uri: str | None, folder: str) -> Path:
+    from mlflow.exceptions import MlflowException
+
+    from reports.store import connect
+    from reports.store import tracking_uri as default_uri
+
+    uri = default_uri(tracking_uri)
+    client = connect(uri)
+    try:
+        files = [artifact.path for artifact in client.list_artifacts(run, "head")]
+    except MlflowException as error:
+        raise UserError(f"{run} is neither a file nor a run in {hide_secrets(uri)}") from error
+    if HEAD not in files:
+        raise UserError(
+            f"run {run} has no head; name a finished run of a task whose probe trains one (not a"
+            " parent run)"
+        )
+    return Path(client.download_artifacts(run, HEAD, folder))
+
 
 Picture = str | Path | np.ndarray  # a file, or (H, W, 3) uint8 RGB
 
@@ -96,14 +181,14 @@ class _MMLabPredictor(Predictor):
 
         metadata = head.metadata
         self.kind, self.scope = metadata["kind"], metadata["scope"]
-        plugins.load_from_environment()
+        registry.load_from_environment()
         for module in metadata["imports"]:
             try:
                 import_module(module)
             except ModuleNotFoundError as error:
                 raise UserError(
                     f"the head of {self.task} needs {module}; import it, or name its file in"
-                    f" {plugins.VARIABLE}"
+                    f" {registry.VARIABLE}"
                 ) from error
         frozen_backbone.share(metadata["backbone"], backbone)
         with DefaultScope.overwrite_default_scope(self.scope):

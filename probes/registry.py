@@ -7,13 +7,13 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from cliptex_common import plugins
+from cliptex_common import registry as plugins
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.registry import Registry, instance_of
 from probes.base import Probe
 from probes.datasets.base import DECLARED, DatasetSpec
 from probes.dense.tasks import DENSE_TASKS
-from reports.metrics import DECLARERS, Metric
+from reports.records import DECLARERS, Metric
 
 PROBES: Registry[Probe] = Registry(
     "probe", "probes", instance_of(Probe, lambda probe: f"{probe.kind}/{probe.name}")

@@ -11,32 +11,34 @@ from itertools import chain
 import pandas as pd
 
 from cliptex_common.secrets import hide_secrets
-from reports.analysis import Analysis, analyse
-from reports.cell import Cell, ParentRun, Record
-from reports.mlflow.query import UNREADABLE, Store
-from reports.parts.axes import axis_figures, best_values, mode_changes
-from reports.parts.caveats import caveats
-from reports.parts.costs import cost_frame, costs_of_backbones
-from reports.parts.diagnostics import (
+from reports.axes import axis_figures, best_values, mode_changes
+from reports.comparison import Analysis, analyse
+from reports.costs import (
     Diagnostics,
     collect_diagnostics,
+    cost_frame,
+    costs_of_backbones,
     diagnostics_figures,
 )
-from reports.parts.features import FeaturePictures, read_feature_pictures
-from reports.parts.figures import (
+from reports.figures import (
     Figure,
     Style,
     backbone_styles,
     forest,
+    reliability,
     task_bars,
     training_curves,
 )
-from reports.parts.gallery import Gallery, galleries
-from reports.parts.provenance import Provenance, collect_provenance
-from reports.parts.reliability import reliability
-from reports.parts.study import Study, find_studies, find_study
-from reports.parts.summary import Summary, average_lines, power_lines, summarise
-from reports.parts.tables import (
+from reports.pictures import FeaturePictures, Gallery, galleries, read_feature_pictures
+from reports.provenance import Provenance, collect_provenance
+from reports.published.table import PublishedRow, compare_published
+from reports.records import Cell, ParentRun, Record
+from reports.selection import TaskColumn, default_experiments, select, without_studies
+from reports.sharing import read_shared
+from reports.store import UNREADABLE, Store
+from reports.studies import Study, find_studies, find_study
+from reports.summary import Summary, average_lines, caveats, power_lines, summarise
+from reports.tables import (
     ClassTable,
     Number,
     PairGain,
@@ -49,9 +51,6 @@ from reports.parts.tables import (
     overview,
     sections,
 )
-from reports.published.table import PublishedRow, compare_published
-from reports.selection import TaskColumn, default_experiments, select, without_studies
-from reports.shared.merge import read_shared
 
 
 def _now() -> str:
@@ -72,7 +71,7 @@ class Report:
     Attributes:
         axes: the best values of settings, a sentence each.
         mode_changes: where features change mode between sizes; in ``notes``, too.
-        costs: of backbones (``reports.parts.costs.cost_frame``).
+        costs: of backbones (``reports.costs.cost_frame``).
         figures: by part of the page.
     """
 

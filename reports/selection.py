@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cliptex_common.errors import suggest
-from reports.cell import TAGS, Cell, ParentRun, Record, task_tag
-from reports.errors import TrackingError
-from reports.metrics import Metric
-from reports.mlflow.query import Store
+from reports.records import TAGS, Cell, Metric, ParentRun, Record, TrackingError, task_tag
+from reports.store import Store
 
 R = TypeVar("R", Cell, ParentRun)
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")

@@ -21,7 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cliptex_common.errors import UserError, first_line
-from cliptex_common.locks import lock_path, locked
+from cliptex_common.files import lock_path, locked
 from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 from sweeps.space import Space
 

@@ -17,10 +17,10 @@ from backbones.cliptex.recipes import RECIPES, Recipe
 from cliptex_common.errors import UserError, error_summary, user_error_message
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import find_task
-from reports import artifacts
-from reports.mlflow.client import PARENT_TAG
-from reports.mlflow.run import Run, Tracker
-from reports.stats.gains import interquartile_mean, relative_gain
+from reports import records
+from reports.statistics import interquartile_mean, relative_gain
+from reports.store import PARENT_TAG
+from reports.tracking import Run, Tracker
 from sweeps.space import Space, Value
 from sweeps.study import best_recipe, figures, finished_trials, next_trial, queue_trials
 
@@ -107,7 +107,7 @@ class Sweep:
                 if pair[0] != pair[1]:
                     repeats = [self._measure_again(*each) for each in product(pair, seeds)]
                     await asyncio.gather(*repeats)
-                self.parent.log_json(figures(study), artifacts.PLOTS)
+                self.parent.log_json(figures(study), records.PLOTS)
                 self.parent.log_json(best_recipe(study), "best_recipe.json")
             if self.unfinished:
                 self.parent.fail(f"{self.unfinished} trials are not finished")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmark.execution.helpers import until_true
+from tests.benchmark.executors.helpers import until_true
 from tests.servers import free_port
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")

@@ -57,7 +57,7 @@ def cliptex_home(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
     """Let tests work in this process: starting others takes longer than their work."""
-    monkeypatch.setattr("benchmark.execution.local.cores", lambda: 1)
+    monkeypatch.setattr("benchmark.local.cores", lambda: 1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,10 +78,10 @@ def files_in_memory():
 @pytest.fixture(scope="session", autouse=True)
 def copied_databases(tmp_path_factory):
     """New MLflow databases are copies of one: its migrations take more than a second."""
-    from reports.mlflow import client
+    from reports import store
 
     empty = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    create_database = client.create_database
+    create_database = store.create_database
 
     def copy(path: Path) -> None:
         if not empty.exists():
@@ -89,7 +89,7 @@ def copied_databases(tmp_path_factory):
         shutil.copy(empty, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "create_database", copy)
+        patch.setattr(store, "create_database", copy)
         yield
 
 

@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from benchmark.execution import Bar, ExecutionOptions, Executor, make_executor
+from benchmark.executor import Executor, make_executor
+from benchmark.executor_options import ExecutionOptions
+from benchmark.progress import Bar
 
 
 def executor_of(

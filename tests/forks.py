@@ -16,9 +16,9 @@ from typing import Any
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "benchmark.suites.catalog",
-        "benchmark.stages.labels",
-        "benchmark.stages.weights",
+        "benchmark.catalog",
+        "benchmark.stages",
+        "benchmark.stages",
         "tests.sweeps.cheap",
         "mlflow.tracking",
     ]
@@ -87,7 +87,7 @@ def alive(session: int) -> bool:
 
 def command(*words: str) -> None:
     """``python -m benchmark WORDS``, as the target of a ``Fork``."""
-    from benchmark.cli.main import main
+    from benchmark.commands.main import main
 
     sys.exit(main(words))
 

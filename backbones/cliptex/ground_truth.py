@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cliptex_common.dense_maps.coco_masks import mask_error, read_instances
-from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.errors import UserError, report_malformed
+from cliptex_common.images import UNKNOWN, mask_error, read_instances
 
 COCO = {
     "train": "annotations/instances_train2017.json",

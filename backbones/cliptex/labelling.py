@@ -45,11 +45,10 @@ from backbones.cliptex.pairs import (
 )
 from backbones.cliptex.targets import resize_nearest
 from backbones.cliptex.tasks import find_label_map, origins
-from cliptex_common.dense_maps.pictures import spread_indices, write_grid
+from cliptex_common.device import Halving
 from cliptex_common.errors import UserError
 from cliptex_common.files import sha256_file
-from cliptex_common.images import IMAGE_ERRORS
-from cliptex_common.out_of_memory import Halving
+from cliptex_common.images import IMAGE_ERRORS, spread_indices, write_grid
 from cliptex_common.progress import Progress
 from cliptex_common.settings import settings_dataclass
 

@@ -28,8 +28,7 @@ from backbones.cliptex.tasks import find_label_map, ordered
 from cliptex_common.errors import UserError, report_malformed
 from cliptex_common.files import atomic_write, content_key, read_json, sha256_file, write_json
 from cliptex_common.images import IMAGE_ERRORS
-from cliptex_common.tables import Contents, Table, cached_table
-from cliptex_common.tar_index import list_members, read_member
+from cliptex_common.tables import Contents, Table, cached_table, list_members, read_member
 
 
 class Labels(Protocol):

@@ -33,13 +33,19 @@ from PIL import Image
 from webdataset.shardlists import expand_urls
 
 from cliptex_common.errors import DISK_FULL, UserError, first_line
-from cliptex_common.files import atomic_write, content_key, home, read_bytes
+from cliptex_common.files import (
+    atomic_write,
+    content_key,
+    home,
+    lock_path,
+    locked,
+    mark_in_use,
+    read_bytes,
+)
 from cliptex_common.images import open_image, to_rgb
-from cliptex_common.locks import lock_path, locked, mark_in_use
 from cliptex_common.progress import Progress, Silent
 from cliptex_common.secrets import hide_secrets, redact, remember_secrets
-from cliptex_common.tables import Contents, cached_table
-from cliptex_common.tar_index import read_member, tar_identity, walk_tar
+from cliptex_common.tables import Contents, cached_table, read_member, tar_identity, walk_tar
 
 MAX_BAD_SHARE = 0.01
 FULL_HASH_BYTES = 1 << 29  # sources up to this size are hashed completely

@@ -34,12 +34,26 @@ from backbones.cliptex.losses import (
     normal_loss,
     segmentation_loss,
 )
-from cliptex_common.dense_maps.geometry import MIRRORED
-from cliptex_common.dense_maps.pictures import normal_picture, palette, scalar_picture
-from cliptex_common.dense_maps.read import DEEP, read_classes, read_rgb, read_scalars, read_stored
-from cliptex_common.dense_maps.scores import angles, class_areas, confusion, depth_scores
-from cliptex_common.images import open_image
-from cliptex_common.weighted import Arrays, mean_of_images
+from cliptex_common.images import (
+    DEEP,
+    MIRRORED,
+    normal_picture,
+    open_image,
+    palette,
+    read_classes,
+    read_rgb,
+    read_scalars,
+    read_stored,
+    scalar_picture,
+)
+from cliptex_common.metrics import (
+    Arrays,
+    angles,
+    class_areas,
+    confusion,
+    depth_scores,
+    mean_of_images,
+)
 
 
 class Task(ABC):

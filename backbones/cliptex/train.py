@@ -30,11 +30,10 @@ from backbones.cliptex.trainer import (
     processes,
     restore_buffers,
 )
-from cliptex_common.device import float32_products, takes_pinned_memory
+from cliptex_common.device import float32_products, report_out_of_memory, takes_pinned_memory
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.heap import return_freed_memory
-from cliptex_common.out_of_memory import report_out_of_memory
 
 
 @dataclass(frozen=True)

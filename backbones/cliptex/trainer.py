@@ -29,8 +29,7 @@ from torch.utils._pytree import tree_map_only
 from cliptex_common.device import device_count, is_accelerator, set_device, skips_fused_steps
 from cliptex_common.errors import NonFiniteLoss
 from cliptex_common.files import atomic_write
-from cliptex_common.pacing import Pace
-from cliptex_common.progress import Progress, RunLog, Silent
+from cliptex_common.progress import Pace, Progress, RunLog, Silent
 
 MAX_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
 Step = tuple[int, dict[str, Tensor], Tensor]  # number from 1, losses, norm of the gradient

@@ -1,32 +1,315 @@
-"""The mini world on disk, rendered once from its seed, in parallel, chunk by chunk.
+"""The mini world on disk: its sizes, captions, files and datasets.
+
+Captions: noisy and incomplete like on the web, or five clean ones for retrieval.
+
+Sizes and chunks of a mini world.
+
+The files of the mini world in official layouts: VOC masks, COCO json, NYU depth and normals,
+ImageFolder, Karpathy json and webdataset pairs.
+
+The mini world's datasets: its classes in official layouts, read like the official datasets.
+
+Folders are relative to the world's root, which takes the place of ``--data-root``.
+
+The mini world on disk, rendered once from its seed, in parallel, chunk by chunk.
 
 A chunk is a webdataset shard, or a hundred pictures of another split. It writes its files first and
 its record, with their sizes, last; ``manifest.json`` is written at the end. So ``build_world``
-resumes a killed build, and renders chunks again whose files are missing or cut short.
-"""
+resumes a killed build, and renders chunks again whose files are missing or cut short."""
+
+from __future__ import annotations
 
 import asyncio
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
 from webdataset import TarWriter
 
-from benchmark.execution.base import Executor
-from benchmark.execution.exclusive import exclusive_async
-from benchmark.execution.progress import reporter
-from benchmark.mini import layout
-from benchmark.mini.captions import clean_captions, seen_objects, web_caption
-from benchmark.mini.config import DENSE, SPLITS, Chunk, WorldConfig, chunks_of
-from benchmark.mini.render import draw_picture
-from benchmark.mini.shapes import CLASSES
+from benchmark.executor import Executor, exclusive_async
+from benchmark.mini.solids import (
+    CLASSES,
+    COLOUR_NAMES,
+    IGNORE,
+    GroundTruth,
+    Item,
+    Scene,
+    draw_picture,
+)
+from benchmark.progress import reporter
 from cliptex_common.errors import UserError
-from cliptex_common.files import home, write_text
-from cliptex_common.locks import mark_in_use
+from cliptex_common.files import content_key, home, mark_in_use, write_text
+from cliptex_common.images import palette
+from probes.datasets import classification, depth, detection, pairs, segmentation
+from probes.datasets.base import DatasetSpec
+from probes.registry import register_dataset
+
+OTHER_NAMES = (
+    "bookcase",
+    "flask",
+    "seat",
+    "light",
+    "screen",
+    "cup",
+    "houseplant",
+    "couch",
+    "desk",
+    "toy bear",
+)
+SYNONYMS = dict(zip(CLASSES, OTHER_NAMES, strict=True))
+IRRELEVANT = ("click to see more pictures", "new arrivals this week", "untitled", "stock photo")
+FORMS = ("{}", "a photo of {}", "{} for sale", "{} in a room", "there is {}", "my new photo: {}")
+
+
+@dataclass(frozen=True)
+class CaptionNoise:
+    """How bad web captions are; each rate is a probability."""
+
+    irrelevant: float = 0.06  # the caption says nothing about the picture
+    wrong: float = 0.06  # it describes another picture: other objects, other colours
+    omit_main: float = 0.08  # the largest object is left out (when there is another to name)
+    omit_other: float = 0.45  # each other object is left out
+    synonym: float = 0.25  # an object goes by another name than its class's
+    colour: float = 0.6  # an object's colour is named
+    room: float = 0.15  # wall or floor is mentioned
+
+
+def seen_objects(scene: Scene, target: GroundTruth) -> list[Item]:
+    """The objects that can be named in the picture, largest first."""
+    areas = np.bincount(
+        target.instance[target.semantic != IGNORE], minlength=len(scene.objects) + 1
+    )
+    numbers = [number for number in np.argsort(-areas[1:], kind="stable") if areas[1 + number]]
+    return [scene.objects[number] for number in numbers]
+
+
+def web_caption(rng: Random, scene: Scene, seen: Sequence[Item], noise: CaptionNoise) -> str:
+    """One noisy caption of what is ``seen``."""
+    draw = rng.random()
+    if draw < noise.irrelevant or not seen:
+        return rng.choice(IRRELEVANT)
+    named = [item for item in seen[1:] if rng.random() >= noise.omit_other]
+    if not named or rng.random() >= noise.omit_main:
+        named.insert(0, seen[0])
+    if draw < noise.irrelevant + noise.wrong:
+        absent = [name for name in CLASSES if name not in {item.name for item in seen}]
+        named = [Item(rng.choice(absent), rng.choice(COLOUR_NAMES), "plain")]
+    phrases = []
+    for item in named:
+        words = [SYNONYMS[item.name] if rng.random() < noise.synonym else item.name]
+        words[:0] = [item.colour] if rng.random() < noise.colour else []
+        words[:0] = [item.texture] if item.texture != "plain" and rng.random() < 0.3 else []
+        phrases.append(with_article(" ".join(words)))
+    text = rng.choice(FORMS).format(" and ".join(phrases))
+    if rng.random() < noise.room:
+        text += rng.choice((f", {scene.wall} wall", f" on a {scene.floor} {scene.setting}"))
+    return text
+
+
+def clean_captions(scene: Scene, seen: Sequence[Item]) -> list[str]:
+    """Five captions of the main objects, their colours, and the room."""
+    phrases = [with_article(f"{item.colour} {item.name}") for item in seen[:3]]
+    synonym = with_article(f"{seen[0].colour} {SYNONYMS[seen[0].name]}")
+    floor, wall = f"{with_article(scene.floor)} {scene.setting}", f"{with_article(scene.wall)} wall"
+    return [
+        f"{' and '.join(phrases)} on {floor}",
+        f"a photo of {' and '.join(phrases)}",
+        f"{phrases[0]} in front of {wall}",
+        f"{synonym}, {wall} and {floor}",
+        f"{phrases[0]}, {seen[0].texture}, beside {' and '.join(phrases[1:]) or 'nothing'}",
+    ]
+
+
+def with_article(words: str) -> str:
+    """``words`` after a or an."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+VERSION = 5  # raise it when the same config gives other pictures or captions
+CHUNK = 100  # pictures a chunk, except for pairs, whose chunks are shards
+DENSE = ("expert_train", "expert_val", "probe_train", "val")  # have dense ground truth
+SPLITS = ("pairs", *DENSE, "class_train", "class_val", "retrieval_train", "retrieval")
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """A mini world: pictures in each of the ``SPLITS``, and what they depend on."""
+
+    pairs: int = 5_000  # with noisy captions
+    expert_train: int = 2_000  # from the shifted domain
+    expert_val: int = 100
+    probe_train: int = 400
+    val: int = 300
+    class_train: int = 400  # with one dominant object, classes in turn
+    class_val: int = 300
+    retrieval_train: int = 50  # with five clean captions; monitors a training
+    retrieval: int = 300
+    seed: int = 0
+    size: int = 64  # height and width in pixels
+    shard_size: int = 500
+    noise: CaptionNoise = field(default_factory=CaptionNoise)  # of the pairs
+
+    def key(self) -> str:
+        """Identity of the world: config and version of the generator."""
+        return content_key({"version": VERSION, "config": asdict(self)})
+
+
+MINI = WorldConfig()
+SMOKE = WorldConfig(600, 160, 40, 80, 60, 100, 60, 20, 60, shard_size=150)
+
+
+class Chunk(NamedTuple):
+    """Pictures ``start`` to ``stop`` of a split, which are rendered together."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def record(self) -> str:
+        return f".chunks/{self.split}-{self.number:05d}.json"
+
+
+def chunks_of(config: WorldConfig) -> list[Chunk]:
+    """All chunks of a world, in a fixed order."""
+    chunks = []
+    for split in SPLITS:
+        total, step = getattr(config, split), config.shard_size if split == "pairs" else CHUNK
+        for number, start in enumerate(range(0, total, step)):
+            chunks.append(Chunk(split, number, start, min(start + step, total)))
+    return chunks
+
+
+VOC = "VOCdevkit/VOC2012"
+DEPTH_UNITS = 1000  # stored depth is in millimetres, as in mmseg's NYUDataset
+_PALETTE = palette(256).ravel().tolist()
+
+
+def encode_image(values: np.ndarray, labels: bool = False, **settings: Any) -> bytes:
+    """An 8-bit grey or RGB or a 16-bit array as PNG, or as its ``settings`` say; a map of
+    ``labels`` has VOC's palette."""
+    image, buffer = Image.fromarray(values), io.BytesIO()
+    if labels:
+        image.putpalette(_PALETTE)
+    image.save(buffer, **{"format": "PNG", "compress_level": 1, **settings})
+    return buffer.getvalue()
+
+
+def encode_depth(depth: np.ndarray) -> np.ndarray:
+    """Metres → uint16 millimetres."""
+    return np.clip(np.rint(depth * DEPTH_UNITS), 0, 65535).astype(np.uint16)
+
+
+def encode_normals(normals: np.ndarray) -> np.ndarray:
+    """Unit normals → uint8 with n = png / 127.5 - 1."""
+    return np.clip(np.rint((normals + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def dense_files(part: str, stem: str, picture: bytes, target: GroundTruth) -> dict[str, bytes]:
+    """A picture and its ground truth in VOC's, COCO's and NYU's layout: name → content."""
+    nyu = "test" if part == "val" else part
+    return {
+        f"{VOC}/JPEGImages/{stem}.jpg": picture,
+        f"{VOC}/SegmentationClass/{stem}.png": encode_image(target.semantic, labels=True),
+        f"coco/{part}2017/{stem}.jpg": picture,
+        f"nyu/images/{nyu}/{stem}.jpg": picture,
+        f"nyu/annotations/{nyu}/{stem}.png": encode_image(encode_depth(target.depth)),
+        f"nyu/normals/{nyu}/{stem}.png": encode_image(encode_normals(target.normals)),
+    }
+
+
+def instance_annotations(scene: Scene, target: GroundTruth) -> list[dict[str, Any]]:
+    """COCO annotations without ids; objects too small to name are crowds, which are not scored."""
+    annotations = []
+    for number, item in enumerate(scene.objects, start=1):
+        mask = target.instance == number
+        if not mask.any():
+            continue
+        encoded: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+        annotations.append(
+            {
+                "category_id": CLASSES.index(item.name) + 1,
+                "bbox": [int(value) for value in coco_mask.toBbox(encoded)],
+                "area": int(mask.sum()),
+                "iscrowd": int((target.semantic[mask] == IGNORE).any()),
+                "segmentation": {**encoded, "counts": encoded["counts"].decode()},
+            }
+        )
+    return annotations
+
+
+def dense_lists(part: str, size: int, records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The list file and the COCO json of a split with dense ground truth: name → text."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, record in enumerate(records, start=1):
+        name = f"{record['stem']}.jpg"
+        images.append({"id": number, "file_name": name, "width": size, "height": size})
+        for annotation in record["annotations"]:
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]
+    coco = {"images": images, "annotations": annotations, "categories": categories}
+    stems = "".join(f"{record['stem']}\n" for record in records)
+    return {
+        f"{VOC}/ImageSets/Segmentation/{part}.txt": stems,
+        f"coco/annotations/instances_{part}2017.json": json.dumps(coco),
+    }
+
+
+def karpathy_json(records: Sequence[dict[str, Any]]) -> str:
+    """Karpathy's caption json; ``records`` have ``filename``, ``split`` and ``captions``."""
+    images = []
+    for number, record in enumerate(records):
+        sentences = [
+            {"tokens": text.replace(",", "").split(), "raw": text, "imgid": number, "sentid": key}
+            for key, text in enumerate(record["captions"], start=5 * number)
+        ]
+        entry = {"imgid": number, "filename": record["filename"], "split": record["split"]}
+        images.append({**entry, "sentences": sentences})
+    return json.dumps({"images": images, "dataset": "mini"})
+
+
+def _spec(official: DatasetSpec, about: str, split: str, **changes: Any) -> DatasetSpec:
+    extra = official.extra | changes.pop("extra", {}) | {"split": f"{split} of the mini world"}
+    changes |= {"expected": {}, "adapt": None, "is_generated": True, "module": __name__}
+    return replace(official, about=f"mini world, {about}", extra=extra, **changes)
+
+
+DENSE_SPECS = "probe_train / val"
+NAMES = ("background", *CLASSES)
+VOC_LAYOUT = DatasetSpec("", "segmentation", VOC, segmentation.list_voc, ignore_index=IGNORE)
+FOLDERS = DatasetSpec("", "classification", "imagefolder", classification.list_imagefolder)
+TASKS = (
+    _spec(VOC_LAYOUT, "ten classes and background", DENSE_SPECS, name="mini-seg", classes=NAMES),
+    _spec(
+        detection.COCO,
+        "boxes and masks of ten classes",
+        DENSE_SPECS,
+        name="mini-det",
+        classes=CLASSES,
+    ),
+    _spec(depth.DEPTH, "depth in metres", DENSE_SPECS, name="mini-depth", extra={"crop": None}),
+    _spec(depth.NORMAL, "surface normals", DENSE_SPECS, name="mini-normal"),
+    _spec(
+        FOLDERS,
+        "one dominant object of ten classes",
+        "class_train / class_val",
+        name="mini-class",
+        classes=classification.folder_classes,
+    ),
+    _spec(pairs.FLICKR30K, "five captions an image", "test", name="mini-retrieval"),
+)
+for spec in TASKS:
+    register_dataset(spec)
+
 
 PIECES = 4  # units per worker, so that all end at about the same time
 MANIFEST = "manifest.json"
@@ -80,12 +363,12 @@ def _render(
     subject = CLASSES[index % len(CLASSES)] if kind == "class" else None
     domain = "expert" if kind == "expert" else "home"
     scene, pixels, target = draw_picture(rng, domain, config.size, subject)
-    picture = layout.encode_image(pixels, format="JPEG", quality=92, subsampling=0)  # it is small
+    picture = encode_image(pixels, format="JPEG", quality=92, subsampling=0)  # it is small
     if split in DENSE:
         stem, prefix = f"{part}{index:06d}", "expert/" if kind == "expert" else ""
-        dense = layout.dense_files(part, stem, picture, target)
+        dense = dense_files(part, stem, picture, target)
         files |= {f"{prefix}{name}": content for name, content in dense.items()}
-        return {"stem": stem, "annotations": layout.instance_annotations(scene, target)}
+        return {"stem": stem, "annotations": instance_annotations(scene, target)}
     if subject:
         files[f"imagefolder/{part}/{subject}/{index:06d}.jpg"] = picture
         return {}
@@ -138,10 +421,10 @@ def _write_lists(root: Path, config: WorldConfig) -> None:
                 f"mini world in {root}: {chunk.record} was damaged meanwhile; run the command again"
             )
         pictures[chunk.split] += content
-    captions = layout.karpathy_json(pictures["retrieval_train"] + pictures["retrieval"])
+    captions = karpathy_json(pictures["retrieval_train"] + pictures["retrieval"])
     lists = {"flickr30k/dataset_flickr30k.json": captions}
     for split in DENSE:
         prefix, part = ("expert/" if "expert" in split else ""), split.rpartition("_")[2]
-        texts = layout.dense_lists(part, config.size, pictures[split])
+        texts = dense_lists(part, config.size, pictures[split])
         lists |= {f"{prefix}{name}": text for name, text in texts.items()}
     _write(root, {name: text.encode() for name, text in lists.items()}, MANIFEST, asdict(config))

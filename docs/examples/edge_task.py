@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.cliptex.experts import EXPERTS
+from backbones.cliptex.experts.base import EXPERTS
 from backbones.cliptex.experts.unet import UNetExpert
 from backbones.cliptex.targets import ScalarMap, Summed
 from probes.datasets.base import DatasetSpec
@@ -22,7 +22,7 @@ from probes.datasets.layouts import mirrored
 from probes.dense.probe import register_dense_task
 from probes.dense.tasks import DenseTask
 from probes.registry import register_dataset
-from reports.metrics import Metric
+from reports.records import Metric
 
 METRICS = {"ODS": Metric()}  # F at the best threshold of all images together
 STEPS = np.arange(1, 20) / 20  # thresholds

@@ -1,13 +1,19 @@
-"""A dataset: an official layout on disk, declared in one file and registered once."""
+"""A dataset: an official layout on disk, declared in one file and registered once.
+
+Shares of train, for curves of label efficiency: equal for all backbones, smaller ones inside
+larger ones."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
+from probes.features.store import content_hashes
 
 Split = Literal["train", "val"]
 Lister = Callable[[Path, Split], list["Sample"]]
@@ -220,3 +226,32 @@ def _listed(classes: Sequence[str]) -> str:
     """``3 classes (cat, dog, …)``."""
     names = ", ".join([*classes[:5], "…"] if len(classes) > 5 else classes)
     return f"{len(classes)} classes ({names:.200})"
+
+
+def with_share(data: PreparedDataset, share: float, seed: int) -> PreparedDataset:
+    """``data`` with ``share`` (0 to 1) of its training images (or those of the dataset that is
+    trained on), at least one; for classification that share of each class. Seed and image content
+    decide which. Features of the full split are encoded, so all shares need one encoding.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    if share == 1:
+        return data
+    if data.trained_on is not None:
+        return replace(data, trained_on=with_share(data.trained_on, share, seed))
+    train = data.samples["train"]
+    ranks = [
+        content_key(["share of train", seed, digest])
+        for digest in content_hashes([data.root / sample.image for sample in train])
+    ]
+    strata: dict[object, list[int]] = defaultdict(list)
+    for index, sample in enumerate(train):
+        strata[sample.target if data.spec.kind == "classification" else None].append(index)
+    selected: list[int] = []
+    for indices in strata.values():
+        indices.sort(key=lambda index: (ranks[index], index))
+        selected += indices[: max(1, round(share * len(indices)))]
+    selected.sort()
+    samples = {**data.samples, "train": [train[index] for index in selected]}
+    return replace(data, samples=samples, full_train=tuple(train), train_indices=tuple(selected))

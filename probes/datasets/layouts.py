@@ -1,7 +1,7 @@
 """List the samples of official layouts: id lists, mirrored folders, ImageFolder.
 
 Nothing is decoded here. Each function raises ``UserError`` naming a missing folder, list or
-annotation file; ``probes.checks.check`` looks at the single files.
+annotation file; ``probes.datasets.check`` looks at the single files.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import probes.dense.dataset
 import probes.dense.heads
 import probes.dense.metrics
 import probes.dense.model
-import probes.features.crops
+import probes.features.views
 import probes.train.config  # noqa: F401  registers what configs name
 from backbones.backbone import Backbone
 from cliptex_common.errors import UserError
@@ -32,7 +32,7 @@ from probes.dense.settings import (
 )
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.transforms import COLOURS, ground_truth_config
-from probes.features.feature_dataset import ROUNDED, encoder_config, loader_config
+from probes.features.views import ROUNDED, encoder_config, loader_config
 from probes.train.config import apply_training
 from probes.train.sampling import batch_options
 

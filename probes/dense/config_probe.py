@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from cliptex_common.errors import UserError
-from cliptex_common.plugins import Plugin
+from cliptex_common.registry import Plugin
 from cliptex_common.settings import field_names, with_changes
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import stated_sizes

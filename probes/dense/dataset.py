@@ -17,18 +17,22 @@ from mmseg.registry import DATASETS as MMSEG_DATASETS
 from mmseg.registry import MODELS, TRANSFORMS
 from torch import Tensor
 
-from cliptex_common.dense_maps.pictures import spread_indices
 from cliptex_common.files import content_key
-from cliptex_common.images import image_size
+from cliptex_common.images import image_size, spread_indices
 from probes.base import EncodeContext, Progress
 from probes.dense.settings import bounds_read
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.transforms import ReadArea, ShortSide, channels_first, dense_sample, image_only
-from probes.features.content_hashes import content_hashes
-from probes.features.crops import Crop, all_crops, draw_crop
-from probes.features.feature_dataset import FeatureDataset, MapViews, without_images
-from probes.features.store import DTYPES, Builder, CacheKey
-from probes.features.views import open_store
+from probes.features.store import DTYPES, Builder, CacheKey, content_hashes
+from probes.features.views import (
+    Crop,
+    FeatureDataset,
+    MapViews,
+    all_crops,
+    draw_crop,
+    open_store,
+    without_images,
+)
 from probes.pictures import GALLERY_IMAGES
 from probes.registry import DATASETS
 
@@ -44,7 +48,7 @@ class DenseDataset(FeatureDataset, BaseDataset):
         exclude: image paths (relative to ``root``) to leave out, because they cannot be read.
         pipeline: transforms of images and their ground truth.
         test_mode: as in mmengine: no retry with another sample.
-        encoder: see ``probes.features.feature_dataset.encoder_config``. Features are those of
+        encoder: see ``probes.features.views.encoder_config``. Features are those of
             complete images, or of the crops of a ``FixedCrop``, of which one is drawn by numpy's
             generator as the pipeline draws it; their ground truth is in the store as well, because
             cropping it again means decoding it again.

@@ -14,15 +14,14 @@ import numpy as np
 from PIL import Image
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from cliptex_common.dense_maps.pictures import depth_picture, scale_bar
-from cliptex_common.dense_maps.read import read_depth, unrotated
 from cliptex_common.errors import UserError
+from cliptex_common.images import depth_picture, read_depth, scale_bar, unrotated
+from cliptex_common.metrics import Arrays
 from cliptex_common.settings import Axis, Probability, settings_dataclass
-from cliptex_common.weighted import Arrays
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
 from probes.dense.settings import LOSS, DenseSettings, FactorRange
 from probes.dense.task import DenseTask, Drawing, cropped, note_empty
-from reports.metrics import Metric
+from reports.records import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -233,7 +232,7 @@ class Depth(DenseTask):
         """``depth_scores``, as mmseg and most papers on NYU-v2 report them, of pixels with
         min_depth < ground truth < max_depth inside the crop; images without any are left out, with
         a note."""
-        from cliptex_common.dense_maps.scores import depth_scores
+        from cliptex_common.metrics import depth_scores
 
         crop = self.crop
         if self.several_sizes and crop:

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
-from cliptex_common.dense_maps.pictures import spread_indices, write_grid
 from cliptex_common.files import content_key
+from cliptex_common.images import spread_indices, write_grid
 from probes.base import Context, Probe, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import dense_config
@@ -30,9 +30,9 @@ from probes.dense.metrics import METRICS as EVALUATORS
 from probes.dense.metrics import TaskScores
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.transforms import image_only
-from probes.features.content_hashes import content_hashes
+from probes.features.store import content_hashes
 from probes.pictures import GALLERY_IMAGES, write_gallery
-from probes.selection import Candidate, held_out_by_content, log_scores, select_candidate
+from probes.select import Candidate, held_out_by_content, log_scores, select_candidate
 from probes.train.loop import HeadTrainer, config_text, train_together
 
 Task = tuple[Probe, Context]

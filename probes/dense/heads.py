@@ -24,7 +24,7 @@ from cliptex_common.errors import UserError, error_summary, suggest
 from probes.dense.settings import HeadInput, aspp_dilations
 from probes.dense.tasks import DenseTask
 from probes.registry import HEADS
-from probes.upsamplers.operators import UpsampledMaps
+from probes.upsamplers.upsample import UpsampledMaps
 
 LOSS_OPTIONS = ("loss_decode", "sampler")
 LOSS_METHODS = ("loss", "predict", "loss_by_feat", "predict_by_feat")

@@ -10,16 +10,14 @@ import numpy as np
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
-from cliptex_common.dense_maps.geometry import MIRRORED
-from cliptex_common.dense_maps.pictures import normal_picture
-from cliptex_common.dense_maps.read import read_depth, read_normals
 from cliptex_common.errors import UserError
+from cliptex_common.images import MIRRORED, normal_picture, read_depth, read_normals
+from cliptex_common.metrics import Arrays, mean_of_images, ratio
 from cliptex_common.settings import Axis, settings_dataclass
-from cliptex_common.weighted import Arrays, mean_of_images, ratio
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
 from probes.dense.settings import LOSS, DenseSettings, FactorRange
 from probes.dense.task import DenseTask, Drawing, cropped, note_empty
-from reports.metrics import Metric
+from reports.records import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,7 +164,7 @@ class Normals(DenseTask):
         """``normal_mean``, shares and ``pixels`` of an image, by which weighted they give back the
         metrics; the median of any draw of images follows from ``error_histogram``, (1800,) pixels
         by error in bins of 0.1°."""
-        from cliptex_common.dense_maps.scores import angles
+        from cliptex_common.metrics import angles
 
         prediction, target = (cropped(each, self.crop) for each in (prediction, target))
         valid = target.any(dim=0).flatten()

@@ -14,14 +14,13 @@ from typing import Any
 
 from backbones.cliptex.tasks import TASKS
 from cliptex_common.errors import UserError
-from probes.base import Context, Probe, Reuse, TaskResult
+from probes.base import Context, Probe, Reuse, TaskResult, requested_layer
 from probes.configs import config_files
 from probes.datasets.base import PreparedDataset
 from probes.dense.settings import SHIPPED, DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
-from probes.layers import requested_layer
 from probes.registry import HEADS, PROBES, register_probe
-from reports.stats.per_image import SCORERS
+from reports.per_image import SCORERS
 
 
 class DenseProbe(Probe):

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from cliptex_common.dense_maps.pictures import class_legend, label_picture, palette
-from cliptex_common.dense_maps.read import read_labels
 from cliptex_common.errors import UserError
+from cliptex_common.images import class_legend, label_picture, palette, read_labels
+from cliptex_common.metrics import Arrays, mean_of_classes, ratio
 from cliptex_common.settings import settings_dataclass
-from cliptex_common.weighted import Arrays, mean_of_classes, ratio
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import LOSS, DenseSettings
 from probes.dense.task import DenseTask, Drawing
-from reports.metrics import Metric
-from reports.stats.per_image import ImageScores, class_scores
+from reports.per_image import ImageScores, class_scores
+from reports.records import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +116,7 @@ class Segmentation(DenseTask):
         return output.argmax(dim=1, keepdim=True)
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
-        from cliptex_common.dense_maps.scores import class_areas, confusion
+        from cliptex_common.metrics import class_areas, confusion
 
         counts = confusion(prediction[0], target[0], len(self.classes), self.ignore_index)
         if self.hungarian:

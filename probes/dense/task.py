@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from cliptex_common.dense_maps.pictures import scalar_picture
-from cliptex_common.dense_maps.read import read_scalars
 from cliptex_common.errors import UserError
-from cliptex_common.images import IMAGE_ERRORS
+from cliptex_common.images import IMAGE_ERRORS, read_scalars, scalar_picture
+from cliptex_common.metrics import Arrays, mean_of_images
 from cliptex_common.settings import settings_dataclass
-from cliptex_common.weighted import Arrays, mean_of_images
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import (
     DenseSettings,
@@ -29,8 +27,8 @@ from probes.dense.settings import (
     ShippedHeadSettings,
     bounds_scored,
 )
-from reports.metrics import Metric
-from reports.stats.per_image import ImageScores
+from reports.per_image import ImageScores
+from reports.records import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from probes.dense.depth import Depth
 from probes.dense.normals import Normals
 from probes.dense.segmentation import Segmentation
 from probes.dense.task import DenseTask
-from reports.stats.per_image import SCORERS
+from reports.per_image import SCORERS
 
 DENSE_TASKS: Registry[DenseTask] = Registry("dense task", "dense_tasks", instance_of(DenseTask))
 for task in (Segmentation(), Depth(), Normals()):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from cliptex_common.weighted import Arrays
-from reports.detections import Columns
-from reports.stats.per_image import ImageScores, MetricFunction, class_scores
+from cliptex_common.metrics import Arrays
+from reports.per_image import ImageScores, MetricFunction, class_scores
+from reports.records import Columns
 
 RECALLS = np.linspace(0, 1, 101)
 IOUS = 10  # thresholds 0.5, 0.55 … 0.95
@@ -22,7 +22,7 @@ WORK = 1_000_000
 def detection_scores(
     images: tuple[str, ...], arrays: Arrays, detections: Columns | None = None
 ) -> ImageScores | None:
-    """See ``reports.stats.per_image.ImageScores``; None without matches."""
+    """See ``reports.per_image.ImageScores``; None without matches."""
     if detections is None or "class_objects" not in arrays:
         return None
     ids, objects = arrays["image_id"], arrays["class_objects"]

@@ -22,8 +22,7 @@ from torch.utils.data import Sampler
 from cliptex_common.errors import UserError
 from probes.base import EncodeContext
 from probes.detection.settings import STATS
-from probes.features.crops import flips
-from probes.features.feature_dataset import FeatureDataset, MapViews, without_images
+from probes.features.views import FeatureDataset, MapViews, flips, without_images
 from probes.mmdet import mmdet
 
 OF_IMAGES = ("LoadImageFromFile", "Resize")  # steps that decide an upright image
@@ -82,7 +81,7 @@ class CocoInstances(FeatureDataset, mmdet.datasets.CocoDataset):
         min_size: leave out images with a shorter side of less, pixels (for training).
         aspect_groups: batch size, to have batches of images that are all upright or all not (see
             ``arrange``); 0 for any order.
-        encoder: see ``probes.features.feature_dataset.encoder_config``. Features are those of each
+        encoder: see ``probes.features.views.encoder_config``. Features are those of each
             image and, where the pipeline may flip it, of its mirror image.
         **kwargs: of ``CocoDataset``; ``metainfo`` must give the ``classes``.
 

@@ -32,7 +32,7 @@ from probes.configs import config_files
 from probes.datasets.base import PreparedDataset, Split
 from probes.detection import coco  # noqa: F401  registers types
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
-from probes.features.feature_dataset import ROUNDED, encoder_config, loader_config
+from probes.features.views import ROUNDED, encoder_config, loader_config
 from probes.train import frozen_backbone
 from probes.train.config import apply_training, read_config
 from probes.train.sampling import batch_options

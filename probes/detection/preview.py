@@ -11,8 +11,7 @@ import numpy as np
 from faster_coco_eval import COCO
 from PIL import Image, ImageDraw, ImageFont
 
-from cliptex_common.dense_maps.pictures import palette, spread_indices, write_grid
-from cliptex_common.images import open_image, to_rgb
+from cliptex_common.images import open_image, palette, spread_indices, to_rgb, write_grid
 from probes.pictures import GALLERY_IMAGES, write_gallery
 
 IMAGES = 6

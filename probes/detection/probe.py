@@ -12,8 +12,8 @@ import numpy as np
 from probes.base import Context, Probe, TaskResult
 from probes.detection.settings import STATS, MaskRCNNSettings, SSDSettings
 from probes.registry import register_probe
-from reports.metrics import Metric
-from reports.stats.per_image import SCORERS, ImageScores
+from reports.per_image import SCORERS, ImageScores
+from reports.records import Metric
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Experts that need MMDetection, which only this package imports; importing it registers them."""
 
-from backbones.cliptex.experts import EXPERTS
+from backbones.cliptex.experts.base import EXPERTS
 
 EXPERTS.register_lazy(
     "mask-rcnn",

@@ -27,9 +27,9 @@ from torch import Tensor
 from backbones.checkpoint import Checkpoint, load_checkpoint
 from backbones.cliptex.experts import torchvision_mask_rcnn as torchvision
 from backbones.cliptex.experts.base import BACKGROUND, Expert
-from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.errors import UserError, first_line, suggest
 from cliptex_common.files import canonical_json
+from cliptex_common.images import UNKNOWN
 from cliptex_common.settings import Probability, settings_dataclass
 from probes.mmdet import mmdet
 

@@ -26,21 +26,16 @@ from backbones.backbone import (
     resizing,
     versions,
 )
-from cliptex_common.device import takes_pinned_memory
+from cliptex_common.device import Halving, takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError, first_line
 from cliptex_common.files import content_key
 from cliptex_common.images import open_image, to_rgb
-from cliptex_common.out_of_memory import Halving
 from cliptex_common.settings import Precision
-from probes.base import Context, EncodeContext
+from probes.base import Context, EncodeContext, requested_map
 from probes.datasets.base import Split
-from probes.features.budget import CacheFull
-from probes.features.content_hashes import content_hashes
-from probes.features.members import image_source
-from probes.features.store import CacheKey
+from probes.features.store import CacheFull, CacheKey, content_hashes, image_source
 from probes.features.views import Encoded, Views
 from probes.image_level.settings import EncodeSettings, Encoding
-from probes.layers import requested_map
 
 EDITS = ("border", "squash")  # of images, which most tasks leave as they are
 TEXTS = 256  # that the backbone sees at once

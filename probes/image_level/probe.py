@@ -20,7 +20,7 @@ from probes.image_level.settings import (
     ZeroShotSettings,
 )
 from probes.registry import register_probe
-from reports.metrics import Metric
+from reports.records import Metric
 
 TOP = {f"top{k}": Metric(label=f"top-{k}", shown=True) for k in (1, 5)}
 OTHER_METRICS = {

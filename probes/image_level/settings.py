@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Fraction, Precision, Share, settings_dataclass
 from cliptex_common.visible_devices import is_accelerator_name
-from probes.layers import ImageFeatures, KeypointLayers, requested_layer
+from probes.base import ImageFeatures, KeypointLayers, requested_layer
 
 RECALL_AT = (1, 5, 10)
 OOD_SCORES = ("energy", "msp", "knn")
@@ -125,7 +125,7 @@ class LinearSettings(EmbeddingSettings):
         standardise: bring each feature to mean 0 and variance 1 over train, as a BatchNorm without
             affine does.
         random_crops: train on fresh random crops of each image instead of its one embedding, with
-            one frozen pass for all heads; see ``probes.image_level.random_crops``. The next three
+            one frozen pass for all heads; see ``probes.image_level.linear``. The next three
             settings need it.
         epoch_length: iterations of an epoch; 0 for a pass over train.
         blocks, average_pool: heads read the class tokens of so many last blocks, without and with

@@ -1,19 +1,204 @@
-"""The probes that match patches of frames and of views, without training."""
+"""The probes that match patches or whole images: declarations, settings, metrics. Importing this
+imports no torch.
+
+``retrieval`` of instances: its settings and metrics. Importing this imports no torch.
+
+Metrics of matched patches as functions of how often each object or pair counts, in percent.
+
+See ``reports.per_image``. Importing this imports nothing that computes but numpy.
+
+Protocols of the probes that match patches; every field is part of a task's identity.
+
+The probes that match patches of frames and of views, without training."""
 
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
+from typing import Annotated, Literal
 
-import probes.matching.metrics  # noqa: F401  registers the metrics
-from probes.base import FeatureProbe
-from probes.matching.metrics import RECALLS, binned_recalls
-from probes.matching.settings import (
-    LabelPropagationSettings,
-    ObjectViewSettings,
-    SceneViewSettings,
-)
+import numpy as np
+from pydantic import PositiveFloat, PositiveInt
+
+import probes.matching.probe  # noqa: F401  registers the metrics
+from cliptex_common.metrics import Arrays, mean_of_images
+from cliptex_common.settings import Axis, settings_dataclass
+from probes.base import FeatureProbe, KeypointLayers
+from probes.image_level.settings import EmbeddingSettings, EncodeSettings
 from probes.registry import register_probe
-from reports.metrics import Metric
+from reports.per_image import SCORERS, ImageScores
+from reports.records import Metric
+
+NO_POSITIVE = -1.0  # the average precision of a query without any
+
+
+@settings_dataclass
+class InstanceSettings(EmbeddingSettings):
+    """Protocol of instance retrieval.
+
+    Attributes:
+        size: of the long side, or of the squares; none for the backbone's own.
+        resize: ``long-side``: images keep their shape, each side rounded to the backbone's divisor;
+            ``square``: they are squeezed to squares. Nothing is cut off.
+        crop_queries: a query that has a box is this part of its image alone, as its authors ask;
+            without it the complete image, as DINO's code takes it.
+    """
+
+    resize: Literal["long-side", "square"] = "long-side"
+    crop_queries: bool = True
+
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """Whether the backbone sees images of ``size`` only, which is its own."""
+        return self.resize == "square" and super().feeds_only(size)
+
+
+def instance_retrieval(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """``mAP_LEVEL``, the mean of the queries' ``AP_LEVEL`` without those that have no positive; the
+    images are queries."""
+    precisions = {
+        f"mAP_{level}": np.where(values == NO_POSITIVE, np.nan, values)
+        for level in ("hard", "medium", "easy", "all")
+        if (values := arrays.get(f"AP_{level}")) is not None
+    }
+    metrics = {name: partial(mean_of_images, values) for name, values in precisions.items()}
+    main = next(iter(precisions.values()))
+    return ImageScores(images, metrics, lambda: main, "average precision", 1)
+
+
+SCORERS.register("instance-retrieval", instance_retrieval)
+RETRIEVAL = register_probe(
+    FeatureProbe(
+        "retrieval",
+        "instance-retrieval",
+        InstanceSettings,
+        {
+            "mAP_hard": Metric(label="mAP hard"),
+            "mAP_medium": Metric(label="mAP medium", shown=True),
+            "mAP_easy": Metric(label="mAP easy", shown=True),
+        },
+        "probes.matching.instances",
+        splits=("val",),
+        other_metrics={"mAP_all": Metric(label="mAP")},
+    )
+)
+
+
+# kind → (recall, unit of the error, limit); the first is the main one
+RECALLS: dict[str, list[tuple[str, str, float]]] = {
+    "object-views": [
+        ("recall_2cm", "m", 0.02),
+        ("recall_1cm", "m", 0.01),
+        ("recall_5cm", "m", 0.05),
+        ("recall_5px", "px", 5),
+        ("recall_25px", "px", 25),
+        ("recall_50px", "px", 50),
+    ],
+    "scene-views": [("recall_10px", "px", 10), ("recall_5px", "px", 5), ("recall_20px", "px", 20)],
+}
+ANGLES = {"object-views": (0, 30, 60, 90, 120), "scene-views": (0, 15, 30, 60, 180)}
+
+
+def video(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """``J``, ``F`` and their mean ``J_and_F``, means over objects, which are the images."""
+    scores = {"J_and_F": (arrays["J"] + arrays["F"]) / 2, "J": arrays["J"], "F": arrays["F"]}
+    metrics = {name: partial(mean_of_images, 100 * score) for name, score in scores.items()}
+    return ImageScores(images, metrics, lambda: 100 * scores["J_and_F"], "J&F", 1)
+
+
+def view_pairs(kind: str, images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """``recall_…`` within a distance, means over pairs, which are the images; the main one also of
+    the pairs whose ``angle`` is in a bin: ``recall_…_0-30``."""
+    scores = {name: arrays[name] for name, _, _ in RECALLS[kind]}
+    main, angle = next(iter(scores)), arrays["angle"]
+    for (low, high), name in zip(pairwise(ANGLES[kind]), binned_recalls(kind), strict=True):
+        scores[name] = np.where((angle >= low) & (angle < high), scores[main], np.nan)
+    metrics = {name: partial(mean_of_images, 100 * score) for name, score in scores.items()}
+    return ImageScores(images, metrics, lambda: 100 * scores[main], "recall", 1)
+
+
+def binned_recalls(kind: str) -> list[str]:
+    """Names of the recalls by bins of the angle."""
+    return [f"{RECALLS[kind][0][0]}_{low}-{high}" for low, high in pairwise(ANGLES[kind])]
+
+
+SCORERS.register("video", video)
+for _kind in RECALLS:
+    SCORERS.register(_kind, partial(view_pairs, _kind))
+
+
+@settings_dataclass
+class LabelPropagationSettings(EncodeSettings):
+    """Protocol of label propagation; the defaults are DINO's.
+
+    Attributes:
+        size: short side of frames in pixels.
+        resize: ``dino``: OpenCV's bilinear, the long side rounded down to 64 pixels (then both
+            sides up to the backbone's divisor); ``dinov3``: Pillow's bicubic, both sides rounded up
+            to that divisor.
+        encode_batch_size: frames that the backbone sees at once.
+        layers: whose feature map is matched: the ``last`` of the backbone's own, or one layer, by
+            its number from 1 on or as a share of the depth (``50%``).
+        previous_frames: whose labels are read, beside the first frame.
+        neighbourhood, radius: patches at most ``radius`` away, in a ``square`` or a ``circle``.
+        neighbours: so many most similar patches give a patch its label.
+        temperature: a neighbour at cosine s counts exp(s / temperature).
+        upsampling: of labels to the frame, before each pixel gets its best one.
+    """
+
+    size: Annotated[PositiveInt | None, Axis()] = 480
+    resize: Literal["dino", "dinov3"] = "dino"
+    encode_batch_size: PositiveInt | None = 8
+    layers: KeypointLayers = "last"
+    previous_frames: PositiveInt = 7
+    neighbourhood: Literal["square", "circle"] = "square"
+    radius: PositiveInt = 12
+    neighbours: Annotated[PositiveInt, Axis("k")] = 5
+    temperature: PositiveFloat = 0.1
+    upsampling: Literal["bilinear", "nearest"] = "bilinear"
+
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """No: the size follows from that of the frames."""
+        return False
+
+
+@settings_dataclass
+class SceneViewSettings(EncodeSettings):
+    """Protocol of the matching of views of rooms; the defaults are probe3d's.
+
+    Attributes:
+        size: short side of images in pixels.
+        encode_batch_size: views that the backbone sees at once.
+        layers: whose feature map is matched, see ``LabelPropagationSettings``.
+        matches: the clearest of a pair, which are scored; fewer where there are fewer points.
+    """
+
+    size: Annotated[PositiveInt, Axis()] = 480
+    encode_batch_size: PositiveInt | None = 8
+    layers: KeypointLayers = "last"
+    matches: PositiveInt = 1000
+
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """No: images are not square."""
+        return False
+
+
+@settings_dataclass
+class ObjectViewSettings(SceneViewSettings):
+    """Protocol of the matching of views of objects; the defaults are probe3d's.
+
+    Attributes:
+        size: side in pixels of the square around the object.
+        pairs: ``sampled``: to every fourth image another one at random, at most 120 degrees away;
+            or those that are ``listed`` with the dataset.
+    """
+
+    size: Annotated[PositiveInt, Axis()] = 512
+    pairs: Literal["sampled", "listed"] = "sampled"
+
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """Whether the square is of ``size``."""
+        return size == (self.size, self.size)
+
 
 MASKS = {
     "J_and_F": Metric(label="J&F"),
@@ -42,7 +227,7 @@ LABEL_PROPAGATION = register_probe(
         "video",
         LabelPropagationSettings,
         MASKS,
-        "probes.matching.label_propagation",
+        "probes.matching.videos",
     )
 )
 OBJECT_VIEWS, SCENE_VIEWS = (
@@ -52,7 +237,7 @@ OBJECT_VIEWS, SCENE_VIEWS = (
             kind,
             settings,
             recalls(kind),
-            "probes.matching.view_matching",
+            "probes.matching.views",
         )
     )
     for kind, settings in (("object-views", ObjectViewSettings), ("scene-views", SceneViewSettings))

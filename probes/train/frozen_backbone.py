@@ -26,7 +26,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from probes.features.store import DTYPES
 from probes.train.sampling import isolated_rng
-from probes.upsamplers.operators import Upsampler
+from probes.upsamplers.upsample import Upsampler
 
 Maps = tuple[Tensor, ...]
 # the last backbone, by its config, while something uses it

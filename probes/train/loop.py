@@ -46,10 +46,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import probes.train.config  # noqa: F401  registers what configs name
-from cliptex_common.device import is_out_of_memory, prefers_bf16, takes_pinned_memory
+from cliptex_common.device import (
+    is_out_of_memory,
+    log,
+    out_of_memory,
+    prefers_bf16,
+    takes_pinned_memory,
+)
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory
 from cliptex_common.files import content_key
-from cliptex_common.out_of_memory import log, out_of_memory
 from probes.base import Context, Cost, Head
 from probes.datasets.base import PreparedDataset
 from probes.train import frozen_backbone

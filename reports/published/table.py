@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from reports.analysis import Analysis
-from reports.cell import Cell
-from reports.parts.tables import decimal, with_interval
+from reports.comparison import Analysis
+from reports.records import Cell
+from reports.tables import decimal, with_interval
 
 FOLDER = Path(__file__).parent
 # of the sources' own classifiers, which this suite does not train

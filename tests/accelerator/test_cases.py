@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.accelerator.pretended import unsupported
+from tests.accelerator.pretended.backend import unsupported
 
 CASES = Path(__file__).parent / "cases"
 ROOT = CASES.parents[2]

@@ -14,7 +14,7 @@ from transformers import (
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
 import backbones
-from backbones import UserError
+from cliptex_common.errors import UserError
 from tests.backbones.mini import save_backbone
 from tests.backbones.thin import HF, VIT, configs, save_tokenizer
 

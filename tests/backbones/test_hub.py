@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 import backbones
-from backbones import UserError
+from cliptex_common.errors import UserError
 from tests.backbones.mini import CONFIG, mini_clip
 from tests.servers import FileServer
 

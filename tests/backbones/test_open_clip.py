@@ -10,8 +10,8 @@ import torch
 from open_clip.model import resize_pos_embed
 
 import backbones
-from backbones import UserError
 from backbones.adapters.open_clip import build_model
+from cliptex_common.errors import UserError
 from tests.backbones.mini import CONFIG
 
 RESNET = {

@@ -8,8 +8,9 @@ import timm
 import torch
 
 import backbones
-from backbones import Checkpoint, UserError, save_checkpoint
+from backbones.checkpoint import Checkpoint, save_checkpoint
 from backbones.cliptex.recipes import subsets
+from cliptex_common.errors import UserError
 
 NAMED = (
     "aimv2-l14 beit-b16 c-radio-b16 c-radio-l16 capi-l14 clip clip-ft clip-openai cliptex"

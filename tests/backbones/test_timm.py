@@ -10,9 +10,9 @@ import timm
 import torch
 
 import backbones
-from backbones import UserError
 from backbones.adapters.timm import build
 from backbones.registry import Request
+from cliptex_common.errors import UserError
 from tests.backbones.mini import save_backbone
 
 ARCHITECTURES = [

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import backbones
-from backbones import UserError
 from backbones.adapters import torch_hub
+from cliptex_common.errors import UserError
 from tests.backbones.hub_repo import HUB_REPO
 from tests.backbones.mini import save_backbone
 

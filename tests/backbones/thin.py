@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast
 import backbones
 from backbones import registry
 from backbones.cliptex.recipes import subsets
-from benchmark.cli.new import template
-from cliptex_common import plugins
+from benchmark.commands.new import template
+from cliptex_common import registry as plugins
 from tests.backbones.hub_repo import HUB_REPO
 from tests.kinds import slow_except
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import backbones
-from benchmark.suites.registry import BackboneSource, Suite, register_suite
+from benchmark.suites import BackboneSource, Suite, register_suite
 
 Makers = Mapping[str, Callable[[], Awaitable[BackboneSource]]]
 

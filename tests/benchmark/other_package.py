@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.execution import EXECUTORS
-from benchmark.suites.registry import SUITES
+from benchmark.executor import EXECUTORS
+from benchmark.suites import SUITES
 from probes.registry import PROBES
 
 

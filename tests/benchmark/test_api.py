@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import BACKBONES, DataConfig, UserError
+from backbones.backbone import DataConfig
+from backbones.registry import BACKBONES
 from benchmark import compare, evaluate
-from reports.mlflow.query import Store
+from cliptex_common.errors import UserError
+from reports.store import Store
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 pytestmark = pytest.mark.integration

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
-import benchmark.suites.catalog  # noqa: F401
-from backbones import DataConfig
-from benchmark import evaluate
-from benchmark.execution import EXECUTORS, base, make_executor
-from benchmark.execution.local import LocalExecutor
-from benchmark.probing.parents import Parent, log_backbone
-from benchmark.suites.registry import Suite, register_suite
+import benchmark.catalog  # noqa: F401
+from backbones.backbone import DataConfig
+from benchmark import evaluate, executor
+from benchmark.executor import EXECUTORS, make_executor
+from benchmark.local import LocalExecutor
+from benchmark.run import Parent, log_backbone
+from benchmark.suites import Suite, register_suite
 from cliptex_common.errors import NonFiniteLoss
 from probes.base import Metric, Probe, TaskResult
 from probes.registry import register_probe
-from tests.benchmark.commands import read_json, run_command, runs_of
 from tests.benchmark.fake_pipeline import register_trained
 from tests.benchmark.other_package import installed, registries
+from tests.benchmark.run_command import read_json, run_command, runs_of
 from tests.probes.datasets.make import make_camvid
 
 pytestmark = pytest.mark.integration
@@ -222,7 +222,7 @@ def test_a_file_that_is_missing_is_a_missing_value_and_a_full_disk_the_users_to_
 VANISH = """
 import os, signal
 from dataclasses import dataclass
-from benchmark.suites.registry import Suite
+from benchmark.suites import Suite
 from probes.base import Metric, Probe
 
 @dataclass(frozen=True)
@@ -252,8 +252,8 @@ vanishing = other_package:SUITE
 def test_a_unit_that_kills_its_workers_is_missing_and_the_others_go_on(here, monkeypatch, capsys):
     """In real processes, which find the probe by its entry point."""
     make_camvid(here / "camvid", n_train=4, n_val=3)
-    monkeypatch.setattr("benchmark.execution.local.cores", lambda: 2)
-    monkeypatch.setattr(base, "MAX_LOST", 1)
+    monkeypatch.setattr("benchmark.local.cores", lambda: 2)
+    monkeypatch.setattr(executor, "MAX_LOST", 1)
     with installed(here / "site", VANISH, POINTS):
         command = "run --suite vanishing --data-root . --num-workers 0 --device cpu --json out.json"
         assert run_command(f"{command} --set max_iters=2 --set batch_size=2 --set size=32") == 1

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.benchmark.commands import read_json, run_command, runs_of, store
+from tests.benchmark.run_command import read_json, run_command, runs_of, store
 from tests.forks import Fork, command
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("camvid")]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from benchmark.planning.options import RunOptions
-from benchmark.planning.plan import make_plan
-from benchmark.planning.tasks import plan_tasks
-from benchmark.suites.registry import find_suite
+from benchmark.options import RunOptions
+from benchmark.plan import make_plan
+from benchmark.suites import find_suite
+from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from probes.datasets.base import PreparedDataset
-from tests.benchmark.commands import run_command, runs_of
+from tests.benchmark.run_command import run_command, runs_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("camvid")]
 

@@ -18,12 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from backbones import DataConfig, UserError
+from backbones.backbone import DataConfig
 from benchmark import InLoop, LightningProbe, TransformersProbe
-from benchmark.cli.parser import Parser, add_command, read_options
-from benchmark.cli.watch import Watch
+from benchmark.commands.runs import Watch
 from benchmark.in_loop import untouched
-from benchmark.workflows.watch import checkpoints
+from benchmark.parser import Parser, add_command, read_options
+from benchmark.watch import checkpoints
+from cliptex_common.errors import UserError
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 pytestmark = pytest.mark.integration

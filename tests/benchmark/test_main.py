@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.cli import ui
-from benchmark.cli.main import main
+from benchmark.commands import looking
+from benchmark.commands.main import main
 from cliptex_common.errors import UserError
 
 pytestmark = pytest.mark.integration
@@ -23,7 +23,7 @@ def command(monkeypatch):
     """Let ``ui`` do something else, and run it."""
 
     def run(does) -> int:
-        monkeypatch.setattr(ui.Ui, "main", lambda options: does())
+        monkeypatch.setattr(looking.Ui, "main", lambda options: does())
         return main(["ui"])
 
     return run
@@ -89,7 +89,7 @@ HEAVY = "mmengine mmcv mmseg mmdet torchvision timm open_clip transformers mlflo
 )
 def test_commands_that_only_list_import_no_library_that_computes(words, heavy):
     code = (
-        "import sys; from benchmark.cli.main import main\n"
+        "import sys; from benchmark.commands.main import main\n"
         f"code = main({words.split()!r})\n"
         f"sys.exit(code or ' '.join(set({heavy!r}.split()) & set(sys.modules)) or None)"
     )

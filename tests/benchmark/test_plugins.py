@@ -11,14 +11,14 @@ import yaml
 import backbones
 from backbones.cliptex.recipes import find_recipe
 from benchmark import evaluate
-from benchmark.cli.main import main
-from benchmark.planning.tasks import plan_tasks
-from benchmark.suites.registry import find_suite
-from cliptex_common import plugins
-from cliptex_common.plugins import load_plugins
+from benchmark.commands.main import main
+from benchmark.suites import find_suite
+from benchmark.tasks import plan_tasks
+from cliptex_common import registry
+from cliptex_common.registry import load_plugins
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS
-from tests.benchmark.commands import listing, runs_of
+from tests.benchmark.run_command import listing, runs_of
 from tests.probes.datasets.make import make_imagefolder
 
 PLUGIN = """
@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 
 import backbones
 from backbones.cliptex.tasks import TASKS, find_task
-from benchmark.suites.registry import Suite, register_suite
+from benchmark.suites import Suite, register_suite
 from cliptex_common.settings import settings_dataclass
 from probes.base import FeatureProbe
 from probes.protocols.base import Preset, Protocol, register_protocol
@@ -65,7 +65,7 @@ def plugin(workdir):
     path = workdir / "mine.py"
     path.write_text(PLUGIN)
     yield path
-    for each in list(plugins.LOADED.values()):
+    for each in list(registry.LOADED.values()):
         each.remove()
 
 
@@ -85,8 +85,8 @@ def test_every_way_to_name_a_plugin(plugin, way, monkeypatch, capsys):
         Path("run.yaml").write_text("plugins: [mine.py]\n")
         words += ["--config", "run.yaml"]
     else:
-        monkeypatch.setenv(plugins.VARIABLE, "mine.py")
-    assert main(words) == 2 and "mine" in plugins.LOADED[plugin].module
+        monkeypatch.setenv(registry.VARIABLE, "mine.py")
+    assert main(words) == 2 and "mine" in registry.LOADED[plugin].module
     assert "mine: folder val is missing" in capsys.readouterr().err
 
 
@@ -101,7 +101,7 @@ def test_what_a_plugin_computes_has_its_sha256_and_nothing_else_has(plugin):
     network, recipe = backbones.create("random").identity(), find_recipe("cliptex").identity()
     load_plugins([plugin])
     assert DATASETS["mine"].module == "probes.registry", "configs of other processes import it"
-    digest = plugins.LOADED[plugin].sha256
+    digest = registry.LOADED[plugin].sha256
     assert conditions("imagefolder/linear") == before
     assert backbones.create("random").identity() == network
     assert find_recipe("cliptex").identity() == recipe
@@ -125,9 +125,9 @@ def test_a_plugin_may_be_a_family_of_backbones(plugin, capsys, monkeypatch):
         "    return RANDOM.build(replace(request, settings=RANDOM.settings))\n"
         "FAMILIES.register('my', Family('my', 'my/SIZE', 'mine', build))\n"
     )
-    monkeypatch.setenv(plugins.VARIABLE, str(plugin))
+    monkeypatch.setenv(registry.VARIABLE, str(plugin))
     backbone = backbones.create("random/my/small")
-    digest = plugins.LOADED[plugin].sha256
+    digest = registry.LOADED[plugin].sha256
     assert backbone.identity() == {**backbones.create("random").identity(), "plugin": digest}
     assert main(["list", "backbones", "SIZE"]) == 0
     assert capsys.readouterr().out.split() == ["my/SIZE", "mine"]
@@ -135,7 +135,7 @@ def test_a_plugin_may_be_a_family_of_backbones(plugin, capsys, monkeypatch):
 
 @pytest.mark.integration
 def test_a_run_in_two_workers_and_its_record(plugin, monkeypatch):
-    monkeypatch.setattr("benchmark.execution.local.cores", lambda: 2)
+    monkeypatch.setattr("benchmark.local.cores", lambda: 2)
     make_imagefolder(Path("mine"), n_train=4, n_val=4)
     options = {"data_root": ".", "device": "cpu", "num_workers": 0, "seeds": 2}
     results = evaluate("my-net", suite="my-suite", plugins=["mine.py"], jobs=2, **options)

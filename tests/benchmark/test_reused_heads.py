@@ -15,12 +15,11 @@ import backbones
 from benchmark import evaluate
 from cliptex_common.errors import UserError
 from probes.base import Head
+from probes.datasets import classification
 from probes.datasets.base import PreparedDataset
-from probes.datasets.specs import imagenet
-from probes.head_file import read_head, write_head
-from probes.predictor import load_predictor
+from probes.predictor import load_predictor, read_head, write_head
 from probes.registry import DATASETS, find_task
-from tests.benchmark.commands import read_json, run_command, runs_of, store
+from tests.benchmark.run_command import read_json, run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder, make_nyu
 from tests.probes.datasets.make_shifts import make_imagenet, make_real, make_shift
 from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
@@ -65,7 +64,7 @@ def test_a_head_is_trained_once_and_scored_on_another_set(shifts, capsys):
     hits = [
         np.argmax(predict(path)[indices]) == position
         for position, index in enumerate(indices)
-        for path in (shifts / "imagenet-a" / imagenet.wnids()[index]).iterdir()
+        for path in (shifts / "imagenet-a" / classification.wnids()[index]).iterdir()
     ]
     # the other 198 classes of the set were never trained on
     assert metrics["imagenet-a/linear"]["top1"] == pytest.approx(100 * np.mean(hits))

@@ -10,8 +10,8 @@ import zlib
 import pytest
 
 from probes.registry import find_task
-from reports.mlflow.query import read_run
-from tests.benchmark.commands import read_json, run_command, runs_of, store
+from reports.store import read_run
+from tests.benchmark.run_command import read_json, run_command, runs_of, store
 from tests.forks import Fork, command
 from tests.probes.datasets.make import truncate
 
@@ -95,8 +95,8 @@ def check_models(results: dict) -> None:
 def test_a_worker_is_asked_for_the_precision_of_a_device_that_this_machine_lacks(
     can, camvid, monkeypatch, capsys
 ):
-    monkeypatch.setattr("benchmark.planning.plan.decide_precision", lambda options: ("auto", ""))
-    monkeypatch.setattr("benchmark.probing.unit.prefers_bf16", lambda device: can)
+    monkeypatch.setattr("benchmark.plan.decide_precision", lambda options: ("auto", ""))
+    monkeypatch.setattr("benchmark.cell.prefers_bf16", lambda device: can)
     assert run_command(f"{CAMVID} 0 --set max_iters=1 --set precision=auto") == 0
     precision = "bf16" if can else "fp32"
     assert f"precision {precision} on the workers" in capsys.readouterr().out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmark.commands import read_json, run_command
+from tests.benchmark.run_command import read_json, run_command
 from tests.probes.datasets.make import make_camvid
 
 pytestmark = pytest.mark.integration
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.integration
 @pytest.mark.slow
 def test_features_are_cached_in_processes_too(workdir, monkeypatch):
     make_camvid(workdir / "camvid")
-    monkeypatch.setattr("benchmark.execution.local.cores", lambda: 2)
+    monkeypatch.setattr("benchmark.local.cores", lambda: 2)
     words = "run --data-root . --device cpu --task camvid/linear --partial"
     words += " --backbone random,efficientnet-lite0"
     words += " --set max_iters=3 --set batch_size=2 --set size=32 --set fixed_crops=2"

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from backbones.cliptex.pairs import decode_image
-from cliptex_common.dense_maps.read import read_normals
-from cliptex_common.images import FORMATS, open_image, to_rgb
+from cliptex_common.images import FORMATS, open_image, read_normals, to_rgb
 
 COLUMNS, ROWS = np.meshgrid(np.arange(60), np.arange(40))
 COLOURS = np.stack([COLUMNS * 4, ROWS * 6, (COLUMNS + ROWS) * 2], -1).astype(np.uint8)

@@ -14,14 +14,14 @@ import filelock
 import pytest
 
 from cliptex_common.errors import UserError
-from cliptex_common.locks import locked
+from cliptex_common.files import locked
 
 pytestmark = pytest.mark.integration
 
 WORK = """
 import sys, time
 from pathlib import Path
-from cliptex_common.locks import locked
+from cliptex_common.files import locked
 path, journal, name, seconds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 def note(event):
     with journal.open("a") as file:

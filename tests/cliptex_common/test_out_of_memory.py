@@ -8,8 +8,8 @@ import weakref
 import pytest
 import torch
 
+from cliptex_common.device import Halving
 from cliptex_common.errors import OutOfMemory
-from cliptex_common.out_of_memory import Halving
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB."
 

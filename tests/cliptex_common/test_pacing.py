@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cliptex_common import pacing
-from cliptex_common.pacing import Pace
+from cliptex_common import progress
+from cliptex_common.progress import Pace
 
 
 class Clock:
@@ -21,7 +21,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(pacing, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     return clock
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cliptex_common import plugins
+from cliptex_common import registry
 from cliptex_common.errors import UserError
 from cliptex_common.registry import Registry, instance_of
 
@@ -28,7 +28,7 @@ def write(tmp_path):
         return path
 
     yield write
-    for plugin in list(plugins.LOADED.values()):
+    for plugin in list(registry.LOADED.values()):
         plugin.remove()
 
 
@@ -48,35 +48,35 @@ def write(tmp_path):
 def test_a_broken_plugin_is_one_line_and_leaves_nothing(write, source, message):
     path = write(source)
     with pytest.raises(UserError) as raised:
-        plugins.load(path)
+        registry.load(path)
     assert f"plugin {path}" in str(raised.value) and message in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert list(ENTRIES) == ["ours"] and not plugins.loaded()
+    assert list(ENTRIES) == ["ours"] and not registry.loaded()
 
 
 def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot read plugin .*gone.py: No such file"):
-        plugins.load(tmp_path / "gone.py")
+        registry.load(tmp_path / "gone.py")
 
 
 def test_a_pipe_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.py")
     with pytest.raises(UserError, match=r"cannot read plugin .*pipe.py: not a regular file"):
-        plugins.load(tmp_path / "pipe.py")
+        registry.load(tmp_path / "pipe.py")
 
 
 def test_a_plugin_that_never_ends_is_interrupted(write, monkeypatch):
-    monkeypatch.setenv(plugins.TIMEOUT, "0.1")
-    message = rf"mine.py:2: it has not ended after 0.1 s; .* {plugins.TIMEOUT}"
+    monkeypatch.setenv(registry.TIMEOUT, "0.1")
+    message = rf"mine.py:2: it has not ended after 0.1 s; .* {registry.TIMEOUT}"
     with pytest.raises(UserError, match=message):
-        plugins.load(write("x = 1\nwhile x: x = 1"))
-    plugins.load(write(f"{REGISTER}'mine', 'a')"))
+        registry.load(write("x = 1\nwhile x: x = 1"))
+    registry.load(write(f"{REGISTER}'mine', 'a')"))
     assert ENTRIES["mine"] == "a"
 
 
 def test_the_origin_of_an_entry_is_the_files_sha256(write):
     path = write(f"{REGISTER}'mine', 'a')")
-    plugins.load(path)
+    registry.load(path)
     (digest,) = ENTRIES.origin("mine").values()
     assert ENTRIES.find("mine") == "a" and len(digest) == 64 and ENTRIES.origin("ours") == {}
     with pytest.raises(UserError, match=f"'mine' exists already, of plugin {path}"):
@@ -88,19 +88,19 @@ def test_the_origin_of_an_entry_is_the_files_sha256(write):
 def test_what_a_plugin_imports_is_not_of_the_plugin(write, tmp_path, monkeypatch):
     write(f"{REGISTER}'imported', 'c')", "imported_by_mine.py")
     monkeypatch.syspath_prepend(str(tmp_path))
-    plugins.load(write(f"import imported_by_mine\n{REGISTER}'mine', 'a')"))
+    registry.load(write(f"import imported_by_mine\n{REGISTER}'mine', 'a')"))
     assert ENTRIES.pop("imported") == "c" and ENTRIES.origin("imported") == {}
 
 
 def test_an_edited_plugin_replaces_what_it_registered(write):
     path = write(f"{REGISTER}'mine', 'a')")
-    plugins.load(path)
+    registry.load(path)
     before = ENTRIES.origin("mine")
-    plugins.load(path)
+    registry.load(path)
     assert ENTRIES.origin("mine") == before
-    plugins.load(write(f"{REGISTER}'mine', 'b')\nENTRIES.register('more', 'c')"))
+    registry.load(write(f"{REGISTER}'mine', 'b')\nENTRIES.register('more', 'c')"))
     assert (ENTRIES["mine"], ENTRIES["more"]) == ("b", "c") and ENTRIES.origin("mine") != before
-    plugins.load(write(f"{REGISTER}'mine', 'b')"))
+    registry.load(write(f"{REGISTER}'mine', 'b')"))
     assert "more" not in ENTRIES
 
 
@@ -114,7 +114,7 @@ def test_an_entry_of_this_project_is_refused_though_nothing_has_imported_it(tmp_
     code = "from probes.registry import DATASETS; DATASETS.find('mine')"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, plugins.VARIABLE: str(path)},
+        env={**os.environ, registry.VARIABLE: str(path)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -124,18 +124,18 @@ def test_an_entry_of_this_project_is_refused_though_nothing_has_imported_it(tmp_
 
 def test_another_process_needs_the_content_not_the_file(write):
     path = write(f"{REGISTER}'mine', 'a')")
-    plugins.load(path)
-    ((name, source),) = plugins.loaded()
-    plugins.LOADED[path].remove()
+    registry.load(path)
+    ((name, source),) = registry.loaded()
+    registry.LOADED[path].remove()
     path.unlink()
-    plugins.load(name, source)
+    registry.load(name, source)
     assert ENTRIES.find("mine") == "a"
 
 
 def test_plugins_of_the_environment_are_imported_for_names_that_are_not_there(write, monkeypatch):
     paths = [write(f"{REGISTER}'{name}', 'a')", f"{name}.py") for name in ("first", "second")]
-    monkeypatch.setenv(plugins.VARIABLE, os.pathsep.join(map(str, paths)))
-    assert ENTRIES.find("ours") == "a" and not plugins.loaded()
+    monkeypatch.setenv(registry.VARIABLE, os.pathsep.join(map(str, paths)))
+    assert ENTRIES.find("ours") == "a" and not registry.loaded()
     assert ENTRIES.find("second") == "a" and {"first", "second"} <= set(ENTRIES)
     with pytest.raises(UserError, match="no thing 'third'"):
         ENTRIES.find("third")

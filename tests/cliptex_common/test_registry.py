@@ -7,12 +7,12 @@ import sys
 import pytest
 
 import backbones.registry  # noqa: F401
-import benchmark.suites.catalog  # noqa: F401
-from backbones import UserError
-from backbones.cliptex.experts import EXPERTS
+import benchmark.catalog  # noqa: F401
+from backbones.cliptex.experts.base import EXPERTS
 from backbones.registry import BACKBONES
-from benchmark.execution import EXECUTORS
-from benchmark.suites.registry import SUITES
+from benchmark.executor import EXECUTORS
+from benchmark.suites import SUITES
+from cliptex_common.errors import UserError
 from cliptex_common.registry import Registry
 from probes.dense.dataset import DenseDataset
 from probes.registry import DATASETS, PROBES, find_task, tasks
@@ -31,8 +31,8 @@ from dataclasses import make_dataclass
 from types import SimpleNamespace
 from backbones import Entry
 from backbones.cliptex.experts import Expert
-from benchmark.execution import Executor
-from benchmark.suites.registry import Suite
+from benchmark.executor import Executor
+from benchmark.suites import Suite
 from probes.base import Metric, Probe, TaskResult
 from probes.datasets.base import DatasetSpec, Sample
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.cli.new import NAMES, template
-from cliptex_common import plugins
+from benchmark.commands.new import NAMES, template
+from cliptex_common import registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,5 +35,5 @@ def plugin_files(tmp_path):
         (tmp_path / f"{name}.py").write_text(template(kind, name))
     shutil.copytree(ROOT / "docs/examples", tmp_path, dirs_exist_ok=True)
     yield
-    for plugin in list(plugins.LOADED.values()):
+    for plugin in list(registry.LOADED.values()):
         plugin.remove()

@@ -24,44 +24,36 @@ import pytest
 from torch import nn
 
 import backbones
-from backbones.cliptex.experts import EXPERTS
+from backbones.cliptex.experts.base import EXPERTS
 from backbones.cliptex.labelling import LabelSettings
 from backbones.cliptex.recipes import find_recipe
 from backbones.cliptex.tasks import find_task
 from benchmark import evaluate
-from benchmark.cli.cache import ListCache, RemoveFromCache
-from benchmark.cli.data import CheckDatasets, GetDatasets
-from benchmark.cli.doctor import Doctor
-from benchmark.cli.experts import TrainExpert
-from benchmark.cli.labels import MakeLabels, PredictLabels
-from benchmark.cli.main import main, parse
-from benchmark.cli.report import WriteReport
-from benchmark.cli.reproduce import Reproduce
-from benchmark.cli.run import RunTasks
-from benchmark.cli.sweep import Launch
-from benchmark.cli.train import TrainBackbone
-from benchmark.cli.watch import Watch
-from benchmark.execution import EXECUTORS
-from benchmark.planning.options import RunOptions, run_options
-from benchmark.planning.plan import make_plan
-from benchmark.planning.tasks import plan_tasks
-from benchmark.probing.data import RunInputs
-from benchmark.probing.records import BackboneInfo
-from benchmark.probing.unit import describe_backbone
-from benchmark.reproduce.quick import FEW, TEXT_BACKBONE
-from benchmark.reproduce.targets import find_targets
-from benchmark.results.run_result import RunResult, as_json
+from benchmark.cell import describe_backbone
+from benchmark.commands.data import CheckDatasets, GetDatasets, ListCache, RemoveFromCache
+from benchmark.commands.doctor import Doctor
+from benchmark.commands.looking import WriteReport
+from benchmark.commands.main import main, parse
+from benchmark.commands.making import MakeLabels, PredictLabels, TrainBackbone, TrainExpert
+from benchmark.commands.runs import Reproduce, RunTasks, Watch
+from benchmark.commands.sweep import Launch
+from benchmark.executor import EXECUTORS
+from benchmark.options import RunOptions, run_options
+from benchmark.plan import RunInputs, make_plan
+from benchmark.reproduce import FEW, TEXT_BACKBONE, find_targets
+from benchmark.result import RunResult, as_json
+from benchmark.run import dry_run
 from benchmark.run import run as run_tasks
-from benchmark.suites.registry import find_suite
-from benchmark.workflows.dry_run import dry_run
-from benchmark.workflows.sweep import plan_sweep
-from cliptex_common import plugins
-from cliptex_common.plugins import load_plugins
+from benchmark.suites import find_suite
+from benchmark.sweep import plan_sweep
+from benchmark.tasks import BackboneInfo, plan_tasks
+from cliptex_common import registry
+from cliptex_common.registry import load_plugins
 from cliptex_common.settings import with_changes
-from probes.datasets.download.table import ENTRIES
-from probes.datasets.specs.webdataset import list_candidates
-from reports.cell import Cell
-from reports.render.export import FORMATS
+from probes.datasets.download import ENTRIES
+from probes.datasets.webdataset import list_candidates
+from reports.pages import FORMATS
+from reports.records import Cell
 from tests.docs.blocks import FOR_OTHER_SUITES, ROOT, Block, blocks, commands
 from tests.docs.test_examples import Patches
 from tests.probes import tiny_coco
@@ -328,7 +320,7 @@ def test_files_that_are_shown_are_modules(block: Block):
         import_module(".".join(inside))
         return
     load_plugins([block.file])
-    plugins.LOADED[block.file].remove()
+    registry.LOADED[block.file].remove()
 
 
 def test_python_blocks_run(folder, store, plugin_files):

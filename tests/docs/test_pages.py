@@ -9,7 +9,7 @@ import re
 import pytest
 import yaml
 
-import benchmark.suites.catalog  # noqa: F401 – registers every probe
+import benchmark.catalog  # noqa: F401 – registers every probe
 from docs.hooks import MARKER, tasks_table
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES

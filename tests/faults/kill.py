@@ -24,8 +24,8 @@ import psutil
 
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.labels import LabelStore
-from reports.mlflow.client import Client
 from reports.report import ReportRequest, build_report
+from reports.store import Client
 from tests.faults.sandbox import EXPERTS, Outcome, make_inputs
 from tests.servers import mlflow_server
 

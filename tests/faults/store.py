@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from reports.mlflow.client import Client
+from reports.store import Client
 from tests.faults.disk import small_disk
 from tests.faults.sandbox import REPORT, RUN_AGAIN, Outcome, Sandbox
 from tests.servers import MlflowServer

@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from benchmark.execution.progress import console
+from benchmark.progress import console
 
 # as for `python -m benchmark`: measure what users get
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

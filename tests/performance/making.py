@@ -69,7 +69,7 @@ def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Re
     them."""
     import torch
 
-    from backbones.cliptex.experts import find_expert
+    from backbones.cliptex.experts.base import find_expert
     from backbones.cliptex.labelling import Labeller, LabelSettings, finish_labels, labels_writer
     from backbones.cliptex.pairs import open_pairs
     from cliptex_common.progress import Silent
@@ -107,7 +107,7 @@ def mini_labels(n: int) -> list[dict[str, Any]]:
 
     import numpy as np
 
-    from benchmark.mini.render import draw_picture
+    from benchmark.mini.solids import draw_picture
 
     def inverse(depth: np.ndarray) -> np.ndarray:
         return np.divide(1, depth, out=np.full_like(depth, np.nan), where=depth > 0)

@@ -29,7 +29,7 @@ def segmentation(
     from mmengine.runner import Runner
 
     import backbones
-    import benchmark.suites.catalog  # noqa: F401
+    import benchmark.catalog  # noqa: F401
     from cliptex_common.device import current_device, prefers_bf16
     from cliptex_common.heap import keep_freed_memory
     from probes.features.store import root
@@ -137,7 +137,7 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
     import torch
 
     import backbones
-    import benchmark.suites.catalog  # noqa: F401
+    import benchmark.catalog  # noqa: F401
     from probes.features.store import root
     from tests.performance.toys import context, dense
 

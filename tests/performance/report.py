@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from reports.cell import Cell, ParentRun
-from reports.mlflow.run import Tracker
+from reports.records import Cell, ParentRun
+from reports.tracking import Tracker
 from tests.performance.harness import Result, bench, limited
 from tests.reports.synthetic import METRICS, Arrays, log_scores, metrics_of, scores
 
@@ -26,7 +26,7 @@ def report(
 ) -> list[Result]:
     """Seconds of a whole report over 2,000 synthetic runs, 50 of them with half a million
     detections each."""
-    from reports.render.export import write
+    from reports.pages import write
     from reports.report import ReportRequest, build_report
 
     with tempfile.TemporaryDirectory() as folder:

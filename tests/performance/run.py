@@ -29,10 +29,10 @@ TRACKING = (
 @bench(iterations=4)
 def run(iterations: int = 300) -> list[Result]:
     """One cell of the smoke suite, with every call into tracking timed."""
+    from benchmark import options
     from benchmark import run as runner
-    from benchmark.planning import options
-    from reports.mlflow import run as tracking
-    from reports.mlflow.client import using
+    from reports import tracking
+    from reports.store import using
 
     clock = {"inside": 0.0, "depth": 0}
 

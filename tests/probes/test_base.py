@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import benchmark.suites.catalog  # noqa: F401 – registers every probe
+import benchmark.catalog  # noqa: F401 – registers every probe
 from probes.base import NotApplicable, Probe
 from probes.registry import PROBES
 

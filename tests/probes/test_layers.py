@@ -9,9 +9,9 @@ import torch
 
 import backbones
 import probes.catalog  # noqa: F401
-from backbones import UserError
+from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
-from probes.layers import layer_number
+from probes.base import layer_number
 from probes.registry import find_task
 from tests.probes import tiny_dense, tiny_mmlab
 from tests.probes.datasets.make import make_imagefolder
@@ -108,7 +108,7 @@ def test_heads_on_several_layers_train_in_one_loop_as_they_would_alone(
 
 
 def test_class_tokens_of_all_layers_are_encoded_once(tmp_path, vit):
-    from probes.checks.check import prepare
+    from probes.datasets.check import prepare
     from probes.image_level.encode import encode_split
 
     make_imagefolder(tmp_path)

@@ -10,13 +10,13 @@ import torch
 import torchvision.ops
 from torch import Tensor
 
-from probes import mmcv_ops  # before mmcv, whose operators it brings
+from probes import mmlab  # before mmcv, whose operators it brings
 
 # isort: split
 from mmcv.ops import RoIAlign, nms, roi_align
 
 pytestmark = pytest.mark.skipif(
-    not isinstance(sys.modules[mmcv_ops.NAME], mmcv_ops.TorchvisionOps),
+    not isinstance(sys.modules[mmlab.NAME], mmlab.TorchvisionOps),
     reason="mmcv has compiled operators",
 )
 ROIS = torch.tensor([[0, 1.3, 2.1, 17.7, 12.9], [1, 0, 0, 31, 23], [0, -9, -5, 6, 40]])

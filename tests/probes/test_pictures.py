@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from cliptex_common.dense_maps.pictures import scale_bar, spread_indices, write_grid
+from cliptex_common.images import scale_bar, spread_indices, write_grid
 from probes.pictures import write_gallery
 
 

@@ -16,9 +16,8 @@ from backbones.backbone import Backbone
 from cliptex_common.errors import UserError
 from probes.base import Head, TaskResult
 from probes.datasets.base import PreparedDataset
-from probes.head_file import read_head, write_head
 from probes.image_level.linear import LinearHeads
-from probes.predictor import Predictor, load_predictor
+from probes.predictor import Predictor, load_predictor, read_head, write_head
 from probes.registry import DATASETS, PROBES
 from tests.probes import tiny_dense
 from tests.probes.datasets import make

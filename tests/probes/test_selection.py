@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cliptex_common.errors import UserError
-from probes.selection import Candidate, log_scores, select_candidate, stratified_split
+from probes.select import Candidate, log_scores, select_candidate, stratified_split
 from tests.recorder import Recorder
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from backbones.backbone import Backbone, DataConfig, Weights
 from probes.base import Context
-from probes.checks.check import prepare
 from probes.datasets.base import Sample
+from probes.datasets.check import prepare
 from tests.probes import tiny_mmlab
 from tests.probes.datasets.make import COLOURS
 from tests.recorder import Recorder

@@ -24,8 +24,8 @@ from PIL import Image
 from sklearn.preprocessing import StandardScaler
 
 import probes.catalog  # noqa: F401
-from benchmark.probing.unit import computing_on
-from cliptex_common.dense_maps.scores import confusion
+from benchmark.cell import computing_on
+from cliptex_common.metrics import confusion
 from cliptex_common.settings import with_changes
 from probes.base import Context
 from probes.dense.patches.images import PatchImages

@@ -197,7 +197,7 @@ def suite(order: list[list[int]]) -> dict[str, Any]:
     """The fields, by this suite, which trains in the order of the source's images."""
     import probes.catalog  # noqa: F401  registers every protocol
     from probes.image_level.attentive import AttentiveHeads, adamw, create_head
-    from probes.image_level.random_crops import cosine, train_step
+    from probes.image_level.linear import cosine, train_step
     from probes.protocols.base import find_preset
     from probes.registry import find_task
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from probes.matching.label_propagation import resize_frame
+from probes.matching.videos import resize_frame
 from tests.protocols import propagation
 from tests.protocols.dense import summary
 from tests.protocols.nearest import importing, script_defaults

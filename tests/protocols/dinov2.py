@@ -157,8 +157,15 @@ def suite() -> dict[str, dict[str, Any]]:
     """The fields, by this suite."""
     import backbones
     from probes.image_level.encode import encoder
-    from probes.image_level.linear import LinearHeads, Standardiser, create_heads, sgd
-    from probes.image_level.random_crops import cosine, crop_transform, train_step
+    from probes.image_level.linear import (
+        LinearHeads,
+        Standardiser,
+        cosine,
+        create_heads,
+        crop_transform,
+        sgd,
+        train_step,
+    )
     from probes.protocols.base import find_preset
     from probes.registry import find_task
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cliptex_common.dense_maps.scores import depth_scores
+from cliptex_common.metrics import depth_scores
 from probes.dense.losses import TaskObjective
 from probes.dense.settings import round_up
 from probes.dense.task import cropped

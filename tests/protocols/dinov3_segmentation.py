@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cliptex_common.dense_maps.read import read_labels
-from cliptex_common.dense_maps.scores import class_areas, confusion
+from cliptex_common.images import read_labels
+from cliptex_common.metrics import class_areas, confusion
 from probes.dense.segmentation import segmentation_scores
 from tests.protocols import dense, segmented
 from tests.protocols.dense import (

@@ -10,8 +10,7 @@ from typing import Any
 from unittest import mock
 
 import probes.catalog  # noqa: F401
-from probes.matching.view_matching import angle_of, listed_pairs, relative_pose
-from probes.matching.views import object_view
+from probes.matching.views import angle_of, listed_pairs, object_view, relative_pose
 from probes.registry import DATASETS
 from tests.probes.matching.layouts import make_navi
 from tests.protocols.nearest import importing

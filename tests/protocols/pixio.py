@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cliptex_common.dense_maps.scores import class_areas, confusion, depth_scores
 from cliptex_common.device import prefers_bf16
+from cliptex_common.metrics import class_areas, confusion, depth_scores
 from probes.dense.segmentation import segmentation_scores
 from tests.protocols import dense, nearest, pixio_source
 from tests.protocols.dense import (

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cliptex_common.device import prefers_bf16
-from probes.datasets.download.nyu import millimetres
+from probes.datasets.download import millimetres
 from probes.dense.losses import TaskObjective
 from probes.dense.metrics import TaskScores
 from probes.dense.settings import in_iterations, native_stride, reads_class_token, round_up

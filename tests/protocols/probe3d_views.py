@@ -24,15 +24,17 @@ from torch import Tensor
 
 import probes.catalog  # noqa: F401
 from cliptex_common.settings import with_changes
-from probes.matching.metrics import ANGLES, view_pairs
-from probes.matching.view_matching import (
+from probes.matching.probe import ANGLES, view_pairs
+from probes.matching.views import (
+    VIEWS,
     angle_of,
     listed_pairs,
     match_views,
+    pad_to,
+    reduced,
     relative_pose,
     sampled_pairs,
 )
-from probes.matching.views import VIEWS, pad_to, reduced
 from probes.protocols.base import find_preset
 from probes.registry import DATASETS, find_task
 from tests.probes.matching.layouts import make_navi, make_scannet
@@ -260,6 +262,6 @@ def _suite(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _names(kind: str) -> list[str]:
-    from probes.matching.metrics import RECALLS as DECLARED
+    from probes.matching.probe import RECALLS as DECLARED
 
     return [name for name, _, _ in DECLARED[kind]]

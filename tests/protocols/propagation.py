@@ -17,8 +17,9 @@ from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
 from cliptex_common.settings import with_changes
-from probes.checks.check import prepare
-from probes.matching.label_propagation import (
+from probes.datasets.check import prepare
+from probes.matching.probe import LabelPropagationSettings
+from probes.matching.videos import (
     best_labels,
     frame_maps,
     propagate,
@@ -26,7 +27,6 @@ from probes.matching.label_propagation import (
     read_masks,
     resize_frame,
 )
-from probes.matching.settings import LabelPropagationSettings
 from probes.protocols.base import find_preset
 from probes.registry import DATASETS, find_task
 from tests.probes import tiny_mmlab

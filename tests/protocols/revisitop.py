@@ -77,7 +77,7 @@ def source(checkout: Path) -> dict[str, dict[str, Any]]:
 def suite() -> dict[str, dict[str, Any]]:
     import probes.catalog  # noqa: F401  registers everything
     from cliptex_common.settings import with_changes
-    from probes.instance_retrieval.retrieval import RetrievalViews
+    from probes.matching.instances import RetrievalViews
     from probes.protocols.base import find_preset
     from probes.registry import find_task
     from tests.probes.datasets import make

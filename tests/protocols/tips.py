@@ -35,7 +35,7 @@ from probes.dense.patches import open_vocabulary
 from probes.dense.patches.images import PatchImages, TextSpaceEncoder
 from probes.dense.patches.pixels import Patches, average_windows, windows
 from probes.dense.transforms import ShortSide
-from probes.image_level.zero_shot import embed_names, templates_for
+from probes.image_level.text import embed_names, templates_for
 from probes.protocols.base import find_preset
 from probes.registry import DATASETS, PROBES
 from tests.probes.tiny_mmlab import context

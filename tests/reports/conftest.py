@@ -6,13 +6,13 @@ from contextlib import chdir
 
 import pytest
 
-from reports.analysis import Analysis, analyse
-from reports.artifacts import PLOTS
-from reports.mlflow.query import Store
-from reports.mlflow.run import Tracker
-from reports.render.page import render_page
+from reports.comparison import Analysis, analyse
+from reports.pages import render_page
+from reports.records import PLOTS
 from reports.report import ReportRequest, build_report
 from reports.selection import select
+from reports.store import Store
+from reports.tracking import Tracker
 from tests.reports.synthetic import write_run
 
 TASKS = ("voc/linear", "nyu-depth/linear", "imagenet/linear", "flickr30k/retrieval")

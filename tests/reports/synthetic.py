@@ -15,12 +15,22 @@ import numpy as np
 import probes.catalog  # noqa: F401  registers the metrics of every kind
 from cliptex_common.files import content_key
 from probes.pictures import write_gallery
-from reports.artifacts import DETECTIONS, PARENT, PER_IMAGE, PICTURES, PROTOCOL
-from reports.cell import Cell, ParentRun, cell_key, cost_metrics, task_tag
-from reports.detections import to_columns
-from reports.metrics import Metric
-from reports.mlflow.run import Run, Tracker
-from reports.stats.per_image import image_scores
+from reports.per_image import image_scores
+from reports.records import (
+    DETECTIONS,
+    PARENT,
+    PER_IMAGE,
+    PICTURES,
+    PROTOCOL,
+    Cell,
+    Metric,
+    ParentRun,
+    cell_key,
+    cost_metrics,
+    task_tag,
+    to_columns,
+)
+from reports.tracking import Run, Tracker
 
 METRICS = {
     "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},

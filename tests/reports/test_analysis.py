@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from reports.measurements import shown_metrics
-from reports.metrics import Metric
-from reports.parts.tables import overview
+from reports.comparison import shown_metrics
+from reports.records import Metric
+from reports.tables import overview
 from tests.reports import synthetic
 from tests.reports.synthetic import TASKS as KINDS
 from tests.reports.synthetic import stored_run, write_run

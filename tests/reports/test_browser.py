@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from reports.mlflow.run import Tracker
-from reports.parts.features import make_feature_pictures
-from reports.parts.summary import Summary
-from reports.render.export import write
+from reports.leaderboard import Leaderboard, render_leaderboard
+from reports.pages import write
+from reports.pictures import make_feature_pictures
 from reports.report import Report, ReportRequest, build_report
-from reports.shared.page import render_leaderboard
-from reports.shared.standings import Leaderboard
-from tests.reports.parts.test_features import arrays
-from tests.reports.shared.test_standings import column
+from reports.summary import Summary
+from reports.tracking import Tracker
 from tests.reports.synthetic import write_run
+from tests.reports.test_features import arrays
+from tests.reports.test_leaderboard import column
 
 pytestmark = pytest.mark.cluster
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.cell import Cell, ParentRun, Record, read_record
-from reports.metrics import Metric
+from reports.records import Cell, Metric, ParentRun, Record, read_record
 
 CELL = Cell(
     run_id="r",

@@ -14,20 +14,16 @@ import pytest
 
 from benchmark import compare
 from benchmark.api import COLUMNS, Results
-from benchmark.execution.progress import console
-from benchmark.planning.tasks import plan_tasks
-from benchmark.results.report import write_report
-from benchmark.results.run_result import RunResult, as_json
-from benchmark.results.table import show
-from benchmark.suites.registry import Suite
-from reports.artifacts import PER_IMAGE
-from reports.cell import Cell
-from reports.mlflow.query import Store
-from reports.mlflow.run import Tracker
+from benchmark.progress import console
+from benchmark.result import RunResult, as_json, show, write_report
+from benchmark.suites import Suite
+from benchmark.tasks import plan_tasks
+from reports.leaderboard import Leaderboard
+from reports.records import PER_IMAGE, Cell
 from reports.report import ReportRequest, build_report
-from reports.shared.archive import read_archive
-from reports.shared.export import export_results
-from reports.shared.standings import Leaderboard
+from reports.sharing import export_results, read_archive
+from reports.store import Store
+from reports.tracking import Tracker
 from tests.reports.synthetic import write_run
 
 pytestmark = pytest.mark.integration

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from reports.cell import Cell, ParentRun, Record
-from reports.mlflow.run import Tracker
+from reports.records import Cell, ParentRun, Record
 from reports.report import ReportRequest, _like_runs, build_report
+from reports.tracking import Tracker
 from tests.reports.conftest import same
 from tests.reports.synthetic import write_run
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.cell import ParentRun
-from reports.errors import TrackingError
+from reports.records import ParentRun, TrackingError
 from reports.selection import select
 from tests.reports.synthetic import stored_run
 

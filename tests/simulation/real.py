@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 import probes.catalog  # noqa: F401  registers the metrics of every kind
-from reports.measurements import Key
-from reports.shared.archive import read_archive
-from reports.shared.standings import Leaderboard
-from reports.stats.resampling import MetricSample
+from reports.comparison import Key
+from reports.leaderboard import Leaderboard
+from reports.sharing import read_archive
+from reports.statistics import MetricSample
 from tests.simulation.world import Rates, judge, make_columns, rates
 
 DATA = Path(os.environ.get("CLIPTEX_TEST_DATA", Path(__file__).parents[3] / "shared/data"))

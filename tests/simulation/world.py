@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from reports.cell import Cell
-from reports.judgement import Judgement, judge_differences
-from reports.measurements import Key
-from reports.metrics import Metric
+from reports.comparison import Judgement, Key, judge_differences
+from reports.leaderboard import SharedColumn, rank_backbones
+from reports.records import Cell, Metric
 from reports.selection import Selection, TaskColumn
-from reports.shared.standings import SharedColumn, rank_backbones
-from reports.stats.resampling import MetricSample
+from reports.statistics import MetricSample
 
 RESAMPLES = 200
 HARD = 15.0  # noise of an image that all backbones share

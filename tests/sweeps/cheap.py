@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import benchmark.suites.catalog  # noqa: F401 – registers the tasks
+import benchmark.catalog  # noqa: F401 – registers the tasks
 from backbones.cliptex.recipes import RECIPES, Recipe
-from reports.mlflow.run import Run, Tracker
+from reports.tracking import Run, Tracker
 from sweeps.space import LAMBDAS, SearchOptions, make_space
 from sweeps.study import create_study, sole_driver, storage_url
 from sweeps.trial import Evaluate, Sweep

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.mlflow.run import Tracker
+from reports.tracking import Tracker
 
 
 @pytest.fixture

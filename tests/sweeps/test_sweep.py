@@ -18,9 +18,9 @@ import optuna
 import pytest
 
 from cliptex_common.errors import UserError
-from reports.artifacts import PLOTS
-from reports.mlflow.query import Store
-from reports.parts.study import find_study, study_frame
+from reports.records import PLOTS
+from reports.store import Store
+from reports.studies import find_study, study_frame
 from sweeps.study import (
     best_recipe,
     create_study,

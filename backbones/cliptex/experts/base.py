@@ -25,11 +25,10 @@ from torch.utils._pytree import tree_map_only
 from backbones.backbone import state_sha256
 from backbones.cliptex.ground_truth import LabelledImage
 from backbones.cliptex.tasks import find_label_map, ordered
-from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.device import prefers_bf16
 from cliptex_common.errors import UserError, first_line, report_malformed
 from cliptex_common.files import atomic_write, content_key, read_json, write_json
-from cliptex_common.images import IMAGE_ERRORS, open_image, to_rgb
+from cliptex_common.images import IMAGE_ERRORS, UNKNOWN, open_image, to_rgb
 from cliptex_common.progress import Progress
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.settings import ShareRange, one_line_errors, settings_dataclass

@@ -36,10 +36,9 @@ from backbones.cliptex.trainer import (
     copy_buffers,
     restore_buffers,
 )
-from cliptex_common.device import float32_products, upload
+from cliptex_common.device import float32_products, report_out_of_memory, upload
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
-from cliptex_common.out_of_memory import report_out_of_memory
 from cliptex_common.progress import Progress
 from cliptex_common.settings import with_changes
 

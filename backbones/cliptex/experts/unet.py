@@ -20,7 +20,7 @@ from backbones.cliptex.encoders import PACKAGED, Normalise, timm_encoder
 from backbones.cliptex.experts.base import Expert, ExpertData, FitSettings, Loss, resize
 from backbones.cliptex.losses import IGNORE
 from backbones.cliptex.tasks import find_label_map
-from cliptex_common.dense_maps.read import UNKNOWN
+from cliptex_common.images import UNKNOWN
 from cliptex_common.settings import settings_dataclass
 
 LONGEST = 8  # of a long side in short ones

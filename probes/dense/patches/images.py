@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from backbones.backbone import Backbone, resize_concat
-from cliptex_common.dense_maps.pictures import spread_indices
-from cliptex_common.device import upload
-from cliptex_common.out_of_memory import Halving
-from probes.base import Context, TaskResult
+from cliptex_common.device import Halving, upload
+from cliptex_common.images import spread_indices
+from probes.base import Context, TaskResult, requested_map
 from probes.datasets.base import Split
 from probes.dense.config import dataset_of, preprocessor
 from probes.dense.group import Predicted, constant_note, draw_preview
@@ -28,10 +27,8 @@ from probes.dense.patches.pixels import Patches, resize_labels, windows
 from probes.dense.patches.settings import has_void_class
 from probes.dense.settings import native_stride, round_up
 from probes.dense.transforms import LOAD, ground_truth_config
-from probes.features.crops import all_crops
-from probes.features.feature_dataset import MapViews, encoder_config
 from probes.features.store import DTYPES
-from probes.layers import requested_map
+from probes.features.views import MapViews, all_crops, encoder_config
 from probes.pictures import GALLERY_IMAGES
 from probes.train import frozen_backbone
 

@@ -30,7 +30,7 @@ from probes.dense.patches.memory import (
 from probes.dense.patches.pixels import Patches, label_map, pixel_map
 from probes.dense.patches.settings import LogregSettings
 from probes.image_level.linear import Standardiser
-from probes.selection import Candidate, log_scores, select_candidate
+from probes.select import Candidate, log_scores, select_candidate
 
 
 @dataclass

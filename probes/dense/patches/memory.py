@@ -1,6 +1,6 @@
 """The bank of training patches with their labels, and the images held out to choose settings on.
 
-Held-out images follow from their content (``probes.selection``); ``val`` has no say. There is one
+Held-out images follow from their content (``probes.select``); ``val`` has no say. There is one
 copy of the features: whoever standardises or normalises them does so a part at a time.
 """
 
@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cliptex_common.dense_maps.scores import class_areas, confusion
 from cliptex_common.device import CPU
 from cliptex_common.files import derive_seed
+from cliptex_common.metrics import class_areas, confusion
 from probes.base import Context
 from probes.dense.patches.images import PatchImages, in_groups
 from probes.dense.patches.pixels import Patches, class_shares, pixel_labels
 from probes.dense.patches.settings import has_void_class
 from probes.dense.segmentation import segmentation_scores
-from probes.image_level.classification import on_device_if_small
-from probes.selection import held_out_by_content
+from probes.image_level.metrics import on_device_if_small
+from probes.select import held_out_by_content
 
 ROWS = 2**16  # of the memory at once
 

@@ -19,7 +19,7 @@ from probes.base import Context, TaskResult
 from probes.dense.patches.images import PatchImages, TextSpaceEncoder, evaluate_patches
 from probes.dense.patches.pixels import Patches, average_windows, label_map
 from probes.dense.patches.settings import OpenVocabularySettings
-from probes.image_level.zero_shot import embed_names, templates_for
+from probes.image_level.text import embed_names, templates_for
 
 
 def class_synonyms(classes: Sequence[str], background: Sequence[str]) -> list[list[str]]:

@@ -14,7 +14,7 @@ from probes.dense.patches.settings import (
 )
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import register_probe
-from reports.metrics import Metric
+from reports.records import Metric
 
 METRICS = DENSE_TASKS["segmentation"].metrics
 HUNGARIAN = {**METRICS, "mIoU_hungarian": Metric()}

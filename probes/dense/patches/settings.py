@@ -8,8 +8,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Precision, settings_dataclass
+from probes.base import PatchLayers
 from probes.dense.settings import ImageSize
-from probes.layers import PatchLayers
 from probes.upsamplers.names import UpsamplerName
 
 

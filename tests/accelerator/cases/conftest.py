@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cliptex_common.device import current_device, float32_products
-from tests.accelerator.pretended import DEVICE
+from tests.accelerator.pretended.tensor import DEVICE
 
 HERE = Path(__file__).parent
 

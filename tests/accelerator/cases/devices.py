@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from tests.accelerator.pretended import DEVICE
+from tests.accelerator.pretended.tensor import DEVICE
 
 
 def is_pretended(device: torch.device) -> bool:

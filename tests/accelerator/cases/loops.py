@@ -14,21 +14,20 @@ import numpy as np
 import torch
 
 import probes.experts  # noqa: F401  registers those that need MMDetection
-from backbones.cliptex.experts import find_expert, load_experts
-from backbones.cliptex.experts.base import load_data
+from backbones.cliptex.experts.base import find_expert, load_data, load_experts
 from backbones.cliptex.experts.fit import ExpertTrainer
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import RECIPES
 from backbones.cliptex.trainer import TrainContext
 from benchmark import InLoop
 from cliptex_common.progress import Silent
-from probes.checks.check import prepare
+from probes.datasets.check import prepare
 from probes.experts.mask_rcnn import TorchvisionMaskRCNN
-from probes.image_level import random_crops
+from probes.image_level import linear
 from probes.registry import DATASETS, PROBES
 from probes.train.loop import HeadTrainer
 from tests.accelerator.cases.tasks import WHOLE_IMAGES, make_task, small, write_data
-from tests.accelerator.pretended import Events, counting
+from tests.accelerator.pretended.counters import Events, counting
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.backbones.cliptex.experts.small_mask_rcnn import shrink
@@ -143,7 +142,7 @@ def resumed(name: str, unit: str, **changes: Any) -> Loop:
     def loop(folder: Path, device: torch.device, length: int) -> None:
         which, task = probe_task(name, changes, {unit: length}, folder, device)
         with (
-            mock.patch.object(random_crops, "SAVE_EVERY", 0.0),
+            mock.patch.object(linear, "SAVE_EVERY", 0.0),
             contextlib.suppress(KeyboardInterrupt),
         ):
             which.run(replace(task, progress=Recorder(die_at=2)))

@@ -12,8 +12,8 @@ import torch
 import probes.catalog  # noqa: F401  registers probes, datasets and protocols
 from cliptex_common.settings import field_names, with_changes
 from probes.base import Context, Probe
-from probes.checks.check import prepare
 from probes.datasets.base import PreparedDataset
+from probes.datasets.check import prepare
 from probes.protocols.base import PROTOCOLS, Preset
 from probes.registry import DATASETS, PROBES
 from tests.probes import tiny_coco, tiny_dense, tiny_mmlab

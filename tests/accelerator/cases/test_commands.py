@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmark import evaluate
-from benchmark.cli.main import main
-from benchmark.execution.device import choose_device
+from benchmark.commands.main import main
+from benchmark.executor_options import choose_device
 from cliptex_common.device import device_name
 from tests.accelerator.cases.devices import is_pretended
 from tests.benchmark.test_api import IMAGES, Patches
@@ -39,7 +39,7 @@ def test_features_are_shown_of_the_device(tmp_path, device, monkeypatch):
 def test_a_run_on_the_device_of_the_machine_which_emulates_bf16(tmp_path, device, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("benchmark.probing.cell.prefers_bf16", lambda device: False)
+    monkeypatch.setattr("benchmark.cell.prefers_bf16", lambda device: False)
     make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
     store = f"sqlite:///{tmp_path}/mlflow.db"
     results = evaluate(

@@ -11,7 +11,7 @@ import torch
 
 import probes.experts  # noqa: F401  registers those that need MMDetection
 from backbones.cliptex.encoders import PACKAGED
-from backbones.cliptex.experts import EXPERTS, Expert, load_experts
+from backbones.cliptex.experts.base import EXPERTS, Expert, load_experts
 from backbones.cliptex.experts.fit import train_expert
 from backbones.cliptex.experts.published import NllAngMF
 from backbones.cliptex.trainer import TrainContext

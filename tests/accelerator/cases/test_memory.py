@@ -15,11 +15,11 @@ import probes.catalog  # noqa: F401  registers probes and datasets
 from cliptex_common.errors import OutOfMemory
 from cliptex_common.progress import Silent
 from probes.base import Context, EncodeContext
-from probes.checks.check import prepare
+from probes.datasets.check import prepare
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
 from probes.registry import DATASETS, PROBES
-from tests.accelerator.pretended import MEMORY, memory_limit
+from tests.accelerator.pretended.counters import MEMORY, memory_limit
 from tests.probes import tiny_dense
 from tests.probes.datasets.make import make_imagefolder
 

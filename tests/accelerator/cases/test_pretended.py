@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from cliptex_common import device as layer
-from tests.accelerator.pretended import MEMORY, counting, memory_limit
+from tests.accelerator.pretended.counters import MEMORY, counting, memory_limit
 
 pytestmark = pytest.mark.usefixtures("pretended")
 MIXED = "expected all tensors to be on the same device"

@@ -13,11 +13,10 @@ import torch
 from cliptex_common.device import CPU
 from cliptex_common.settings import field_names
 from probes.base import Probe, TaskResult
-from probes.head_file import write_head
 from probes.matching.views import EncodedViews
-from probes.predictor import load_predictor
+from probes.predictor import load_predictor, write_head
 from probes.registry import PROBES
-from probes.upsamplers.hub import AnyUp
+from probes.upsamplers.upsample import AnyUp
 from tests.accelerator.cases.devices import check_metrics, is_pretended
 from tests.accelerator.cases.tasks import (
     FIRST_OF_PATH,
@@ -114,7 +113,7 @@ def test_views_are_matched_where_they_are_encoded(tmp_path, device):
 @pytest.mark.parametrize("name", slow_except(["jbu", "tile2", "anyup"], ["jbu"]))
 def test_upsampled_features_score_as_on_the_cpu(name, tmp_path, device, in_fp32, monkeypatch):
     own = AnyUp(anyup_module.seeded(anyup_module.AnyUp()))
-    monkeypatch.setattr("probes.upsamplers.operators.load_upsampler", lambda *_: own)
+    monkeypatch.setattr("probes.upsamplers.upsample.load_upsampler", lambda *_: own)
     probe = PROBES["segmentation/linear"]
     settings = small(probe, {"upsampler": name, "feature_stride": 4, "layers": "last"})
     check_results(*run_both(probe, tmp_path, device, settings), device)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import backbones
-from backbones import UserError
+from cliptex_common.errors import UserError
 
 
 @pytest.mark.parametrize("suite", ["mteb", "eva", "torchgeo_bench"])

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import backbones
-from backbones import UserError
+from cliptex_common.errors import UserError
 from tests.backbones.bridges.conftest import TOLERANCE, difference, ours, save_picture
 
 pytest.importorskip("torchgeo_bench")

@@ -7,12 +7,11 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-import benchmark.mini.datasets  # noqa: F401  (registers them)
+import benchmark.mini.world  # noqa: F401  (registers them)
 from backbones.cliptex.tasks import find_task
-from benchmark.mini.layout import encode_normals
-from benchmark.mini.render import draw_picture
-from cliptex_common.dense_maps.geometry import AXES
-from cliptex_common.dense_maps.read import read_normals
+from benchmark.mini.solids import draw_picture
+from benchmark.mini.world import encode_normals
+from cliptex_common.images import AXES, read_normals
 from probes.registry import DATASETS
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from backbones.cliptex import tasks
 from backbones.cliptex.recipes import find_recipe, subsets
-from benchmark.cli.new import template
-from cliptex_common import plugins
+from benchmark.commands.new import template
+from cliptex_common import registry
 from cliptex_common.errors import UserError
-from cliptex_common.plugins import load_plugins
+from cliptex_common.registry import load_plugins
 from sweeps.space import SearchOptions, make_space
 
 pytestmark = pytest.mark.integration
@@ -27,7 +27,7 @@ def loaded(tmp_path):
     path.write_text(template("task", "edges"))
     load_plugins([path, ROOT / "docs/examples/edge_unet.py"])
     yield
-    for plugin in list(plugins.LOADED.values()):
+    for plugin in list(registry.LOADED.values()):
         plugin.remove()
 
 

@@ -5,15 +5,8 @@ from random import Random
 
 import pytest
 
-from benchmark.mini.captions import (
-    SYNONYMS,
-    CaptionNoise,
-    clean_captions,
-    seen_objects,
-    web_caption,
-)
-from benchmark.mini.render import draw_picture
-from benchmark.mini.shapes import CLASSES
+from benchmark.mini.solids import CLASSES, draw_picture
+from benchmark.mini.world import SYNONYMS, CaptionNoise, clean_captions, seen_objects, web_caption
 
 NAMES = {name: (name, SYNONYMS[name]) for name in CLASSES}
 

@@ -6,10 +6,15 @@ from random import Random
 import numpy as np
 import pytest
 
-from benchmark.mini.layout import encode_depth, encode_normals
-from benchmark.mini.render import IGNORE, draw_picture, render_scene, smallest_area
-from benchmark.mini.scene import DOMAINS
-from benchmark.mini.shapes import CLASSES
+from benchmark.mini.solids import (
+    CLASSES,
+    DOMAINS,
+    IGNORE,
+    draw_picture,
+    render_scene,
+    smallest_area,
+)
+from benchmark.mini.world import encode_depth, encode_normals
 
 SIZE = 64
 

@@ -16,15 +16,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from webdataset import WebDataset
 
-import benchmark.mini.datasets  # noqa: F401  registers
+import benchmark.mini.world  # noqa: F401  registers
 from backbones.cliptex.pairs import open_pairs
-from benchmark.execution import Bar
 from benchmark.mini import world
-from benchmark.mini.config import WorldConfig, chunks_of
-from benchmark.mini.layout import VOC
-from benchmark.mini.shapes import CLASSES
-from benchmark.mini.world import is_complete
-from probes.checks.check import prepare
+from benchmark.mini.solids import CLASSES
+from benchmark.mini.world import VOC, WorldConfig, chunks_of, is_complete
+from benchmark.progress import Bar
+from probes.datasets.check import prepare
 from probes.registry import DATASETS
 from tests.executors import run_on
 from tests.forks import Fork

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.stages.experts import ExpertTraining, expert_unit, make_expert
+from benchmark.stages import ExpertTraining, expert_unit, make_expert
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
-from tests.benchmark.commands import read_json, run_command, runs_of
+from tests.benchmark.run_command import read_json, run_command, runs_of
 from tests.executors import run_on
 
 pytestmark = pytest.mark.integration

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.cliptex.experts import find_expert
+from backbones.cliptex.experts.base import find_expert
 from backbones.cliptex.labels import LabelStore, check_labels
-from benchmark.stages.labels import LabelRequest, label_pairs
+from benchmark.stages import LabelRequest, label_pairs
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
-from tests.benchmark.commands import listing, run_command, runs_of, store
+from tests.benchmark.run_command import listing, run_command, runs_of, store
 from tests.executors import run_on
 from tests.forks import Fork, command
 from tests.servers import FileServer

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from cliptex_common.files import home
-from reports.mlflow.client import Client
+from reports.store import Client
 from tests.backbones.cliptex import toy
-from tests.benchmark.commands import assert_same_weights, run_command, runs_of
+from tests.benchmark.run_command import assert_same_weights, run_command, runs_of
 from tests.cluster import slurm, slurm_config
 from tests.servers import mlflow_server
 

@@ -21,7 +21,7 @@ from backbones.cliptex.pairs import open_pairs
 from cliptex_common.progress import Silent
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
-from tests.benchmark.commands import assert_same_weights, listing, run_command, runs_of, store
+from tests.benchmark.run_command import assert_same_weights, listing, run_command, runs_of, store
 from tests.forks import Fork, command
 
 pytestmark = pytest.mark.integration

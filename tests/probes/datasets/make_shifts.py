@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from probes.datasets.specs import imagenet
-from probes.datasets.specs.imagenet_shifts import OBJECTNET, SHIFTS, of_timm
+from probes.datasets import classification
+from probes.datasets.shifts import OBJECTNET, SHIFTS, of_timm
 from probes.image_level.settings import ALEXNET_ERRORS
 from tests.probes.datasets.make import COLOURS, picture, save
 
@@ -23,7 +23,7 @@ SIZE = 40, 32
 def make_imagenet(root: Path, n_train: int = 4) -> Path:
     """``n_train`` and two images of each class; those of val have official names, and the labels of
     ImageNet-ReaL name their class. One more, of the first class, has no such label."""
-    rng, wnids = np.random.default_rng(0), imagenet.wnids()
+    rng, wnids = np.random.default_rng(0), classification.wnids()
     real = json.loads(of_timm("imagenet_real_labels.json").read_text())
     for index, colour in CLASSES.items():
         for number in range(n_train):
@@ -38,7 +38,7 @@ def make_imagenet(root: Path, n_train: int = 4) -> Path:
 
 def make_shift(root: Path, name: str, count: int = 2) -> Path:
     """``count`` images of each class that the set has, in ``root / name``."""
-    rng, wnids, folder = np.random.default_rng(1), imagenet.wnids(), root / name
+    rng, wnids, folder = np.random.default_rng(1), classification.wnids(), root / name
     for index, colour in CLASSES.items():
         for number in range(count):
             image = picture(rng, SIZE, colour)
@@ -67,7 +67,7 @@ def make_shift(root: Path, name: str, count: int = 2) -> Path:
 def make_real(root: Path, real_data: Path) -> Path:
     """ImageNet, its other test sets and images of unknown classes, of small real subsets:
     photographs of 20 classes, changed where the set's own cannot be had."""
-    tiny, wnids = real_data / "tiny_imagenet_20", imagenet.wnids()
+    tiny, wnids = real_data / "tiny_imagenet_20", classification.wnids()
     real = json.loads(of_timm("imagenet_real_labels.json").read_text())
     numbers = {
         index: iter([i for i, each in enumerate(real, 1) if index in each]) for index in range(1000)

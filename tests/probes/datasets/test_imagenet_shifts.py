@@ -12,12 +12,12 @@ from PIL import Image
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
-from probes.checks.check import prepare
+from probes.datasets import classification
 from probes.datasets.base import UnfitCopy
-from probes.datasets.specs import imagenet
-from probes.datasets.specs.imagenet_shifts import SHIFTS
-from probes.image_level.classification import own_classes, score
+from probes.datasets.check import prepare
+from probes.datasets.shifts import SHIFTS
 from probes.image_level.encode import encode_split
+from probes.image_level.metrics import own_classes, score
 from probes.image_level.settings import ALEXNET_ERRORS
 from probes.registry import DATASETS, find_task
 from tests.probes.datasets.make import make_wds, save
@@ -94,7 +94,7 @@ def test_classes_of_a_set_are_in_the_order_of_wordnet_ids():
 
 def test_imagenets_own_images_of_these_classes_are_beside_them(tmp_path):
     root = make_imagenet(tmp_path / "imagenet")
-    wnids = imagenet.wnids()
+    wnids = classification.wnids()
     for name, shift in {"a": "imagenet-a", "r": "imagenet-r", "objectnet": "objectnet"}.items():
         groups = SHIFTS[shift].groups
         samples = DATASETS[f"imagenet-val-{name}"].list_samples(root, "val")

@@ -9,9 +9,8 @@ from PIL import Image
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
-from probes.checks.check import prepare
-from probes.checks.survey import survey
 from probes.datasets.base import Sample
+from probes.datasets.check import prepare, survey
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import DATASETS
 from tests.probes import tiny_coco

@@ -7,8 +7,8 @@ import pytest
 
 import probes.catalog  # noqa: F401
 from probes.base import Cost
-from probes.checks.check import prepare
-from probes.datasets.share import with_share
+from probes.datasets.base import with_share
+from probes.datasets.check import prepare
 from probes.registry import DATASETS, PROBES
 from tests.probes import tiny_coco, tiny_dense
 from tests.probes.datasets.make import make_imagefolder

@@ -8,15 +8,15 @@ import torch
 from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader
 
-import benchmark.suites.catalog  # noqa: F401
+import benchmark.catalog  # noqa: F401
 from backbones.backbone import resizing
-from benchmark.suites.registry import SUITES
+from benchmark.suites import SUITES
 from cliptex_common.errors import UserError
-from probes.checks.check import find_folder, prepare
+from probes.datasets import webdataset
 from probes.datasets.base import Sample
-from probes.datasets.specs import webdataset
+from probes.datasets.check import find_folder, prepare
 from probes.registry import DATASETS, find_task
-from reports.stats.per_image import image_scores
+from reports.per_image import image_scores
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours, context
 

@@ -8,7 +8,7 @@ import torch
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
-from probes.checks.check import prepare
+from probes.datasets.check import prepare
 from probes.dense.dataset import DenseDataset
 from probes.dense.depth import DepthSettings
 from probes.dense.metrics import TaskScores

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import benchmark  # noqa: F401  plugins may be config files
-from benchmark.planning.options import RunOptions
-from benchmark.planning.tasks import plan_tasks
-from benchmark.suites.registry import find_suite
-from cliptex_common import plugins
+from benchmark.options import RunOptions
+from benchmark.suites import find_suite
+from benchmark.tasks import plan_tasks
+from cliptex_common import registry
 from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
@@ -47,9 +47,9 @@ SMALL = {"size": 48}
 def file(tmp_path):
     path = tmp_path / "my_probe.py"
     path.write_text(FILE)
-    plugins.load(path)
+    registry.load(path)
     yield path
-    plugins.LOADED[path].remove()
+    registry.LOADED[path].remove()
 
 
 def prepare(folder, name="my_probe", **changes):
@@ -90,7 +90,7 @@ def test_what_the_file_states_is_what_trains(tmp_path):
     """And what it leaves out is made of the settings: loss, schedule, sizes of crops."""
     path = tmp_path / "own.py"
     path.write_text(OWN)
-    plugins.load(path)
+    registry.load(path)
     try:
         probe, task = prepare(tmp_path, "own", max_iters=3)
         config = dense_config(probe, task)
@@ -106,7 +106,7 @@ def test_what_the_file_states_is_what_trains(tmp_path):
             probe.fits(task.backbone, task.data, changed)
         assert np.isfinite(probe.run(task).metrics["mIoU"])
     finally:
-        plugins.LOADED[path].remove()
+        registry.LOADED[path].remove()
 
 
 @pytest.mark.parametrize(
@@ -145,4 +145,4 @@ def test_a_file_that_is_no_probe_is_refused(tmp_path, text, message):
     path = tmp_path / "bad.py"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        plugins.load(path)
+        registry.load(path)

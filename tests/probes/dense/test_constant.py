@@ -11,7 +11,7 @@ import pytest
 from mmengine.registry import DefaultScope
 
 import probes.dense.config  # noqa: F401  registers what configs name
-from cliptex_common.dense_maps.read import read_depth, read_normals
+from cliptex_common.images import read_depth, read_normals
 from probes.dense.dataset import DenseDataset
 from probes.dense.group import best_constant, constant_note
 from probes.dense.normals import NormalSettings

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from backbones.cliptex.tasks import TASKS
-from benchmark.cli.main import main
-from cliptex_common import plugins
+from benchmark.commands.main import main
+from cliptex_common import registry
 from probes.dense.tasks import DENSE_TASKS
 from probes.predictor import load_predictor
-from reports.mlflow.client import Client
-from reports.stats.per_image import image_scores
+from reports.per_image import image_scores
+from reports.store import Client
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts.toy_experts import SMALL_UNET
 from tests.probes import tiny_coco
@@ -32,11 +32,11 @@ def edges(tmp_path, monkeypatch):
     """The plugin, and DIR/edges from a small COCO folder; what it registers is gone after."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-    plugins.load(PLUGIN)
-    write = sys.modules[plugins.LOADED[PLUGIN].module].write_boundaries
+    registry.load(PLUGIN)
+    write = sys.modules[registry.LOADED[PLUGIN].module].write_boundaries
     write(tiny_coco.write(tmp_path / "coco", train=8, val=5, side=48), tmp_path)
     yield DENSE_TASKS["edges"]
-    plugins.LOADED[PLUGIN].remove()
+    registry.LOADED[PLUGIN].remove()
 
 
 def run(command: str, *settings: str) -> None:
@@ -71,13 +71,13 @@ def test_it_is_labelled_learnt_probed_and_reported(edges, tmp_path):
     page = next(Path("mlruns").rglob("report/index.html")).read_text(encoding="utf-8")
     assert "edges/linear" in page and "ODS" in page
 
-    plugins.LOADED[PLUGIN].remove()
+    registry.LOADED[PLUGIN].remove()
     assert main(["report", "--out", "without"]) == 0
     without = Path("without/index.html").read_text(encoding="utf-8")
     assert "need the plugin that these runs had" in without
     assert main(["results", "export", "--experiment", "own", "--out", "shared.zip"]) == 2
     assert not Path("shared.zip").exists()
-    plugins.load(PLUGIN)
+    registry.load(PLUGIN)
 
     image = next(Path("edges/images/val").iterdir())
     values = load_predictor(probed.info.run_id)(image)

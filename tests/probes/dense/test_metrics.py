@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmseg.evaluation.metrics import DepthMetric
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 
-from cliptex_common.dense_maps.scores import angles
+from cliptex_common.metrics import angles
 from probes.dense.metrics import TaskScores
 from probes.dense.segmentation import segmentation_scores
 

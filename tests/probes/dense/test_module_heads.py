@@ -10,8 +10,8 @@ import torch
 from mmengine.structures import PixelData
 from torch import nn
 
-from benchmark.cli.new import template
-from cliptex_common import plugins
+from benchmark.commands.new import template
+from cliptex_common import registry
 from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
@@ -37,9 +37,9 @@ TWO_LOSSES = [{"type": "CrossEntropyLoss"}, {"type": "DiceLoss"}]
 def plugin(tmp_path_factory):
     path = tmp_path_factory.mktemp("plugin") / "heads.py"
     path.write_text(template("head", "sum-of-maps"))
-    plugins.load(path)
+    registry.load(path)
     yield
-    plugins.LOADED[path].remove()
+    registry.LOADED[path].remove()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from probes.dense.probe import register_dense_task
 from probes.dense.task import DenseTask
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.transforms import FollowImage
-from reports.metrics import Metric
+from reports.records import Metric
 
 METRICS = {"error": Metric(-1, ""), "share": Metric()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmark.execution.unit import threads
+from benchmark.unit import threads
 from tests.probes import tiny_dense
 from tests.probes.dense.test_cached import run
 

@@ -10,7 +10,7 @@ from pycocotools import mask as mask_api
 
 from probes.detection.average_precision import Matches, image_f1
 from probes.detection.coco import add_matches
-from reports.detections import to_columns
+from reports.records import to_columns
 from tests.coco_reference import as_coco, evaluate
 
 CATEGORIES = [3, 7, 9]

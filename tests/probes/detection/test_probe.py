@@ -25,8 +25,8 @@ from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.registry import PROBES
 from probes.train.config import apply_settings, read_config
 from probes.train.loop import STATE_FILE
-from reports.detections import to_columns
-from reports.stats.per_image import image_scores
+from reports.per_image import image_scores
+from reports.records import to_columns
 from tests.coco_reference import evaluate
 from tests.probes import tiny_coco
 from tests.probes.test_predictor import check_detections, stored_predictor

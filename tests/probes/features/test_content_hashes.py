@@ -10,9 +10,9 @@ import pytest
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
-from probes.checks.check import prepare
-from probes.features import content_hashes as hashing
-from probes.features.content_hashes import content_hashes
+from probes.datasets.check import prepare
+from probes.features import store as hashing
+from probes.features.store import content_hashes
 from probes.registry import DATASETS
 from tests.probes.datasets import make
 

@@ -9,10 +9,9 @@ from PIL import Image
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
-from probes.head_file import write_head
-from probes.image_level import random_crops
+from probes.image_level import linear as random_crops
 from probes.image_level.probe import ATTENTIVE, LINEAR
-from probes.predictor import load_predictor
+from probes.predictor import load_predictor, write_head
 from probes.registry import DATASETS
 from tests.probes.whole_images import Colours, context, run_interrupted
 

@@ -13,8 +13,8 @@ from torch import nn
 
 import backbones
 from backbones.adapters.module import ModuleBackbone
-from probes.image_level.parts import GRID, IMAGES, part_features
-from reports.stats.modes import MIN_LIKENESS, part_likeness
+from probes.diagnostics import GRID, IMAGES, part_features
+from reports.statistics import MIN_LIKENESS, part_likeness
 from tests.probes import tiny_dense, tiny_mmlab
 
 

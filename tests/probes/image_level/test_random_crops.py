@@ -10,10 +10,9 @@ import pytest
 import torch
 
 import probes.catalog  # noqa: F401
-from probes.image_level import random_crops
-from probes.image_level.linear import create_heads
+from probes.image_level import linear
+from probes.image_level.linear import RandomCrops, create_heads
 from probes.image_level.probe import LINEAR
-from probes.image_level.random_crops import RandomCrops
 from probes.registry import DATASETS
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours, context, run_interrupted
@@ -62,7 +61,7 @@ def test_end_to_end(root):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stopped_and_resumed_it_ends_the_same(root, monkeypatch, workers):
-    monkeypatch.setattr(random_crops, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(linear, "SAVE_EVERY", 0.0)
     complete = crops_task(root)
     expected = LINEAR.run(complete)
 

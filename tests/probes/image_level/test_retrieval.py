@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
 from probes.image_level.probe import RETRIEVAL
-from probes.image_level.retrieval import by_image, retrieval_ranks
+from probes.image_level.text import by_image, retrieval_ranks
 from probes.registry import DATASETS
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours, context
@@ -62,7 +62,7 @@ cases = st.tuples(st.integers(0, 10**6), st.integers(1, 24), st.integers(1, 5), 
 @settings(max_examples=80)
 @given(case=cases, cells=st.integers(1, 2500))
 def test_ranks_are_those_of_brute_force_however_many_at_once(case, cells):
-    with patch("probes.image_level.retrieval.CELLS", cells):
+    with patch("probes.image_level.text.CELLS", cells):
         ranks = retrieval_ranks(*embeddings(*case))
     for actual, expected in zip(ranks, brute_force(*embeddings(*case)), strict=True):
         assert actual.tolist() == pytest.approx(expected)

@@ -5,7 +5,7 @@ import torch
 
 import probes.catalog  # noqa: F401
 from probes.image_level.probe import ZERO_SHOT
-from probes.image_level.zero_shot import class_names, embed_names, templates_for
+from probes.image_level.text import class_names, embed_names, templates_for
 from probes.registry import DATASETS
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours, context

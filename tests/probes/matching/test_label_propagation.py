@@ -14,14 +14,17 @@ from torch.nn.functional import normalize
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
-from probes.checks.check import prepare
-from probes.matching.label_propagation import propagate_masks, resize_frame
-from probes.matching.masks import contour_accuracy, region_similarity
-from probes.matching.probe import LABEL_PROPAGATION
-from probes.matching.settings import LabelPropagationSettings
+from probes.datasets.check import prepare
+from probes.matching.probe import LABEL_PROPAGATION, LabelPropagationSettings
+from probes.matching.videos import (
+    contour_accuracy,
+    propagate_masks,
+    region_similarity,
+    resize_frame,
+)
 from probes.protocols.base import find_preset
 from probes.registry import DATASETS
-from reports.stats.per_image import image_scores
+from reports.per_image import image_scores
 from tests.probes.datasets.make import save, truncate
 from tests.probes.matching.layouts import Patches, make_davis
 from tests.probes.whole_images import context

@@ -11,14 +11,12 @@ import torch
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
-from probes.checks.check import prepare
-from probes.checks.survey import survey
+from probes.datasets.check import prepare, survey
 from probes.matching.probe import OBJECT_VIEWS, SCENE_VIEWS
-from probes.matching.view_matching import match_views, sampled_pairs
-from probes.matching.views import View, in_space
+from probes.matching.views import View, in_space, match_views, sampled_pairs
 from probes.protocols.base import check_required
 from probes.registry import DATASETS
-from reports.stats.per_image import image_scores
+from reports.per_image import image_scores
 from tests.probes.datasets.make import truncate
 from tests.probes.matching.layouts import Patches, make_navi, make_scannet
 from tests.probes.whole_images import context

@@ -21,10 +21,9 @@ from cliptex_common.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.transforms import LoadGroundTruth
-from probes.features.budget import stores
-from probes.features.store import root
+from probes.features.store import root, stores
 from probes.registry import PROBES
-from probes.selection import held_out_by_content
+from probes.select import held_out_by_content
 from probes.train.loop import STATE_FILE, train_together
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import TinyBackbone, context

@@ -14,20 +14,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import probes.catalog  # noqa: F401
-from benchmark.probing.records import PlannedTask
+from benchmark.tasks import PlannedTask
 from cliptex_common.errors import UserError
 from cliptex_common.files import sha256_file
 from probes.base import NotApplicable
 from probes.dense.heads import LinearHead
 from probes.registry import PROBES
-from probes.upsamplers import hub
+from probes.upsamplers import upsample
 from probes.upsamplers.names import HUB_SOURCES, credit
-from probes.upsamplers.operators import (
-    OPERATORS,
-    UpsampledMaps,
-    encode_tiles,
-    interpolation,
-)
+from probes.upsamplers.upsample import OPERATORS, UpsampledMaps, encode_tiles, interpolation
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.probes.upsamplers import anyup_module
@@ -39,7 +34,7 @@ DENSE = {"batch_size": 4, "channels": 8, "scale_range": (1.0, 1.0), "warmup": 0.
 
 def upsampling(name):
     if name == "anyup":
-        return hub.AnyUp(anyup_module.seeded(anyup_module.AnyUp()))
+        return upsample.AnyUp(anyup_module.seeded(anyup_module.AnyUp()))
     return OPERATORS[name]
 
 
@@ -157,7 +152,7 @@ def test_anyup_gives_what_its_source_gave_with_random_weights():
     images, features, size = anyup_module.inputs()
     std, mean = (
         torch.tensor(each)[:, None, None]
-        for each in (hub.IMAGENET_DEFAULT_STD, hub.IMAGENET_DEFAULT_MEAN)
+        for each in (upsample.IMAGENET_DEFAULT_STD, upsample.IMAGENET_DEFAULT_MEAN)
     )
     upsampled = upsampling("anyup")(images * std + mean, features, size)(features)
     recorded = json.loads(anyup_module.RECORD.read_text())["values"]
@@ -185,7 +180,7 @@ def hub_folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_code_and_weights_come_from_torch_hub(hub_folder):
-    loaded = hub.load_upsampler("anyup", SimpleNamespace())
+    loaded = upsample.load_upsampler("anyup", SimpleNamespace())
     expected = anyup_module.seeded(anyup_module.AnyUp()).rope.freqs
     assert torch.equal(loaded.module.rope.freqs, expected) and not loaded.training
 
@@ -194,7 +189,7 @@ def test_other_weights_than_the_published_are_refused(hub_folder, monkeypatch):
     own = replace(HUB_SOURCES["anyup"], sha256="0" * 64)
     monkeypatch.setitem(HUB_SOURCES, "anyup", own)
     with pytest.raises(UserError, match="is not the published file of upsampler=anyup"):
-        hub.load_upsampler("anyup", SimpleNamespace())
+        upsample.load_upsampler("anyup", SimpleNamespace())
 
 
 def test_loftup_sees_one_image_at_a_time():
@@ -205,7 +200,8 @@ def test_loftup_sees_one_image_at_a_time():
 
     colours, features = torch.rand(2, 3, 16, 16), torch.randn(2, 4, 2, 2)
     both, first = (
-        hub.LoftUp(Scaled())(colours[part], features[part], (8, 8)) for part in (slice(2), slice(1))
+        upsample.LoftUp(Scaled())(colours[part], features[part], (8, 8))
+        for part in (slice(2), slice(1))
     )
     torch.testing.assert_close(both(None)[:1], first(None))
     assert torch.equal(both(None), both(None)), "it can be applied again"

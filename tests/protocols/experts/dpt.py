@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DPTConfig, DPTForDepthEstimation
 
-from backbones.cliptex.experts import load_experts
+from backbones.cliptex.experts.base import load_experts
 from tests.protocols.experts import image, network_input, random_state
 
 SOURCE, COMMIT = "isl-org/MiDaS", "4545977"

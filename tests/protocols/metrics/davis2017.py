@@ -9,8 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from probes.matching.label_propagation import Frame, read_masks, score_object
-from probes.matching.masks import contour_accuracy, region_similarity
+from probes.matching.videos import (
+    Frame,
+    contour_accuracy,
+    read_masks,
+    region_similarity,
+    score_object,
+)
 from tests.probes.datasets.make import save
 from tests.probes.matching.layouts import make_davis, noisy_scene
 

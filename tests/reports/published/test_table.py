@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 import backbones.registry  # noqa: F401  registers the families of names
-import benchmark.suites.catalog  # noqa: F401  registers everything
+import benchmark.catalog  # noqa: F401  registers everything
 from backbones.registry import find
 from probes.protocols.base import PROTOCOLS
 from probes.registry import find_task

@@ -15,7 +15,7 @@ from transformers import (
     DPTForDepthEstimation,
 )
 
-from backbones.cliptex.experts import load_experts
+from backbones.cliptex.experts.base import load_experts
 from cliptex_common.errors import UserError
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}

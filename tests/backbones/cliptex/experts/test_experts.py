@@ -10,12 +10,11 @@ import torch
 
 from backbones.backbone import state_sha256
 from backbones.cliptex.encoders import PACKAGED, timm_encoder
-from backbones.cliptex.experts import load_experts
-from backbones.cliptex.experts.base import load_data
+from backbones.cliptex.experts.base import load_data, load_experts
 from backbones.cliptex.experts.fit import ExpertTrainer, evaluate_expert, train_expert
 from backbones.cliptex.trainer import TrainContext
-from benchmark.cli.new import template
-from cliptex_common import plugins
+from benchmark.commands.new import template
+from cliptex_common import registry
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Silent
 from tests.backbones.cliptex import toy
@@ -32,9 +31,9 @@ def plugin(tmp_path_factory):
     """An expert as ``new expert ground-plane`` writes it."""
     path = tmp_path_factory.mktemp("plugin") / "ground-plane.py"
     path.write_text(template("expert", "ground-plane"))
-    plugins.load(path)
+    registry.load(path)
     yield
-    plugins.LOADED[path].remove()
+    registry.LOADED[path].remove()
 
 
 @pytest.mark.parametrize("name", [*NAMES, "ground-plane"])

@@ -18,7 +18,8 @@ from torchvision.models.detection import (
 )
 
 import probes.experts  # noqa: F401  (registers it)
-from backbones.cliptex.experts import load_experts, torchvision_mask_rcnn
+from backbones.cliptex.experts import torchvision_mask_rcnn
+from backbones.cliptex.experts.base import load_experts
 from cliptex_common.errors import UserError
 from cliptex_common.files import sha256_file
 from probes.experts.mask_rcnn import MaskRCNN, find_config, merge

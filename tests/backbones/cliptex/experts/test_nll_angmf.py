@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.cliptex.experts import load_experts
+from backbones.cliptex.experts.base import load_experts
 from backbones.cliptex.experts.published import NllAngMF
 from cliptex_common.errors import UserError
 

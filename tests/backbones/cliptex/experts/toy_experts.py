@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from backbones.cliptex.experts import Expert, find_expert
+from backbones.cliptex.experts.base import Expert, find_expert
 from cliptex_common.settings import field_names
 from tests.probes.datasets.make import encoded, write_tar
 

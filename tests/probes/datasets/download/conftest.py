@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from probes.datasets.download import fetch
-from probes.datasets.download.table import ENTRIES, Download
+from probes.datasets import download
+from probes.datasets.download import ENTRIES, Download
 from tests.servers import FileServer
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A server of the files in ``tmp_path / "server"``; nobody waits for it."""
-    monkeypatch.setattr(fetch, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(download, "WAITS", (0.0, 0.0))
     (tmp_path / "server").mkdir()
     with FileServer(tmp_path / "server") as running:
         yield running

@@ -12,7 +12,7 @@ import pytest
 
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Silent
-from probes.datasets.download.fetch import checksum, download
+from probes.datasets.download import checksum, download
 from tests.recorder import Recorder
 
 DATA = os.urandom(3_000_000)

@@ -18,12 +18,12 @@ from scipy.io import savemat
 from torchvision.datasets import imagenet
 
 import probes.catalog  # noqa: F401
-from benchmark.cli.main import main
+from benchmark.commands.main import main
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Silent
-from probes.checks.check import prepare
-from probes.datasets.download import table
-from probes.datasets.download.get import get
+from probes.datasets import download
+from probes.datasets.check import prepare
+from probes.datasets.download import get
 from probes.registry import DATASETS
 from tests.probes import tiny_coco
 from tests.probes.datasets import make
@@ -235,7 +235,7 @@ def test_webdataset_folders_come_from_the_hub(hub, tmp_path, monkeypatch, capsys
 
 
 def test_the_table_is_of_known_datasets():
-    for name, entry in table.ENTRIES.items():
+    for name, entry in download.ENTRIES.items():
         specs = [DATASETS.find(dataset) for dataset in entry.datasets]
         assert specs and all(spec.folder == entry.folder for spec in specs), name
         for archive in entry.archives:
@@ -334,7 +334,7 @@ def test_a_page_in_place_of_an_archive(served, server, tmp_path):
 
 
 def test_the_command(voc, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(table.ENTRIES, "voc", voc)
+    monkeypatch.setitem(download.ENTRIES, "voc", voc)
     assert main(["data", "get"]) == 0
     output = capsys.readouterr().out
     assert all(name in output for name in ("voc ", "imagenet", "wds_NAME"))

@@ -15,7 +15,7 @@ from probes.dense.patches.memory import held_out_images, remember
 from probes.dense.patches.open_vocabulary import class_synonyms
 from probes.dense.patches.pixels import Patches, class_shares, label_map
 from probes.registry import PROBES
-from reports.stats.per_image import image_scores
+from reports.per_image import image_scores
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.probes.whole_images import DenseColours

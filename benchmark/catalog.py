@@ -1,0 +1,218 @@
+"""The suites that come with this package. Importing this registers every dataset, probe and suite,
+and imports nothing that computes.
+
+The tasks of the CLIPTeX paper, on the real datasets.
+
+The frozen backbone computes in bf16 on a GPU that does, else in fp32 (heads, losses and scores
+always in fp32); ``--set precision=fp32`` and ``=bf16`` decide it. The settings are this suite's
+own; those of published protocols are presets: ``--set protocol=NAME``, see ``list protocols``.
+
+``own``: the user's data, with examples of datasets that are declared in one file.
+
+``dense``: patch features of a frozen backbone, with and without training.
+
+``profile``: which layer and which resolution of a backbone to read.
+
+Probes without training on a few images of each dataset that is present: a quick look, with wide
+intervals.
+
+``robustness``: heads that are trained once on ImageNet, and k-NN, on its other test sets; their
+calibration, and out-of-distribution detection.
+
+``card``: the columns of today's model cards (DINOv2's, DINOv3's), on the datasets that are
+present.
+
+Where a card does not say how a number was made, the settings are this suite's own.
+
+Zero-shot on webdataset folders: ``zeroshot38``, the 38 tasks of DataComp and OpenCLIP (the
+paper's Table 4), and ``imagenet-shifts``.
+
+The backbone computes in fp32, as in DataComp's evaluation."""
+
+from __future__ import annotations
+
+import benchmark.mini.suite  # noqa: F401  first: of suites that have the same tasks, a run takes it
+import probes.catalog  # noqa: F401
+from benchmark.suites import Suite, cross, register_suite
+from probes.datasets.webdataset import DATACOMP
+
+# isort: split
+
+
+COMPARED = ("clip", "clip-ft", "cliptex")
+DENSE = ("linear", "deeplabv3", "pspnet")
+ENCODER = {"precision": "auto"}
+
+register_suite(
+    Suite(
+        name="paper",
+        about="the tasks of the CLIPTeX paper on real datasets (give --data-root)",
+        tasks={
+            **cross(["voc", "ade20k"], DENSE, **ENCODER),
+            **cross(["coco"], ["ssd", "mask-rcnn"], **ENCODER),
+            **cross(["nyu-depth", "nyu-normal"], DENSE, **ENCODER),
+            **cross(["imagenet", "places365"], ["linear"], **ENCODER),
+            **cross(["imagenet"], ["zero-shot"], **ENCODER),
+            **cross(["flickr30k"], ["retrieval"], **ENCODER),
+        },
+        default_backbones=COMPARED,
+    )
+)
+
+# enough to compare checkpoints with each other, not with the suite paper
+SHORT = {**ENCODER, "max_iters": 2000, "lr": 1e-3}
+
+register_suite(
+    Suite(
+        name="companion",
+        about="quick tasks for `watch`: short linear probes, zero-shot and retrieval",
+        tasks={
+            **cross(["voc", "nyu-depth"], ["linear"], **SHORT),
+            **cross(["imagenet"], ["zero-shot"], **ENCODER),
+            **cross(["flickr30k"], ["retrieval"], **ENCODER),
+        },
+    )
+)
+
+
+register_suite(
+    Suite(
+        name="own",
+        about="your own data: examples of one-file datasets (place each with --data NAME=DIR)",
+        tasks={
+            **cross(["camvid"], DENSE),
+            **cross(["imagefolder"], ["linear", "zero-shot"]),
+            **cross(["flickr8k"], ["retrieval"]),
+        },
+        default_backbones=("efficientnet-lite0", "random"),
+        any_dataset=True,
+    )
+)
+
+
+SEGMENTATION = ("patch-knn", "in-context", "logreg", "open-vocabulary", "linear")
+
+register_suite(
+    Suite(
+        name="dense",
+        about="segmentation without training (k-NN, in context, L-BFGS, class texts) and linear"
+        " probes, on the datasets that are present",
+        tasks={
+            **cross(["voc", "ade20k"], SEGMENTATION, **ENCODER),
+            **cross(["coco-stuff"], ["open-vocabulary"], **ENCODER),
+            **cross(["nyu-depth", "nyu-normal"], ["linear"], **ENCODER),
+        },
+        default_backbones=COMPARED,
+        skips_absent_data=True,
+    )
+)
+
+
+PATCHES = {
+    **ENCODER,
+    "layers": "25%,50%,75%,100%",
+    "size": "224,448,672",
+    "memory": 10_000,
+    "neighbours": (10, 30),
+    "distances": ("cosine",),
+}
+
+register_suite(
+    Suite(
+        name="profile",
+        about="which layer, which resolution: k-NN of patches at four depths × three sizes, on 24"
+        " images of each dataset that is present",
+        tasks=cross(["camvid", "voc", "ade20k"], ["patch-knn"], **PATCHES),
+        default_backbones=COMPARED,
+        skips_absent_data=True,
+        images=24,
+    )
+)
+
+
+# beside -A, -R and ObjectNet the images of ImageNet's val of the same classes
+SETS = (
+    "imagenet",
+    "imagenetv2",
+    "imagenet-real",
+    "imagenet_sketch",
+    "imagenet-a",
+    "imagenet-val-a",
+    "imagenet-r",
+    "imagenet-val-r",
+    "objectnet",
+    "imagenet-val-objectnet",
+    "imagenet-c",
+)
+
+register_suite(
+    Suite(
+        name="robustness",
+        about="heads of ImageNet on V2, A, R, Sketch, ObjectNet, ReaL, C; calibration, OOD",
+        tasks={
+            **cross(SETS, ["linear", "knn"], **ENCODER),
+            **cross(["imagenet", "imagenetv2", "imagenet-a"], ["calibration"], **ENCODER),
+            **cross(["imagenet-ood"], ["linear"], **ENCODER),
+        },
+        default_backbones=COMPARED,
+        skips_absent_data=True,
+    )
+)
+
+
+# as the Monocular-Depth-Estimation-Toolbox reads and scores KITTI
+KITTI = {
+    **ENCODER,
+    "size": 352,
+    "crop": (352, 704),
+    "train_area": ("kb",),
+    "test_area": ("kb-garg",),
+}
+
+register_suite(
+    Suite(
+        name="card",
+        about="the columns of model cards: classification, retrieval, correspondence, videos,"
+        " segmentation and depth, on the datasets that are present",
+        tasks={
+            **cross(["imagenet"], ["linear", "knn"], **ENCODER),
+            **cross(SETS[1:], ["linear"], **ENCODER),
+            **cross(["roxford5k", "rparis6k", "amstertime"], ["retrieval"], **ENCODER),
+            **cross(["spair"], ["keypoints"], **ENCODER),
+            **cross(["davis"], ["label-propagation"], **ENCODER),
+            **cross(["navi"], ["view-matching"], **ENCODER),
+            **cross(["ade20k", "voc"], ["linear"], **ENCODER),
+            # as MMSegmentation's configs of both: images as large as they are, and 480 px
+            **cross(["cityscapes"], ["linear"], **ENCODER, size=1024, crop=(512, 1024)),
+            **cross(["pascal-context-59"], ["linear"], **ENCODER, size=480),
+            **cross(["nyu-depth", "sun-rgbd"], ["linear"], **ENCODER),
+            **cross(["kitti-depth"], ["linear"], **KITTI),
+        },
+        default_backbones=COMPARED,
+        skips_absent_data=True,
+    )
+)
+
+
+PROBES = {"classification": "zero-shot", "association": "zero-shot", "image-text": "retrieval"}
+SHIFTS = ("imagenet1k", "imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sketch", "objectnet")
+
+register_suite(
+    Suite(
+        name="zeroshot38",
+        about="the 38 zero-shot tasks of OpenCLIP and DataComp and their average",
+        tasks={f"{task.name}/{PROBES[task.kind]}": {} for task in DATACOMP},
+        default_backbones=COMPARED,
+        skips_absent_data=True,
+        average="average of the 38 tasks",
+    )
+)
+register_suite(
+    Suite(
+        name="imagenet-shifts",
+        about="zero-shot on ImageNet and its shifts V2, A, R, Sketch and ObjectNet",
+        tasks={f"{name}/zero-shot": {} for name in SHIFTS},
+        default_backbones=COMPARED,
+        skips_absent_data=True,
+    )
+)

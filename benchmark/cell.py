@@ -1,0 +1,623 @@
+"""The unit of work of probing: the cells of one backbone and seed on tasks that share images.
+
+What work costs: peak memory, and a backbone's parameters, operations, speed and memory.
+
+A backbone's costs follow from its architecture, not from its weights. They are measured once for
+each architecture on each kind of device and cached under ``$CLIPTEX_HOME``.
+
+Cells – backbone × task × seed – as runs in MLflow: computed, or read back if finished.
+
+The units of work of probing: describe a backbone, and probe it on tasks that share
+images."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import Timeout
+
+import backbones
+import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+from backbones.backbone import Backbone, in_memory_format, versions
+from backbones.cliptex.cost import count_flops
+from benchmark.executor_options import choose_device
+from benchmark.progress import console, reporter
+from benchmark.tasks import BackboneInfo, PlannedTask, ProbeRequest
+from benchmark.unit import WorkerLost, as_interrupt, keep_last_model
+from cliptex_common.device import (
+    device_name,
+    float32_products,
+    is_accelerator,
+    is_out_of_memory,
+    on_device,
+    out_of_memory,
+    peak_memory,
+    prefers_bf16,
+    reset_peak_memory,
+    synchronize,
+)
+from cliptex_common.errors import (
+    NonFiniteLoss,
+    OutOfMemory,
+    UserError,
+    error_summary,
+    user_error_message,
+)
+from cliptex_common.files import (
+    canonical_json,
+    content_key,
+    home,
+    lock_path,
+    locked,
+    read_json_object,
+    sha256_file,
+    write_json,
+)
+from cliptex_common.progress import Silent
+from cliptex_common.settings import Precision
+from probes.base import Context, GroupedProbe, Head, Probe, Progress, RunLog, TaskResult
+from probes.datasets.webdataset import register_folders
+from probes.dense.tasks import DENSE_TASKS
+from probes.diagnostics import part_features, task_feature_pictures
+from probes.predictor import load_head, write_head
+from probes.upsamplers.names import credit
+from reports import records
+from reports.records import TAGS, Cell, cell_key, cost_metrics, to_columns
+from reports.store import PARENT_TAG
+from reports.tracking import Run, Tracker
+
+TIMED_SECONDS = 0.3  # of passes, after a first one that does not count
+MAX_PASSES = 10
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start measuring peak memory anew (on Linux and accelerators that count it; elsewhere the peak
+    is that of the process since its start)."""
+    reset_peak_memory(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb(device: torch.device) -> float:
+    """Peak memory in MB since ``reset_peak``: of an accelerator that counts it, otherwise resident
+    memory of this process without its loading processes."""
+    peak = peak_memory(device)
+    if peak is None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak / 1e6
+
+
+def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, float]:
+    """``parameters``, and ``flops_per_image``, ``images_per_second``, ``memory_mb`` and
+    ``latency_ms`` (of an image alone) of feature maps at the backbone's own size in fp32.
+
+    FLOPs are as in ``backbones.cliptex.cost``. Memory is that of ``peak_mb``.
+    """
+    identity = {
+        "backbone": {
+            "name": backbone.architecture,
+            "config": dict(backbone.model_config),
+            "layers": backbone.data.layers,
+            "size": backbone.data.size,
+        },
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": versions("torch"),
+    }
+    path = home() / "efficiency" / f"{content_key(identity)}.json"
+    if cached := read_json_object(path):
+        return cached["measured"]
+    try:
+        costs = _measure(backbone, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return {}  # the task may need less: it computes in smaller batches
+    write_json(path, {"measured": costs, **identity})
+    return costs
+
+
+@torch.inference_mode()
+def _measure(backbone: Backbone, device: torch.device) -> dict[str, float]:
+    """Costs of 16 images at once on an accelerator, else of one; latency is that of one."""
+    batch = 16 if is_accelerator(device) else 1
+    images = torch.zeros(batch, 3, *backbone.data.size, device=device)
+    images = in_memory_format(images, backbone)
+
+    def compute() -> None:
+        backbone(images)
+        synchronize(device)
+
+    flops = count_flops(compute)
+    reset_peak(device)
+    seconds = _fastest(compute)
+    memory = peak_mb(device)
+    if batch > 1:
+        images = images[:1]
+    return {
+        "parameters": float(sum(parameter.numel() for parameter in backbone.parameters())),
+        "flops_per_image": flops / batch,
+        "images_per_second": batch / seconds,
+        "latency_ms": 1000 * (_fastest(compute) if batch > 1 else seconds),
+        "memory_mb": memory,
+    }
+
+
+def _fastest(compute: Callable[[], None]) -> float:
+    """Seconds of the fastest pass, because other processes may compute meanwhile."""
+    seconds: list[float] = []
+    while sum(seconds) < TIMED_SECONDS and len(seconds) < MAX_PASSES:
+        started = time.perf_counter()
+        compute()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+RUN_FILE = "cell.json"  # in a cell's scratch folder: the MLflow run that it was started in
+
+
+@dataclass(frozen=True)
+class CellContext:
+    """What the cells of a unit share.
+
+    Attributes:
+        parent: of their MLflow runs.
+        backbone: frozen, on ``device``.
+        heads: task → the cell whose head it uses.
+    """
+
+    request: ProbeRequest
+    tracker: Tracker
+    parent: Run
+    backbone: Backbone
+    device: torch.device
+    heads: Mapping[str, Cell]
+
+    def of_task(
+        self, task: PlannedTask, work_dir: Path, log: RunLog, progress: Progress
+    ) -> Context:
+        """The context of the task's probe.
+
+        Raises:
+            UserError: the head that it uses cannot be read, or is not the one of its cell.
+        """
+        cell = self.heads.get(task.name)
+        head = load_head(cell.run_id, self.tracker.uri) if cell else None
+        if cell and head and head.sha256 != cell.head:  # a part of the number's identity
+            raise UserError(
+                f"the head of {cell.label} ({cell.run_id}) is not the one that was found before:"
+                f" its sha256 is {head.sha256[:12]}, not {cell.head[:12]}; the file was changed"
+            )
+        return task.context(
+            self.request.dataset(task),
+            self.request.seed,
+            backbone=self.backbone,
+            backbone_config=self.request.backbone.create_arguments,
+            device=self.device,
+            work_dir=work_dir,
+            log=log,
+            progress=progress,
+            num_workers=self.request.num_workers,
+            head=head,
+        )
+
+
+def find_cells(
+    tracker: Tracker,
+    backbone: BackboneInfo,
+    tasks: Sequence[PlannedTask],
+    conditions: Mapping[str, Any],
+    seed: int,
+) -> dict[str, Cell]:
+    """Task → cell, of tasks that are finished; see ``PlannedTask.conditions``. Raises as
+    ``cells_of_heads``."""
+    heads = cells_of_heads(tracker, backbone, tasks, conditions, seed)
+    return finished_cells(tracker, backbone.cell_keys(conditions, seed, heads), backbone.name)
+
+
+def cells_of_heads(
+    tracker: Tracker,
+    backbone: BackboneInfo,
+    tasks: Sequence[PlannedTask],
+    conditions: Mapping[str, Any],
+    seed: int,
+    parent_id: str = "",
+) -> dict[str, Cell]:
+    """Task → the finished cell of another task whose head it uses; ``parent_id``: see
+    ``finished_cells``. Raises ``UserError`` where none of the stored heads is of this backbone and
+    seed."""
+    stored = {task.name: task.heads.cell_of(backbone, seed) for task in tasks if task.heads}
+    trained = {name: each["head"] for name, each in conditions.items() if "head" in each}
+    keys = backbone.cell_keys(trained, seed)
+    return finished_cells(tracker, keys, backbone.name, parent_id) | stored
+
+
+def finished_cells(
+    tracker: Tracker, keys: Mapping[str, str], backbone: str, parent_id: str = ""
+) -> dict[str, Cell]:
+    """Task → cell, of tasks that are finished.
+
+    Args:
+        keys: task → identity of its cell.
+        backbone: its name in the cells; the same weights may have been probed under another one.
+        parent_id: accept only runs under this parent run; '' accepts any.
+    """
+    cells = {}
+    for task, key in keys.items():
+        tags = {TAGS["key"]: key, **({PARENT_TAG: parent_id} if parent_id else {})}
+        cell = tracker.finished(**tags)
+        if isinstance(cell, Cell):
+            _remove_scratch(cell)
+            update = {"backbone": backbone, "status": "cached", "costs": {}}
+            cells[task] = cell.model_copy(update=update)
+    return cells
+
+
+def _remove_scratch(cell: Cell) -> None:
+    """Remove the scratch folder of a process that was killed after the cell was finished."""
+    folder = _work_dir(cell.key)
+    if read_json_object(folder / RUN_FILE).get("run") == cell.run_id:
+        with suppress(Timeout), locked(lock_path("cell", cell.key), wait=False):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
+    """Run tasks in one training loop, on the same batches (or a single task), each into a child run
+    of the parent. The caller holds the cells' locks.
+
+    ``cost/seconds`` of a cell is an equal share of what the loop took; ``cost/peak_memory_mb`` is
+    the loop's. A task that breaks is a failed cell with its reason.
+
+    Raises:
+        errors that the user can correct (``user_error_message``), such as a full disk. They end the
+            other tasks too; scratch folders of unfinished cells stay, so that the same command
+            resumes them.
+    """
+    cells: list[Cell] = []
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_open_run(context, task)) for task in tasks]
+        reset_peak(context.device)
+        pairs = [(task.probe, each) for task, (_, each, _) in zip(tasks, opened, strict=True)]
+        results = _run_probes(pairs)
+        shared_cost = {
+            "seconds": (time.perf_counter() - started) / len(tasks),
+            "peak_memory_mb": peak_mb(context.device),
+        }
+        for task, (cell, probe_context, run), result in zip(tasks, opened, results, strict=True):
+            try:
+                if isinstance(result, Exception):
+                    raise result
+                costs = {**probe_context.cost.metrics(), **shared_cost}
+                cell = _with_result(cell, task, probe_context, result, costs)
+                if result.head is not None:
+                    conditions = task.conditions(context.request.dataset(task))
+                    head = _log_head(run, result.head, conditions, cell.seed)
+                    cell = cell.model_copy(update={"head": head})
+                _log_metrics(cell, run, context.request.model_id)
+                _log_files(task, probe_context, run, result)
+                if task is context.request.tasks[0]:  # once, since the unit shares its images
+                    _log_feature_pictures(probe_context, run)
+            except Exception as error:
+                reason = failure_reason(error)
+                failed = {"status": "failed", "reason": reason, "metrics": {}, "costs": {}}
+                cell = cell.model_copy(update=failed)
+                run.fail(reason)
+            else:
+                value = cell.metrics.get(cell.main, np.nan)
+                console.print(
+                    f"  {cell.backbone} · seed {cell.seed} · {cell.task}: {cell.main}"
+                    f" {value:.4g}  {cell.seconds:.0f} s"
+                )
+            cells.append(cell)
+    for cell in cells:
+        if cell.status == "done":
+            shutil.rmtree(_work_dir(cell.key), ignore_errors=True)
+    return cells
+
+
+def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult | Exception]:
+    probe, context = probes[0]
+    try:
+        with as_interrupt():
+            if isinstance(probe, GroupedProbe):
+                return probe.run_group(probes)
+            return [probe.run(context)]
+    except Exception as error:
+        if is_out_of_memory(error):
+            error = out_of_memory(error, "lower batch_size or size")
+        return [error] * len(probes)
+
+
+def failure_reason(error: Exception) -> str:
+    """One line for a failed cell.
+
+    Re-raises an error that the user can correct, which ends the command. For a bug, also prints the
+    traceback.
+    """
+    if user_error_message(error) is not None:
+        raise error
+    if not isinstance(error, NonFiniteLoss | OutOfMemory | WorkerLost):
+        console.print("".join(traceback.format_exception(error)))
+    return error_summary(error)
+
+
+def missing_cells(
+    backbone: str, seed: int, reasons: Mapping[str, str], status: str = "failed"
+) -> dict[str, Cell]:
+    """Task → cell, of tasks that have no result; ``reasons``: task → why."""
+    return {
+        task: Cell(backbone=backbone, task=task, seed=seed, status=status, reason=reason)
+        for task, reason in reasons.items()
+    }
+
+
+@contextmanager
+def _open_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Context, Run]]:
+    """Start or resume the MLflow run of a cell: the cell without result, its probe's context, and
+    the run."""
+    request, data = context.request, context.request.dataset(task)
+    backbone, conditions = request.backbone, task.conditions(data)
+    head = context.heads[task.name].head if task.name in context.heads else ""
+    cell = Cell(
+        name=task.name,
+        backbone=backbone.name,
+        weights=backbone.weights.sha256,
+        task=task.name,
+        dataset=task.spec.name,
+        kind=task.spec.kind,
+        probe=task.probe.name,
+        seed=request.seed,
+        suite=request.suite,
+        device=device_name(context.device),
+        threads=str(torch.get_num_threads()),
+        protocol=content_key(conditions),
+        key=cell_key(backbone.identity, conditions, request.seed, head),
+        head=head,
+        fingerprint=data.fingerprint,
+        partial=data.partial,
+        preset=getattr(task.settings, "protocol", "own"),
+        differs=task.deviations(data),
+        declared=dict(task.probe.metrics),
+    )
+    params = {"backbone": backbone.name, "seed": request.seed, **conditions["settings"]}
+    if task.train_share < 1:
+        params["train_share"] = task.train_share
+    work_dir = _work_dir(cell.key)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    # an interrupted or failed cell continues in its own run, so that its curves are complete
+    started = context.tracker.find_run(read_json_object(work_dir / RUN_FILE).get("run", ""))
+    resume = started.run_id if started is not None and not started.is_finished else None
+    with context.tracker.run(
+        task.name,
+        tags=cell.to_tags(),
+        params=params,
+        parent=context.parent,
+        resume=resume,
+        monitored=True,
+    ) as run:
+        write_json(work_dir / RUN_FILE, {"cell": cell.key, "run": run.id})
+        run.log_dataset(
+            data.spec.name,
+            data.fingerprint,
+            "probing",
+            source=str(data.root.resolve()),
+            **{split: len(samples) for split, samples in data.samples.items()},
+        )
+        run.log_models(inputs=[request.model_id])
+        run.log_json(conditions, records.PROTOCOL)
+        cell = cell.model_copy(update={"run_id": run.id})
+        yield cell, context.of_task(task, work_dir, run, reporter()), run
+
+
+def _work_dir(key: str) -> Path:
+    """A cell's scratch folder, from which it resumes; removed when the cell is finished."""
+    return home() / "work" / key
+
+
+def _with_result(
+    cell: Cell, task: PlannedTask, context: Context, result: TaskResult, costs: Mapping[str, float]
+) -> Cell:
+    """The cell with the metrics that the probe declares, and its notes."""
+    data, device = context.data, context.device
+    metrics = {name: result.metrics[name] for name in cell.declared if name in result.metrics}
+    if not np.isfinite(metrics.get(cell.main, np.nan)):
+        raise RuntimeError(f"the probe returned no finite {cell.main}")
+    of_task = filter(None, [cell.differs, credit(getattr(task.settings, "upsampler", ""))])
+    notes = [*result.notes, *context.cost.notes, *of_task, *data.notes]
+    emulates_bf16 = is_accelerator(device) and not prefers_bf16(device)
+    if emulates_bf16 and getattr(task.settings, "precision", "") == "bf16":
+        notes.append(f"{device_name(device)} emulates bf16; precision=fp32 is faster there")
+    if data.skipped:
+        path, reason = data.skipped[0]
+        count = len(data.skipped)
+        notes.append(f"{count} unreadable samples were skipped, the first is {path} ({reason})")
+    return cell.model_copy(update={"metrics": metrics, "costs": dict(costs), "notes": tuple(notes)})
+
+
+def _log_metrics(cell: Cell, run: Run, model_id: str) -> None:
+    """Log the numbers and notes of a cell; ``model_id`` is that of the backbone's LoggedModel."""
+    # MLflow's Models page has a column for each "dataset": here, for each task and its conditions
+    about = {"model_id": model_id, "dataset_name": cell.task, "dataset_digest": cell.protocol}
+    run.log_metrics(cell.metrics, about=about)
+    run.log_metrics(cost_metrics(cell.costs))
+    if cell.notes:
+        run.describe("\n".join(f"* {note}" for note in cell.notes))
+    finite = {name: v if np.isfinite(v) else None for name, v in cell.metrics.items()}
+    run.log_json(finite, records.METRICS_FILE)
+
+
+def _log_head(run: Run, head: Head, conditions: Mapping[str, Any], seed: int) -> str:
+    """Log a head with all that it depends on; the sha256 of its file, which becomes a tag, too."""
+    conditions = json.loads(canonical_json(conditions))
+    metadata = {**head.metadata, "seed": seed, "conditions": conditions}
+    head = replace(head, metadata=metadata)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, PurePath(records.HEAD).name)
+        write_head(head, path)
+        digest = sha256_file(path)
+        run.log_file(path, str(PurePath(records.HEAD).parent))
+    run.set_tags({TAGS["head"]: digest})
+    return digest
+
+
+def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult) -> None:
+    """Log config, per-image scores, features of parts of images, detections, pictures and logs."""
+    config = result.config or task.probe.config(context)
+    run.log_text(config, "config.json" if config.lstrip().startswith("{") else "config.py")
+    per_image = dict(result.per_image)
+    dense_task = DENSE_TASKS.get(task.spec.kind)
+    if task.spec.kind == "detection" or (dense_task and dense_task.has_classes):
+        # names for per-class tables, unless the probe has classes of its own: the one array that
+        # has an entry for each class, not for each image
+        per_image.setdefault("classes", np.array(context.data.classes))
+    arrays: dict[str, Mapping[str, np.ndarray]] = {records.PER_IMAGE: per_image}
+    if task.varies("size"):
+        arrays[records.PARTS] = part_features(context)
+    if result.detections is not None:
+        arrays[records.DETECTIONS] = to_columns(result.detections)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, columns in arrays.items():
+            if columns:
+                np.savez_compressed(folder / file, **columns)  # type: ignore[arg-type]
+                run.log_file(folder / file)
+    if result.preview is not None:
+        gallery = result.preview.with_name(PurePath(records.GALLERY).name)
+        for picture in filter(Path.is_file, (result.preview, gallery)):  # not all probes draw both
+            run.log_file(picture, records.PICTURES)
+    # MMEngine's log is TIME/TIME.log or SUB/TIME/TIME.log: log it in the folder log or log/SUB
+    for log in sorted(context.work_dir.rglob("*.log")):
+        run.log_file(log, "/".join(["log", *log.relative_to(context.work_dir).parts[:-2]]))
+
+
+def _log_feature_pictures(context: Context, run: Run) -> None:
+    try:
+        arrays = task_feature_pictures(context)
+    except UserError as error:  # the numbers are logged
+        console.print(f"  no picture of features: {error}")
+        return
+    path = PurePath(records.FEATURES)
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name, path.name)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        run.log_file(file, str(path.parent))
+
+
+@contextmanager
+def cell_locks(keys: Iterable[str]) -> Iterator[None]:
+    """Exclude other processes from these cells while the block runs. A second process waits, and
+    then looks whether they are finished. Locks are taken in one order, which excludes deadlocks."""
+    message = "another process runs this cell: waiting for it"
+    with ExitStack() as stack:
+        for key in sorted(keys):
+            lock = locked(lock_path("cell", key), lambda: reporter().start(message, 1))
+            stack.enter_context(lock)
+        yield
+
+
+def preferred_precision(device: str) -> Precision:
+    """What ``precision=auto`` means on the device of this process; a unit of work."""
+    return "bf16" if prefers_bf16(choose_device(device)) else "fp32"
+
+
+load_backbone = keep_last_model(backbones.create)  # the same process may probe it next
+
+
+def describe_backbone(create_arguments: Mapping[str, Any]) -> BackboneInfo:
+    """Build a backbone and describe it; a unit of work. Raises ``UserError`` as
+    ``backbones.create``."""
+    return BackboneInfo.of(load_backbone(**create_arguments), create_arguments)
+
+
+def probe_unit(request: ProbeRequest) -> list[Cell]:
+    """The unit's cells, in the order of its tasks; those that another process has finished
+    meanwhile are read back.
+
+    Raises:
+        errors that the user can correct (``user_error_message``): a full disk, an unreachable
+            store.
+    """
+    register_folders(request.data_root)
+    tracker = Tracker(request.experiment)
+    # with --force, only what this same unit finished before its worker died
+    parent_id = request.parent_id if request.force else ""
+    backbone, seed, cells = request.backbone, request.seed, dict[str, Cell]()
+    for uses_head in (False, True):  # heads are trained before other tasks use them
+        tasks = [task for task in request.tasks if task.uses_head == uses_head]
+        conditions = {task.name: task.conditions(request.dataset(task)) for task in tasks}
+        heads = cells_of_heads(tracker, backbone, tasks, conditions, seed, parent_id)
+        keys = backbone.cell_keys(conditions, seed, heads)
+        reasons = {
+            task.name: f"{task.training_task.name}, whose head it uses, has no result"
+            for task in tasks
+            if task.name not in keys
+        }
+        cells |= missing_cells(backbone.name, seed, reasons)
+        with cell_locks(keys.values()):
+            cells |= finished_cells(tracker, keys, backbone.name, parent_id)
+            pending = [task for task in tasks if task.name not in cells]
+            if pending:
+                finished = _run_pending(request, pending, tracker, heads)
+                cells |= {cell.task: cell for cell in finished}
+    return [cells[task.name] for task in request.tasks]
+
+
+def _run_pending(
+    request: ProbeRequest,
+    tasks: Sequence[PlannedTask],
+    tracker: Tracker,
+    heads: Mapping[str, Cell],
+) -> list[Cell]:
+    device = choose_device(request.device)
+    backbone = load_backbone(**request.backbone.create_arguments).to(device)
+    if content_key(backbone.identity()) != content_key(request.backbone.identity):
+        raise UserError(
+            f"the weights of {backbone.name} have changed since the run began; run the command"
+            " again"
+        )
+    parent = Run(tracker, request.parent_id, name=request.parent_id)
+    context = CellContext(request, tracker, parent, backbone, device, heads)
+    cells: list[Cell] = []
+    with computing_on(device):
+        parent.log_new_metrics(cost_metrics(backbone_costs(backbone, device)))
+        parent.flush()
+        for joint_tasks in trained_together(tasks, context):
+            names = " + ".join(task.name for task in joint_tasks)
+            reporter().prefix = f"{backbone.name} · seed {request.seed} · {names} · "
+            cells += run_cells(joint_tasks, context)
+            reporter().prefix = ""
+    return cells
+
+
+def trained_together(tasks: Sequence[PlannedTask], context: CellContext) -> list[list[PlannedTask]]:
+    """Split tasks into lists that one training loop can train on the same batches, ordered by the
+    first task of each list."""
+    lists: dict[str, list[PlannedTask]] = {}
+    for task in tasks:
+        key = None
+        if isinstance(task.probe, GroupedProbe) and not task.uses_head:
+            # the key depends on settings and data: no folder, log or progress
+            key = task.probe.group_key(context.of_task(task, Path(), Silent(), Silent()))
+        lists.setdefault(key or task.name, []).append(task)
+    return list(lists.values())
+
+
+@contextmanager
+def computing_on(device: torch.device) -> Iterator[None]:
+    """Make ``device`` the current one while the block runs, and compute float32 products exactly,
+    without TF32."""
+    with on_device(device), float32_products(tf32=False):
+        yield

@@ -1,0 +1,580 @@
+"""Commands that look: ``list``, ``show``, ``report``, ``results``, ``ui``.
+
+Lines that several commands print.
+
+``list``: names with a line about each.
+
+``report``: compare the results in MLflow, as a page and as tables.
+
+``results``: share results with what their intervals need, and check or show shared ones.
+
+``show``: what the features of backbones look like, on a page.
+
+``ui``: MLflow's own UI on the right store, on loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
+from rich.text import Text
+
+import benchmark.catalog  # noqa: F401 – registers datasets, probes, protocols and suites
+from benchmark import unit
+from benchmark.executor import EXECUTORS
+from benchmark.options import BackboneNames, PluginOptions, TaskNames, TrackingOptions
+from benchmark.parser import ConfigOptions, JsonOptions, Positional, Positionals
+from benchmark.progress import console
+from benchmark.suites import SUITES
+from cliptex_common.errors import UserError, suggest
+from cliptex_common.files import atomic_write
+from cliptex_common.settings import Folder, Names, options_dataclass
+from probes.protocols.base import PROTOCOLS
+from probes.registry import DATASETS, PROBES
+from probes.registry import tasks as registered_tasks
+
+
+def print_table(rows: Iterable[Sequence[str]]) -> None:
+    """Print rows in columns that are as wide as their widest cell; the last one as it is."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        console.print("  ".join([*cells, row[-1]]))
+
+
+def print_state(state: str, style: str, text: str, note: str = "") -> None:
+    """Print a coloured state and text, and below the text a note."""
+    console.print(Text(state, style=style).append(f" {text}", "default"))
+    if note:
+        console.print(" " * len(state), note)
+
+
+Rows = list[tuple[str, str]]
+
+
+@options_dataclass
+class ListNames(JsonOptions, PluginOptions):
+    """List backbones, tasks, suites, datasets, probes, protocols, recipes, experts or executors.
+
+    examples:
+      python -m benchmark list backbones dino
+      python -m benchmark list tasks --limit 10 --json tasks.json
+    """
+
+    what: Positional[str]
+    """backbones, tasks, suites, datasets, probes, protocols, recipes, experts, executors"""
+    words: Positionals[Sequence[str]] = ()
+    """only lines with these words"""
+    limit: PositiveInt | None = None
+    """only the first so many"""
+
+    def main(self) -> int:
+        """Print names and descriptions."""
+        if self.what not in LISTS:
+            raise UserError(f"cannot list {self.what!r}; {suggest(self.what, LISTS)}")
+        words = [word.lower() for word in self.words]
+        rows = [
+            row
+            for row in LISTS[self.what]()
+            if all(word in " ".join(row).lower() for word in words)
+        ][: self.limit]
+        if not self.output_json([{"name": name, "about": about} for name, about in rows]):
+            print_table(rows or [("nothing; --plugin FILE.py adds what a plugin registers",)])
+        return 0
+
+
+LIST_COMMAND = ListNames
+
+
+def _backbones() -> Rows:
+    """Named backbones, then families of names."""
+    import backbones.registry  # noqa: F401 – registers them
+    from backbones.registry import FAMILIES, find, names
+
+    entries = map(find, names())
+    rows = [(entry.name, f"{entry.about} [{entry.licence}]") for entry in entries]
+    rows += [(family.pattern, family.about) for family in FAMILIES.load_entry_points().values()]
+    return [*rows, ("random/NAME", "any of these, randomly initialised from the seed")]
+
+
+def _tasks() -> Rows:
+    """Kind, main metric and suites of each task: those that list it, or else accept it."""
+    suites = SUITES.load_entry_points().values()
+    accepting: dict[str, list[str]] = {}  # dataset → suites that list tasks on it
+    for suite in suites:
+        for dataset in {task.partition("/")[0] for task in suite.tasks}:
+            accepting.setdefault(dataset, []).append(suite.name)
+    own = [suite.name for suite in suites if suite.any_dataset]
+    rows = []
+    for task, (spec, probe) in registered_tasks().items():
+        members = [suite.name for suite in suites if task in suite.tasks]
+        names = ", ".join(members or accepting.get(spec.name, own))
+        rows.append((task, f"{spec.kind}, {next(iter(probe.metrics))} [{names}]"))
+    return rows
+
+
+def _suites() -> Rows:
+    """Named lists of tasks."""
+    suites = SUITES.load_entry_points().values()
+    return [(suite.name, f"{suite.about} [{len(suite.tasks)} tasks]") for suite in suites]
+
+
+def _datasets() -> Rows:
+    """Datasets that can be read; ``data check`` shows which are present."""
+    specs = DATASETS.load_entry_points().values()
+    return [(spec.name, f"{spec.kind}: {spec.about}") for spec in specs]
+
+
+def _probes() -> Rows:
+    """What is trained on, or computed from, a frozen backbone."""
+    probes = PROBES.load_entry_points().values()
+    return [(probe.name, f"for {probe.kind}: {', '.join(probe.metrics)}") for probe in probes]
+
+
+def _protocols() -> Rows:
+    """The source of each protocol, the settings it fixes, and its differences from the source."""
+    rows = []
+    for protocol in PROTOCOLS.load_entry_points().values():
+        commit = f", at {protocol.commit}" if protocol.commit else ""
+        rows.append((protocol.name, f"{protocol.source}{commit} (version {protocol.version})"))
+        for preset in protocol.presets:
+            settings = {**preset.settings, **preset.data, **preset.required}
+            text = " ".join(f"{key}={_plain(value)}" for key, value in settings.items())
+            datasets = f" ({', '.join(preset.datasets)})" if preset.datasets else ""
+            rows.append((f"{protocol.name} {preset.probe}{datasets}", text))
+        for probe, differences in protocol.differs.items():
+            subject = f"{protocol.name} {probe}".strip()
+            rows += [(f"{subject}, not here", text) for text in differences.values()]
+    return rows
+
+
+def _recipes() -> Rows:
+    """How weights are trained, and the λ of each loss."""
+    from backbones.cliptex.recipes import find_recipe, recipe_names
+
+    rows = []
+    for name in recipe_names():
+        recipe = find_recipe(name)
+        weights = [f"λ {loss} {value:g}" for loss, value in recipe.loss_weights.items()]
+        rows.append((name, f"{recipe.epochs:g} epochs, lr {recipe.lr:g}; {', '.join(weights)}"))
+    return rows
+
+
+def _experts() -> Rows:
+    """Models that write pseudo-labels."""
+    import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
+    from backbones.cliptex.experts.base import EXPERTS
+
+    return sorted(EXPERTS.descriptions().items())
+
+
+def _executors() -> Rows:
+    """Where units of work can run."""
+    return list(EXECUTORS.descriptions().items())
+
+
+LISTS = {
+    "backbones": _backbones,
+    "tasks": _tasks,
+    "suites": _suites,
+    "datasets": _datasets,
+    "probes": _probes,
+    "protocols": _protocols,
+    "recipes": _recipes,
+    "experts": _experts,
+    "executors": _executors,
+}
+
+
+def _plain(value: Any) -> str:
+    """A setting as ``--set`` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+@options_dataclass
+class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
+    """Compare the results in MLflow: a page, and tables for a paper.
+
+    examples:
+      python -m benchmark report --experiment paper --baseline clip-ft --out report/
+      python -m benchmark report --backbone clip,clip-ft,cliptex --format html,latex
+        --ui-url http://127.0.0.1:5000
+    """
+
+    experiment: Names = ()
+    """MLflow experiments (default: the latest with results)"""
+    backbones: BackboneNames = ()
+    """only these, in this order (default: all); NAME@SHA selects weights by their sha256"""
+    baseline: str | None = None
+    """what the others are compared with (default: clip-ft, clip, random, or the first)"""
+    tasks: TaskNames = ()
+    """only these tasks; see `list tasks`"""
+    shared: Annotated[Names, Field(alias="with")] = ()
+    """results of others: files or folders of `results export`, URLs"""
+    study: str | None = None
+    """report on this λ sweep instead"""
+    format: Names = ("html",)
+    """html, md, csv, latex (default: html)"""
+    out: Folder = Path("report")
+    """output folder"""
+    ui_url: Annotated[str, Field(pattern="^(https?://|$)")] = ""
+    """address of an MLflow UI: numbers then link to their runs"""
+
+    def main(self) -> int:
+        """Build and write the report; print its headline."""
+        from benchmark.progress import Bar, console
+        from reports.pages import FORMATS, write
+        from reports.records import TrackingError
+        from reports.report import ReportRequest, build_report
+
+        if unknown := set(self.format) - set(FORMATS):
+            raise TrackingError(f"--format {min(unknown)}: choose from {', '.join(FORMATS)}")
+        if self.study and (self.backbones or self.tasks or self.baseline):
+            raise TrackingError("--study excludes --backbone, --task and --baseline")
+        request = ReportRequest(
+            experiments=self.experiment,
+            baseline=self.baseline,
+            backbones=self.backbones,
+            tasks=self.tasks,
+            study=self.study,
+            shared=self.shared,
+            tracking_uri=self.tracking_uri,
+            ui_url=self.ui_url,
+        )
+        with Bar() as bar:
+            report = build_report(request, bar.start, bar.advance)
+            files = write(report, self.out, self.format)
+        if not request.experiments and report.analysis is not None:
+            experiments = ", ".join(report.analysis.selection.experiments)
+            console.print(f"experiment {experiments}", style="dim")
+        console.print(report.summary.headline, style="bold")
+        for line in report.axes:
+            console.print(line)
+        for note in report.notes:
+            console.print(f"  note · {note}", style="dim")
+        console.print(f"report: {', '.join(map(str, files))}")
+        return 0
+
+
+REPORT_COMMAND = WriteReport
+
+
+Files = Annotated[Names, {"nargs": "+"}]
+
+
+@options_dataclass
+class ExportResults(TrackingOptions, PluginOptions):
+    """Write the results of an experiment into one file that others can compare with, or its
+    numbers for other tools.
+
+    examples:
+      python -m benchmark results export --experiment paper --out my-net.zip
+      python -m benchmark report --experiment paper --with others/
+      python -m benchmark results export --experiment paper --format hf-eval
+        --hub voc=ORG/NAME --out hub/
+    """
+
+    experiment: Names = ()
+    """MLflow experiments (default: the latest with results)"""
+    backbones: BackboneNames = ()
+    """only these (default: all)"""
+    tasks: TaskNames = ()
+    """only these tasks"""
+    source: str = ""
+    """who shares them, in a few words; reports show it"""
+    format: Literal["zip", "csv", "parquet", "hf-eval", "model-index"] = "zip"
+    """zip: with what intervals need; csv, parquet: a row for each number; hf-eval, model-index:
+    files for the Hugging Face Hub, a folder for each backbone; nothing is uploaded"""
+    hub: Mapping[str, str] = field(default_factory=dict)
+    """for the Hub: the repository of a dataset, as voc=ORG/NAME (repeatable)"""
+    out: Path | None = None
+    """the file or folder to write (default: results.zip, .csv … or the folder results)"""
+
+    def main(self) -> int:
+        """Print what was written and what was left out."""
+        return self._write_shared() if self.format == "zip" else self._write_numbers()
+
+    def _write_numbers(self) -> int:
+        from benchmark.progress import Bar, console
+        from cliptex_common.files import write_text
+        from reports.pages import community_evaluations, csv_text, model_cards, numbers_frame
+        from reports.report import ReportRequest, build_report
+
+        request = ReportRequest(
+            self.experiment,
+            backbones=self.backbones,
+            tasks=self.tasks,
+            tracking_uri=self.tracking_uri,
+        )
+        with Bar() as bar:
+            report = build_report(request, bar.start, bar.advance)
+        if self.format in ("csv", "parquet"):
+            frame = numbers_frame(report)
+            path = self.out or Path(f"results.{self.format}")
+            if self.format == "csv":
+                write_text(path, csv_text(frame))
+            else:
+                with atomic_write(path) as part:
+                    frame.to_parquet(part)
+            console.print(f"{len(frame)} numbers: {path}")
+            return 0
+        datasets = {column.task.rpartition("/")[0] for column in report.columns}
+        if absent := self.hub.keys() - datasets:
+            raise UserError(
+                f"--hub {', '.join(absent)}: no number is of it; datasets with numbers:"
+                f" {', '.join(sorted(datasets))}"
+            )
+        write = community_evaluations if self.format == "hf-eval" else model_cards
+        folder, files = self.out or Path("results"), write(report, self.hub)
+        if not files:
+            raise UserError(
+                "an entry of hf-eval names the dataset's repository: give --hub DATASET=ORG/NAME"
+            )
+        for name, text in files.items():
+            write_text(folder / name, text)
+        console.print(f"{len(files)} files: {folder}")
+        return 0
+
+    def _write_shared(self) -> int:
+        from benchmark.progress import console
+        from reports.selection import default_experiments
+        from reports.sharing import export_results
+        from reports.store import Store
+
+        store = Store(self.tracking_uri)
+        experiments = self.experiment or default_experiments(store)
+        path = self.out or Path("results.zip")
+        written = export_results(store, experiments, path, self.backbones, self.tasks, self.source)
+        for note in written.notes:
+            console.print(f"  note · {note}", style="dim")
+        names = ", ".join(written.backbones)
+        size = path.stat().st_size / 1e6
+        console.print(f"{written.cells} results of {names}: {path} ({size:.1f} MB)")
+        return 0
+
+
+@options_dataclass
+class CheckResults(PluginOptions):
+    """Verify files of shared results: checksums, identities, and every metric, computed again.
+
+    examples:
+      python -m benchmark results check my-net.zip others/
+    """
+
+    files: Files
+    """files or folders of `results export`, URLs"""
+
+    def main(self) -> int:
+        """Exit code 2 with the reason if a file is refused."""
+        from benchmark.progress import console
+        from benchmark.unit import threads
+        from reports.selection import weights_labels
+        from reports.sharing import check_results, find_files, read_files
+
+        for results in read_files(find_files(self.files)):
+            with threads(1):  # several spend twice the time on products as small as these
+                scores = check_results(results)
+            names = {*weights_labels([*results.cells, *results.parents.values()]).values()}
+            console.print(
+                f"{results.title}: {len(scores)} results of {len(names)} backbones agree with their"
+                " per-image scores"
+            )
+            for note in results.notes:
+                console.print(f"  note · {note}", style="dim")
+        return 0
+
+
+@options_dataclass
+class LeaderboardPage(PluginOptions):
+    """Write a leaderboard of shared results: one page that needs no server and no network.
+
+    examples:
+      python -m benchmark results page results/ --out site/
+    """
+
+    files: Files
+    """files or folders of `results export`, URLs"""
+    out: Folder = Path("site")
+    """output folder"""
+    title: str = "Leaderboard of frozen vision backbones"
+    """heading of the page"""
+
+    def main(self) -> int:
+        """Exit code 2 with the reason if a file is refused; nothing is written then."""
+        from benchmark.progress import Bar, console
+        from benchmark.unit import threads
+        from cliptex_common.files import write_text
+        from reports.leaderboard import Leaderboard, render_leaderboard
+        from reports.sharing import find_files, read_files
+
+        files = find_files(self.files)
+        results = Leaderboard()
+        with Bar() as bar, threads(1):
+            bar.start("shared results", len(files))
+            for file in read_files(files):
+                results.add(file)
+                bar.advance()
+        tasks = {column.cell.task for column in results.columns.values()}
+        about = f"{len(results.backbones)} backbones, {len(tasks)} tasks, {len(files)} files"
+        path = self.out / "index.html"
+        write_text(path, render_leaderboard(results, self.title, about))
+        console.print(f"{about}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        return 0
+
+
+RESULTS_COMMAND = {"export": ExportResults, "check": CheckResults, "page": LeaderboardPage}
+
+
+MAPS = 4_000_000  # bytes of feature maps in a page
+
+
+@options_dataclass
+class ShowFeatures(ConfigOptions, PluginOptions):
+    """Draw the features of backbones: principal components, and the likeness of parts of images.
+
+    examples:
+      python -m benchmark show --backbone dinov2-b14,clip --images photos/ --out features/
+      python -m benchmark show --backbone cliptex --weights mine.safetensors --images photos/
+        --size 448
+    """
+
+    backbones: BackboneNames
+    """backbones; see `list backbones`"""
+    images: Folder
+    """folder of images; of many, evenly spaced ones are drawn"""
+    weights: Path | None = None
+    """checkpoint of the backbone"""
+    layer: PositiveInt | None = None
+    """number of the layer that is drawn (default: the last map)"""
+    size: Annotated[int, Field(ge=1, le=8192)] | None = None
+    """side in pixels of the square that the backbones see (default: their own size)"""
+    device: str = "auto"
+    """auto, cpu, or an accelerator as torch names it, perhaps with its number"""
+    out: Folder = Path("features")
+    """output folder"""
+
+    def main(self) -> int:
+        """Write the page; print its path."""
+        import backbones
+        from benchmark.executor_options import choose_device
+        from benchmark.progress import console
+        from cliptex_common.device import float32_products
+        from cliptex_common.images import spread_indices
+        from probes.base import EncodeContext
+        from probes.diagnostics import PICTURED_IMAGES as IMAGES
+        from probes.diagnostics import feature_pictures
+        from probes.features.store import IMAGES as SUFFIXES
+        from reports.pages import write
+        from reports.pictures import make_feature_pictures
+        from reports.report import Report
+        from reports.summary import Summary
+
+        if self.weights and len(self.backbones) != 1:
+            raise UserError(f"--weights applies to one backbone, not to {len(self.backbones)}")
+        files = sorted(
+            path for path in self.images.rglob("*") if path.suffix.lower()[1:] in SUFFIXES
+        )
+        if not files:
+            raise UserError(f"--images {self.images}: no {', '.join(SUFFIXES)} file")
+        paths = [files[index] for index in spread_indices(len(files), IMAGES)]
+        context = EncodeContext(choose_device(self.device), num_workers=0)
+        size = (self.size, self.size) if self.size else None
+        layers = [self.layer] if self.layer else []
+        features = {}
+        with float32_products(tf32=False):
+            for name in self.backbones:
+                backbone = backbones.create(name, weights=self.weights, layers=layers).to(
+                    context.device
+                )
+                features[name] = feature_pictures(context, backbone, paths, self.images, size)
+        about = f"{len(paths)} of {len(files)} images of {self.images}"
+        report = Report(
+            "Features of backbones",
+            ", ".join(self.backbones),
+            Summary("open", f"{', '.join(self.backbones)} on {about}", []),
+            store=str(self.images),
+            features=make_feature_pictures(about, features, MAPS),
+        )
+        console.print(f"page: {write(report, self.out)[0]}")
+        return 0
+
+
+SHOW_COMMAND = ShowFeatures
+
+
+@options_dataclass
+class Ui(TrackingOptions):
+    """Open MLflow's own UI on the right store.
+
+    examples:
+      python -m benchmark ui --experiment paper
+      python -m benchmark ui --tracking-uri sqlite:////data/mlflow.db --port 5001
+    """
+
+    port: Annotated[int, Field(ge=1, le=65535)] = 5000
+    """port of the UI"""
+    experiment: str | None = None
+    """MLflow experiment (default: as for `report`)"""
+
+    def main(self) -> int:
+        """Run ``mlflow ui`` until it is interrupted, or print the address of a server."""
+        from benchmark.progress import console
+        from cliptex_common.secrets import HIDDEN, hide_secrets
+        from reports.records import TrackingError
+        from reports.store import connect, tracking_uri
+
+        uri = tracking_uri(self.tracking_uri)
+        connect(uri)  # creates or migrates a database, and reports a bad one
+        if uri.startswith(("http://", "https://")):
+            server = hide_secrets(uri).replace(f"{HIDDEN}@", "")  # the browser asks for the login
+            link = _link(server, uri, self.experiment)
+            console.print(f"the store is a server with its own UI: open {link}")
+            return 0
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise TrackingError(f"port {self.port} is in use; choose another with --port")
+        link = _link(f"http://127.0.0.1:{self.port}", uri, self.experiment)
+        console.print(f"MLflow on {hide_secrets(uri)}: open {link} (Ctrl-C ends it)")
+        command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1"]
+        environment = {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for judges of LLMs
+            **os.environ,
+            "MLFLOW_BACKEND_STORE_URI": uri,  # everybody on this machine sees arguments
+        }
+        server_process = subprocess.Popen([*command, "--port", str(self.port)], env=environment)
+        try:
+            return server_process.wait()
+        except KeyboardInterrupt:
+            server_process.terminate()
+            server_process.wait()
+            unit.handle_signals()  # Ctrl-C is how it ends
+            return 0
+
+
+UI_COMMAND = Ui
+
+
+def _link(ui: str, uri: str, experiment: str | None) -> str:
+    """The list of an experiment's runs; MLflow opens an experiment on its language-model view."""
+    from reports.records import TrackingError
+    from reports.selection import default_experiments
+    from reports.store import Store, save_view, view_link
+
+    store = Store(uri)
+    try:
+        (name,) = [experiment] if experiment else default_experiments(store)
+    except TrackingError:  # no results yet
+        return ui
+    identity = store.experiment_ids([name])[name]
+    save_view(store.client, identity)
+    return view_link(ui, identity)

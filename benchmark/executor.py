@@ -1,0 +1,444 @@
+"""The interface of executors, which run units of work on this machine, SLURM or Ray.
+
+An executor takes module-level functions with plain arguments and returns
+``concurrent.futures.Future``. The base class queues units by priority, runs a unit again if its
+worker died, shows the progress and output of units, and lets interrupted units save their state.
+
+Units of work on processes of this machine, SLURM or Ray, behind one interface.
+
+One process at a time creates a result, whatever its command is."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Collection
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from benchmark.executor_options import ExecutionOptions
+from benchmark.progress import Bar, Overview, ProgressLine, console, reporter, reporting
+from benchmark.unit import (
+    Outcome,
+    Unit,
+    WorkerLost,
+    remove_abandoned,
+    remove_folder,
+    software,
+    threads,
+    threads_per_unit,
+)
+from cliptex_common.errors import UserError, suggest
+from cliptex_common.files import home, lock_path, locked, locked_async, make_folder
+from cliptex_common.registry import Registry, instance_of
+from cliptex_common.visible_devices import is_accelerator_name
+
+MAX_LOST = 2  # times that a unit whose worker died is run again
+MAX_PREEMPTED = 20  # times that a unit that was stopped, and has saved its state, is run again
+POLL = 0.5  # seconds between two looks at the units
+SAVE_SECONDS = 90.0  # for interrupted units to save their state
+MAX_LOADING_PROCESSES = 16  # default loading processes of a unit, at most
+
+
+class Priority(IntEnum):
+    """Which waiting unit starts first: the one with the highest."""
+
+    DEFAULT = 0
+    TRAINING = 1
+    LONG_TRAINING = 2
+    PREPARATION = 3  # experts, labels and pre-training, which trainings wait for
+    FIRST_NUMBERS = 4  # probes that wait for no training
+    LOADING = 5  # of a backbone, which its probes wait for
+
+
+@dataclass(eq=False)
+class _QueuedUnit:
+    """A unit between ``submit`` and the end of its future."""
+
+    unit: Unit
+    priority: int
+    line: ProgressLine
+    future: Future[Any] = field(default_factory=Future)
+    worker_future: Future[Outcome] = field(default_factory=Future)  # once a worker runs it
+    attempts: Counter[str] = field(default_factory=Counter)  # by reason of their end
+    printed: int = 0  # bytes of its log
+
+
+class Executor(ABC):
+    """Runs units of work; a context manager.
+
+    In its block, ``reporter()`` of this process is the executor's bar. Leaving the block waits for
+    all units; after an error it lets them save and stops them. A subclass implements ``_start`` and
+    is registered in ``EXECUTORS``.
+
+    Attributes:
+        about: one line for ``list executors``.
+        setting_names: keys of ``--executor-arg``; ``None`` accepts any.
+        is_remote: units may run on other machines.
+        in_this_process: units run one after the other in the submitting process.
+        slots: estimated number of concurrent units (one per GPU if there are GPUs).
+        cpu_slots: estimated number of concurrent units of one core each without a GPU.
+        has_gpus: whether a unit can have a GPU.
+        num_workers: loading processes of a unit.
+        threads: computing threads of a unit without a GPU.
+    """
+
+    about: ClassVar[str] = ""
+    setting_names: ClassVar[Collection[str] | None] = ()
+    is_remote: bool = False
+    in_this_process: bool = False
+    slots: int = 1
+    cpu_slots: int = 1
+    has_gpus: bool = False
+    num_workers: int = 2
+    threads: int = 1
+
+    def __init__(self, options: ExecutionOptions, bar: Bar) -> None:
+        self.options, self.bar, self.overview = options, bar, Overview(bar)
+        self.closing = False
+        if options.num_workers is not None:
+            self.num_workers = options.num_workers
+        # only the scheduler's thread removes from these
+        self._waiting: list[_QueuedUnit] = []
+        self._running: list[_QueuedUnit] = []
+        self._wake = threading.Event()  # a unit was submitted or has ended
+        self._on_exit = ExitStack()
+        self._scheduler = threading.Thread(target=self._schedule, name="scheduler", daemon=True)
+        for key in options.executor_arg:
+            if self.setting_names is not None and key not in self.setting_names:
+                hint = suggest(key, self.setting_names)
+                raise UserError(
+                    f"--executor-arg {key}: {options.executor} has no such setting; {hint}"
+                )
+
+    @abstractmethod
+    def _start(self, unit: Unit) -> Future[Outcome] | None:
+        """Run ``execute(unit)`` in a worker, or return None if all resources are in use.
+
+        The future goes to ``_result`` when done. If ``_start`` itself raises, only this unit fails.
+        """
+
+    def _stop(self) -> None:  # noqa: B027
+        """Withdraw units that have not started; running ones see their ``stop_file``."""
+
+    def release(self) -> None:  # noqa: B027
+        """Release all resources; units that still run are killed."""
+
+    def _poll(self) -> None:  # noqa: B027
+        """Check on running units; called at least every ``POLL`` seconds."""
+
+    def _result(self, future: Future[Outcome]) -> Any:
+        """The result of a unit that has ended. Raises its error, ``KeyboardInterrupt`` if it was
+        stopped, and ``WorkerLost`` or ``BrokenExecutor`` (of process pools) if its worker died."""
+        return future.result().result()
+
+    def _set_capacity(self, cpus: int, gpus: int, most_threads: int | None = None) -> None:
+        """Set ``slots`` and the like for units that share ``cpus`` and ``gpus``."""
+        self.has_gpus = gpus > 0
+        share = threads_per_unit(cpus, self.options.jobs)
+        self.threads = min(share, most_threads or share)
+        jobs = self.options.jobs or math.inf
+        self.slots = int(min(jobs, gpus or max(1, cpus // self.threads)))
+        self.cpu_slots = int(min(jobs, cpus))
+        if self.options.num_workers is None:
+            self.num_workers = max(1, min(MAX_LOADING_PROCESSES, cpus // self.slots))
+
+    @property
+    def device(self) -> str:
+        """The device as units name it: without a number in a worker, which sees one GPU alone."""
+        device = self.options.device
+        return device if self.in_this_process else device.partition(":")[0]
+
+    def resources(self) -> dict[str, Any]:
+        """``cpus`` and ``gpus`` of a unit that computes on the device, whatever else is running.
+
+        Without a GPU, the number of computing threads (``cpus``) follows from ``--jobs`` and the
+        cores (``threads_per_unit``). With a GPU, it is one more than the number of loading
+        processes, each of which gets a core.
+        """
+        if is_accelerator_name(self.device) or (self.device == "auto" and self.has_gpus):
+            return {"cpus": self.num_workers + 1, "gpus": 1}
+        return {"cpus": self.threads, "gpus": 0}
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        cpus: int = 1,
+        gpus: int = 0,
+        name: str = "",
+        kind: str = "",
+        priority: int = Priority.DEFAULT,
+    ) -> Future[Any]:
+        """Run ``function(*args)`` in a worker.
+
+        Args:
+            function: module-level; it reports progress to
+                ``benchmark.progress.reporter()``.
+            args: plain values (paths, names, settings).
+            cpus: number of reserved cores and of computing threads.
+            gpus: number of GPUs that it sees.
+            name: shown to the user.
+            kind: ``probe``, ``train`` …: the time left follows from finished units of the kind.
+
+        Returns:
+            a future that raises the function's error, or ``WorkerLost`` when its worker died for
+            the third time or it was stopped for the 21st time.
+        """
+        folder = home().absolute() / "tasks" / uuid.uuid4().hex
+        unit = Unit(function, args, name or function.__name__, folder, cpus, gpus, kind)
+        self.overview.submitted[kind] += 1
+        if self.in_this_process:
+            return self._run_here(unit)
+        if self.is_remote:
+            unit.folder.mkdir(parents=True)
+            unit = replace(unit, software=software())
+        queued = _QueuedUnit(unit, priority, self.bar.line())
+        if self.closing:
+            self._drop(queued)
+        else:
+            self._waiting.append(queued)
+            self._wake.set()
+        return queued.future
+
+    async def run(
+        self, function: Callable[..., Any], *args: Any, on_device: bool = True, **options: Any
+    ) -> Any:
+        """The result of a submitted unit.
+
+        Args:
+            on_device: it gets ``resources()``; otherwise one core.
+            options: name, kind and priority, as ``submit`` takes them.
+        """
+        resources: dict[str, Any] = self.resources() if on_device else {}
+        return await asyncio.wrap_future(self.submit(function, *args, **resources, **options))
+
+    def _run_here(self, unit: Unit) -> Future[Any]:
+        """Run a unit at once; its errors keep their traceback, an interruption is not caught."""
+        future: Future[Any] = Future()
+        self.overview.start(unit.folder, unit.kind)
+        try:
+            with threads(unit.cpus):
+                future.set_result(unit.call())
+        except Exception as error:
+            future.set_exception(error)
+        self.overview.end(unit.folder, unit.kind, future.exception() is None)
+        return future
+
+    def check_store(self, uri: str) -> None:
+        """Raise ``UserError`` for a database file that other machines would have to write to."""
+        if self.is_remote and uri.startswith("sqlite:"):
+            raise UserError(
+                f"--executor {self.options.executor} runs units on other machines, which cannot"
+                f" share the file {uri}; start `mlflow server` and give --tracking-uri"
+                " http://HOST:PORT"
+            )
+
+    def __enter__(self) -> Self:
+        from benchmark.executor_options import choose_device  # needs torch
+
+        if not self.is_remote:
+            choose_device(self.options.device)  # raises if this machine does not have it
+        folder = make_folder(home() / "tasks", 0o700)  # arguments may contain passwords
+        remove_abandoned(folder)
+        self._on_exit.enter_context(reporting(self.bar))
+        self._scheduler.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        # the block, then the callbacks from the last to the first, each whatever the others raise
+        with self._on_exit as stack:
+            stack.callback(self._drop_all)
+            stack.callback(self.release)
+            stack.callback(self._close)
+            while kind is None and (self._waiting or self._running):
+                time.sleep(0.02)
+
+    def _close(self) -> None:
+        """Start no more units; wait until running ones have saved their state."""
+        self.closing = True
+        self._wake.set()
+        self._scheduler.join()
+        self.overview.hide()
+
+    def _drop_all(self) -> None:
+        for queued in (*self._waiting, *self._running):
+            self._drop(queued)
+
+    def _schedule(self) -> None:
+        """Run the scheduler thread, the only one that starts and follows units."""
+        bug = None
+        try:
+            while not self.closing:
+                self._step()
+        except Exception as error:
+            self.closing, bug = True, error
+        deadline = time.monotonic() + SAVE_SECONDS
+        for queued in self._running:
+            with suppress(OSError):  # a full disk
+                queued.unit.folder.mkdir(parents=True, exist_ok=True)
+                queued.unit.stop_file.touch()
+        with suppress(Exception):
+            self._stop()
+        while self._is_busy() and time.monotonic() < deadline:
+            with suppress(Exception):
+                self._poll()
+            time.sleep(0.05)
+        if bug is not None:
+            for queued in (*self._waiting, *self._running):
+                with suppress(Exception):  # one of them may have ended before the bug
+                    self._end(queued, error=bug)
+            self._waiting, self._running = [], []
+
+    def _is_busy(self) -> bool:
+        return not all(queued.worker_future.done() for queued in self._running)
+
+    def _step(self) -> None:
+        self._wake.wait(POLL)
+        self._wake.clear()
+        with suppress(OSError):
+            self._poll()
+        for queued in list(self._running):
+            self._show(queued)
+            if queued.worker_future.done():
+                self._finish(queued)
+                self._running.remove(queued)
+        self._start_waiting()
+        self.overview.show(self.slots)
+
+    def _start_waiting(self) -> None:
+        """Start waiting units by priority, those with GPUs and those without separately.
+
+        A unit that does not fit blocks those behind it; otherwise one that needs several cores or
+        GPUs would never start.
+        """
+        blocked: set[bool] = set()  # True for units with GPUs, False for those without
+        for queued in sorted(self._waiting, key=lambda each: -each.priority):
+            with_gpus = queued.unit.gpus > 0
+            if queued.future.cancelled():
+                self._waiting.remove(queued)
+                self._end(queued)
+            elif with_gpus not in blocked and len(self._running) < (self.options.jobs or math.inf):
+                worker_future: Future[Outcome] | None
+                try:
+                    worker_future = self._start(queued.unit)
+                except Exception as error:  # fails this unit only
+                    worker_future = Future()
+                    worker_future.set_exception(error)
+                if worker_future is None:
+                    blocked.add(with_gpus)
+                    continue
+                queued.worker_future = worker_future
+                self.overview.start(queued.unit.folder, queued.unit.kind)
+                self._running.append(queued)
+                self._waiting.remove(queued)
+                worker_future.add_done_callback(lambda _: self._wake.set())
+
+    def _finish(self, queued: _QueuedUnit) -> None:
+        """End a unit whose worker has returned, or let it wait again."""
+        try:
+            return self._end(queued, self._result(queued.worker_future))
+        except (WorkerLost, BrokenExecutor) as error:
+            event, limit = "its worker died", MAX_LOST
+            reason = str(error) if isinstance(error, WorkerLost) else "perhaps out of memory"
+        except KeyboardInterrupt:
+            event, limit, reason = "it was stopped", MAX_PREEMPTED, "its state is saved"
+        except Exception as error:
+            return self._end(queued, error=error)
+        queued.attempts[event] += 1
+        count = queued.attempts[event]
+        if count > limit:
+            return self._end(queued, error=WorkerLost(f"{event} {count} times: {reason}"))
+        self._show(queued, flush=True)
+        queued.line.end()
+        queued.line = self.bar.line()
+        line = f"{queued.unit.name}: {event} ({reason}); running it again, {count} of {limit}"
+        console.print(line, style="yellow")
+        self._waiting.append(queued)
+
+    def _drop(self, queued: _QueuedUnit) -> None:
+        queued.future.cancel()
+        self._end(queued)
+
+    def _end(
+        self, queued: _QueuedUnit, value: Any = None, error: BaseException | None = None
+    ) -> None:
+        """Show the rest of a unit's output, remove its folder and end its future."""
+        with suppress(Exception):  # the future must end in any case
+            self._show(queued, flush=True)
+        queued.line.end()
+        self.overview.end(queued.unit.folder, queued.unit.kind, error is None)
+        remove_folder(queued.unit.folder)
+        if queued.future.set_running_or_notify_cancel():
+            if error is not None:
+                queued.future.set_exception(error)
+            else:
+                queued.future.set_result(value)
+
+    def _show(self, queued: _QueuedUnit, flush: bool = False) -> None:
+        """Print the new lines of a unit's output, on ``flush`` all of it, and draw its progress."""
+        with suppress(OSError):
+            if queued.unit.log_file.is_file():
+                with queued.unit.log_file.open("rb") as log:
+                    log.seek(queued.printed)
+                    output = log.read()
+                output = output if flush else output[: output.rfind(b"\n") + 1]
+                queued.printed += len(output)
+                if output:
+                    console.print(output.decode("utf-8", errors="replace"), end="")
+            queued.line.follow(queued.unit.status_file)
+
+
+EXECUTORS: Registry[type[Executor]] = Registry(
+    "executor", "executors", instance_of(Executor, None, subclass=True)
+)
+
+
+EXECUTORS.register_lazy(
+    "local",
+    "benchmark.local:LocalExecutor",
+    "a process per GPU of this machine, else per quarter of its cores, at most 8 each (default)",
+)
+EXECUTORS.register_lazy(
+    "slurm",
+    "benchmark.slurm:SlurmExecutor",
+    "a SLURM job per unit (submitit); any option of sbatch as --executor-arg",
+)
+EXECUTORS.register_lazy(
+    "ray",
+    "benchmark.ray_cluster:RayExecutor",
+    "a Ray task per unit, on a local Ray or a cluster (address=auto)",
+)
+
+
+def make_executor(options: ExecutionOptions, bar: Bar) -> Executor:
+    """The executor of ``options``, ready for ``with``.
+
+    Raises:
+        UserError: unknown executor or setting, or a library that it needs is not installed.
+    """
+    return EXECUTORS.find(options.executor)(options, bar)
+
+
+def exclusive(out: Path) -> AbstractContextManager[None]:
+    """Exclude other processes from creating ``out`` while the block runs."""
+    return locked(*_lock(out))
+
+
+def exclusive_async(out: Path) -> AbstractAsyncContextManager[None]:
+    """``exclusive`` for a coroutine."""
+    return locked_async(*_lock(out))
+
+
+def _lock(out: Path) -> tuple[Path, Callable[[], None]]:
+    message = f"another process creates {out.name}: waiting for it"
+    return lock_path("make", str(out.absolute())), lambda: reporter().start(message, 1)

@@ -1,0 +1,104 @@
+"""The suites of the mini world: ``mini`` (the default), ``smoke`` (tiny, for tests), ``sweep``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import benchmark.mini.world  # noqa: F401 – registers mini-seg, mini-det …
+from benchmark.mini.sizes import LABELLED, SIZES, SUBSETS
+from benchmark.suites import Pipeline, Suite, register_suite
+
+if TYPE_CHECKING:
+    from benchmark.executor import Executor
+
+DENSE = {
+    "size": 64,
+    "scale_range": (0.75, 1.5),
+    "batch_size": 16,
+    "channels": 64,
+    "feature_stride": 8,
+    "lr": 3e-3,
+    "fixed_crops": 2,
+    "cache": "fp16",
+}
+DETECT = {
+    "batch_size": 8,
+    "out_channels": 32,
+    "lr": 2e-3,
+    "cache": "fp16",
+    "short_side": 64,
+    "long_side": 64,
+    "fc_out_channels": 128,
+    # a few objects in 64 × 64 pixels: smaller anchors, and fewer of everything, than COCO needs
+    "anchor_scale": 4.0,
+    "proposals": 50,
+    "rois_per_image": 32,
+    "detections": 15,
+}
+
+
+def mini_tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, dict]:
+    """The tasks without some probes; detectors train for ``detect_iters`` iterations."""
+    dense = {**DENSE, "max_iters": iters}
+    settings_by_task: dict[str, dict] = {
+        "mini-seg/linear": dense,
+        "mini-seg/pspnet": dense,
+        "mini-seg/in-context": {"size": 64, "feature_stride": 8, "memory": 10_000},
+        "mini-det/mask-rcnn": {**DETECT, "max_iters": detect_iters},
+        "mini-depth/linear": dense,
+        "mini-normal/linear": dense,
+        "mini-class/linear": {"size": 64},
+        "mini-class/knn": {"size": 64},
+        "mini-class/zero-shot": {},
+        "mini-retrieval/retrieval": {},
+    }
+    return {
+        name: settings
+        for name, settings in settings_by_task.items()
+        if name.split("/")[1] not in without
+    }
+
+
+BACKBONE_SETS = {
+    "clip-ft": ("clip", "clip-ft"),
+    # random, which needs no training, gives the first numbers, and shows what is learnt at all
+    "cliptex": ("random", "clip", "clip-ft", "cliptex"),
+    "ablation": ("clip-ft", *SUBSETS),  # every subset of the experts
+    "labels": ("clip-ft", "cliptex", *LABELLED),
+}
+
+
+def pipeline(suite: str, executor: Executor | None, experiment: str) -> Pipeline:
+    """The pipeline of a mini suite."""
+    from benchmark.mini.pipeline import MiniPipeline  # suites are listed without torch
+
+    return MiniPipeline(suite, executor, experiment)
+
+
+NEIGHBOURS = ("in-context", "knn")
+ABOUT = (
+    "default: a rendered world with exact ground truth for every task, created on first use (with"
+    " all trainings about four minutes a seed on two cores)"
+)
+SWEEP = (
+    "the mini suite for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a"
+    " task, no detection"
+)
+for name, about, suite_tasks in (
+    ("mini", ABOUT, mini_tasks(200, 200, without=["pspnet"])),
+    ("smoke", "the mini suite, tiny, for tests", mini_tasks(20, 10, without=NEIGHBOURS)),
+    ("sweep", SWEEP, mini_tasks(100, 100, without=["pspnet", "mask-rcnn", *NEIGHBOURS])),
+):
+    register_suite(
+        Suite(
+            name=name,
+            about=about,
+            tasks=suite_tasks,
+            default_backbones=BACKBONE_SETS["cliptex"],
+            backbone_sets=BACKBONE_SETS,
+            pipeline=partial(pipeline, name),
+            training_settings=SIZES[name].tune,
+        )
+    )

@@ -1,0 +1,367 @@
+"""What a run will do, decided before any work: backbones, tasks and their settings.
+
+The data and backbones of a run, checked before hours of work start, and the tasks that share
+images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import backbones
+import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+from benchmark.cell import describe_backbone
+from benchmark.executor import Executor
+from benchmark.executor_options import decide_precision
+from benchmark.options import DataOptions, FolderOptions, RunOptions
+from benchmark.progress import reporter
+from benchmark.suites import SUITES, BackboneSource, Suite, find_suite
+from benchmark.tasks import BackboneInfo, PlannedTask, choose_suite, plan_tasks, stored_heads
+from cliptex_common import registry
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
+from probes.base import NotApplicable, Probe
+from probes.datasets.base import PreparedDataset, Split, UnfitCopy
+from probes.datasets.check import DatasetNotFound, find_folder, prepare
+from probes.features.store import chosen_limit
+from probes.protocols.base import check_required
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do.
+
+    Attributes:
+        backbones: their names.
+        overrides: setting, or TASK.SETTING, → value, from ``--set``.
+        absent: tasks of the suite that are left out because their data have no folder.
+        notes: lines to print first.
+    """
+
+    options: RunOptions
+    suite: Suite
+    backbones: Sequence[str]
+    seeds: Sequence[int]
+    overrides: Mapping[str, str]
+    tasks: Sequence[PlannedTask]
+    absent: Sequence[PlannedTask] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def experiment(self) -> str:
+        return self.options.experiment or self.suite.name
+
+    @property
+    def rows(self) -> list[tuple[str, int]]:
+        """Name and seed of each backbone."""
+        return [(name, seed) for seed in self.seeds for name in self.backbones]
+
+    def as_config_file(self) -> dict[str, Any]:
+        """The options as a ``--config`` file of the same run: absolute paths, nothing about
+        execution."""
+        options = self.options
+        values: dict[str, Any] = {
+            "backbone": list(self.backbones),
+            "only": True,
+            "seed": self.seeds[0],
+            "seeds": len(self.seeds),
+            "suite": self.suite.name if self.suite.name in SUITES else None,
+            "task": list(options.tasks),
+            "set": dict(self.overrides),
+            "partial": options.partial,
+            "limit": options.limit,
+            "data": {name: str(path.absolute()) for name, path in options.data.items()},
+            "weights": options.weights and str(options.weights.absolute()),
+            "head": list(options.heads),
+            "data-root": options.data_root and str(options.data_root.absolute()),
+            "experiment": self.experiment,
+            "plugin": [path for path, _ in registry.loaded()],
+        }
+        return {key: value for key, value in values.items() if value or key == "seed"}
+
+
+def make_plan(options: RunOptions) -> RunPlan:
+    """The plan of a run.
+
+    Raises:
+        UserError: an unknown backbone, suite, task or setting, or options that contradict each
+            other.
+    """
+    chosen_limit()  # a wrong one would only show when features are first cached
+    heads = stored_heads(options.heads)
+    suite = find_suite(options.suite) if options.suite else choose_suite(options.tasks)
+    tasks = plan_tasks(suite, options.tasks, options.overrides, heads)
+    names, notes = _backbones(suite, options)
+    if options.weights is not None and len(names) != 1:
+        raise UserError(
+            f"--weights applies to one backbone, but {len(names)} are given:"
+            f" {', '.join(names)}; run them one by one"
+        )
+    for name in names:
+        backbones.find(name.removeprefix("random/"))
+    absent: Sequence[PlannedTask] = ()
+    chosen = {name.partition(":")[0] for name in options.tasks or suite.tasks}
+    if added := [task.name for task in tasks if task.name.partition(":")[0] not in chosen]:
+        notes.append(f"{', '.join(added)}: trained here, because other tasks use its head")
+    if suite.skips_absent_data and not options.tasks:
+        tasks, absent, unfit = _split_by_folder(suite, tasks, options)
+        if absent:
+            notes.append(
+                f"{len(absent)} of {len(tasks) + len(absent)} tasks of {suite.name} have no data:"
+                f" {_folders(absent)}"
+            )
+        notes += [f"{name} is left out: {reason}" for name, reason in unfit.items()]
+    if any(task.is_precision_open for task in tasks):
+        precision, note = decide_precision(options)
+        tasks = [task.with_precision(precision) for task in tasks]
+        notes.append(note)
+    seeds = range(options.seed, options.seed + options.seeds)
+    return RunPlan(options, suite, names, seeds, options.overrides, tasks, absent, notes)
+
+
+def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]:
+    """Names of the backbones to run, and notes about them. Raises ``UserError`` if there are none.
+
+    If there is exactly one name and it is a key of ``Suite.backbone_sets``, that set runs instead.
+    A set that contains its own name is a backbone with its baselines (see ``Suite``); with
+    ``--only`` or ``--weights``, only the backbone runs.
+    """
+    names = list(dict.fromkeys(options.backbones)) or list(suite.default_backbones)
+    if not names:
+        raise UserError(f"suite {suite.name} has no default backbones; give --backbone NAME")
+    if len(names) != 1 or names[0] not in suite.backbone_sets:
+        return names, []
+    name, members = names[0], list(suite.backbone_sets[names[0]])
+    if name not in members:
+        return members, [f"{name} stands for {', '.join(members)}"]
+    if options.only or options.weights is not None or members == names:
+        return names, []
+    baselines = ", ".join(member for member in members if member != name)
+    return members, [f"{name} runs beside its baselines {baselines} (--only: without them)"]
+
+
+def _split_by_folder(
+    suite: Suite, tasks: Sequence[PlannedTask], options: DataOptions
+) -> tuple[list[PlannedTask], list[PlannedTask], dict[str, str]]:
+    """Tasks whose dataset has a folder, tasks whose dataset has none, and dataset → reason of unfit
+    copies, whose tasks are in neither. Raises ``UserError`` if no task has a folder."""
+    present, absent, unfit = [], [], {}
+    for task in tasks:
+        try:
+            for each in task.with_training_task:
+                each.spec.at(find_folder(each.spec, options.data_root, options.data))
+            present.append(task)
+        except DatasetNotFound:
+            absent.append(task)
+        except UnfitCopy as error:
+            unfit[task.spec.name] = str(error)
+    if not present:
+        where = f"in {options.data_root}" if options.data_root else "given; add --data-root DIR"
+        raise UserError(
+            f"suite {suite.name!r}: none of its {len(tasks)} datasets is {where}; its folders are"
+            f" {_folders(absent)}"
+        )
+    return present, absent, unfit
+
+
+def _folders(tasks: Sequence[PlannedTask]) -> str:
+    """``wds_cifar10, wds_mnist …``, at most six."""
+    folders = list(dict.fromkeys(task.spec.folder for task in tasks))
+    return ", ".join(folders[:6]) + " …" * (len(folders) > 6)
+
+
+NOTHING: Mapping[str, Path] = MappingProxyType({})
+ABSENT = Path("absent")  # folder of the images that stored heads were trained on
+
+
+def find_folders(
+    tasks: Sequence[PlannedTask], options: FolderOptions, created: Mapping[str, Path] = NOTHING
+) -> dict[str, Path]:
+    """Dataset → folder: the user's ``--data``, what the suite creates, or under ``--data-root``.
+
+    Args:
+        created: dataset → folder, of those that the suite creates, perhaps later.
+
+    Raises:
+        DatasetNotFound: a dataset has no folder.
+    """
+    specs = {each.spec.name: each.spec for task in tasks for each in task.with_training_task}
+    folders = {name: root for name, root in created.items() if name not in options.data}
+    return {
+        name: folders.get(name) or find_folder(spec, options.data_root, options.data)
+        for name, spec in specs.items()
+    }
+
+
+def prepare_data(
+    tasks: Sequence[PlannedTask],
+    folders: Mapping[str, Path],
+    options: DataOptions,
+    num_workers: int,
+    cached_only: bool = False,
+    images: int | None = None,
+) -> dict[str, PreparedDataset]:
+    """Task → its dataset; each dataset and set of splits is checked once, and the result is cached.
+
+    Args:
+        folders: dataset → folder, see ``find_folders``.
+        cached_only: write nothing; a dataset that was never checked raises ``NotChecked``.
+        images: of each split at most, of a suite that is a quick look; None for all.
+
+    Raises:
+        UserError: a dataset is incomplete or broken, or its copy is not the one that a protocol
+            requires.
+    """
+    needed = {each.name: each for task in tasks for each in task.with_training_task}.values()
+    for task in needed:
+        is_trained = task.training_task == task
+        if is_trained and (protocol := getattr(task.settings, "protocol", "")):
+            check_required(protocol, task.spec.at(folders[task.spec.name]), task.probe)
+    # split → images to read, None for all
+    limits: dict[Split, int | None] = {"train": images, "val": images}
+    if options.limit:
+        limits["val"] = min(options.limit, images or options.limit)
+    datasets: dict[tuple[str, tuple[Split, ...]], PreparedDataset] = {}
+    for task in needed:
+        spec, splits = task.spec, task.splits
+        if (spec.name, splits) not in datasets:
+            datasets[spec.name, splits] = prepare(
+                spec,
+                folders[spec.name],
+                splits={split: limits[split] for split in splits},
+                partial=options.partial,
+                workers=num_workers,
+                progress=reporter(),
+                cached_only=cached_only,
+            )
+    data = {}
+    for task in tasks:
+        trained = task.training_task
+        data[task.name] = datasets[task.spec.name, task.splits]
+        if trained.spec.name != task.spec.name:
+            if task.heads:
+                trained_on = PreparedDataset(trained.spec, ABSENT, {"train": [], "val": []})
+            else:
+                trained_on = datasets[trained.spec.name, trained.splits]
+            data[task.name] = replace(data[task.name], trained_on=trained_on)
+        if task.heads:
+            data[task.name].check_classes(task.heads.classes)
+        elif own := data[task.name].trained_on:
+            data[task.name].check_classes(own.classes)
+    return data
+
+
+def check_fit(
+    tasks: Sequence[PlannedTask], folders: Mapping[str, Path], backbone: BackboneInfo
+) -> dict[str, str]:
+    """Task → why it does not apply to a backbone, of those that do not.
+
+    Args:
+        folders: dataset → folder, see ``find_folders``.
+
+    Raises:
+        UserError: a probe does not fit the backbone or its dataset.
+    """
+    reasons = {}
+    for task in tasks:
+        root = folders[task.spec.name]
+        data = PreparedDataset(task.spec.at(root), root, {})
+        try:
+            task.probe.fits(backbone, data, task.settings)
+            Probe.fits(task.probe, backbone, data, task.settings)  # a plugin's may not call it
+        except NotApplicable as error:
+            reasons[task.name] = str(error)
+    return reasons
+
+
+def split_into_units(
+    tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]
+) -> list[list[PlannedTask]]:
+    """The tasks of each unit of work: those that are scored on the same photographs (by their
+    names), such as three probes of VOC, or depth and normals of NYU, and those that are scored on
+    other images with what was trained for these. A detector is alone. Variants of different sizes
+    share no features and are apart."""
+    stem_keys: dict[int, str] = {}  # id of a dataset → key, as a million names take seconds
+    units: dict[str, list[PlannedTask]] = {}
+    for task in tasks:
+        dataset = data[task.name].trained_on or data[task.name]
+        if id(dataset) not in stem_keys:
+            stem_keys[id(dataset)] = content_key(
+                [Path(sample.image).stem for sample in dataset.samples["val"]]
+            )
+        is_detection = task.spec.kind == "detection"
+        key = task.name if is_detection else stem_keys[id(dataset)]
+        if task.varies("size"):
+            key += f" {task.settings.size}"
+        units.setdefault(key, []).append(task)
+    return list(units.values())
+
+
+class RunInputs:
+    """The data and backbones of a run.
+
+    Args:
+        executor: makes what does not exist; with None that raises ``NotMade``.
+    """
+
+    def __init__(self, plan: RunPlan, executor: Executor | None) -> None:
+        make = plan.suite.pipeline
+        self.plan = plan
+        self.pipeline = make(executor, plan.experiment) if make else None
+
+    def is_trained(self, name: str) -> bool:
+        """Whether the suite trains a backbone; it does not if the user brings weights."""
+        return (
+            self.pipeline is not None
+            and self.plan.options.weights is None
+            and self.pipeline.trains(name)
+        )
+
+    async def backbone(self, name: str, seed: int) -> BackboneSource:
+        """How to create a backbone, whose weights are trained first if the suite trains it."""
+        if self.pipeline is not None and self.is_trained(name):
+            return await self.pipeline.weights(name, seed)
+        return self._source(name, seed)
+
+    async def data(self, num_workers: int, cached_only: bool = False) -> dict[str, PreparedDataset]:
+        """Task → its dataset, made by the suite and checked. Raises as ``prepare_data``."""
+        plan = self.plan
+        if self.pipeline is not None:
+            await self.pipeline.make_data()
+        return prepare_data(
+            plan.tasks, self.folders, plan.options, num_workers, cached_only, plan.suite.images
+        )
+
+    def planned_backbone(self, name: str) -> BackboneInfo:
+        """A backbone before any work: of one that the suite trains its architecture, else with the
+        weights of the first seed. Raises ``UserError`` if it cannot be built."""
+        if self.is_trained(name):
+            return replace(self._architecture, name=name)
+        source = self._source(name, self.plan.seeds[0])
+        return describe_backbone(source.create_arguments)
+
+    def inapplicable_tasks(self, backbone: BackboneInfo) -> dict[str, str]:
+        """Task → why it does not apply to a backbone. Raises as ``check_fit``."""
+        return check_fit(self.plan.tasks, self.folders, backbone)
+
+    @cached_property
+    def folders(self) -> dict[str, Path]:
+        """``find_folders`` of the plan."""
+        created = self.pipeline.data if self.pipeline else NOTHING
+        return find_folders(self.plan.tasks, self.plan.options, created)
+
+    def _source(self, name: str, seed: int) -> BackboneSource:
+        """How to create a backbone that the suite does not train."""
+        weights = self.plan.options.weights
+        path = None if weights is None else str(weights)
+        return BackboneSource({"name": name, "weights": path, "seed": seed})
+
+    @cached_property
+    def _architecture(self) -> BackboneInfo:
+        """Of the backbones that the suite trains."""
+        assert self.pipeline is not None
+        return BackboneInfo.of(self.pipeline.architecture(), {})

@@ -1,0 +1,663 @@
+"""The tasks of a run: settings, axes, conditions, and the heads that they use.
+
+What the parts of a run hand to each other: plain values that any process can read.
+
+Heads of earlier runs, by their MLflow runs or their files.
+
+The tasks of a run with their settings. A setting that is declared an axis makes a variant of a
+task for each of its values (``--set layers=3,6,9,12``)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import compress, product
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from backbones.backbone import PROBING, Backbone, Weights, versions
+from benchmark.suites import SUITES, Suite
+from cliptex_common.errors import UserError, report_malformed, suggest
+from cliptex_common.files import content_key
+from cliptex_common.settings import (
+    PositiveShare,
+    Precision,
+    field_names,
+    read_value,
+    setting_of,
+    split_task,
+    with_changes,
+)
+from probes.base import Context, Layer, Probe, requested_layer
+from probes.datasets.base import DatasetSpec, PreparedDataset, Split, with_share
+from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
+from probes.registry import DATASETS, PROBES, find_task, trained_task
+from probes.upsamplers.names import upsampler_identity
+from reports.records import Cell, cell_key
+
+# values of settings that change nothing; not part of identities, which are older than the settings
+NEUTRAL = {"upsampler": "bilinear", "linear_norm": True, "positions": "interpolated"}
+
+
+@dataclass(frozen=True)
+class StoredHeads:
+    """Heads of a task that earlier runs trained under the same conditions, of several backbones and
+    seeds.
+
+    Attributes:
+        kind: of the dataset.
+        classes: names of those that they were trained on.
+        conditions: of the task, see ``PlannedTask.conditions``.
+        cells: one for each head; ``run_id`` is its MLflow run or its file.
+    """
+
+    kind: str
+    classes: Sequence[str]
+    conditions: Mapping[str, Any]
+    cells: Sequence[Cell]
+
+    def cell_of(self, backbone: BackboneInfo, seed: int) -> Cell:
+        """The one of a backbone and seed. Raises ``UserError`` if there is none."""
+        for cell in self.cells:
+            if (cell.weights, cell.seed) == (backbone.weights.sha256, seed):
+                return cell
+        owners = ", ".join(f"{cell.label} ({cell.weights[:12]})" for cell in self.cells)
+        raise UserError(
+            f"no head is of {backbone.name} ({backbone.weights.sha256[:12]}) and seed {seed};"
+            f" --head names {owners}"
+        )
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """A task with the settings it runs with and the share of train that it is trained on.
+
+    Attributes:
+        encoded_layers: layers that any task of the run reads; one pass of the backbone gives all.
+        heads: one of these is scored; neither ``training_task`` nor its images are needed.
+    """
+
+    name: str
+    settings: Any
+    train_share: PositiveShare = 1.0
+    encoded_layers: tuple[Layer, ...] = ()
+    heads: StoredHeads | None = None
+
+    @property
+    def spec(self) -> DatasetSpec:
+        return find_task(self.name)[0]
+
+    @property
+    def probe(self) -> Probe:
+        return find_task(self.name)[1]
+
+    def varies(self, axis: str) -> bool:
+        """Whether this is a variant of a task by an axis such as ``size``."""
+        return any(part.startswith(f"{axis}=") for part in self.name.split(":")[1:])
+
+    @property
+    def main_metric(self) -> str:
+        return next(iter(self.probe.metrics))
+
+    @property
+    def training_task(self) -> PlannedTask:
+        """The task whose head or training images this one is scored with, under the same settings:
+        itself, or that of another dataset (``DatasetSpec.trained_on``) or probe
+        (``Probe.head_of``)."""
+        name, *variant = self.name.split(":")
+        return replace(self, name=":".join([trained_task(name), *variant]))
+
+    @property
+    def uses_head(self) -> bool:
+        """Whether it is scored with the head of another task."""
+        return self.training_task != self and self.probe.reuse == "head"
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that are read of its own dataset."""
+        return ("val",) if self.spec.trained_on or self.heads else self.probe.splits
+
+    @property
+    def with_training_task(self) -> tuple[PlannedTask, ...]:
+        """The tasks whose images it needs: its ``training_task``, if stored heads do not replace
+        it, and itself."""
+        is_trained_here = self.heads is None and self.training_task != self
+        return (self.training_task, self) if is_trained_here else (self,)
+
+    @property
+    def is_precision_open(self) -> bool:
+        """Whether its precision is ``auto``."""
+        return getattr(self.settings, "precision", "") == "auto"
+
+    def with_precision(self, precision: Precision) -> PlannedTask:
+        """With ``precision`` in place of ``auto``."""
+        if not self.is_precision_open:
+            return self
+        return replace(self, settings=replace(self.settings, precision=precision))
+
+    def deviations(self, data: PreparedDataset) -> str:
+        """What differs from the published protocol that the setting ``protocol`` names, in one
+        line; '' if nothing differs, or if the protocol is ``own``, which is not published."""
+        if "protocol" not in field_names(self.probe.settings_type):
+            return ""
+        trained = self.training_task
+        preset = find_preset(self.settings.protocol, trained.spec, trained.probe)
+        differences = preset_deviations(preset, self.settings, (data.trained_on or data).spec)
+        if preset.settings and self.train_share < 1:
+            differences.append(f"train_share={self.train_share}")
+        if not differences:
+            return ""
+        return f"differs from {self.settings.protocol}: {', '.join(differences)}"
+
+    def context(self, data: PreparedDataset, seed: int, **fields: Any) -> Context:
+        """The context of the probe, on the task's share of ``data``, with further ``fields`` of
+        ``Context``."""
+        data = with_share(data, self.train_share, seed)
+        context = Context(data=data, settings=self.settings, seed=seed, **fields)
+        return context.at_layers(self.encoded_layers)
+
+    def conditions(self, data: PreparedDataset) -> dict[str, Any]:
+        """All that a number of this task depends on besides backbone and seed. Numbers of
+        different conditions never share a column.
+
+        In a cell's MLflow run, their hash is the tag ``protocol``, and the setting ``protocol``
+        (the name of a protocol, whose preset changes the task's settings) is the tag ``preset``. A
+        task that uses the head or training images of another one has that one's conditions under
+        ``head`` or ``train``.
+        """
+        conditions: dict[str, Any] = {
+            "task": self.name,
+            "version": self.probe.version,
+            "libraries": versions(*PROBING),
+            "settings": {
+                name: value
+                for name, value in asdict(self.settings).items()
+                if name not in NEUTRAL or value != NEUTRAL[name]
+            },
+            "dataset": {
+                "name": self.spec.name,
+                "fingerprint": data.fingerprint,
+                "partial": data.partial,
+                "extra": dict(data.spec.extra),
+                **DATASETS.origin(self.spec.name),
+            },
+            **PROBES.origin(f"{self.probe.kind}/{self.probe.name}"),
+        }
+        if preset := getattr(self.settings, "protocol", ""):
+            conditions["preset_version"] = PROTOCOLS.find(preset).version
+            if origin := PROTOCOLS.origin(preset):
+                conditions["preset_origin"] = origin
+        if upsampler := upsampler_identity(getattr(self.settings, "upsampler", "")):
+            conditions["upsampler"] = upsampler
+        if self.train_share < 1:
+            conditions["train_share"] = self.train_share
+        if self.training_task != self:
+            conditions[self.probe.reuse] = (
+                self.heads.conditions
+                if self.heads
+                else self.training_task.conditions(data.trained_on or data)
+            )
+            conditions["transfer"] = dict(data.spec.transfer)
+        return conditions
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What the submitting process and the runs in MLflow record of a backbone.
+
+    Attributes:
+        create_arguments: keyword arguments of ``backbones.create`` that build it.
+        name, architecture, weights, channels, strides, divisor, has_text, has_dense_text,
+            fixed_size, depth: as of ``backbones.Backbone``.
+        identity: of ``Backbone.identity``.
+        params: of its LoggedModel in MLflow.
+    """
+
+    create_arguments: Mapping[str, Any]
+    name: str
+    architecture: str
+    weights: Weights
+    identity: Mapping[str, Any]
+    channels: Sequence[int]
+    strides: Sequence[float]
+    divisor: int
+    has_text: bool
+    has_dense_text: bool
+    fixed_size: tuple[int, int] | None
+    depth: int
+    params: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, backbone: Backbone, create_arguments: Mapping[str, Any]) -> BackboneInfo:
+        own = ("create_arguments", "identity", "params")
+        shared = {name: getattr(backbone, name) for name in field_names(cls) if name not in own}
+        return cls(
+            **shared,
+            create_arguments=create_arguments,
+            identity=backbone.identity(),
+            params={
+                "architecture": backbone.architecture,
+                "parameters": sum(each.numel() for each in backbone.parameters()),
+                "image_size": "x".join(map(str, backbone.data.size)),
+                "embed_dim": backbone.embed_dim,
+                "channels": backbone.channels,
+                "strides": backbone.strides,
+                "text": backbone.has_text,
+            },
+        )
+
+    def cell_keys(
+        self,
+        conditions: Mapping[str, Mapping[str, Any]],
+        seed: int,
+        heads: Mapping[str, Cell] = MappingProxyType({}),
+    ) -> dict[str, str]:
+        """Task → identity of its cell: backbone weights and layers, conditions of the task
+        (``PlannedTask.conditions``), seed, and the head that it uses of another task.
+
+        Args:
+            heads: task → the cell whose head it uses. A task that uses one and is not in it, since
+                the head is not trained yet, has no identity yet and is left out.
+        """
+        return {
+            name: cell_key(self.identity, each, seed, heads[name].head if name in heads else "")
+            for name, each in conditions.items()
+            if name in heads or "head" not in each
+        }
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """The argument of ``probe_unit``: tasks that share images, on one backbone and seed.
+
+    Attributes:
+        data: task → its ``PreparedDataset`` ``without_specs``.
+        data_root: as by ``--data-root``; its subfolders ``wds_NAME`` are webdatasets, which the
+            worker has to register before it can find their tasks.
+        model_id: of the backbone's LoggedModel.
+        suite: name of the suite.
+        experiment: in MLflow.
+        parent_id: of the run that the cells' runs nest under.
+        force: run finished cells again, except those finished under this same parent (by a worker
+            that died before its unit ended).
+    """
+
+    tasks: tuple[PlannedTask, ...]
+    data: Mapping[str, PreparedDataset]
+    data_root: Path | None
+    backbone: BackboneInfo
+    model_id: str
+    seed: int
+    suite: str
+    experiment: str
+    parent_id: str
+    device: str
+    num_workers: int
+    force: bool
+
+    def dataset(self, task: PlannedTask) -> PreparedDataset:
+        """The dataset of a task, with its spec."""
+        return _with_spec(self.data[task.name], task.spec)
+
+
+def _with_spec(data: PreparedDataset, spec: DatasetSpec) -> PreparedDataset:
+    trained_on = data.trained_on and _with_spec(data.trained_on, DATASETS.find(spec.trained_on))
+    return replace(data, spec=spec.at(data.root), trained_on=trained_on)
+
+
+def without_specs(data: PreparedDataset) -> PreparedDataset:
+    """The dataset with ``spec=None``: a spec may hold functions that cannot be pickled."""
+    trained_on = data.trained_on and without_specs(data.trained_on)
+    return replace(data, spec=None, trained_on=trained_on)  # type: ignore[arg-type]
+
+
+def stored_heads(sources: Sequence[str]) -> dict[str, StoredHeads]:
+    """Task → its heads.
+
+    Args:
+        sources: ids of runs, or files.
+
+    Raises:
+        UserError: one has no head, or heads of a task were trained under different conditions.
+        TrackingError: the store cannot be used.
+    """
+    heads: dict[str, StoredHeads] = {}
+    for source in sources:
+        from probes.predictor import load_head  # needs torch
+
+        head = load_head(source)
+        message = f"--head {source} does not hold what it was trained on"
+        with report_malformed(message, "name the run of a finished task, or the file of one"):
+            about, conditions = head.metadata, head.metadata["conditions"]
+            task, kind, classes = conditions["task"], about["kind"], about["classes"]
+            dict(conditions["settings"])
+            cell = Cell(
+                backbone=about["backbone"]["name"],
+                task=task,
+                seed=about["seed"],
+                weights=about["weights.sha256"],
+                head=head.sha256,
+                run_id=source,
+            )
+        of_task = heads.setdefault(task, StoredHeads(kind, classes, conditions, ()))
+        if content_key(of_task.conditions) != content_key(conditions):
+            raise UserError(
+                f"--head {source}: its data, settings or versions are not those of the other heads"
+                f" of {task}; score them in runs of their own"
+            )
+        heads[task] = replace(of_task, cells=(*of_task.cells, cell))
+    return heads
+
+
+def choose_suite(tasks: Sequence[str]) -> Suite:
+    """The first suite that accepts all tasks, if possible one that lists them all. If none accepts
+    them, a suite of these tasks alone, each with the settings that its own suite gives it. Suites
+    are in order of registration, ``mini`` first.
+
+    Raises:
+        UserError: no such task, or tasks of two suites that make their own data.
+    """
+    candidates = [
+        suite
+        for suite in SUITES.load_entry_points().values()
+        if suite.images is None  # a quick look is asked for by its name
+        and all(settings_in(suite, task) is not None for task in tasks)
+    ]
+    names = list(dict.fromkeys(task.partition(":")[0] for task in tasks))
+    if not candidates:
+        return _combined_suite(names)
+    return next((suite for suite in candidates if suite.tasks.keys() >= set(names)), candidates[0])
+
+
+def _combined_suite(tasks: Sequence[str]) -> Suite:
+    """See ``choose_suite``."""
+    if len(tasks) == 1:
+        raise UserError(f"no suite has the task {tasks[0]}; name one that does with --suite")
+    owners = {task: choose_suite([task]) for task in tasks}
+    suites = list({owner.name: owner for owner in owners.values()}.values())
+    makers = [suite for suite in suites if suite.pipeline]
+    if len(makers) > 1:
+        listed = ", ".join(f"{task} of {owner.name}" for task, owner in owners.items())
+        raise UserError(f"two of these suites make their own data ({listed}); run them apart")
+    settings = {task: settings_in(owner, task) or {} for task, owner in owners.items()}
+    name = "+".join(suite.name for suite in suites)
+    if makers:
+        return replace(makers[0], name=name, tasks=settings)
+    return Suite(name, about="tasks of several suites", tasks=settings)
+
+
+def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
+    """A suite's changes to the settings of a task, or None if it does not accept the task.
+
+    A variant (``TASK:VALUE``) has the settings of its task, and a task that is scored with what
+    another one trains has those of that one. A task that the suite does not list is accepted if the
+    suite lists others on its dataset, or if ``any_dataset`` allows it. It then has the changes that
+    all those make, or all of its own settings type, as far as its probe has the settings.
+    """
+    task = task.partition(":")[0]
+    trained = trained_task(task)
+    for name in (trained, task):
+        if name in suite.tasks:
+            return suite.tasks[name]
+    dataset = trained.partition("/")[0]
+    on_dataset = [name for name in suite.tasks if name.partition("/")[0] == dataset]
+    if not on_dataset:
+        suites = SUITES.load_entry_points().values()
+        listed = {name.partition("/")[0] for each in suites for name in each.tasks}
+        return {} if suite.any_dataset and dataset not in listed else None
+    probe, *probes = (find_task(name)[1] for name in (trained, *on_dataset))
+    has_same_settings = [each.settings_type is probe.settings_type for each in probes]
+    names = list(compress(on_dataset, has_same_settings)) or on_dataset
+    first, *rest = (suite.tasks[name] for name in names)
+    return {
+        key: value
+        for key, value in first.items()
+        if (setting_of(key) in probe.setting_names or is_range(probe, key, value))
+        and all(each.get(key) == value for each in rest)
+    }
+
+
+def is_range(probe: Probe, key: str, value: Any) -> bool:
+    """Whether a suite's setting is several values of an axis."""
+    return key in probe.axes and "," in str(value)
+
+
+def is_numeric(text: str) -> bool:
+    """Whether a text has no words, only numbers and shares."""
+    return set(text) <= set("0123456789.%, ")
+
+
+def split_variant(name: str, probe: Probe) -> dict[str, str]:
+    """The axes that a task's name fixes: ``voc/linear:0.1:size=224`` → ``{"train_share": "0.1",
+    "size": "224"}``.
+
+    Raises:
+        UserError: the probe has no such axis.
+    """
+    task, *parts = name.split(":")
+    fixed: dict[str, str] = {}
+    for part in filter(None, parts):
+        axis, equals, value = part.partition("=")
+        if not equals:
+            axis, value = probe.train_size, part
+        if not axis:
+            raise UserError(
+                f"{name}: {task} trains on nothing and has no variants; leave :{part} out"
+            )
+        if axis not in probe.axes:
+            raise UserError(f"{name}: {task} has no axis {axis!r}, only {', '.join(probe.axes)}")
+        fixed[axis] = value
+    return fixed
+
+
+def read_values(axis: str, text: str) -> list[str]:
+    """The values of an axis as ``--set`` has them, each once. Raises ``UserError`` for a comma
+    without two different values."""
+    values = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    if "," in text and (len(values) < 2 or "" in values):
+        raise UserError(
+            f"--set {axis}={text}: an axis has two or more different values, separated by single"
+            " commas; for one value leave the comma out"
+        )
+    return values
+
+
+def _read_texts(
+    probe: Probe, fixed: Mapping[str, str], texts: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Setting → text, of what the probe has in ``texts``, and axis → values, of the axes that make
+    variants, in the order of ``Probe.axes``: the names of variants have it, too.
+
+    Args:
+        fixed: axis → value, by the task's name.
+        texts: setting or axis → value, or values, as ``--set`` has them.
+    """
+    changes, ranges = {}, {axis: [value] for axis, value in fixed.items()}
+    for key, text in texts.items():
+        # an axis that is not called like its setting has only numbers and shares as values
+        is_axis = key in probe.axes and (probe.axes[key] == key or is_numeric(text))
+        if key in fixed or not (is_axis or setting_of(key) in probe.setting_names):
+            continue
+        if key in probe.axes and ("," in text or key == probe.train_size):
+            ranges[key] = read_values(key, text)
+        else:
+            changes[key] = text
+    return changes, {axis: ranges[axis] for axis in probe.axes if axis in ranges}
+
+
+def _variant(task: PlannedTask, values: Mapping[str, str]) -> PlannedTask:
+    """The task with these values of axes, which join its name. A share or a number of shots that
+    the task has anyway does not."""
+    probe, name = task.probe, task.name
+    share = read_value("train_share", values.get("train_share", task.train_share), PositiveShare)
+    changes = {probe.axes[axis]: value for axis, value in values.items() if axis != "train_share"}
+    settings = with_changes(task.settings, changes)
+    for axis in values:
+        before, value = task.train_share, share
+        if axis != "train_share":
+            before, value = (getattr(each, probe.axes[axis]) for each in (task.settings, settings))
+        if axis != probe.train_size:
+            name += f":{axis}={value[0] if isinstance(value, tuple) else value}"
+        elif value != before:
+            name += f":{value}"
+    return replace(task, name=name, settings=settings, train_share=share)
+
+
+def plan_tasks(
+    suite: Suite,
+    requested: Sequence[str],
+    overrides: Mapping[str, str],
+    heads: Mapping[str, StoredHeads] = MappingProxyType({}),
+) -> list[PlannedTask]:
+    """The suite's tasks (or the requested ones) with their settings: the probe's defaults, changed
+    by the suite, by a published protocol (``protocol=NAME``), and by the user, in this order.
+
+    An override applies to every task that has the setting; ``TASK.SETTING`` applies to that task
+    and takes precedence. A requested task may be one that the suite does not list, see
+    ``settings_in``. Several values of an axis (``size=224,448``) make a variant of each task for
+    every combination, called ``TASK:size=224``, and a requested variant fixes the axis.
+    ``TASK:VALUE`` is TASK with this share of train or (few-shot) this number of shots. A task that
+    is scored with what another one trains has the settings of that one, which is planned, too, if
+    it trains a head.
+
+    Args:
+        heads: task → stored heads, which are used instead, with the settings that they have.
+
+    Raises:
+        UserError: an unknown task, a task that is not in the suite, an override that changes no
+            task, a protocol that does not apply, an axis with too few values, or heads for no task.
+    """
+    tasks: dict[str, PlannedTask] = {}
+    # in these three, the task '' stands for all tasks
+    requests = {split_task(key): text for key, text in overrides.items()}
+    applied: set[tuple[str, str]] = set()  # task and setting
+    allowed = {"": {"train_share", "shots"}}  # task → its settings and axes
+    for name in _in_order(suite, requested or list(suite.tasks)):
+        listed, base = settings_in(suite, name), name.partition(":")[0]
+        if listed is None:
+            owner = choose_suite([base]).name
+            raise UserError(
+                f"suite {suite.name!r} has no task {name!r}, suite {owner!r} has; without --suite"
+                " each task has the settings of its own suite"
+            )
+        trained, probe = trained_task(base), find_task(base)[1]
+        allowed[trained] = probe.setting_names | probe.axes.keys()
+        allowed[""] |= allowed[trained]
+        texts = {key: str(value) for key, value in listed.items() if is_range(probe, key, value)}
+        for scope in ("", trained):  # what is set of this task alone comes last
+            texts |= {setting: text for (task, setting), text in requests.items() if task == scope}
+        fixed = split_variant(name, probe)
+        changes, ranges = _read_texts(probe, fixed, texts)
+        used = changes.keys() | (ranges.keys() - fixed.keys())
+        applied |= {(scope, key) for scope in ("", trained) for key in used}
+        planned = replace(_planned(trained, listed, changes), name=base)
+        for values in product(*ranges.values()):
+            variant = _variant(planned, dict(zip(ranges, values, strict=True)))
+            _check_settings(variant, {*changes, *ranges})
+            tasks[variant.name] = variant
+    for (task, key), text in requests.items():
+        if task not in allowed:
+            raise UserError(f"--set {task}.{key}: no such task is chosen; {suggest(task, allowed)}")
+        if (task, key) not in applied:
+            raise _unused_override(task, key, text, allowed[task])
+    for name in heads.keys() - requested:  # not trained again, although the suite lists it
+        tasks.pop(name, None)
+    for planned in list(tasks.values()):
+        if not planned.uses_head:
+            continue
+        training_task = planned.training_task
+        stored = heads.get(training_task.name)
+        if stored and stored.kind == planned.spec.kind:
+            tasks[planned.name] = _with_heads(planned, stored, requests)
+        else:
+            tasks.setdefault(training_task.name, training_task)
+    used_heads = {planned.training_task.name for planned in tasks.values() if planned.heads}
+    if unused := heads.keys() - used_heads:
+        raise UserError(f"--head: no chosen task is scored with the head of {', '.join(unused)}")
+    layers = [requested_layer(planned.settings) for planned in tasks.values()]
+    encoded = tuple(dict.fromkeys(layer for layer in layers if layer is not None))
+    return [replace(planned, encoded_layers=encoded) for planned in tasks.values()]
+
+
+def _with_heads(
+    task: PlannedTask, heads: StoredHeads, requests: Mapping[tuple[str, str], str]
+) -> PlannedTask:
+    """The task with stored heads and their settings. Raises ``UserError`` if ``requests``, (task or
+    '', setting) → text, have another value of one."""
+    trained, settings = task.training_task.name, task.probe.settings_type()
+    settings = with_changes(settings, heads.conditions["settings"])
+    for (scope, key), text in requests.items():
+        applies = scope in ("", trained.partition(":")[0])
+        is_setting = setting_of(key) in task.probe.setting_names
+        if applies and is_setting and with_changes(settings, {key: text}) != settings:
+            raise UserError(
+                f"--set {key}={text}: the head of {trained} was trained with"
+                f" {getattr(settings, setting_of(key))}, and heads keep their settings"
+            )
+    return replace(task, settings=settings, heads=heads)
+
+
+def _in_order(suite: Suite, names: Sequence[str]) -> list[str]:
+    """Names of tasks in the suite's order, then those that it does not list."""
+    order = {name: position for position, name in enumerate(suite.tasks)}
+    return sorted(names, key=lambda name: order.get(name.partition(":")[0], len(order)))
+
+
+def _unused_override(task: str, key: str, text: str, allowed: Collection[str]) -> UserError:
+    """The error of an override that changes no task, or not ``task``, whose settings and axes are
+    ``allowed``."""
+    if key in allowed and not is_numeric(text):
+        return UserError(f"--set {key}={text}: the tasks take numbers or shares for {key}")
+    hint = suggest(key, allowed)
+    if owners := _probes_with(setting_of(key)):
+        hint = f"it is a setting of {', '.join(owners)}"
+    if key in allowed:
+        hint = "TASK:VALUE fixes it, and tasks without training do not have it"
+    if task:
+        return UserError(f"--set {task}.{key}: {task} does not have this setting; {hint}")
+    return UserError(f"--set {key}: none of the tasks has this setting; {hint}")
+
+
+def _probes_with(setting: str) -> list[str]:
+    """Names of the probes that have a setting or an axis."""
+    probes = PROBES.load_entry_points().values()
+    names = {probe.name for probe in probes if setting in probe.setting_names | probe.axes.keys()}
+    return sorted(names)
+
+
+def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:
+    """A task with its settings: of the suite, of its protocol, and of the user.
+
+    Raises:
+        UserError: an unknown task, setting or value.
+    """
+    return _planned(name, settings_in(suite, name) or {}, changes)
+
+
+def _planned(name: str, listed: Mapping[str, Any], changes: Mapping[str, str]) -> PlannedTask:
+    """A task with a suite's settings for it, and with the user's ``changes``, by setting or axis.
+    A suite changes no config file of a user, and its ranges of axes make variants."""
+    spec, probe = find_task(name)
+    values = {
+        key: value
+        for key, value in listed.items()
+        if key not in probe.defaults and not is_range(probe, key, value)
+    }
+    changes = {probe.axes.get(key, key): text for key, text in changes.items()}
+    protocol = {**values, **changes}.get("protocol")
+    if protocol is not None:
+        values |= find_preset(protocol, spec, probe).settings
+        values["protocol"] = protocol
+    defaults = with_changes(probe.settings_type(), probe.defaults)
+    return PlannedTask(name, with_changes(defaults, {**values, **changes}))
+
+
+def _check_settings(task: PlannedTask, changed: Collection[str]) -> None:
+    """Raise ``UserError`` where a setting that the user, or an axis, sets changes nothing."""
+    epochs = getattr(task.settings, "epochs", 0)
+    if "max_iters" in changed and "epochs" not in changed and epochs:
+        raise UserError(
+            f"--set max_iters changes nothing in {task.name}, whose length is epochs={epochs:g};"
+            " set epochs=0 as well, or epochs"
+        )

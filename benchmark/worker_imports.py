@@ -1,0 +1,27 @@
+"""Importing this module imports all that units of work compute with: once for the workers of this
+machine, which are forked from the process that did (see ``benchmark.local``)."""
+
+import gc
+import signal
+from contextlib import suppress
+from importlib import import_module
+
+# A signal to the process group is meant for the workers, which save their state. This process, from
+# which they are forked, ignores it: if it ended, the main process would take them for dead.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+for name in (
+    "mlflow.tracking",
+    "benchmark.cell",
+    "benchmark.stages",
+    "benchmark.stages",
+    "benchmark.stages",
+    "probes.dense.probe",
+    "probes.detection.probe",
+    "probes.train.loop",
+):
+    with suppress(Exception):  # a library that cannot be imported fails the units that need it
+        import_module(name)
+
+gc.collect()
+gc.freeze()  # a collection in a worker would write to the pages that it shares, and so copy them

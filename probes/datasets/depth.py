@@ -1,0 +1,202 @@
+"""Datasets with depth or surface normals.
+
+KITTI depth, the split of Eigen et al. (NIPS 2014): street scenes with the depths of a laser
+scanner, up to 80 m.
+
+Layout and lists of the Monocular-Depth-Estimation-Toolbox: ``input/DATE/DRIVE/image_02/data/N.png``
+(KITTI's raw data), ``gt_depth/DRIVE/proj_depth/groundtruth/image_02/N.png`` (its depth annotations:
+16 bits, 1/256 m, 0 where unknown) and ``kitti_eigen_{train,test}.txt``. 45 of the 697 test images
+have no annotation, ``None`` in the list, and are left out.
+
+Images have several sizes; ``train_area`` and ``test_area`` have names for KITTI's crops.
+
+NYU Depth v2: metric depth and surface normals of the same images, scored on the official 654
+test images (``val``).
+
+Layout of mmseg's ``NYUDataset``: ``images/{train,test}`` (jpg or png, scene folders allowed) and,
+under the same names, the ground truth as PNG.
+
+``data get nyu`` and ``data get nyu-24k`` make the images and depths of it (``download/nyu.py``).
+
+* ``nyu-depth``: ``annotations/{train,test}``, 16 bits, millimetres, 0 where there is none; scored
+  inside the Eigen crop. The train set is the 795 images of the labelled set, or the 24,231 frames
+  of the raw videos (Lee et al. 2019, "BTS") that most published depth heads are trained on, as
+  mmseg's ``tools/dataset_converters/nyu.py`` lays out their ``nyu.zip``
+  (``kitchen_0028b/rgb_00045.jpg`` becomes ``images/train/kitchen_0028b_00045.jpg``). The number of
+  a copy's images says which train set it has, and this is part of the protocol.
+* ``nyu-normal``: ``normals/{train,test}``, 8-bit RGB: n = png / 127.5 - 1, then scaled to unit
+  length. Axes: x right, y up, z towards the camera. A stored (0, 0, 0), which would decode to (-1,
+  -1, -1), means 'no normal here' and is neither trained on nor scored.
+
+SUN RGB-D's depth, scored with heads that were trained on NYU-v2, as in DINOv2's depth results.
+
+Layout and list of MDET (zhyever/Monocular-Depth-Estimation-Toolbox, ``splits``): a folder with
+``SUNRGBD/`` and ``SUNRGBD_val_splits.txt``, whose lines are an image and its depth, both from that
+folder. Stored depths are millimetres, rotated by three bits. As in MDET's ``sunrgbd.py`` they and
+the predictions are cut at 8 m, and rows 45 to 470, columns 41 to 600 of each image are scored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from cliptex_common.errors import UserError, report_malformed
+from probes.datasets.base import DatasetSpec, Sample, Split
+from probes.datasets.download import SCENES
+from probes.datasets.layouts import (
+    IMAGE_SUFFIXES,
+    mirrored,
+    read_lines,
+    require_file,
+    require_folder,
+    walk,
+)
+from probes.registry import register_dataset
+
+PARTS = {"train": "train", "val": "test"}
+
+
+def list_kitti(root: Path, split: Split) -> list[Sample]:
+    for folder in ("input", "gt_depth"):
+        require_folder(root, folder)
+    name = f"kitti_eigen_{PARTS[split]}.txt"
+    path = require_file(root, name, f"splits/{name}")
+    samples = []
+    for number, line in enumerate(read_lines(path), start=1):
+        image, depth, *_ = [*line.split(), ""]
+        if not depth:
+            raise UserError(f"{path} line {number} has no depth map; lines are IMAGE DEPTH FOCAL")
+        if depth != "None":
+            samples.append(Sample(f"input/{image.strip('/')}", f"gt_depth/{depth.strip('/')}"))
+    return samples
+
+
+def drives(root: Path) -> dict[str, str]:
+    """Test image → its drive, of which there are several images."""
+    return {sample.image: sample.target.split("/")[1] for sample in list_kitti(root, "val")}
+
+
+register_dataset(
+    DatasetSpec(
+        name="kitti-depth",
+        kind="depth",
+        folder="kitti",
+        list_samples=list_kitti,
+        expected={"train": 23158, "val": 652},
+        extra={
+            "depth_scale": 1 / 256,  # metres per stored unit
+            "min_depth": 1e-3,
+            "max_depth": 80.0,
+            "crop": ("kb-garg",),
+            "split": "Eigen 23158/652",
+        },
+        units=drives,
+        about=(
+            "KITTI depth, Eigen's split: input/, gt_depth/ (raw data and annotated depth of"
+            " cvlibs.net/datasets/kitti, login) and kitti_eigen_{train,test}.txt"
+            " (github.com/zhyever/Monocular-Depth-Estimation-Toolbox, splits/)"
+        ),
+    )
+)
+
+
+EXPECTED = {"train": 795, "val": 654}
+RAW_FRAMES = 24231
+IMAGES = "images/train"
+
+
+def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:
+    """With the frames of the raw videos the train split is another one, and so is the protocol."""
+    if not (root / IMAGES).is_dir() or len(walk(root, IMAGES, IMAGE_SUFFIXES)) <= EXPECTED["train"]:
+        return spec
+    extra = {**spec.extra, "split": "24k/654", "train_list": "24,231 raw frames"}
+    return replace(spec, expected={**spec.expected, "train": RAW_FRAMES}, extra=extra)
+
+
+def scenes(root: Path) -> dict[str, str]:
+    """Image → its room, which several images show; empty for a copy that does not tell."""
+    path = root / SCENES
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return dict(line.split("\t") for line in lines)
+
+
+DEPTH = register_dataset(
+    DatasetSpec(
+        name="nyu-depth",
+        kind="depth",
+        folder="nyu",
+        list_samples=mirrored("images/{part}", "annotations/{part}", val="test"),
+        expected=EXPECTED,
+        extra={
+            "depth_scale": 1e-3,  # metres per stored unit
+            "min_depth": 1e-3,  # metres; values outside the range are not scored
+            "max_depth": 10.0,
+            # Eigen et al. 2014: rows 45-470, columns 41-600 of 480 x 640
+            "crop": (45, 471, 41, 601),
+            "split": "official 795/654",
+        },
+        adapt=adapt,
+        units=scenes,
+        about=(
+            "NYU Depth v2 in metres, 795 (cs.nyu.edu/~silberman) or 24,231 train / 654 test, in"
+            " mmseg's layout"
+        ),
+    )
+)
+NORMAL = register_dataset(
+    DatasetSpec(
+        name="nyu-normal",
+        kind="normals",
+        folder="nyu",
+        list_samples=mirrored("images/{part}", "normals/{part}", val="test"),
+        expected=EXPECTED,
+        extra={
+            "encoding": "n = png / 127.5 - 1",
+            "invalid": (0, 0, 0),  # the stored value
+            "axes": "x right, y up, z towards the camera",
+            "split": "official 795/654",
+        },
+        units=scenes,
+        about=(
+            "NYU Depth v2 surface normals, 795 train / 654 test: nyu/normals/{train,test} 8-bit"
+            " RGB, (0,0,0) invalid"
+        ),
+    )
+)
+
+
+def list_sun_rgbd(root: Path, split: Split) -> list[Sample]:
+    """The images of the list that have a depth."""
+    path = require_file(root, "SUNRGBD_val_splits.txt")
+    with report_malformed(f"{path} needs lines of an image and its depth"):
+        pairs = [line.split()[:2] for line in read_lines(path)]
+        return [
+            Sample(image.lstrip("/"), depth.lstrip("/"))
+            for image, depth in pairs
+            if depth != "None"
+        ]
+
+
+register_dataset(
+    DatasetSpec(
+        name="sun-rgbd",
+        kind="depth",
+        folder="sunrgbd",
+        list_samples=list_sun_rgbd,
+        expected={"val": 5050},
+        extra={
+            "depth_scale": 1e-3,
+            "rotated_bits": 3,
+            "min_depth": 1e-3,
+            "max_depth": 10.0,
+            "cut": 8.0,  # metres, of ground truth and predictions
+            "crop": (45, 471, 41, 601),
+            "several_sizes": True,
+        },
+        trained_on="nyu-depth",
+        about=(
+            "SUN RGB-D's depth by heads from nyu-depth: sunrgbd/SUNRGBD (rgbd.cs.princeton.edu) and"
+            " MDET's SUNRGBD_val_splits.txt"
+        ),
+    )
+)

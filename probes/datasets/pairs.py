@@ -1,0 +1,447 @@
+"""Datasets of pairs: images and captions, two views, frames of a video, queries and galleries.
+
+AmsterTime (Yildiz et al., ICPR 2022): 1,231 old photographs of Amsterdam, and what a street view
+of each place shows today.
+
+``old/0000.jpg`` and ``new/0000.png``, as its archive unpacks. Each image is a query that searches
+its place among those of the other time.
+
+DAVIS 2017 (Pont-Tuset et al. 2017): videos whose objects are outlined in every frame; 30 videos,
+1,999 frames, are val.
+
+``JPEGImages/480p/VIDEO/00000.jpg``, ``Annotations/480p/VIDEO/00000.png`` and the lists
+``ImageSets/2017/{train,val}.txt``, as its archive unpacks.
+
+Flickr30k and Flickr8k, the Karpathy splits: 29,000 or 6,000 train and 1,000 test images, 5
+captions each.
+
+``dataset_flickr30k.json`` or ``dataset_flickr8k.json`` (Karpathy's) and the images in one folder,
+in any of their usual places. ``val`` is the test split, which retrieval is scored on; a sample's
+target is the list of its raw captions.
+
+NAVI (Jampani et al. 2023): photographs of 36 objects with poses and depth; here its 35
+collections in the wild, 2,298 images.
+
+``OBJECT/wild_set/{annotations.json,images/000.jpg,depth/000.png}`` and the list of pairs
+``custom_splits/pairwise_pixel_correspondences/pairs-wild_set.txt``, as its archive unpacks.
+
+Revisited Oxford and Paris (Radenović et al., CVPR 2018): photographs of landmarks, 70 queries
+each.
+
+``jpg/NAME.jpg`` and ``gnd_roxford5k.mat`` or ``gnd_rparis6k.mat``, the official lists and ground
+truth. Those in a ``.pkl`` are not read: it could run any code.
+
+The 1,500 pairs of frames of 100 rooms of ScanNet (Dai et al. 2017) that matchers are tested on
+(Sarlin et al. 2020).
+
+``scene0707_00/{color/N.jpg,depth/N.png,pose/N.txt}`` … and the lists ``test.npz`` and
+``intrinsics.npz``, all in one folder; LoFTR's repository has the lists and says where the frames
+are.
+
+SPair-71k (Min et al. 2019): 70,958 pairs of photographs of 18 categories with the keypoints that
+both show; tested on 12,234.
+
+``JPEGImages/CATEGORY/NAME.jpg``, ``PairAnnotation/test/*.json`` and the list
+``Layout/large/test.txt``, as its archive unpacks. An image is a sample with the pairs that it is
+the source of."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import defaultdict
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from cliptex_common.errors import UserError, report_malformed
+from probes.datasets.base import DatasetSpec, Sample, Split
+from probes.datasets.layouts import (
+    IMAGE_SUFFIXES,
+    read_annotations,
+    read_lines,
+    require_file,
+    require_folder,
+    walk,
+)
+from probes.registry import register_dataset
+
+TIMES = {"new": "old", "old": "new"}
+
+
+def list_amstertime(root: Path, split: Split) -> list[Sample]:
+    if split == "train":
+        return []
+    images = {
+        time: {Path(name).stem: f"{time}/{name}" for name in walk(root, time, IMAGE_SUFFIXES)}
+        for time in TIMES
+    }
+    if single := images["new"].keys() ^ images["old"].keys():
+        raise UserError(
+            f"{root} has {min(single)} in only one of new and old; get the other image again or"
+            " remove it"
+        )
+    return [
+        Sample(image, {"gallery": time, "searches": gallery, **_only(images[gallery][name])})
+        for time, gallery in TIMES.items()
+        for name, image in images[time].items()
+    ]
+
+
+def _only(positive: str) -> dict[str, dict[str, list[str]]]:
+    return {"positives": {"all": [positive]}, "junk": {"all": []}}
+
+
+def places(root: Path) -> dict[str, str]:
+    """Image → its place, which two images show."""
+    return {sample.image: Path(sample.image).stem for sample in list_amstertime(root, "val")}
+
+
+register_dataset(
+    DatasetSpec(
+        name="amstertime",
+        kind="instance-retrieval",
+        folder="AmsterTime",
+        list_samples=list_amstertime,
+        expected={"train": 0, "val": 2 * 1231},
+        extra={"average_precision": "steps", "main_metric": "mAP_all"},
+        units=places,
+        about=(
+            "AmsterTime, 1,231 places then and now: old/0000.jpg and new/0000.png"
+            " (doi.org/10.4121/19580806)"
+        ),
+    )
+)
+
+
+def list_davis(root: Path, split: Split) -> list[Sample]:
+    """The frames of the videos of a split's list, in their order."""
+    samples = []
+    for video in read_lines(require_file(root, f"ImageSets/2017/{split}.txt")):
+        frames, masks = f"JPEGImages/480p/{video}", f"Annotations/480p/{video}"
+        present = {
+            f"{folder}/{name}"
+            for folder, suffix in ((frames, ".jpg"), (masks, ".png"))
+            for name in walk(root, folder, (suffix,))
+        }
+        if wrong := [path for path in sorted(present) if not Path(path).stem.isdecimal()]:
+            raise UserError(f"{root / wrong[0]} is no frame of DAVIS; frames are 00000, 00001 …")
+        count = 1 + max((int(Path(path).stem) for path in present), default=-1)
+        if count < 3:
+            raise UserError(
+                f"{root / frames} has {count} frames; the first and the last are not scored: get"
+                " the video again"
+            )
+        pairs = [(f"{frames}/{i:05}.jpg", f"{masks}/{i:05}.png") for i in range(count)]
+        if absent := [path for pair in pairs for path in pair if path not in present]:
+            raise UserError(f"{root / absent[0]} is missing; get the video again")
+        samples += [Sample(frame, mask, files=(mask,)) for frame, mask in pairs]
+    return samples
+
+
+register_dataset(
+    DatasetSpec(
+        name="davis",
+        kind="video",
+        folder="DAVIS",
+        list_samples=list_davis,
+        expected={"val": 1999},
+        about="DAVIS 2017, 30 videos with masks of objects (davischallenge.org; `data get davis`)",
+    )
+)
+
+
+def list_captions(name: str, root: Path, split: Split) -> list[Sample]:
+    """Samples of Flickr8k or Flickr30k."""
+    path = require_file(
+        root, *(f"{folder}dataset_{name}.json" for folder in ("", "annotations/", "karpathy/"))
+    )
+    images = ("images", f"{name}-images", f"{name}_images", "Images", "Flicker8k_Dataset")
+    folder_name = next((folder for folder in images if (Path(root) / folder).is_dir()), None)
+    if folder_name is None:
+        raise UserError(f"image folder {' or '.join(images)} is missing in {root}")
+    content, part = read_annotations(path), {"train": "train", "val": "test"}[split]
+    with report_malformed(f"{path} is not a Karpathy caption file"):
+        return [
+            Sample(
+                f"{folder_name}/{entry['filename']}",
+                [str(sentence["raw"]) for sentence in entry["sentences"]],
+            )
+            for entry in content["images"]
+            if entry["split"] == part
+        ]
+
+
+FLICKR30K, FLICKR8K = (
+    register_dataset(
+        DatasetSpec(
+            name=title.lower(),
+            kind="image-text",
+            folder=title.lower(),
+            list_samples=partial(list_captions, title.lower()),
+            expected={"train": train, "val": 1000},
+            extra={"captions_per_image": 5, "split": "Karpathy test"},
+            about=(
+                f"{title} with five captions an image, Karpathy's json"
+                " (cs.stanford.edu/people/karpathy/deepimagesent)"
+            ),
+        )
+    )
+    for title, train in (("Flickr30k", 29000), ("Flickr8k", 6000))
+)
+
+
+PAIRS = "custom_splits/pairwise_pixel_correspondences/pairs-wild_set.txt"
+
+
+def list_navi(root: Path, split: Split) -> list[Sample]:
+    """The images of all objects, in the order of their names."""
+    if split == "train":
+        return []
+    pairs = listed_pairs(root)
+    samples = []
+    for path in sorted(root.glob("*/wild_set/annotations.json")):
+        folder = path.parent.relative_to(root).as_posix()
+        with report_malformed(f"{path} is no annotation file of NAVI"):
+            for entry in sorted(read_annotations(path), key=lambda entry: entry["filename"]):
+                image = f"{folder}/images/{entry['filename']}"
+                depth = f"{folder}/depth/{PurePath(image).stem}.png"
+                camera = entry["camera"]
+                target = {
+                    "rotation": rotation_matrix(*camera["q"]),
+                    "translation": [value / 1000 for value in camera["t"]],
+                    "camera": camera["focal_length"] / min(entry["image_size"]),
+                    "pairs": pairs.pop(image, []),
+                }
+                for file in (image, depth):
+                    require_file(root, file)
+                samples.append(Sample(image, target, files=(depth,)))
+    if unknown := next(iter(pairs), None):
+        raise UserError(f"{PAIRS} lists {unknown}, which has no annotation")
+    if not samples:
+        raise UserError(f"no OBJECT/wild_set/annotations.json in {root}")
+    return samples
+
+
+def listed_pairs(root: Path) -> dict[str, list[str]]:
+    """Image → those that the list of pairs names with it. Empty without the list."""
+    pairs: dict[str, list[str]] = defaultdict(list)
+    if (root / PAIRS).is_file():
+        for line in read_lines(root / PAIRS):
+            with report_malformed(f"{root / PAIRS} is no list of pairs of NAVI"):
+                first, second, _ = line.split()
+            require_file(root, second)
+            pairs[first].append(second)
+    return pairs
+
+
+def rotation_matrix(w: float, x: float, y: float, z: float) -> list[list[float]]:
+    """The rotation of a quaternion, 3 × 3."""
+    s = 2 / (w * w + x * x + y * y + z * z)
+    return [
+        [1 - s * (y * y + z * z), s * (x * y - z * w), s * (x * z + y * w)],
+        [s * (x * y + z * w), 1 - s * (x * x + z * z), s * (y * z - x * w)],
+        [s * (x * z - y * w), s * (y * z + x * w), 1 - s * (x * x + y * y)],
+    ]
+
+
+def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:
+    """With the list of pairs that the copy has."""
+    pairs = "wild_set" if (root / PAIRS).is_file() else "none"
+    return replace(spec, extra={**spec.extra, "listed_pairs": pairs})
+
+
+register_dataset(
+    DatasetSpec(
+        name="navi",
+        kind="object-views",
+        folder="navi_v1",
+        other_folders=("navi_v1.5",),
+        list_samples=list_navi,
+        expected={"train": 0, "val": 2298},
+        adapt=adapt,
+        about="NAVI v1.0, objects in the wild with pose and depth (unpack navi_v1.0.tar.gz of"
+        " github.com/google/navi there)",
+    )
+)
+
+
+def list_revisited(name: str, root: Path, split: Split) -> list[Sample]:
+    """The gallery and, after it, the queries, which are no part of it."""
+    from scipy.io import loadmat
+
+    if split == "train":
+        return []
+    require_folder(root, "jpg")
+    path = require_file(root, f"gnd_{name}.mat")
+    try:
+        content = loadmat(path, simplify_cells=True)
+    except Exception as error:
+        raise UserError(f"cannot read {path} ({error}); get the file again") from error
+    with report_malformed(f"{path} is not the ground truth of {name}"):
+        gallery, queries = (
+            [f"jpg/{Path(str(image)).stem}.jpg" for image in np.atleast_1d(content[key])]
+            for key in ("imlist", "qimlist")
+        )
+        targets = [_target(entry, gallery) for entry in np.atleast_1d(content["gnd"])]
+        samples = [Sample(image, {"gallery": name}) for image in gallery]
+        return samples + [
+            Sample(image, {"searches": name, **target})
+            for image, target in zip(queries, targets, strict=True)
+        ]
+
+
+def _target(entry: dict[str, Any], gallery: list[str]) -> dict[str, Any]:
+    """The ground truth of a query; see ``Sample``. Of each level the others' images are junk."""
+    easy, hard, junk = (
+        [gallery[number - 1] for number in np.atleast_1d(entry[key]).astype(int) if number > 0]
+        for key in ("easy", "hard", "junk")
+    )
+    return {
+        "box": np.asarray(entry["bbx"], np.float64).reshape(4).tolist(),
+        "positives": {"hard": hard, "medium": easy + hard, "easy": easy},
+        "junk": {"hard": junk + easy, "medium": junk, "easy": junk + hard},
+    }
+
+
+for _name, _images, _about in (
+    (
+        "roxford5k",
+        4993,
+        "Revisited Oxford: oxbuild_images-v1.tgz of www.robots.ox.ac.uk/~vgg/data/oxbuildings",
+    ),
+    (
+        "rparis6k",
+        6322,
+        "Revisited Paris: paris_{1,2}-v1.tgz of www.robots.ox.ac.uk/~vgg/data/parisbuildings",
+    ),
+):
+    register_dataset(
+        DatasetSpec(
+            name=_name,
+            kind="instance-retrieval",
+            folder=_name,
+            list_samples=partial(list_revisited, _name),
+            expected={"train": 0, "val": _images + 70},
+            extra={"average_precision": "trapezoids"},
+            about=(
+                f"{_about} unpacked to jpg/NAME.jpg without folders, and"
+                f" cmp.felk.cvut.cz/revisitop/data/datasets/{_name}/gnd_{_name}.mat"
+            ),
+        )
+    )
+
+
+def list_scannet(root: Path, split: Split) -> list[Sample]:
+    """The frames of all pairs, in the order of the list."""
+    if split == "train":
+        return []
+    pairs, cameras = (read_list(root, name) for name in ("test.npz", "intrinsics.npz"))
+    samples: dict[str, Sample] = {}
+    for room, sequence, *frames in read_pairs(pairs, root):
+        scene = f"scene{room:04d}_{sequence:02d}"
+        images = [f"{scene}/color/{frame}.jpg" for frame in frames]
+        for image in images:
+            if image not in samples:
+                samples[image] = read_frame(root, image, cameras)
+        samples[images[0]].target["pairs"].append(images[1])
+    return list(samples.values())
+
+
+def read_list(root: Path, name: str) -> Any:
+    """The arrays of a list. Raises ``UserError`` if it is missing or damaged."""
+    path = require_file(root, name)
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}); get the file again") from error
+
+
+def read_pairs(arrays: Any, root: Path) -> list[list[int]]:
+    """[room, sequence, frame, frame] of each pair."""
+    with report_malformed(f"{root / 'test.npz'} is no list of pairs"):
+        return arrays["name"].reshape(-1, 4).tolist()
+
+
+def read_frame(root: Path, image: str, cameras: Any) -> Sample:
+    """A frame with its camera, and without pairs."""
+    scene, _, name = image.split("/")
+    number = name.removesuffix(".jpg")
+    depth = f"{scene}/depth/{number}.png"
+    for file in (image, depth):
+        require_file(root, file)
+    path = require_file(root, f"{scene}/pose/{number}.txt")
+    with report_malformed(f"{path} or {root / 'intrinsics.npz'} is no camera of ScanNet"):
+        to_camera = np.linalg.inv(np.loadtxt(path).reshape(4, 4))
+        target = {
+            "rotation": to_camera[:3, :3].tolist(),
+            "translation": to_camera[:3, 3].tolist(),
+            "camera": cameras[scene].reshape(3, 3).tolist(),
+            "pairs": [],
+        }
+    if not np.isfinite(to_camera).all():
+        raise UserError(f"{path} is no pose; get the file again")
+    return Sample(image, target, files=(depth,))
+
+
+register_dataset(
+    DatasetSpec(
+        name="scannet",
+        kind="scene-views",
+        folder="scannet_test_1500",
+        list_samples=list_scannet,
+        expected={"train": 0},
+        about="1,500 pairs of ScanNet (frames, and test.npz and intrinsics.npz beside them, from"
+        " where github.com/zju3dv/LoFTR says)",
+    )
+)
+
+
+PARTS = {"train": "trn", "val": "test"}
+
+
+def list_spair(root: Path, split: Split) -> list[Sample]:
+    """The images of a split's pairs, in the order of their names."""
+    root, part = Path(root), PARTS[split]
+    annotations = require_folder(root, f"PairAnnotation/{part}")
+    pairs_of_image: dict[str, list[dict[str, Any]]] = {}
+    for name in read_lines(require_file(root, f"Layout/large/{part}.txt")):
+        # some file systems allow no colon in names, and copies there have an underscore for it
+        path = require_file(annotations, f"{name}.json", f"{name.replace(':', '_')}.json")
+        annotation = read_annotations(path)
+        with report_malformed(f"{path} is no pair of SPair-71k"):
+            source, target = (
+                f"JPEGImages/{annotation['category']}/{annotation[f'{side}_imname']}"
+                for side in ("src", "trg")
+            )
+            pair = {
+                "image": target,
+                "source": annotation["src_kps"],
+                "target": annotation["trg_kps"],
+                "box": annotation["trg_bndbox"],
+            }
+            for points in (pair["source"], pair["target"]):
+                np.asarray(points, np.float64).reshape(len(points), 2)
+            np.asarray(pair["box"], np.float64).reshape(4)
+        if not pair["source"] or len(pair["source"]) != len(pair["target"]):
+            raise UserError(
+                f"{path} has {len(pair['source'])} and {len(pair['target'])} keypoints; get the"
+                " file again"
+            )
+        pairs_of_image.setdefault(source, []).append(pair)
+        pairs_of_image.setdefault(target, [])  # an image that is a target only is a sample, too
+    return [Sample(image, pairs) for image, pairs in sorted(pairs_of_image.items())]
+
+
+register_dataset(
+    DatasetSpec(
+        name="spair",
+        kind="correspondence",
+        folder="SPair-71k",
+        list_samples=list_spair,
+        about="SPair-71k keypoints (cvlab.postech.ac.kr/research/SPair-71k)",
+    )
+)

@@ -1,0 +1,427 @@
+"""From selected runs to judged differences: measure, judge, analyse.
+
+What the selected runs hold: metrics with each seed, and over resamples of their images.
+
+Backbones against a baseline: intervals, differences, gains, and verdicts that hold together.
+
+From the selected runs to numbers with intervals, which all parts of a report are made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from operator import methodcaller
+from typing import Any
+
+import numpy as np
+
+from reports.per_image import ClassScores, ImageScores, agrees, image_scores
+from reports.records import DETECTIONS, PER_IMAGE, TYPES, Cell, damaged
+from reports.selection import Selection, TaskColumn
+from reports.statistics import (
+    LEVEL,
+    MIN_IMAGES,
+    Estimate,
+    MetricSample,
+    SeedPrior,
+    difference,
+    estimate,
+    image_weights,
+    judge_jointly,
+    pair_samples,
+    seed_prior,
+    task_weights,
+    weighted_sum,
+)
+from reports.store import Store
+
+GridKey = tuple[str, TaskColumn]  # backbone, column
+Key = tuple[str, TaskColumn, str]  # backbone, column, metric
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What the selected runs hold.
+
+    Attributes:
+        scores: per-image scores of each backbone's first seed, to choose pictures by.
+        images: column → number of images that its numbers are computed from.
+        classes: the metric of each class, one for each seed.
+        refused: (backbone, column) → why its scores are not used.
+        inconsistent: numbers that differ from those of their per-image scores.
+        unscored: numbers with resamples that have nothing to score, and how many.
+    """
+
+    samples: dict[Key, MetricSample]
+    scores: dict[GridKey, ImageScores]
+    images: dict[TaskColumn, int]
+    classes: dict[GridKey, list[ClassScores]]
+    refused: dict[GridKey, str]
+    inconsistent: list[str]
+    unscored: list[str]
+
+
+def shown_metrics(column: TaskColumn) -> list[str]:
+    """Metrics of a column that the detailed tables show, the main one first."""
+    return [name for name, metric in column.metrics if metric.shown or name == column.main]
+
+
+def measure(store: Store, selection: Selection, advance: Callable[[], None]) -> Measurements:
+    """Read and resample the per-image scores of all columns."""
+    measured = Measurements({}, {}, {}, {}, {}, [], [])
+    for column in selection.columns:
+        in_column = selection.column_cells(column)
+        loaded = parallel(lambda cell: load_scores(store, cell), in_column)
+        by_run = {cell.run_id: scores for cell, scores in zip(in_column, loaded, strict=True)}
+        problems = find_problems(loaded)
+        for backbone in selection.backbones:
+            if cells := selection.cells.get((backbone, column), []):
+                scores = [by_run[cell.run_id] for cell in cells]
+                if problem := next((problems[id(s)] for s in scores if id(s) in problems), ""):
+                    measured.refused[backbone, column] = problem
+                    continue
+                if scores[0]:
+                    measured.scores[backbone, column] = scores[0]
+                classes = [each.classes for each in scores if each and each.classes]
+                measured.classes[backbone, column] = classes
+                _add_samples(measured, (backbone, column), cells, [] if None in scores else scores)
+            advance()
+    image_weights.cache_clear()
+    return measured
+
+
+def find_problems(loaded: Sequence[ImageScores | None]) -> dict[int, str]:
+    """Why per-image scores of a column must not be used, by their ``id``.
+
+    They are of other images than most, or not finite where others are.
+    """
+    stored = [scores for scores in loaded if scores]
+    if not stored:
+        return {}
+    units = Counter(scores.units for scores in stored).most_common(1)[0][0]
+    problems = {id(s): "its scores are of other images" for s in stored if s.units != units}
+    same = [scores for scores in stored if id(scores) not in problems]
+    finite = np.stack([scores.finite for scores in same])
+    bad = (finite.any(axis=0) & ~finite).sum(axis=1)
+    for scores, count in zip(same, bad, strict=True):
+        if count:
+            problems[id(scores)] = f"{count} of {finite.shape[1]} images have no finite score"
+    return problems
+
+
+def load_scores(store: Store, cell: Cell) -> ImageScores | None:
+    """The per-image scores of a cell; None if it stored none.
+
+    Raises:
+        TrackingError: the artifact exists but cannot be read.
+    """
+    arrays = store.arrays(cell, PER_IMAGE)
+    detections = store.arrays(cell, DETECTIONS, TYPES) if cell.kind == "detection" else None
+    try:
+        return image_scores(cell.kind, arrays, detections) if arrays else None
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise damaged(PER_IMAGE, cell.run_id, cell.name, error) from error
+
+
+def _add_samples(
+    measured: Measurements, key: GridKey, cells: Sequence[Cell], scores: Sequence[ImageScores]
+) -> None:
+    """Add the samples of a backbone's column.
+
+    Args:
+        scores: of each cell, over the same units; empty where a cell has none.
+    """
+    backbone, column = key
+    images = scores[0].units if scores else ()
+    rows = min((score.most_resamples for score in scores), default=0)
+    weights = image_weights(images)[:rows] if scores else None
+    measured.images.setdefault(column, 0)
+    for metric in shown_metrics(column):
+        usable = [
+            number
+            for number, cell in enumerate(cells)
+            if np.isfinite(cell.metrics.get(metric, np.nan))
+        ]
+        if not usable:
+            continue
+        seeds = tuple(cells[number].seed for number in usable)
+        values = np.array([cells[number].metrics[metric] for number in usable])
+        sample = MetricSample(seeds, values)
+        if scores and all(metric in score.metrics for score in scores):
+            used = [scores[number] for number in usable]
+            again = np.array([score.value(metric) for score in used])
+            consistent = agrees(again, values)
+            label = f"{backbone} · {column.title} · {metric}"
+            if consistent.all():
+                functions = [score.metrics[metric] for score in used]
+                sampled = np.stack(parallel(methodcaller("__call__", weights), functions))
+                valid = np.isfinite(sampled).all(axis=0)
+                if valid.sum() >= MIN_IMAGES:
+                    sampled = np.where(valid, sampled, np.nan)
+                    sample = MetricSample(seeds, values, sampled, len(images))
+                if not valid.all():
+                    share = f"{valid.size - valid.sum()} of {valid.size}"
+                    measured.unscored.append(f"{label} ({share})")
+            else:
+                wrong = np.flatnonzero(~consistent)[0]
+                measured.inconsistent.append(
+                    f"{label} (stored {values[wrong]:.4g}, from images {again[wrong]:.4g})"
+                )
+        measured.images[column] = max(sample.images, measured.images[column])
+        measured.samples[backbone, column, metric] = sample
+
+
+def parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """``function`` of each item in threads: numpy and zlib release the interpreter's lock."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(function, items))
+
+
+GAIN_SHARE = 0.25
+MOST_NOISE = 1 / 3  # half width of a baseline's interval, relative to the mean of both numbers
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A backbone's mean gain over the baseline in percent.
+
+    Attributes:
+        mean: over tasks; several columns of a task are averaged first.
+        columns: the columns that count.
+    """
+
+    mean: Estimate
+    columns: list[TaskColumn]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All backbones against one baseline.
+
+    Attributes:
+        estimates: the numbers.
+        differences: number - the baseline's; the verdicts of main metrics hold together with those
+            of the mean gains.
+        task_gains: differences of main metrics in percent of the baseline's number, positive where
+            the backbone is better.
+        excluded: column → why it is in no mean gain.
+        statements: how many verdicts hold together.
+        level: the least of those of the differences.
+        seed_prior: what is known of the seed variance of a difference from all of them.
+    """
+
+    selection: Selection
+    estimates: dict[Key, Estimate]
+    differences: dict[Key, Estimate]
+    task_gains: dict[GridKey, Estimate]
+    gains: dict[str, Gain]
+    excluded: dict[TaskColumn, str]
+    statements: int
+    level: float
+    seed_prior: SeedPrior
+
+    def outcome(self, backbone: str, column: TaskColumn) -> str:
+        """``Estimate.verdict`` on a column's main metric; '' without a difference."""
+        gap = self.differences.get((backbone, column, column.main))
+        return "" if gap is None else gap.verdict(column.sign(column.main))
+
+    def tasks(self, backbone: str) -> dict[str, str]:
+        """Task → outcome against the baseline.
+
+        Of several protocols or variants the decided outcome, ``tie`` where they contradict.
+        """
+        outcomes: dict[str, set[str]] = {}
+        for column in self.selection.columns:
+            if outcome := self.outcome(backbone, column):
+                outcomes.setdefault(column.base, set()).add(outcome)
+        result = {}
+        for task, of_columns in outcomes.items():
+            agreed = of_columns & {"win", "loss"} or of_columns & {"tie"} or of_columns
+            result[task] = agreed.pop() if len(agreed) == 1 else "tie"
+        return result
+
+    def of_these_weights(self, backbone: str) -> bool:
+        """Whether a comparison has one seed, and says nothing of other trainings."""
+        seeds = self.selection.seeds
+        return min(len(seeds[backbone]), len(seeds[self.selection.baseline])) == 1
+
+
+def judge_differences(
+    selection: Selection, samples: Mapping[Key, MetricSample], error_rate: float = LEVEL
+) -> Judgement:
+    """Intervals, differences, gains, and joint verdicts.
+
+    The mean gains, which are few, have ``GAIN_SHARE`` of the error rate. Of the rest each task has
+    an equal part, which its columns and backbones share.
+
+    Args:
+        error_rate: probability of any false verdict among them.
+    """
+    base = selection.baseline
+    estimates = _estimate_numbers(samples)
+    pairs = {
+        key: pair_samples(sample, samples[base, *key[1:]])
+        for key, sample in samples.items()
+        if key[0] != base and (base, *key[1:]) in samples
+    }
+    gaps = {key: weighted_sum(pair, (1, -1)) for key, pair in pairs.items()}
+    main = [key for key in gaps if key[2] == key[1].main]
+    prior = seed_prior([gaps[key] for key in main])
+    differences = {
+        key: estimate(gap, prior, key[1].metric(key[2]).width) for key, gap in gaps.items()
+    }
+    errors, task_gains, excluded = {}, {}, {}
+    for key in main:
+        backbone, column, metric = key
+        if not _has_percent(estimates[base, column, metric], estimates[key]):
+            excluded[column] = f"{base} is too near zero for percentages"
+            continue
+        mine, reference = (float(side.values.mean()) for side in pairs[key])
+        unit = 100 * column.sign(metric) / abs(reference)
+        # the error of a ratio, to first order: its gain is that of this sum, and not its zero mean
+        error = weighted_sum(pairs[key], (unit, -unit * mine / reference))
+        gain = estimate(error, prior, abs(unit) * column.metric(metric).width)
+        errors[backbone, column] = error
+        task_gains[backbone, column] = replace(gain, value=unit * (mine - reference))
+    gains, unsure = _mean_gains(selection, errors, task_gains)
+    means = [gain.mean for gain in gains.values()]
+    of_tasks = (1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main])
+    shares = [*of_tasks, *[GAIN_SHARE / max(len(means), 1)] * len(means)]
+    judged = judge_jointly([*(differences[key] for key in main), *means], shares, error_rate)
+    levels = {key[:2]: each.level for key, each in zip(main, judged, strict=False)}
+    return Judgement(
+        selection,
+        estimates,
+        {key: replace(gap, level=levels.get(key[:2], LEVEL)) for key, gap in differences.items()},
+        task_gains,
+        {
+            name: replace(gain, mean=mean)
+            for (name, gain), mean in zip(gains.items(), judged[len(main) :], strict=True)
+        },
+        excluded | unsure,
+        statements=sum(each.is_judged for each in judged),
+        level=min(levels.values(), default=error_rate),
+        seed_prior=prior,
+    )
+
+
+def _estimate_numbers(samples: Mapping[Key, MetricSample]) -> dict[Key, Estimate]:
+    prior = seed_prior([sample for key, sample in samples.items() if key[2] == key[1].main])
+    estimates = {}
+    for key, sample in samples.items():
+        metric = key[1].metric(key[2])
+        number = estimate(sample, prior, metric.width)
+        estimates[key] = replace(number, least=metric.low or 0.0, width=metric.width)
+    return estimates
+
+
+def _has_percent(base: Estimate, mine: Estimate) -> bool:
+    """Whether a change in percent of ``base`` is meaningful: its own noise is small beside it.
+
+    Beside the mean of both numbers, too, which hardly depends on their ratio: where the baseline
+    alone decides, it is shown where chance has raised it.
+    """
+    size, both = abs(base.value), (abs(base.value) + abs(mine.value)) / 2
+    if not np.isfinite(size) or size == 0:
+        return False
+    return not base.has_interval or base.reach() < MOST_NOISE * min(both, 2 * size)
+
+
+def _mean_gains(
+    selection: Selection,
+    errors: Mapping[GridKey, MetricSample],
+    task_gains: Mapping[GridKey, Estimate],
+) -> tuple[dict[str, Gain], dict[TaskColumn, str]]:
+    """Each backbone's mean gain, and why columns are excluded.
+
+    Columns with fewer seeds than others, or with too few images, are excluded: the mean is over
+    seeds that all its tasks have. With one seed it has no verdict.
+    """
+    gains: dict[str, Gain] = {}
+    excluded: dict[TaskColumn, str] = {}
+    for name in selection.backbones:
+        own = {column: error for (backbone, column), error in errors.items() if backbone == name}
+        if not own:
+            continue
+        evidence = {c: (error.images >= MIN_IMAGES, len(error.seeds)) for c, error in own.items()}
+        best = max(evidence.values())
+        excluded |= {
+            column: "it has fewer seeds than others"
+            if each[0] == best[0]
+            else f"it has fewer than {MIN_IMAGES} images with scores"
+            for column, each in evidence.items()
+            if each != best
+        }
+        columns = [column for column in own if evidence[column] == best]
+        weights = task_weights([column.base for column in columns])
+        values = np.array([task_gains[name, column].value for column in columns])
+        mean = estimate(weighted_sum([own[column] for column in columns], weights))
+        mean = replace(mean, value=float(weights @ values), has_verdict=mean.seeds > 1)
+        gains[name] = Gain(mean, columns)
+    return gains, excluded
+
+
+@dataclass(frozen=True)
+class Analysis(Judgement, Measurements):
+    """All numbers of a report.
+
+    Attributes:
+        best: (column, metric) → the backbone that beats all others there, '' for none: the baseline
+            at the level of their difference, others at ``level``.
+    """
+
+    best: dict[tuple[TaskColumn, str], str]
+
+
+def analyse(
+    store: Store,
+    selection: Selection,
+    advance: Callable[[], None] = lambda: None,
+) -> Analysis:
+    """Read per-image scores, resample them, and compute all numbers of a report.
+
+    Args:
+        advance: called once for each backbone of each column.
+
+    Raises:
+        TrackingError: an artifact is damaged.
+    """
+    measured = measure(store, selection, advance)
+    judged = judge_differences(selection, measured.samples)
+    best = {
+        (column, metric): _find_best(judged, measured.samples, column, metric)
+        for column in selection.columns
+        for metric in shown_metrics(column)
+    }
+    return Analysis(**vars(measured), **vars(judged), best=best)
+
+
+def _find_best(
+    judged: Judgement, samples: Mapping[Key, MetricSample], column: TaskColumn, metric: str
+) -> str:
+    selection, sign = judged.selection, column.sign(metric)
+    names = [name for name in selection.backbones if (name, column, metric) in samples]
+    if len(names) < 2:
+        return ""
+    leader = max(names, key=lambda name: sign * judged.estimates[name, column, metric].value)
+    for name in names:
+        if name == leader:
+            continue
+        first, *others = {name, leader} - {selection.baseline}
+        level = judged.level if others else judged.differences[first, column, metric].level
+        gap = difference(samples[leader, column, metric], samples[name, column, metric])
+        gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)
+        if replace(gap_estimate, level=level).verdict(sign) != "win":
+            return ""
+    return leader
+
+
+def shared_columns(selection: Selection, numbers: Mapping[Key, Any]) -> list[TaskColumn]:
+    """Columns in which all backbones have a number."""
+    return [
+        column
+        for column in selection.columns
+        if all((name, column, column.main) in numbers for name in selection.backbones)
+    ]

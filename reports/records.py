@@ -1,0 +1,477 @@
+"""The records of finished work, their metrics and the names of their files.
+
+Files that runs store in MLflow, and that a file of shared results holds of them.
+
+Detections as columns: a COCO result list in a few arrays, which load a hundred times as fast.
+
+Errors of the tracking store that the user can fix.
+
+Metrics are declared where their probe is registered and recorded with each number.
+
+Reports have no list of metrics of their own.
+
+Records of runs: what MLflow, a file of shared results, and the parts of the suite hold of them.
+
+A record writes its own tags and reads itself back from tags, parameters and metrics, in MLflow and
+in a file of shared results alike."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+)
+
+from cliptex_common.errors import UserError, first_line
+from cliptex_common.files import content_key
+
+# of a cell
+PROTOCOL = "protocol.json"
+METRICS_FILE = "metrics.json"
+PER_IMAGE = "per_image.npz"
+DETECTIONS = "detections.npz"
+PARTS = "parts.npz"
+HEAD = "head/head.safetensors"
+PICTURES = "pictures"
+GALLERY = f"{PICTURES}/gallery.zip"
+FEATURES = f"{PICTURES}/features.npz"
+# of the run of one backbone, suite and seed
+PARENT = "run.json"
+OPTIONS = "options.yaml"
+REPORT = "report/index.html"
+# of a sweep
+PLOTS = "plots.json"
+
+MOST_ARRAYS = 1000
+
+
+# what reading a file raises that was damaged, by accident or on purpose
+DAMAGED = (
+    *(ValueError, TypeError, LookupError, AttributeError, OSError, EOFError),
+    *(RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error),
+)
+
+
+def inflate(content: bytes, budget: int) -> dict[str, bytes]:
+    """The members of a zip file, which inflate to at most ``budget`` bytes.
+
+    Raises one of ``DAMAGED``: they are larger, or the file is damaged.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        infos = archive.infolist()
+        if sum(info.file_size for info in infos) > budget:
+            raise ValueError(f"it inflates to more than {budget / 1e6:.0f} MB")
+        members = {}
+        for info in infos:
+            # only these inflate no further than they are read
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{info.filename} is neither stored nor deflated")
+            with archive.open(info) as file:
+                members[info.filename] = file.read(info.file_size)
+    return members
+
+
+def read_arrays(content: bytes, names: Container[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, of them those in ``names``.
+
+    Raises one of ``DAMAGED``: it is damaged, holds Python objects, or so many arrays that numpy
+    takes minutes.
+    """
+    with np.load(io.BytesIO(content)) as stored:
+        if len(stored.files) > MOST_ARRAYS:
+            raise ValueError(f"it has {len(stored.files)} arrays")
+        return {name: stored[name] for name in stored if names is None or name in names}
+
+
+Columns = Mapping[str, np.ndarray]
+TYPES = {
+    "image_id": np.int64,
+    "category_id": np.int32,
+    "score": np.float32,
+    "class": np.int16,
+    "bbox_hits": np.uint16,
+    "bbox_ignored": np.uint16,
+    "segm_hits": np.uint16,
+    "segm_ignored": np.uint16,
+}
+
+
+def to_columns(detections: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """A COCO result list as arrays over its N detections.
+
+    Args:
+        detections: with ``image_id``, ``category_id``, ``bbox``, ``score``, perhaps
+            ``segmentation`` as a compressed run-length code, and their matches (see
+            ``probes.detection.coco``). A missing field is 0.
+
+    Returns:
+        Each field; ``bbox`` (N, 4) float32; of masks ``mask_size`` (N, 2), the bytes of all codes,
+        ``mask_codes``, and where each ends, ``mask_ends`` (N,).
+    """
+    columns = {
+        name: np.array([detection.get(name, 0) for detection in detections], kind)
+        for name, kind in TYPES.items()
+        if any(name in detection for detection in detections)
+        or not (detections or name.startswith("segm"))
+    }
+    boxes = [detection.get("bbox", (0, 0, 0, 0)) for detection in detections]
+    columns["bbox"] = np.array(boxes, np.float32).reshape(-1, 4)
+    masks = [detection["segmentation"] for detection in detections if "segmentation" in detection]
+    if masks and len(masks) == len(detections):
+        codes = [mask["counts"].encode() for mask in masks]
+        columns["mask_size"] = np.array([mask["size"] for mask in masks], np.int32)
+        columns["mask_codes"] = np.frombuffer(b"".join(codes), np.uint8)
+        columns["mask_ends"] = np.cumsum([len(code) for code in codes])
+    return columns
+
+
+class TrackingError(UserError):
+    """The MLflow store cannot be used, or holds something unreadable."""
+
+
+def damaged(artifact: str, run_id: str, run_name: str, error: Exception) -> TrackingError:
+    """The error for an artifact that exists but cannot be read."""
+    return TrackingError(
+        f"the artifact {artifact} of run {run_id} ({run_name}) is damaged "
+        f"({type(error).__name__}: {first_line(error)}); "
+        "run that task again with --force, or delete the run"
+    )
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a probe; the default is a score in percent.
+
+    Attributes:
+        direction: +1 where higher is better, else -1.
+        unit: as written after the number; '' for a bare number.
+        low, high: bounds of its range, None where it is open.
+        label: name in reports; '' for the metric's own name.
+        shown: whether tables show it beside the main metric, which they always show.
+    """
+
+    direction: int = 1
+    unit: str = "%"
+    low: float | None = 0.0
+    high: float | None = 100.0
+    label: str = ""
+    shown: bool = False
+
+    @property
+    def width(self) -> float:
+        """Of its range; 0 where that is open."""
+        return 0.0 if self.low is None or self.high is None else self.high - self.low
+
+    @property
+    def floor(self) -> float:
+        """The smallest baseline value that a relative change is computed from.
+
+        One point of a score, next to nothing of other metrics.
+        """
+        return 1.0 if self.unit == "%" else 1e-6
+
+
+# (task, kind of its dataset, the dataset's main metric or '') → declarations of the task's metrics,
+# the main one first; empty if the probe is not registered for this dataset. Of results that others
+# share, metrics are what the probe says, never what the file says.
+DECLARERS: list[Callable[[str, str, str], dict[str, Metric]]] = []
+
+
+def metric_key(name: str) -> str:
+    """A name of a metric or tag as MLflow accepts it: without ``@``, ``+``, ``=`` and ``%``.
+
+    ``i2t_R@1`` → ``i2t_R_at_1``, ``lr_1e+06`` → ``lr_1e06``, ``voc/knn:layers=50%`` →
+    ``voc/knn:layers-50pct``.
+    """
+    for character, text in {"@": "_at_", "+": "", "=": "-", "%": "pct"}.items():
+        name = name.replace(character, text)
+    return name
+
+
+def metric_name(key: str, declared: Iterable[str] = ()) -> str:
+    """The inverse of ``metric_key``, for ``declared`` names and recalls (``R@1``)."""
+    for name in declared:
+        if metric_key(name) == key:
+            return name
+    return re.sub(r"(?<=R)_at_(?=\d+$)", "@", key)
+
+
+T = TypeVar("T")
+COST = "cost/"  # of metrics that say what a run took
+HELD_OUT = "select/"  # of scores on held-out training images, by which a probe chose a setting
+LABEL_FREE = "label_free/"  # of diagnostics of features without labels, which nothing ranks
+SAMPLED = ("shots", "train_share")  # parameters that learning curves are drawn over
+PROTOCOLS, REUSED = "protocol.", "cached."  # of a parent's tags, one for each task
+# field → its tag in MLflow, where they differ
+TAGS = {
+    "weights": "weights.sha256",
+    "weights_source": "weights.source",
+    "licence": "weights.licence",
+    "device": "device.kind",
+    "key": "cell",
+    "head": "head.sha256",
+    "run_key": "run.key",
+    "fingerprint": "data.fingerprint",
+    "partial": "data.partial",
+    "declared": "metrics.declared",
+    "commit": "git.commit",
+    "model": "model.id",
+    "train_run": "train.run",
+    "main_metrics": "metrics.main",
+    "average": "average.title",
+    # of other runs than cells and parents
+    "train_key": "train.key",
+    "watch_key": "watch.key",
+    "weights_file": "weights.file",
+    "labels_file": "labels.file",
+}
+METRICS: TypeAdapter[dict[str, Metric]] = TypeAdapter(dict[str, Metric])
+
+
+def _parse(value: Any) -> Any:
+    return METRICS.validate_json(value) if isinstance(value, str) else value
+
+
+def _declare(metrics: dict[str, Metric]) -> str:
+    """As JSON, of each metric what differs from the default."""
+    return METRICS.dump_json(metrics, exclude_defaults=True).decode()
+
+
+def _split(value: Any) -> Any:
+    return list(filter(None, value.split(","))) if isinstance(value, str) else value
+
+
+Declared = Annotated[dict[str, Metric], BeforeValidator(_parse), PlainSerializer(_declare)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split), PlainSerializer(",".join)]
+Flag = Annotated[bool, PlainSerializer(lambda flag: str(flag).lower())]
+
+
+class Record(BaseModel):
+    """A run: a training, a trial of a sweep …; ``Cell`` and ``ParentRun`` add what their tags hold.
+
+    Attributes:
+        run_id, name: of the run.
+        parent: id of the run that it nests under; '' for none.
+        status: ``done``, ``cached`` (a cell that was finished before), ``failed``, ``not
+            applicable``, ``interrupted``, ``still running`` or ``not started``.
+        reason: why it has no result.
+        experiment, experiment_id, artifacts: where it is in MLflow, and the URI of its files.
+        started: in milliseconds since 1970.
+        source: who shared it; '' for a run of the store.
+        study: the sweep that it is part of.
+        metrics: name as the field writes it (``i2t_R@1``) → value.
+        costs: what it took: ``seconds``, ``peak_memory_mb`` …
+        params: of a cell those of ``SAMPLED``, of a parent run none.
+        tags: of a run that is neither a cell nor a parent run.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, populate_by_name=True, alias_generator=lambda name: TAGS.get(name, name)
+    )
+
+    run_id: str = ""
+    name: str = ""
+    parent: str = ""
+    status: str = "done"
+    reason: str = ""
+    experiment: str = ""
+    experiment_id: str = ""
+    artifacts: str = ""
+    started: int = 0
+    source: str = ""
+    study: str = ""
+    params: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+    costs: dict[str, float] = {}
+    tags: dict[str, str] = {}
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in ("done", "cached")
+
+    @property
+    def seconds(self) -> float:
+        """How long it took; 0 if that is unknown, or a cell is cached."""
+        return self.costs.get("seconds", 0.0)
+
+    @property
+    def failure(self) -> str:
+        """Why it has no result, in one line; '' if it is finished."""
+        words = [] if self.is_finished else [self.status, self.reason]
+        return ": ".join(dict.fromkeys(filter(None, words)))
+
+    def all_metrics(self) -> dict[str, float]:
+        """Metrics and costs, under their names in MLflow."""
+        return {**self.metrics, **cost_metrics(self.costs)}
+
+    def to_tags(self) -> dict[str, str]:
+        """Its tags in MLflow, without empty ones."""
+        fields = self.model_dump(by_alias=True, exclude=set(Record.model_fields))
+        return {tag: str(value) for tag, value in fields.items() if value != ""}
+
+
+class Cell(Record):
+    """The numbers of one backbone, task and seed.
+
+    Attributes:
+        weights: sha256.
+        probe: name of the probe; kind: of the dataset (``segmentation``, ``detection`` …).
+        protocol: hash of the conditions that its numbers depend on (``artifacts.PROTOCOL``).
+        key: identity of the cell (``cell_key``).
+        head: sha256 of the file of its head, or of that of another task that it uses; '' for none.
+        fingerprint, partial: of the data.
+        preset, differs: the published protocol that its settings follow, and how they differ.
+        metrics, declared: name → value, and the metric's declaration; the main one first. Only
+            finished cells have values.
+        commit: of the code.
+        held_out: ``METRIC/SETTING`` → score on held-out training images.
+        label_free: diagnostic of the training features (``probes.diagnostics``) → value.
+        notes: what the user should know of it, one line each; empty if it is read back.
+    """
+
+    backbone: str
+    task: str
+    seed: int
+    weights: str = ""
+    dataset: str = ""
+    kind: str = ""
+    probe: str = ""
+    suite: str = ""
+    device: str = ""
+    threads: str = ""
+    protocol: str = ""
+    key: str = ""
+    head: str = ""
+    fingerprint: str = ""
+    partial: Flag = False
+    preset: str = ""
+    differs: str = ""
+    declared: Declared = {}
+    commit: str = ""
+    held_out: Annotated[dict[str, float], Field(exclude=True)] = {}
+    label_free: Annotated[dict[str, float], Field(exclude=True)] = {}
+    notes: Annotated[tuple[str, ...], Field(exclude=True)] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.backbone} · {self.task} · seed {self.seed}"
+
+    @property
+    def main(self) -> str:
+        """Name of its main metric."""
+        return next(iter(self.declared), "")
+
+
+class ParentRun(Record):
+    """The run of one backbone, suite and seed, which the runs of its cells nest under.
+
+    Attributes:
+        weights, weights_source, licence: the sha256 of its weights, where they are from, and how
+            they may be used.
+        run_key: a run with the same key is resumed.
+        model: id of the LoggedModel; train_run: of the run that trained the weights.
+        experts: of CLIPTeX and its ablations; empty for other backbones.
+        main_metrics: ``TASK/METRIC`` of its tasks, in the suite's order, as many as a tag holds.
+        average: title of the suite's average, if it has one and there is a number for each task.
+        protocols: task → hash of its conditions; reused: task → id of a cell's run under another
+            parent. Of the task as ``task_tag`` writes it.
+    """
+
+    backbone: str
+    seed: int
+    run_key: str
+    architecture: str = ""
+    suite: str = ""
+    weights: str = ""
+    weights_source: str = ""
+    licence: str = ""
+    model: str = ""
+    train_run: str = ""
+    experts: Words = ()
+    main_metrics: Words = ()
+    average: str = ""
+    commit: str = ""
+    protocols: Annotated[dict[str, str], Field(exclude=True)] = {}
+    reused: Annotated[dict[str, str], Field(exclude=True)] = {}
+
+    @property
+    def has_weights_of_seed(self) -> bool:
+        """Whether its weights follow from its seed: those of a training recipe, or random ones."""
+        is_trained = bool(self.train_run) or "train_seconds" in self.costs
+        return is_trained or self.weights_source == f"random(seed={self.seed})"
+
+    def to_tags(self) -> dict[str, str]:
+        """Its tags in MLflow, without empty ones."""
+        protocols = {f"{PROTOCOLS}{task}": value for task, value in self.protocols.items()}
+        reused = {f"{REUSED}{task}": run_id for task, run_id in self.reused.items()}
+        return super().to_tags() | protocols | reused
+
+
+def cell_key(
+    identity: Mapping[str, Any], conditions: Mapping[str, Any], seed: int, head: str = ""
+) -> str:
+    """Identity of a cell: backbone weights and layers, conditions of the task, seed, and the sha256
+    of the head of another task, where the conditions name one that it uses."""
+    used = {"head": head} if "head" in conditions else {}
+    return content_key({"backbone": identity, "protocol": conditions, "seed": seed, **used})
+
+
+def cost_metrics(costs: Mapping[str, float]) -> dict[str, float]:
+    """Costs under their names in MLflow."""
+    return {f"{COST}{name}": value for name, value in costs.items()}
+
+
+def task_tag(task: str) -> str:
+    """A task as part of a tag's name."""
+    return metric_key(task.replace("/", "."))
+
+
+def read_record(
+    tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float], **fields: Any
+) -> Record:
+    """The record of a run.
+
+    Args:
+        fields: other fields of ``Record``.
+
+    Raises:
+        pydantic.ValidationError: a tag is not of the type of its field.
+    """
+    costs = _with_prefix(metrics, COST)
+    metrics = {name: value for name, value in metrics.items() if not name.startswith(COST)}
+    values = {**tags, "metrics": metrics, "costs": costs, **fields}
+    if fields.get("parent") and tags.get("task") and tags.get("protocol"):
+        held_out, label_free = _with_prefix(metrics, HELD_OUT), _with_prefix(metrics, LABEL_FREE)
+        cell = Cell(**values, held_out=held_out, label_free=label_free)
+        declared = cell.declared if cell.is_finished else ()
+        own = {
+            "metrics": {name: metrics[name] for name in declared if name in metrics},
+            "params": {name: params[name] for name in SAMPLED if name in params},
+        }
+        return cell.model_copy(update=own)
+    if TAGS["run_key"] in tags:
+        protocols, reused = _with_prefix(tags, PROTOCOLS), _with_prefix(tags, REUSED)
+        return ParentRun(**values, protocols=protocols, reused=reused)
+    return Record(**values, params=dict(params), tags=dict(tags))
+
+
+def _with_prefix(values: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The entries whose names begin so, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }

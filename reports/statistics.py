@@ -1,0 +1,433 @@
+"""The statistics of reports: resamples, intervals, verdicts, gains, modes, correlation.
+
+Relative gains and their means over tasks.
+
+Whether features change mode between two image sizes.
+
+Some encoders have another kind of features above some resolution (RADIO v2.1: Heinrich et al. 2024,
+RADIOv2.5, "mode switching"), and no score of a probe that is trained at each size says so. The rule
+here is this project's own: a part of an image should look like itself at the next size, more than
+it looks like other parts.
+
+Images and seeds resampled: the basis of every interval of a report.
+
+Images are drawn with replacement, and the metric is computed from each resample (mIoU from summed
+areas, AP from pooled detections – never the mean of single images' scores). All backbones, and all
+tasks on the same images, see the same resamples, and a seed is the same seed for all of them: so a
+difference is *paired* in both.
+
+Intervals over seeds × images, and verdicts that hold together.
+
+The one procedure of reports, leaderboards and sweeps, for whatever is a ``MetricSample``: a number,
+a difference, a mean gain, a score. docs/statistics.md explains it and has its simulations.
+
+How well one number of backbones follows another."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import special
+
+
+def relative_gain(value: float, base: float, sign: int, floor: float) -> float:
+    """How much better ``value`` is than ``base``, in percent of ``base``; positive is better.
+
+    Args:
+        sign: +1 where higher is better, else -1.
+        floor: the least that the base counts as (``Metric.floor``).
+    """
+    return 100.0 * sign * (value - base) / max(abs(base), floor)
+
+
+def interquartile_mean(values: np.ndarray) -> np.ndarray:
+    """(n,) the mean of the middle half of T values, (T, n): the objective of a sweep, whose single
+    trials cannot tell which task is noise (Agarwal et al., NeurIPS 2021).
+
+    Values at the quartiles count with their share inside, so that three tasks have a mean, too
+    (0.17, 0.67, 0.17).
+    """
+    count = len(values)
+    start = np.arange(count)
+    inside = np.minimum(start + 1, 0.75 * count) - np.maximum(start, 0.25 * count)
+    return np.clip(inside, 0, None) @ np.sort(values, axis=0) / (count / 2)
+
+
+def task_weights(tasks: Sequence[str]) -> np.ndarray:
+    """(columns,) weights of a mean over tasks, in which the columns of one task count once."""
+    weights = np.array([1 / list(tasks).count(task) for task in tasks])
+    return weights / weights.sum()
+
+
+MIN_LIKENESS = 0.25
+
+
+def part_likeness(small: np.ndarray, large: np.ndarray) -> float:
+    """How much of what tells parts of images apart survives a change of size.
+
+    ::
+
+        (s - o) / (1 - o)
+
+    s is the mean cosine of a part at one size and the same part at the other, o that of different
+    parts at one size. 1: sizes change nothing; 0: a part is no more like itself than like others.
+    Below ``MIN_LIKENESS`` the features have changed mode. EfficientNet-Lite0, trained at 224 px,
+    keeps 0.8 from 224 to 320 px and 0.6 from 224 to 448 px in its last map, ViTs with random
+    weights 0.9; a network that switches to other weights keeps 0.
+
+    Args:
+        small, large: (parts, C), the same parts in the same order.
+    Returns:
+        NaN where all parts look the same at both sizes, or a feature is not finite.
+    """
+    sides = [each.astype(np.float64) for each in (small, large)]
+    sides = [each / (np.linalg.norm(each, axis=1, keepdims=True) + 1e-12) for each in sides]
+    same = (sides[0] * sides[1]).sum(axis=1).mean()
+    count = len(small)
+    pairs = count * (count - 1)
+    references = [(np.square(each.sum(axis=0)).sum() - count) / pairs for each in sides]
+    reference = float(np.mean(references))
+    return float((same - reference) / (1 - reference)) if reference < 1 - 1e-6 else float("nan")
+
+
+RESAMPLES = 1000
+BLOCK = 25_000_000  # weights in a block, which bounds the memory
+ROUNDING = 1e-9  # relative
+
+
+@dataclass(frozen=True)
+class MetricSample:
+    """A metric of one backbone in one column, or a weighted sum of such.
+
+    Attributes:
+        seeds: in order.
+        values: (S,) the metric with each seed.
+        resamples: (S, R) the same over each resample of images, or None if unknown; NaN where a
+            resample has nothing to score.
+        images: how many images are resampled; 0 if unknown.
+    """
+
+    seeds: tuple[int, ...]
+    values: np.ndarray
+    resamples: np.ndarray | None = None
+    images: int = 0
+
+    @functools.cached_property
+    def scored(self) -> np.ndarray:
+        """(S, R') the resamples that have something to score; none if they are unknown."""
+        if self.resamples is None:
+            return np.empty((len(self.seeds), 0))
+        return self.resamples[:, np.isfinite(self.resamples).all(axis=0)]
+
+    @property
+    def varies(self) -> bool:
+        """Whether its seeds differ by more than rounding, in the metric or over resamples."""
+        rows = np.hstack([self.values[:, None], self.scored])
+        return bool(np.any(np.ptp(rows, axis=0) > ROUNDING * np.abs(rows).max()))
+
+    def of(self, seeds: Sequence[int]) -> MetricSample:
+        """The sample of these seeds alone."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        resamples = None if self.resamples is None else self.resamples[rows]
+        return MetricSample(tuple(seeds), self.values[rows], resamples, self.images)
+
+    @functools.cached_property
+    def variances(self) -> tuple[float, float]:
+        """Over resamples: of the mean over seeds, and of one seed (the mean over seeds).
+
+        Times N / (N - 1), the bootstrap's shortfall (Efron, Tibshirani 1993, section 5.3); 0 if
+        unknown.
+        """
+        if self.resamples is None or self.images < 2:
+            return 0.0, 0.0
+        shortfall = self.images / (self.images - 1)
+        of_mean = self.scored.mean(axis=0).var(ddof=1)
+        of_seeds = self.scored.var(axis=1, ddof=1).mean()
+        return float(of_mean) * shortfall, float(of_seeds) * shortfall
+
+
+def weighted_sum(samples: Sequence[MetricSample], weights: ArrayLike) -> MetricSample:
+    """The sum of samples with the same number of seeds; the n-th seeds of all belong together.
+
+    Its noise of images is unknown if that of any sample is.
+    """
+    weights = np.asarray(weights, float)
+    values = weights @ np.stack([sample.values for sample in samples])
+    arrays = [sample.resamples for sample in samples if sample.resamples is not None]
+    if len(arrays) < len(samples):
+        return MetricSample(samples[0].seeds, values)
+    count = min(array.shape[1] for array in arrays)
+    resamples = np.tensordot(weights, np.stack([array[:, :count] for array in arrays]), 1)
+    images = min(sample.images for sample in samples)
+    return MetricSample(samples[0].seeds, values, resamples, images)
+
+
+def difference(mine: MetricSample, base: MetricSample) -> MetricSample:
+    """``mine`` - ``base``, seed by seed."""
+    return weighted_sum(pair_samples(mine, base), (1, -1))
+
+
+def pair_samples(mine: MetricSample, base: MetricSample) -> tuple[MetricSample, MetricSample]:
+    """Both sides with the seeds that are compared: those that both have. Where these are fewer than
+    two though each has several, seeds are independent, and any order pairs them."""
+    shared = sorted(set(mine.seeds) & set(base.seeds))
+    count = min(len(mine.seeds), len(base.seeds))
+    if len(shared) >= min(count, 2):
+        return mine.of(shared), base.of(shared)
+    return mine.of(mine.seeds[:count]), base.of(base.seeds[:count])
+
+
+@functools.lru_cache(maxsize=2)  # tasks of one dataset follow each other
+def image_weights(images: tuple[str, ...], resamples: int = RESAMPLES) -> np.ndarray:
+    """(R, N) float32: how often each image is in each resample; a function of the images' names."""
+    seed = int.from_bytes(hashlib.sha256("\n".join(images).encode()).digest()[:8], "little")
+    rng, count = np.random.default_rng(seed), len(images)
+    weights = np.empty((resamples, count), np.float32)
+    step = max(1, BLOCK // max(count, 1))
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        indices = rng.integers(0, count, (rows, count)) + np.arange(rows)[:, None] * count
+        counts = np.bincount(indices.ravel(), minlength=rows * count)
+        weights[start : start + rows] = counts.reshape(rows, count)
+    return weights
+
+
+LEVEL = 0.05  # of every interval that is shown, and of all verdicts of a report together
+MIN_IMAGES = 20  # images: with fewer, nothing is decided
+MIN_SEEDS = 3  # seeds that differ: with two, nothing is decided
+POWER = 0.8
+MOST_SEEDS = 50  # that are ever recommended
+MOST_DF = 4  # degrees of freedom of a prior, per degree of a comparison
+MIN_COMPARISONS = 3  # that make a prior
+RAISED = 1.5  # standard errors by which a prior's moments are raised
+
+
+@dataclass(frozen=True)
+class SeedPrior:
+    """What the other comparisons tell of a seed variance.
+
+    Attributes:
+        ratio: typical variance between seeds, relative to the variance over images of one seed.
+        df: degrees of freedom of that knowledge; 0 for none.
+    """
+
+    ratio: float = 0.0
+    df: float = 0.0
+
+
+NO_PRIOR = SeedPrior()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its noise.
+
+    Attributes:
+        value: mean over seeds.
+        image_variance: of the value, from the sample of images.
+        seed_variance, seed_df: of the value, from the seeds, and its degrees of freedom; 0 where
+            there is one seed, or all give the same.
+        seeds: how many.
+        images: how many are resampled; 0 where their noise is unknown.
+        least, width: where the range of the number begins, and how wide it is; 0 if it is open, or
+            the number is a difference.
+        level: of its verdict; its interval always has ``LEVEL``.
+        has_verdict: False for what is not to be judged, whatever its interval.
+    """
+
+    value: float
+    image_variance: float = 0.0
+    seed_variance: float = 0.0
+    seed_df: float = 0.0
+    seeds: int = 1
+    images: int = 0
+    least: float = 0.0
+    width: float = 0.0
+    level: float = LEVEL
+    has_verdict: bool = True
+
+    @property
+    def variance(self) -> float:
+        return self.image_variance + self.seed_variance
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether any of its noise is known; equal values alone do not show that there is none."""
+        return self.images > 1 or self.seed_df > 0
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there can be a verdict."""
+        enough_seeds = self.seeds >= MIN_SEEDS or self.seed_df == 0
+        enough_images = self.images >= MIN_IMAGES or self.images == 0
+        return self.has_verdict and self.has_interval and enough_seeds and enough_images
+
+    @property
+    def error(self) -> float:
+        """Standard error over seeds; NaN without."""
+        return float(np.sqrt(self.seed_variance)) if self.seed_df else np.nan
+
+    def reach(self, level: float = LEVEL) -> float:
+        """Half of the width of an interval that misses with probability ``level``, apart from
+        bounds; NaN if no noise is known.
+
+        The standard error times the mean of both parts' Student quantiles, weighted by their
+        variances (Cochran 1964).
+        """
+        parts = [(self.image_variance, self.images - 1), (self.seed_variance, self.seed_df)]
+        squares = [variance * student(df, level) for variance, df in parts if variance]
+        if not self.has_interval:
+            return np.nan
+        return float(sum(squares) / np.sqrt(self.variance)) if squares else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """NaN if no noise is known. A bounded number has Wilson's interval with the effective size
+        share · (1 - share) / variance (Franco et al., J. Survey Stat. Methodol. 7, 2019)."""
+        reach, above = self.reach(), self.value - self.least
+        if not (self.has_interval and self.width and 0 <= above <= self.width):
+            return self.value - reach, self.value + reach
+        share = above / self.width
+        spread = share * (1 - share)
+        shrunk = (reach / self.width) ** 2 / (spread or 1 / max(self.images, 1))
+        centre = (share + shrunk / 2) / (1 + shrunk)
+        half = float(np.sqrt(shrunk * spread + shrunk**2 / 4)) / (1 + shrunk)
+        ends = (self.least + self.width * (centre + way * half) for way in (-1, 1))
+        return min(self.value, next(ends)), max(self.value, next(ends))
+
+    @property
+    def low(self) -> float:
+        return self.interval[0]
+
+    @property
+    def high(self) -> float:
+        return self.interval[1]
+
+    def is_decided(self, level: float) -> bool:
+        """Whether a difference differs from zero."""
+        return self.is_judged and abs(self.value) > self.reach(level)
+
+    def verdict(self, sign: int = 1) -> str:
+        """``win``, ``loss``, ``tie`` or ``unknown``.
+
+        Args:
+            sign: +1 where higher is better, else -1.
+        """
+        if not self.is_decided(self.level):
+            return "tie" if self.is_judged else "unknown"
+        return "win" if self.value * sign > 0 else "loss"
+
+    def detectable(self) -> float:
+        """The smallest difference that is decided with probability ``POWER``."""
+        return self.reach(self.level) + float(special.ndtri(POWER) * np.sqrt(self.variance))
+
+    def seeds_to_decide(self) -> int | None:
+        """How many seeds decide a difference of this size; None for more than ``MOST_SEEDS``."""
+        for seeds in range(max(self.seeds + 1, MIN_SEEDS), MOST_SEEDS + 1):
+            variance, df = (
+                self.seed_variance * self.seeds / seeds,
+                self.seed_df + seeds - self.seeds,
+            )
+            if replace(self, seed_variance=variance, seed_df=df, seeds=seeds).is_decided(
+                self.level
+            ):
+                return seeds
+        return None
+
+
+def student(df: float, level: float) -> float:
+    """The two-sided quantile of Student's t."""
+    return float(special.stdtrit(max(df, 1), 1 - level / 2))
+
+
+def estimate(sample: MetricSample, prior: SeedPrior = NO_PRIOR, width: float = 0.0) -> Estimate:
+    """The mean over seeds with its noise.
+
+    The spread between seeds and the bootstrap of images both contain the interaction of the two; it
+    is subtracted once from the bootstrap's.
+
+    Args:
+        width: of the range of an image's score, 0 if unknown. Where no image differs, one may.
+    """
+    count, images = len(sample.seeds), sample.images if sample.resamples is not None else 0
+    image_variance, single = sample.variances
+    noise = (image_variance or (width / max(images, 1)) ** 2 * (images > 0), 0.0, 0.0)
+    if count > 1 and sample.varies:
+        interaction = max(single - image_variance, 0.0) / (count - 1)
+        own, df = float(sample.values.var(ddof=1)), count - 1
+        weight = prior.df if single else 0.0
+        variance = (weight * prior.ratio * single + df * own) / (weight + df)
+        noise = (max(image_variance - interaction, 0.0), variance / count, weight + df)
+    return Estimate(float(sample.values.mean()), *noise, seeds=count, images=images)
+
+
+def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:
+    """The prior of the seed variances of comparisons (limma: Smyth, Stat. Appl. Genet. Mol. Biol.
+    3, 2004), from the moments of the logarithms of seed variance / image variance.
+
+    limma has thousands of genes, a report has seven comparisons. So the spread of the logarithms,
+    which makes the prior weak, and their mean are raised by ``RAISED`` standard errors, and the
+    prior is at most ``MOST_DF`` times as strong as a comparison's own seeds.
+    """
+    spreads = [
+        (float(sample.values.var(ddof=1)) / single, len(sample.seeds) - 1)
+        for sample in samples
+        if len(sample.seeds) > 1 and (single := sample.variances[1]) > 0 and sample.varies
+    ]
+    ratios, df = np.array([each for each in spreads if each[0] > 0]).reshape(-1, 2).T
+    count = len(ratios)
+    if count < MIN_COMPARISONS:
+        return NO_PRIOR
+    logs = np.log(ratios) - special.digamma(df / 2) + np.log(df / 2)
+    variance = float(logs.var(ddof=1))
+    excess = variance * (1 + RAISED * np.sqrt(2 / (count - 1)))
+    excess -= float(special.polygamma(1, df / 2).mean())
+    prior_df = most = MOST_DF * float(df.mean())
+    if excess > 0:  # the inverse of ψ'(x) ≈ 1/x + 1/2x²
+        prior_df = min(most, (1 + np.sqrt(1 + 2 * excess)) / excess)
+    mean = logs.mean() + RAISED * np.sqrt(variance / count)
+    ratio = np.exp(mean + special.digamma(prior_df / 2) - np.log(prior_df / 2))
+    return SeedPrior(float(ratio), float(prior_df))
+
+
+def judge_jointly(
+    estimates: Sequence[Estimate], weights: ArrayLike = 1.0, error_rate: float = LEVEL
+) -> list[Estimate]:
+    """The estimates at levels at which the probability of any false verdict is ``error_rate``.
+
+    Weighted Holm (1979): the error rate is divided by the weights of what is not decided; what is
+    decided passes its share on, until nothing more is.
+
+    Args:
+        weights: positive; default: equal.
+    """
+    shares = np.array([float(each.is_judged) for each in estimates]) * np.asarray(weights)
+    levels, undecided = np.full(len(estimates), error_rate), shares > 0
+    while undecided.any():
+        levels[undecided] = error_rate * shares[undecided] / shares[undecided].sum()
+        decided = [e.is_decided(level) for e, level in zip(estimates, levels, strict=True)]
+        if not (undecided & decided).any():
+            break
+        undecided &= ~np.array(decided)
+    return [replace(e, level=float(level)) for e, level in zip(estimates, levels, strict=True)]
+
+
+def spearman(x: pd.Series, y: pd.Series) -> tuple[float, float, float]:
+    """Spearman's ρ over what both have, and the ends of its 95 % interval; NaN for four or fewer,
+    and where one does not vary.
+
+    Fisher's z with the standard error of Bonett and Wright (Psychometrika 65, 2000).
+    """
+    both = pd.concat([x, y], axis=1).dropna().rank()
+    if len(both) <= 4 or (both.nunique() == 1).any():
+        return np.nan, np.nan, np.nan
+    rho = float(np.corrcoef(both.to_numpy().T)[0, 1])
+    reach = special.ndtri(1 - LEVEL / 2) * np.sqrt((1 + rho**2 / 2) / (len(both) - 3))
+    z = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
+    return rho, float(np.tanh(z - reach)), float(np.tanh(z + reach))

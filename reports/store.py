@@ -1,0 +1,539 @@
+"""Reading an MLflow store.
+
+Access to an MLflow store: its address, a client that fails fast, names that MLflow accepts.
+
+Reading an MLflow store: records of runs, and one tidy table.
+
+Runs come in bulk requests; artifacts are fetched one by one when they are needed.
+
+A saved view of an experiment's runs in MLflow's UI.
+
+One row for each backbone and seed, one column and bar for each task. MLflow (3.14 and later) lists
+such views, JSON in an experiment's tags, under "Views"; a link names one. The content is what the
+UI's own "Save view" writes."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import logging
+import os
+import re
+import sqlite3
+import tempfile
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import pandas as pd
+
+from cliptex_common.errors import first_line, suggest
+from cliptex_common.files import home, lock_path, locked
+from cliptex_common.secrets import hide_secrets, redact, remember_secrets
+from reports.records import (
+    DAMAGED,
+    TAGS,
+    Cell,
+    Record,
+    TrackingError,
+    damaged,
+    metric_key,
+    metric_name,
+    read_arrays,
+    read_record,
+)
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+PARENT_TAG = "mlflow.parentRunId"
+FAILURE_TAG = "failure"
+PAGE = 1000  # results a request
+PREFIX = "cliptex."  # of this package's tags in MLflow; the code names tags without it
+BUSY_SECONDS = 60  # how long to wait while another program has a SQLite database locked
+# MLflow's codes for a wrong call, a bug here; every other error is the store's: unreachable, full,
+# damaged, forbidden.
+WRONG_CALL = (
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+)
+OWN_TAG = re.compile(rf"tags\.(`?)(?!mlflow\.|{re.escape(PREFIX)})([\w.-]+)\1")  # in a filter
+
+
+def tracking_uri(explicit: str | None = None) -> str:
+    """The store to use: ``explicit``, else ``MLFLOW_TRACKING_URI``, else MLflow's own default.
+
+    Raises:
+        TrackingError: a file store (``./mlruns`` or ``file:…``), which MLflow 3.13 dropped.
+    """
+    uri = explicit or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    remember_secrets(uri)
+    if "://" not in uri or uri.startswith("file:"):
+        raise TrackingError(
+            f"{redact(uri)!r} is no MLflow database or server (file stores are refused"
+            " since MLflow 3.13); use sqlite:///FILE.db, postgresql://… or http://…"
+        )
+    if uri.startswith("sqlite:///") and not uri.startswith(("sqlite:////", "sqlite:///:memory:")):
+        # absolute, so that the address in ``run --json`` works from every folder
+        return f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
+    return uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite database, else None."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(path) if uri.startswith("sqlite:////") else None
+
+
+@contextmanager
+def using(explicit: str | None = None) -> Iterator[str]:
+    """Select a store for this process and its child processes while the block runs; yields its URI.
+
+    It is passed in the environment: the URI may hold a password, and command lines are public.
+    """
+    uri, previous = tracking_uri(explicit), os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield uri
+    finally:
+        if previous is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = previous
+
+
+class Client:
+    """An ``MlflowClient`` with all its methods, and three additions.
+
+    Errors of the store become a ``TrackingError``, secrets are removed from all arguments, and the
+    package's own tags get ``PREFIX`` on their way in and lose it on their way out.
+    """
+
+    def __init__(self, uri: str) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=uri)
+        self._shown = redact(uri)
+
+    def __getattr__(self, name: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        method = getattr(self._client, name)
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(
+                    *map(_public, args), **{name: _public(value) for name, value in kwargs.items()}
+                )
+            except (MlflowException, OSError) as error:  # of an artifact: no space left …
+                if getattr(error, "error_code", "") in WRONG_CALL:
+                    raise
+                raise TrackingError(
+                    f"the MLflow store at {self._shown} failed ({_reason(error)});"
+                    " repair it and run the command again (finished tasks are kept)"
+                ) from error
+
+        return call
+
+    def search_runs(
+        self, experiment_ids: Sequence[str], filter_string: str = "", **options: Any
+    ) -> Any:
+        """Search as MLflow does."""
+        prefixed = OWN_TAG.sub(rf"tags.`{PREFIX}\2`", filter_string)
+        page = self.__getattr__("search_runs")(experiment_ids, prefixed, **options)
+        for run in page:
+            _remove_prefix(run.data.tags)
+        return page
+
+    def get_run(self, run_id: str) -> Any:
+        """Get a run as MLflow does."""
+        run = self.__getattr__("get_run")(run_id)
+        _remove_prefix(run.data.tags)
+        return run
+
+    def create_run(
+        self, experiment_id: str, *, tags: Mapping[str, str] | None = None, **options: Any
+    ) -> Any:
+        """Create a run as MLflow does."""
+        prefixed = {tag_key(name): value for name, value in (tags or {}).items()}
+        return self.__getattr__("create_run")(experiment_id, tags=prefixed, **options)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
+        """Set tags in one request for every 100; MLflow cuts long values."""
+        from mlflow.entities import RunTag
+
+        entities = [RunTag(tag_key(name), str(value)) for name, value in tags.items()]
+        for start in range(0, len(entities), 100):
+            self.log_batch(run_id, tags=entities[start : start + 100])
+
+
+def all_pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+    """All results of a paged MLflow search."""
+    token = None
+    while True:
+        page = search(*arguments, max_results=PAGE, page_token=token, **options)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _reason(error: Exception) -> str:
+    """The line with the database's own error, else the first one."""
+    match = re.search(r"^\([\w.]+\) .*", str(error), re.M)
+    return redact(match[0][:200] if match else first_line(error))
+
+
+def tag_key(name: str) -> str:
+    """A tag's name in MLflow."""
+    return name if name.startswith(("mlflow.", PREFIX)) else PREFIX + name
+
+
+def _remove_prefix(tags: dict[str, str]) -> None:
+    for name in [name for name in tags if name.startswith(PREFIX)]:
+        tags[name.removeprefix(PREFIX)] = tags.pop(name)
+
+
+def _public(value: Any) -> Any:
+    """An argument without secrets: text, tags and params, and lists and mappings of them."""
+    from mlflow.entities import Param, RunTag
+
+    if isinstance(value, str):
+        return hide_secrets(value)
+    if isinstance(value, Param | RunTag):
+        return type(value)(value.key, hide_secrets(value.value))
+    if isinstance(value, dict):
+        return {key: _public(each) for key, each in value.items()}
+    return [_public(each) for each in value] if isinstance(value, list) else value
+
+
+def connect(uri: str) -> Client:
+    """Open the store at ``uri``; a new database is created, an old one migrated.
+
+    Raises:
+        TrackingError: the store cannot be reached, or a newer MLflow wrote it.
+    """
+    # No telemetry, no bar for each file, and a missing server is reported after seconds, not after
+    # MLflow's minutes of retries.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault(
+        "MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool" if uri.startswith("sqlite") else "QueuePool"
+    )
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # it logs every error that it raises
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    if uri.startswith("sqlite"):
+        _wait_for_writers()
+    try:
+        # two processes that create the same database break each other's migration
+        with locked(lock_path("mlflow", uri)):
+            path = sqlite_file(uri)
+            if path is not None and path.parent.is_dir() and not path.exists():
+                create_database(path)
+            if not uri.startswith(("http://", "https://", "databricks")):
+                check_database(uri)
+            client = Client(uri)
+            client._client.search_experiments(max_results=1)
+    except TrackingError:
+        raise
+    except Exception as error:
+        remedy = "repair it" if uri.startswith("sqlite") else "start the server"
+        raise TrackingError(
+            f"cannot use the MLflow store at {redact(uri)}: {_reason(error)};"
+            f" {remedy} or give another --tracking-uri"
+        ) from error
+    return client
+
+
+@functools.cache
+def _wait_for_writers() -> None:
+    """Wait longer for a locked database than SQLite's five seconds."""
+    import sqlalchemy
+
+    @sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
+    def wait(connection: Any, _record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+
+
+def create_database(path: Path) -> None:
+    """Create a database file under another name and rename it.
+
+    MLflow cannot continue a database whose creation was killed.
+    """
+    from mlflow.tracking import MlflowClient
+
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")  # MLflow caches by name
+    temporary.touch()  # MLflow tries a folder that cannot be written for minutes
+    try:
+        MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_database(uri: str) -> None:
+    """Query a database once: MLflow itself tries an unreachable one ten times."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
+# of runs in MLflow → of records
+STATUSES = {
+    "FINISHED": "done",
+    "FAILED": "failed",
+    "KILLED": "interrupted",
+    "RUNNING": "still running",
+    "SCHEDULED": "not started",
+}
+UNREADABLE = "unreadable"
+
+
+class Store:
+    """An MLflow store to read from.
+
+    Args:
+        uri: tracking URI; ``None`` as for writing.
+
+    Raises:
+        TrackingError: it cannot be reached, or a newer MLflow wrote it.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = tracking_uri(uri)
+        database = sqlite_file(self.uri)
+        if database is not None and not database.exists():
+            raise TrackingError(
+                f"there is no MLflow store at {self.uri}; run something first, or give"
+                " --tracking-uri"
+            )
+        self.client = connect(self.uri)
+        self._scratch = tempfile.TemporaryDirectory()
+        self._listed: dict[tuple[str, str], set[str]] = {}
+
+    def experiments(self) -> dict[str, str]:
+        """Name → id of all active experiments."""
+        experiments = all_pages(self.client.search_experiments)
+        return {experiment.name: experiment.experiment_id for experiment in experiments}
+
+    def experiment_ids(self, names: Sequence[str]) -> dict[str, str]:
+        """Name → id of the named experiments.
+
+        Raises:
+            TrackingError: one does not exist; the message has the nearest name.
+        """
+        ids = self.experiments()
+        for name in names:
+            if name not in ids:
+                raise TrackingError(
+                    f"no experiment {name!r} in the MLflow store; {suggest(name, ids)}"
+                )
+        return {name: ids[name] for name in names}
+
+    def runs(self, experiments: Sequence[str], filter_string: str = "") -> list[Record]:
+        """Records of the runs of the named experiments that match an MLflow filter, oldest first.
+
+        Raises:
+            TrackingError: an experiment does not exist.
+        """
+        names = {identity: name for name, identity in self.experiment_ids(experiments).items()}
+        search = all_pages(self.client.search_runs, list(names), filter_string)
+        runs = [read_run(run, names[run.info.experiment_id]) for run in search]
+        return sorted(runs, key=lambda run: (run.started, run.run_id))
+
+    def history(self, run_id: str, metric: str, most: int = 160) -> tuple[list[int], list[float]]:
+        """Steps and values of a training curve, thinned to about ``most`` points.
+
+        The first and the last point are retained.
+        """
+        points = self.client.get_metric_history(run_id, metric_key(metric))
+        points = sorted(points, key=lambda point: (point.step, point.timestamp))
+        # a resumed training repeats some steps
+        curve = list({point.step: point.value for point in points}.items())
+        stride = max(1, -(-len(curve) // most))
+        thinned = curve[::stride]
+        if thinned and thinned[-1] != curve[-1]:
+            thinned.append(curve[-1])
+        return [step for step, _ in thinned], [value for _, value in thinned]
+
+    def artifact(self, run: Record, name: str) -> Path | None:
+        """A file of a run on this disk, or None where the run has none.
+
+        Files fetched from elsewhere are cached for later reports if the run is finished.
+        """
+        local = local_folder(run.artifacts)
+        if local is not None:
+            return local / name if (local / name).is_file() else None
+        cache = home() / "artifacts" if run.is_finished else Path(self._scratch.name)
+        path = cache / run.run_id / name
+        if path.is_file():
+            return path
+        # artifact stores report a missing file in many ways: list before fetching
+        folder = name.rpartition("/")[0]
+        if (run.run_id, folder) not in self._listed:
+            listed = self.client.list_artifacts(run.run_id, folder or None)
+            self._listed[run.run_id, folder] = {file.path for file in listed}
+        if name not in self._listed[run.run_id, folder]:
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache / run.run_id) as scratch:
+            Path(self.client.download_artifacts(run.run_id, name, scratch)).replace(path)
+        return path
+
+    def json(self, run: Record, name: str) -> Any:
+        """A JSON artifact; {} where the run has none. Raises ``TrackingError`` if it exists but
+        cannot be read."""
+        return self._parsed(run, name, json.loads)
+
+    def arrays(
+        self, run: Record, name: str, fields: Container[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The arrays of an npz artifact, of them those in ``fields``; {} where the run has none.
+        Raises ``TrackingError`` if it exists but cannot be read."""
+        return self._parsed(run, name, lambda content: read_arrays(content, fields))
+
+    def _parsed(self, run: Record, name: str, parse: Callable[[bytes], Any]) -> Any:
+        path = self.artifact(run, name)
+        if path is None:
+            return {}
+        try:
+            return parse(path.read_bytes())
+        except DAMAGED as error:
+            raise damaged(name, run.run_id, run.name, error) from error
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder of an artifact URI on this disk, else None."""
+    parts = urlparse(uri)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def read_run(run: Any, experiment: str = "") -> Record:
+    """The record of an MLflow run; ``experiment`` is the name of its experiment.
+
+    One with a tag that cannot be read is a plain ``Record``, whose status is ``UNREADABLE``.
+    """
+    info, data = run.info, run.data
+    fields: dict[str, Any] = {
+        "run_id": info.run_id,
+        "name": info.run_name or "",
+        "parent": data.tags.get(PARENT_TAG, ""),
+        "status": STATUSES.get(info.status, info.status.lower()),
+        "reason": data.tags.get(FAILURE_TAG, ""),
+        "experiment": experiment,
+        "experiment_id": info.experiment_id,
+        "artifacts": info.artifact_uri or "",
+        "started": info.start_time or 0,
+    }
+    try:
+        declared = json.loads(data.tags.get(TAGS["declared"], "{}"))
+        metrics = {
+            metric_name(key, declared): value
+            for key, value in data.metrics.items()
+            if not key.startswith("system/")
+        }
+        return read_record(data.tags, data.params, metrics, **fields)
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = f"a tag cannot be read: {' '.join(str(error).split())[:150]}"
+        return Record(**fields | {"status": UNREADABLE, "reason": reason})
+
+
+def tidy(cells: Sequence[Cell]) -> pd.DataFrame:
+    """One row for each metric of each finished cell.
+
+    Columns: backbone, weights (sha256), task, kind, protocol, seed (int), metric, value (float;
+    percentages 0–100), direction (+1 or -1), cost_seconds (of the cell), run_id, parent_id,
+    experiment.
+    """
+    return pd.DataFrame(
+        {
+            "backbone": cell.backbone,
+            "weights": cell.weights,
+            "task": cell.task,
+            "kind": cell.kind,
+            "protocol": cell.protocol,
+            "seed": cell.seed,
+            "metric": name,
+            "value": value,
+            "direction": cell.declared[name].direction,
+            "cost_seconds": cell.costs.get("seconds", float("nan")),
+            "run_id": cell.run_id,
+            "parent_id": cell.parent,
+            "experiment": cell.experiment,
+        }
+        for cell in cells
+        for name, value in cell.metrics.items()
+    )
+
+
+VIEW = "cliptex"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+MAIN_TAG = TAGS["main_metrics"]
+MOST = 100  # columns; MLflow accepts 20,000 characters
+
+
+def save_view(client: Client, experiment_id: str) -> None:
+    """Write the view of an experiment, with the tasks of its newest parent runs."""
+    runs = client.search_runs([experiment_id], f"tags.`{MAIN_TAG}` != ''", max_results=200)
+    names = dict.fromkeys(
+        metric_key(name)
+        for run in runs
+        for name in run.data.tags[MAIN_TAG].split(",")
+        if "/" in name
+    )
+    state = json.dumps(_state(list(names)[:MOST]))
+    now = int(time.time() * 1000)
+    packed = "deflate;" + base64.b64encode(zlib.compress(state.encode())).decode()
+    view = {"name": "Backbones by task", "createdAt": now, "updatedAt": now, "state": packed}
+    client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps(view))
+
+
+def view_link(ui: str, experiment_id: str) -> str:
+    """The address of an experiment's saved view in the UI at ``ui``."""
+    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
+    return f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
+
+
+def _state(metrics: list[str]) -> dict[str, Any]:
+    columns = ["attributes.`Dataset`", *(f"metrics.`{name}`" for name in metrics)]
+    charts = [
+        {
+            "type": "BAR",
+            "uuid": f"main-{number}",
+            "metricSectionId": "main",
+            "metricKey": name,
+            "displayName": name,
+            "runsCountToCompare": 20,
+            "deleted": False,
+            "isGenerated": False,
+        }
+        for number, name in enumerate(metrics)
+    ]
+    section = {"uuid": "main", "name": "Main metrics", "display": True, "isReordered": True}
+    return {
+        "searchFilter": f"tags.`{tag_key(TAGS['run_key'])}` != ''",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "selectedColumns": columns,
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": charts,
+        "compareRunSections": [section],
+        "isAccordionReordered": True,
+    }

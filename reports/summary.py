@@ -1,0 +1,420 @@
+"""The words of a report: its headline and its caveats.
+
+What a reader must know before believing the numbers, in words.
+
+The headline in words, made from the intervals and from nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+
+from reports.comparison import Analysis, Gain
+from reports.per_image import why_unscored
+from reports.selection import TaskColumn
+from reports.statistics import (
+    MIN_IMAGES,
+    MIN_SEEDS,
+    Estimate,
+    MetricSample,
+    difference,
+    estimate,
+    task_weights,
+    weighted_sum,
+)
+from reports.tables import count, decimal, with_interval
+
+SMALL = 100  # images: tasks with fewer are named
+
+
+def caveats(analysis: Analysis) -> list[str]:
+    """One or two sentences each."""
+    return [
+        *_seeds(analysis),
+        *_data(analysis),
+        *_noise(analysis),
+        *_comparisons(analysis),
+        *_code(analysis),
+    ]
+
+
+def _seeds(analysis: Analysis) -> Iterator[str]:
+    seeds = analysis.selection.seeds
+    counts = [len(each) for each in seeds.values()]
+    if max(counts) == 1:
+        yield (
+            "One seed: verdicts and intervals are of these weights, on images like these; the next"
+            " training may differ. Run with --seeds 3 or more."
+        )
+    elif max(counts) < MIN_SEEDS:
+        yield "Two seeds: intervals, but no verdict where seeds differ. Run with --seeds 3 or more."
+    elif len({tuple(each) for each in seeds.values()}) > 1:
+        listed = ", ".join(f"{name} {', '.join(map(str, each))}" for name, each in seeds.items())
+        unknown = (
+            " The noise of training is unknown for a backbone with one seed."
+            if min(counts) == 1
+            else ""
+        )
+        yield (
+            f"Seeds differ ({listed}). A difference is taken over the seeds that both sides have,"
+            " or over as many of each. So it may not equal the"
+            f" difference of the two printed numbers.{unknown}"
+        )
+
+
+def _data(analysis: Analysis) -> Iterator[str]:
+    cells = list(chain.from_iterable(analysis.selection.cells.values()))
+    partial = {cell.dataset for cell in cells if cell.partial}
+    if partial:
+        yield (
+            f"Partial data: {', '.join(sorted(partial))}. These numbers cannot be compared with"
+            " published ones."
+        )
+    presets = {(cell.task, cell.preset, cell.differs) for cell in cells}
+    for task, preset, differs in sorted(presets):
+        if preset not in ("", "own"):
+            yield (
+                f"{task} {differs or f'has the settings of {preset}'} (see `list protocols` for its"
+                " source)."
+            )
+    few = sorted(
+        (images, column.title) for column, images in analysis.images.items() if 0 < images < SMALL
+    )
+    if few:
+        images, title = few[0]
+        rest = (
+            f", {count(len(few) - 1, 'other task')} on fewer than {SMALL}" if len(few) > 1 else ""
+        )
+        undecided = f" Below {MIN_IMAGES} images nothing is decided." if images < MIN_IMAGES else ""
+        yield f"Few images: {title} is scored on {images}{rest}.{undecided}"
+
+
+def _noise(analysis: Analysis) -> Iterator[str]:
+    without = dict.fromkeys(
+        column.title
+        for (_, column, metric), estimate in analysis.estimates.items()
+        if metric == column.main and not estimate.images
+    )
+    of_plugins = [
+        column
+        for column in analysis.selection.columns
+        if column.title in without and "plugin" in why_unscored(column.kind)
+    ]
+    if of_plugins:
+        kinds = ", ".join(sorted({column.kind for column in of_plugins}))
+        yield (
+            f"The scores of images of {kinds} need the plugin that these runs had: report --plugin"
+            " FILE."
+        )
+    if without:
+        single_seed = min(len(each) for each in analysis.selection.seeds.values()) == 1
+        unseen = ", which one seed does not show" if single_seed else ""
+        yield (
+            f"No per-image scores for {', '.join(without)}: only the noise of seeds is"
+            f" included{unseen}."
+        )
+    if analysis.refused:
+        listed = [f"{c.title} · {name}: {why}" for (name, c), why in analysis.refused.items()]
+        yield f"Not used: {_first(listed)}."
+    if analysis.inconsistent:
+        yield (
+            "Per-image scores that do not reproduce the stored number are not used:"
+            f" {_first(analysis.inconsistent)}."
+        )
+    if analysis.unscored:
+        yield (
+            "Resamples of images with nothing to score (no object, an empty group) are left out of"
+            f" the intervals: {_first(analysis.unscored)}."
+        )
+
+
+def _comparisons(analysis: Analysis) -> Iterator[str]:
+    if analysis.statements > 1:
+        yield (
+            f"{analysis.statements} verdicts (marks of differences, mean gains) hold together: if"
+            " all backbones were equal, one report in twenty would have any. Every interval is one"
+            " of 95 % by itself, so it may exclude zero where the verdict is undecided."
+        )
+    if analysis.seed_prior.df:
+        yield (
+            "The noise of seeds of each difference is estimated with that of the others, which"
+            f" count as {analysis.seed_prior.df:.1f} more seeds."
+        )
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for column, reason in analysis.excluded.items():
+        reasons[reason].append(column.title)
+    for reason, titles in reasons.items():
+        yield f"Not in the mean gain because {reason}: {', '.join(titles)}."
+
+
+def _code(analysis: Analysis) -> Iterator[str]:
+    selection = analysis.selection
+    sources: dict[str, list[str]] = defaultdict(list)
+    for name, source in selection.shared.items():
+        sources[source].append(name)
+    for source, names in sources.items():
+        yield f"Shared results, not made here: {', '.join(names)} (from {source})."
+    if selection.missing:
+        yield f"{count(len(selection.missing), 'missing number')}: the tables give the reasons."
+    commits = {run.commit for run in selection.parents.values()} - {""}
+    if any(commit.endswith("+dirty") for commit in commits):
+        yield "Some runs were made with uncommitted changes in the code."
+    if len(commits) > 1:
+        yield f"Numbers come from {len(commits)} versions of the code (see provenance)."
+    several = sorted({column.task for column in selection.columns if column.letter})
+    if several:
+        yield (
+            f"{', '.join(several)} ran under several protocols, each in its own column (A, B …);"
+            " means count a task once."
+        )
+
+
+def _first(items: Sequence[str], most: int = 3) -> str:
+    rest = len(items) - most
+    return "; ".join([*items[:most], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The first statement of a report.
+
+    Attributes:
+        tone: ``better`` or ``worse`` where the mean gain is decided, ``mixed`` where only single
+            tasks are, ``open`` (nothing is) or ``alone``.
+        headline: one sentence.
+        lines: one sentence for each backbone.
+    """
+
+    tone: str
+    headline: str
+    lines: list[str]
+
+
+def summarise(analysis: Analysis) -> Summary:
+    """Judge every backbone against the baseline.
+
+    The headline is about the backbone with the highest mean gain. All verdicts hold together, so it
+    holds though its backbone is selected by the numbers.
+    """
+    selection = analysis.selection
+    base = selection.baseline
+    compared = [name for name in selection.backbones if name != base]
+    if not compared:
+        columns = [column for column in selection.columns if (base, column) in selection.cells]
+        tasks = count(len({column.base for column in columns}), "task")
+        return Summary(
+            "alone", f"Only {base} has results ({tasks}): there is nothing to compare it with.", []
+        )
+    judged = {name: Counter(analysis.tasks(name).values()) for name in compared}
+    common = [
+        c for c in selection.columns if all((name, c) in analysis.task_gains for name in compared)
+    ]
+    leader = max(compared, key=lambda name: (_gain(analysis, name, common), judged[name]["win"]))
+    tones = {name: _tone(analysis, name, judged[name]) for name in compared}
+    lines = [_line(analysis, name) for name in compared]
+    if set(tones.values()) == {"open"} and len(compared) > 1:
+        tasks = count(max(each.total() for each in judged.values()), "task")
+        gain = _gain_words(analysis, leader)
+        best = f"; {leader} is highest: {gain}" if gain else ""
+        has_verdicts = any(each.total() > each["unknown"] for each in judged.values())
+        words = "differs detectably from" if has_verdicts else "can be judged against"
+        sentence = f"no backbone {words} {base} on any of {tasks}{best}"
+        headline = about_weights(analysis, leader, sentence)
+        return Summary("open", headline[0].upper() + headline[1:], lines)
+    headline = _headline(analysis, leader, tones[leader], common)
+    return Summary(tones[leader], headline, lines)
+
+
+def _gain(analysis: Analysis, name: str, common: Sequence[TaskColumn]) -> float:
+    """Mean gain over the tasks that all have, else over the backbone's own.
+
+    Gains over different tasks cannot be compared.
+    """
+    if common:
+        gains = np.array([analysis.task_gains[name, column].value for column in common])
+        return float(task_weights([column.base for column in common]) @ gains)
+    return analysis.gains[name].mean.value if name in analysis.gains else float("-inf")
+
+
+def _tone(analysis: Analysis, name: str, verdicts: Counter[str]) -> str:
+    overall = analysis.gains[name].mean.verdict() if name in analysis.gains else "unknown"
+    decided = verdicts["win"] or verdicts["loss"]
+    return {"win": "better", "loss": "worse"}.get(overall, "mixed" if decided else "open")
+
+
+def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskColumn]) -> str:
+    base = analysis.selection.baseline
+    verdicts = Counter(analysis.tasks(name).values())
+    if not verdicts:
+        return f"{name} and {base} share no task: nothing can be compared."
+    wins, losses, tasks = verdicts["win"], verdicts["loss"], count(verdicts.total(), "task")
+    if wins or losses:
+        first = f"better than {base} on {wins} of {tasks}, worse on {losses or 'none'}"
+        if not wins:
+            first = f"worse than {base} on {losses} of {tasks}, better on none"
+        words = f"is {first}"
+        if verdicts["tie"]:
+            words += f", undecided on {verdicts['tie']}"
+    elif tone in ("better", "worse"):
+        words = f"is {tone} than {base} on average, but on none of {tasks}"
+    elif verdicts["tie"]:
+        words = f"does not differ detectably from {base} on any of {tasks}"
+    else:
+        words = f"cannot be judged against {base} on any of {tasks}"
+    if 0 < verdicts["unknown"] < verdicts.total():
+        words += f", without a verdict on {verdicts['unknown']}"
+    gain = _gain_words(analysis, name)
+    compared = len(analysis.selection.backbones) - 1
+    if compared > 1 and gain:
+        fewer = 0 < len(common) < max(len(gain.columns) for gain in analysis.gains.values())
+        shared_tasks = count(len({column.base for column in common}), "task")
+        scope = f" on the {shared_tasks} that all have" if fewer else ""
+        gain += f", the highest of {compared} backbones{scope}"
+    sentence = f"{name} {words}{'; ' + gain if gain else ''}"
+    return about_weights(analysis, name, sentence)
+
+
+def about_weights(analysis: Analysis, name: str, sentence: str) -> str:
+    """A sentence that says what its seeds allow to say."""
+    selection = analysis.selection
+    if not analysis.of_these_weights(name):
+        return f"{sentence}."
+    is_trained = any(
+        run.train_run
+        for (backbone, _), run in selection.parents.items()
+        if backbone in (name, selection.baseline)
+    )
+    advice = (
+        "train more seeds to compare methods"
+        if is_trained
+        else "the noise of training the probe is missing, run more seeds"
+    )
+    return f"For these weights, on these images: {sentence}; {advice}."
+
+
+def _gain_words(analysis: Analysis, name: str) -> str:
+    gain = analysis.gains.get(name)
+    if gain is None:
+        return ""
+    tasks = len({column.base for column in gain.columns})
+    fewer = f", over {tasks} of them" if tasks < len(analysis.tasks(name)) else ""
+    return f"mean gain {gain_words(gain)}{fewer}"
+
+
+def gain_words(gain: Gain) -> str:
+    """The mean with its interval, and whether it is decided."""
+    mean = gain.mean
+    ends = f"95 % interval {decimal(mean.low, 1, True)} to {decimal(mean.high, 1, True)}"
+    shown = ends if mean.has_interval else "no interval"
+    undecided = ", undecided" if mean.verdict() == "tie" else ""
+    return f"{decimal(mean.value, 1, True)} % ({shown}{undecided})"
+
+
+def _line(analysis: Analysis, name: str) -> str:
+    verdicts = analysis.tasks(name)
+    parts = []
+    for verdict, words in (("win", "better on"), ("loss", "worse on")):
+        tasks = [task for task, each in verdicts.items() if each == verdict]
+        if tasks:
+            parts.append(f"{words} {_enumerate(tasks)}")
+    for verdict, words in (("tie", "undecided"), ("unknown", "without a verdict")):
+        if number_of_tasks := list(verdicts.values()).count(verdict):
+            parts.append(f"{number_of_tasks} {words}")
+    parts = parts or ["no task in common"]
+    if gain := _gain_words(analysis, name):
+        parts.append(gain)
+    return f"{name}: {'; '.join(parts)}."
+
+
+def power_lines(analysis: Analysis) -> list[str]:
+    """The smallest detectable difference of each task, and what would decide the others."""
+    lines = []
+    for column in analysis.selection.columns:
+        gaps = {
+            name: gap
+            for name in analysis.selection.backbones
+            if (gap := analysis.differences.get((name, column, column.main))) and gap.has_interval
+        }
+        if not gaps:
+            continue
+        images = min(gap.images for gap in gaps.values())
+        seeds = sorted({gap.seeds for gap in gaps.values()})
+        fewest = f"{seeds[0]} to " if len(seeds) > 1 else ""
+        sizes = [gap.detectable() for gap in gaps.values() if gap.is_judged]
+        unit = column.metric(column.main).unit
+        detected = f"{np.median(sizes):.2g} {unit}".rstrip() if sizes else "nothing"
+        line = (
+            f"{column.title}: {count(images, 'image') if images else 'an unknown number of images'}"
+            f" and {fewest}{count(seeds[-1], 'seed')} detect {detected}"
+            f"{' in 80 % of such comparisons' * bool(sizes)}"
+        )
+        undecided = [
+            f"{name} {_remedy(gap)}"
+            for name, gap in gaps.items()
+            if gap.value and gap.verdict() in ("tie", "unknown")
+        ]
+        if undecided:
+            line += (
+                "; not decided, but decided if differences stay as they are:"
+                f" {', '.join(undecided)}"
+            )
+        lines.append(line + ".")
+    return lines
+
+
+def _remedy(gap: Estimate) -> str:
+    if gap.seeds == 1 and gap.is_judged:
+        return "with more seeds, to estimate their noise"
+    seeds = gap.seeds_to_decide()
+    return f"with {seeds} seeds" if seeds else "only with more images"
+
+
+def _enumerate(names: Sequence[str], most: int = 6) -> str:
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def average_lines(analysis: Analysis) -> list[str]:
+    """The average of each backbone whose suite has one, and its difference to the baseline."""
+    selection, lines = analysis.selection, []
+    base = selection.baseline
+    for name in selection.backbones:
+        complete = [
+            run
+            for (backbone, _), run in selection.parents.items()
+            if backbone == name and run.average
+        ]
+        if not complete:
+            continue
+        tasks = {task.rpartition("/")[0] for task in complete[0].main_metrics}
+        samples = {
+            c: analysis.samples[name, c, c.main]
+            for c in selection.columns
+            if c.task in tasks and (name, c, c.main) in analysis.samples
+        }
+        if len(samples) != len(tasks):
+            continue  # several protocols of a task, or some tasks were not selected
+        average = _mean([*samples.values()])
+        text = f"{complete[0].average}: {name} {with_interval(average, 2)}"
+        if name != base and all((base, c, c.main) in analysis.samples for c in samples):
+            gap = _mean(
+                [difference(own, analysis.samples[base, c, c.main]) for c, own in samples.items()]
+            )
+            text += f"; {with_interval(gap, 2, True)} over {base}"
+        lines.append(text)
+    return lines
+
+
+def _mean(samples: Sequence[MetricSample]) -> Estimate:
+    """The mean over samples, with the noise of the seeds that all have."""
+    seeds = sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
+    value = float(np.mean([sample.values.mean() for sample in samples]))
+    if not seeds:
+        return Estimate(value)
+    mean = estimate(weighted_sum([s.of(seeds) for s in samples], [1 / len(samples)] * len(samples)))
+    return replace(mean, value=value)

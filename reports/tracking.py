@@ -1,0 +1,472 @@
+"""Writing to an MLflow store.
+
+Signs of life of a process in tags of its MLflow runs.
+
+``process_tags`` and ``is_alive`` tell whether the process that writes a run still runs. Each
+process locks a file of its own until it ends, however it ends, and its runs name that file. On the
+same machine the lock decides. Other machines rely on a time stamp that each open run repeats in
+MLflow once a minute: the run counts as alive until the stamp is ``LIMIT`` seconds old.
+
+Writing runs to MLflow: parents and children, metrics in batches, artifacts, and final states.
+
+The only module that writes runs. A run that raises ends FAILED with the reason as a tag, an
+interrupted one KILLED. A run whose process vanished (kill -9, power) is found at the next start
+(``reports.tracking``) and closed, so none stays RUNNING.
+
+Weights in MLflow: LoggedModels.
+
+Each backbone that was trained or measured has one, so that MLflow's Models page compares backbones
+by task. A LoggedModel of weights stored elsewhere (on a hub, in a file) is a reference: their
+source, path and sha256 are tags."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import math
+import os
+import re
+import socket
+import tempfile
+import time
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path, PurePath
+from typing import Any
+
+from filelock import FileLock
+
+from cliptex_common.errors import first_line
+from cliptex_common.files import acquire_liveness_lock, home, is_locked, lock_path, locked
+from cliptex_common.progress import repeating
+from cliptex_common.secrets import hide_secrets, redact
+from reports.environment import origin_tags
+from reports.records import COST, TAGS, Record, TrackingError, metric_key
+from reports.store import (
+    FAILURE_TAG,
+    PARENT_TAG,
+    all_pages,
+    connect,
+    read_run,
+    sqlite_file,
+    tag_key,
+    tracking_uri,
+)
+
+LIMIT = 600.0  # age in seconds at which a time stamp of another machine no longer counts
+MACHINE_TAG, LOCK_TAG, TIME_TAG = "process.machine", "process.lock", "heartbeat.time"
+
+
+def process_tags() -> dict[str, str]:
+    """The tags by which others see that this process is alive."""
+    lock = _process_lock(os.getpid())
+    return {MACHINE_TAG: machine(), LOCK_TAG: str(lock.lock_file), TIME_TAG: f"{time.time():.0f}"}
+
+
+@functools.cache
+def _process_lock(pid: int) -> FileLock:
+    """The lock of the process ``pid``, this one, which the cache keeps until it ends."""
+    with locked(lock_path("processes", "")):
+        return acquire_liveness_lock(home().absolute() / "processes")
+
+
+def is_alive(run_tags: Mapping[str, str]) -> bool:
+    """Whether the process that wrote these tags may still run."""
+    if run_tags.get(MACHINE_TAG) == machine():
+        path = Path(run_tags[LOCK_TAG])
+        return path.exists() and is_locked(path)
+    return time.time() - float(run_tags.get(TIME_TAG, 0)) <= LIMIT
+
+
+@functools.cache
+def machine() -> str:
+    """This machine or container until its next boot: host names alone repeat."""
+    boot = ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()}/{boot}"
+
+
+FLUSH_AT = 500  # metrics; MLflow accepts at most 1,000 a call
+FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
+# MLflow's UI opens an experiment of this kind on its runs, any other on traces of language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+NOTE_TAG = "mlflow.note.content"  # the description in MLflow's UI
+MLFLOW_BEAT = 60.0  # seconds between two time stamps of an open run
+
+
+class Tracker:
+    """One experiment in one MLflow store.
+
+    Args:
+        experiment: its name; created when missing. By convention the suite's name.
+        uri: tracking URI; ``None`` = ``MLFLOW_TRACKING_URI`` or MLflow's default database in the
+            working directory.
+
+    Raises:
+        TrackingError: the store cannot be reached or written.
+    """
+
+    def __init__(self, experiment: str, uri: str | None = None):
+        from mlflow.exceptions import MlflowException
+
+        self.uri = tracking_uri(uri)
+        self.client = connect(self.uri)
+        self.experiment = experiment
+        stored = self.client.get_experiment_by_name(experiment)
+        if stored is None:
+            try:
+                self.client.create_experiment(experiment, tags=EXPERIMENT_TAGS)
+            except MlflowException as error:  # perhaps another process has just created it
+                stored = self.client.get_experiment_by_name(experiment)
+                if stored is None:
+                    raise TrackingError(
+                        f"MLflow refused the experiment {experiment[:80]!r}:"
+                        f" {redact(first_line(error))}; choose another name"
+                    ) from error
+            else:
+                stored = self.client.get_experiment_by_name(experiment)
+        if stored.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"experiment {experiment!r} was deleted; restore it in the MLflow UI or run `mlflow"
+                " gc`, then try again"
+            )
+        self.experiment_id = stored.experiment_id
+        # A process's first temporary file takes a lock. A loading process that is forked while the
+        # thread below holds it would wait for ever; after this line nothing takes it.
+        tempfile.TemporaryDirectory().cleanup()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+
+    @classmethod
+    def existing(cls, experiment: str, uri: str | None = None) -> Tracker | None:
+        """The experiment if it exists; creates nothing."""
+        address = tracking_uri(uri)
+        path = sqlite_file(address)
+        if path is not None and not path.exists():
+            return None
+        if connect(address).get_experiment_by_name(experiment) is None:
+            return None
+        return cls(experiment, address)
+
+    def close_stale(self) -> list[str]:
+        """End as KILLED the RUNNING runs whose process is dead or silent; returns their names."""
+        closed = []
+        for run in self._pages("attributes.status = 'RUNNING'"):
+            if not is_alive(run.data.tags):
+                self.close(run.info.run_id, "its process was killed, crashed, or is out of reach")
+                closed.append(run.info.run_name)
+        return closed
+
+    def close(self, run_id: str, reason: str) -> None:
+        """End as KILLED a run that its process cannot end."""
+        self.client.set_tags(run_id, {FAILURE_TAG: reason})
+        self.client.set_terminated(run_id, "KILLED")
+
+    def _pages(self, filter_string: str) -> Iterator[Any]:
+        newest_first = ["attributes.start_time DESC"]
+        search = self.client.search_runs
+        return all_pages(search, [self.experiment_id], filter_string, order_by=newest_first)
+
+    def search(self, filter_string: str) -> Iterator[Record]:
+        """The runs of the experiment that match an MLflow filter, newest first."""
+        return map(read_run, self._pages(filter_string))
+
+    def finished(self, **tags: str) -> Record | None:
+        """The newest FINISHED run that carries all ``tags``, or None."""
+        terms = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        return next(self.search(" and ".join(["attributes.status = 'FINISHED'", *terms])), None)
+
+    def find_run(self, run_id: str) -> Record | None:
+        """A run by its id if this experiment has it, not deleted; else None."""
+        return next(self.search(f"attributes.run_id = '{run_id}'"), None)
+
+    @contextmanager
+    def run(
+        self,
+        name: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        parent: Run | None = None,
+        resume: str | None = None,
+        monitored: bool = False,
+    ) -> Iterator[Run]:
+        """A run for the length of a ``with`` block.
+
+        Args:
+            name: run name in the UI.
+            tags, params: written at the start; params are short typed values, the complete config
+                belongs in an artifact.
+            parent: the run under which it nests.
+            resume: id of an earlier run to continue instead of starting a new one.
+            monitored: log MLflow's system metrics (CPU, memory, GPU, disk, network), a point a
+                minute.
+        """
+        everything = {**origin_tags(), **process_tags(), **(tags or {})}
+        run_tags = {key: value for key, value in everything.items() if value != ""}
+        if parent is not None:
+            run_tags[PARENT_TAG] = parent.id
+        if resume:
+            run_id = resume
+            # before it is RUNNING: with the tags of the process that died it could be closed
+            self.client.set_tags(run_id, run_tags)
+            self.client.update_run(run_id, status="RUNNING", name=name)
+            with contextlib.suppress(Exception):
+                self.client.delete_tag(run_id, tag_key(FAILURE_TAG))
+        else:
+            created = self.client.create_run(self.experiment_id, run_name=name, tags=run_tags)
+            run_id = created.info.run_id
+        run = Run(self, run_id, name, is_resumed=bool(resume))
+        try:
+            # a process that was killed may have written none; what is written does not change
+            stored = self.client.get_run(run_id).data.params if params and resume else {}
+            if missing := {key: v for key, v in (params or {}).items() if key not in stored}:
+                run.log_params(missing)
+            beats = repeating(lambda: self.client.set_tags(run_id, process_tags()), MLFLOW_BEAT)
+            with beats, _monitoring(run) if monitored else nullcontext():
+                yield run
+            run.flush()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | CancelledError):
+                status, reason = "KILLED", "interrupted"
+            else:
+                status = "FAILED"
+                message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+                reason = redact(message)[:400]
+            # the first error is the one to show
+            with contextlib.suppress(Exception):
+                run.flush()
+            with contextlib.suppress(Exception):
+                self.client.set_tags(run_id, {FAILURE_TAG: reason})
+            with contextlib.suppress(Exception):
+                self.client.set_terminated(run_id, status)
+            raise
+        self.client.set_terminated(run_id, run.status)
+
+
+@contextmanager
+def _monitoring(run: Run) -> Iterator[None]:
+    """MLflow's monitor of this machine; a monitor that breaks does not stop the work."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(Exception):
+            monitor = SystemMetricsMonitor(
+                run.id, 10, 6, resume_logging=True, tracking_uri=run.tracker.uri
+            )
+            monitor.start()
+            stack.callback(monitor.finish)
+        yield
+
+
+class Run:
+    """A run being written. All but files is sent in the background, in the order of the calls,
+    metrics in batches with time stamps; ``flush`` waits for it."""
+
+    def __init__(self, tracker: Tracker, run_id: str, name: str, is_resumed: bool = False):
+        self.tracker = tracker
+        self.id = run_id
+        self.name = name
+        self.is_resumed = is_resumed
+        self.status = "FINISHED"  # the status that the run will end with
+        self._buffer: list[Any] = []
+        self._logged: dict[str, dict[int, float]] = {}
+        self._sent = time.monotonic()
+        self._pending: list[tuple[Callable[[], None], Future]] = []
+
+    def fail(self, reason: str) -> None:
+        """Let the run end FAILED though its block ends normally: a part of it broke."""
+        self.status = "FAILED"
+        self.set_tags({FAILURE_TAG: redact(reason)})
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters; MLflow cuts long values."""
+        from mlflow.entities import Param
+
+        entities = [Param(key, str(value)) for key, value in params.items()]
+        for start in range(0, len(entities), 100):
+            self._submit(self.tracker.client.log_batch, params=entities[start : start + 100])
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int = 0, about: Mapping[str, str] | None = None
+    ) -> None:
+        """Record finite values at ``step``; NaN means missing and is left out.
+
+        Args:
+            about: the model and data that they are of, for MLflow's Models page: ``model_id``,
+                ``dataset_name``, ``dataset_digest``.
+        """
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        for name, value in metrics.items():
+            key, value = metric_key(name), float(value)
+            logged = self._logged_points(key)
+            # a number that was computed again may be another one; what a run took stands once
+            is_new = step not in logged or not (step or name.startswith(COST) or logged[0] == value)
+            if math.isfinite(value) and is_new:
+                self._buffer.append(Metric(key, value, now, int(step), **(about or {})))
+        if len(self._buffer) >= FLUSH_AT or time.monotonic() - self._sent > FLUSH_AFTER:
+            self._send()
+
+    def _logged_points(self, key: str) -> dict[int, float]:
+        """Step → value of what a killed process logged after the state that is resumed."""
+        if self.is_resumed and key not in self._logged:
+            history = self.tracker.client.get_metric_history(self.id, key)
+            self._logged[key] = {each.step: each.value for each in history}
+        return self._logged.get(key, {})
+
+    def log_new_metrics(self, metrics: Mapping[str, float]) -> None:
+        """``log_metrics`` without the values that the run has already."""
+        stored = self.tracker.client.get_run(self.id).data.metrics
+        self.log_metrics({k: v for k, v in metrics.items() if stored.get(metric_key(k)) != v})
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; MLflow cuts long values."""
+        self._submit(self.tracker.client.set_tags, tags)
+
+    def describe(self, markdown: str) -> None:
+        """Set the run's description in the MLflow UI."""
+        self.set_tags({NOTE_TAG: markdown})
+
+    def log_dataset(
+        self, name: str, digest: str, context: str, *, source: str = "", **profile: int
+    ) -> None:
+        """Record a dataset and its source for the UI's Datasets column.
+
+        MLflow keeps the first record of a digest.
+
+        Args:
+            name: of a path its last part is used. profile: sizes, such as those of splits; their
+                sum is ``num_rows``.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=PurePath(name).name,
+            digest=digest[:36],
+            source_type="local",
+            source=hide_secrets(json.dumps({"uri": source})),
+            profile=json.dumps({"num_rows": sum(profile.values()), **profile}),
+        )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
+        self._submit(self.tracker.client.log_inputs, inputs)
+
+    def log_models(self, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
+        """Link the LoggedModels, by id, that the run uses or has created."""
+        from mlflow.entities import LoggedModelInput, LoggedModelOutput
+
+        client = self.tracker.client
+        if inputs:
+            models = [LoggedModelInput(model) for model in inputs]
+            self._submit(client.log_inputs, models=models)
+        if outputs:
+            created = [LoggedModelOutput(model, step=0) for model in outputs]
+            self._submit(client.log_outputs, created)
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Store a file as an artifact."""
+        self.tracker.client.log_artifact(self.id, str(path), folder)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Store ``text`` as the artifact ``name`` (may contain slashes)."""
+        self._submit(self._write_text, text, name)
+
+    def _write_text(self, run_id: str, text: str, name: str) -> None:
+        folder, _, file = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, file)
+            path.write_text(hide_secrets(text), encoding="utf-8", errors="backslashreplace")
+            self.tracker.client.log_artifact(run_id, str(path), folder or None)
+
+    def log_json(self, value: Any, name: str) -> None:
+        """Store ``value`` as indented JSON."""
+        self.log_text(json.dumps(value, indent=2, ensure_ascii=False, default=str), name)
+
+    def _send(self) -> None:
+        metrics, self._buffer = self._buffer, []
+        self._sent = time.monotonic()
+        for start in range(0, len(metrics), 1000):
+            self._submit(self.tracker.client.log_batch, metrics=metrics[start : start + 1000])
+        self._pending = [
+            (write, future)
+            for write, future in self._pending
+            if not future.done() or future.exception()
+        ]
+
+    def _submit(self, function: Callable[..., None], *args: Any, **options: Any) -> None:
+        """Call ``function(self.id, *args, **options)`` in the background."""
+        write = functools.partial(function, self.id, *args, **options)
+        self._pending.append((write, self.tracker._pool.submit(write)))
+
+    def flush(self) -> None:
+        """Wait until all is in the store; what it refused is sent once more.
+
+        Raises:
+            TrackingError: some of them could not be written.
+        """
+        self._send()
+        pending, self._pending = self._pending, []
+        for write, future in pending:
+            try:
+                if future.exception():
+                    write()
+            except TrackingError:
+                raise
+            except Exception as error:
+                raise TrackingError(
+                    f"MLflow refused a part of {self.name!r}:"
+                    f" {redact(first_line(error))}; check the store and run the command again"
+                    " (finished tasks are kept)"
+                ) from error
+
+
+def model_name(name: str) -> str:
+    """A backbone's name as MLflow accepts it for models.
+
+    ``timm/resnet18.a1`` → ``timm-resnet18_a1``.
+    """
+    return re.sub(r"[/:%'\"]+", "-", name).replace(".", "_")
+
+
+def logged_model(
+    tracker: Tracker,
+    name: str,
+    sha256: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    run_id: str = "",
+) -> str:
+    """The id of the LoggedModel of these weights in the tracker's experiment; created if missing.
+
+    Args:
+        params, tags: set at its creation; empty values are left out.
+        run_id: the run that trained them.
+    """
+    query = f"name = '{model_name(name)}' and tags.`{tag_key(TAGS['weights'])}` = '{sha256}'"
+    models = tracker.client.search_logged_models([tracker.experiment_id], query, max_results=1)
+    if models:
+        return models[0].model_id
+    model_tags = {
+        tag_key(key): str(value)[:5000]
+        for key, value in {**tags, TAGS["weights"]: sha256}.items()
+        if value != ""
+    }
+    if not run_id:
+        model_tags["mlflow.model.isExternal"] = "true"
+    model_params = {key: str(value)[:500] for key, value in params.items() if value != ""}
+    model = tracker.client.create_logged_model(
+        tracker.experiment_id,
+        model_name(name),
+        run_id or None,
+        model_tags,
+        model_params,
+        "backbone",
+    )
+    tracker.client.finalize_logged_model(model.model_id, "READY")
+    return model.model_id

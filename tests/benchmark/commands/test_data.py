@@ -1,0 +1,42 @@
+"""``data check`` shows what is present, what is missing, and where it is looked for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.benchmark.run_command import run_command
+from tests.probes.datasets.make import make_camvid, truncate
+
+pytestmark = pytest.mark.integration
+
+
+def test_data_check(workdir, capsys):
+    make_camvid(workdir / "camvid", n_train=4, n_val=3)
+    assert run_command("data check --data-root .") == 0
+    output = capsys.readouterr().out
+    assert "camvid" in output and "train 4" in output and "no folder VOCdevkit/VOC2012" in output
+    assert "mini-" not in output
+    assert run_command("data check --data-root . --json") == 0
+    (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "camvid")
+    assert row["state"] == "available" and row["counts"] == {"train": 4, "val": 3}
+
+
+def test_a_broken_dataset_is_exit_code_2(workdir, capsys):
+    root = make_camvid(workdir / "camvid", n_train=4, n_val=3)
+    truncate(root / "images/val/frame_val_00000.jpg")
+    command = "data check --data-root . --full"
+    assert run_command(command) == 0
+    assert "frame_val_00000.jpg: image cannot be decoded" in capsys.readouterr().out
+    (workdir / "ade/ADEChallengeData2016").mkdir(parents=True)
+    assert run_command(command) == 2
+    assert "images/validation is missing" in capsys.readouterr().out
+
+
+def test_a_webdataset_is_got_by_the_name_of_its_folder(refused):
+    refused("data get objectnet", "data get wds_objectnet")
+
+
+def test_data_check_needs_a_folder(refused):
+    refused("data check", "--data-root DIR and/or --data NAME=DIR")

@@ -1,0 +1,97 @@
+"""The report from the command line, and at the end of a run."""
+
+from __future__ import annotations
+
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+
+from reports.tracking import Tracker
+from tests.benchmark.run_command import run_command, runs_of, store
+from tests.probes.datasets.make import make_imagefolder
+from tests.reports.synthetic import write_run
+
+pytestmark = pytest.mark.integration
+
+RUN = (
+    "run --suite own --task imagefolder/linear --backbone random --data-root . --device cpu"
+    " --set encode_batch_size=4 --set epochs=2 --num-workers 0"
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A folder with two finished runs in its MLflow store."""
+    folder = tmp_path_factory.mktemp("cli")
+    with chdir(folder):
+        tracker = Tracker("paper", f"sqlite:///{folder}/mlflow.db")
+        for name, quality in (("clip-ft", 0.5), ("cliptex", 0.62)):
+            write_run(tracker, name, 0, {"voc/linear": quality, "imagenet/linear": quality})
+    return folder
+
+
+@pytest.fixture
+def out(results, monkeypatch, tmp_path):
+    monkeypatch.chdir(results)
+    return tmp_path / "out"
+
+
+def test_report_writes_a_page_and_tables(out, capsys):
+    assert run_command(f"report --out {out} --format html,md,csv,latex --baseline clip-ft") == 0
+    files = {"index.html", "report.md", "results.csv", "runs.csv", "classes.csv", "tables.tex"}
+    assert {path.name for path in out.iterdir()} == {*files, "costs.csv"}
+    output = " ".join(capsys.readouterr().out.split())
+    assert "experiment paper" in output and "index.html" in output
+    assert "cliptex is better than clip-ft on 2 of 2 tasks" in output
+
+
+def test_the_best_value_of_a_single_backbone_stands_below_the_verdict(tmp_path, capsys):
+    with chdir(tmp_path):
+        tracker = Tracker("sizes", f"sqlite:///{tmp_path}/mlflow.db")
+        write_run(tracker, "clip", 0, {"voc/linear:size=64": 0.5, "voc/linear:size=96": 0.6})
+        assert run_command("report") == 0
+        page = Path("report/index.html").read_text()
+    line = "clip · voc/linear: mIoU on val is best at size=96"
+    assert line in " ".join(capsys.readouterr().out.split())
+    assert page.index("nothing to compare") < page.index(line) < page.index("Caveats")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--experiment papre", "no experiment 'papre' in the MLflow store; did you mean paper?"),
+        ("--baseline mae", "baseline 'mae' has no finished task there"),
+        ("--backbone clip,mae", "backbone 'clip' has no finished task there"),
+        ("--task coco/ssd", "no run of task 'coco/ssd' in experiment paper"),
+        ("--study x", "no study 'x' with a finished trial in the MLflow store"),
+        ("--study x'y", 'no study "x\'y" with a finished trial'),
+        ("--format pdf", "--format pdf: choose from html, md, csv, latex"),
+        ("--study x --baseline clip", "--study excludes --backbone, --task and --baseline"),
+        ("--tracking-uri sqlite:///nothing.db", "there is no MLflow store at sqlite:///"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(out, refused, words, message):
+    refused(f"report --out {out} {words}", message)
+    assert not out.exists(), "nothing half-written"
+
+
+def test_a_run_ends_with_its_report(workdir, capsys):
+    """The page is an artifact of the parent run; a failing report does not fail the run."""
+    make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
+    assert run_command(RUN) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report: ")]
+    page = Path(line.removeprefix("report: "))
+    assert page.name == "index.html" and "imagefolder/linear" in page.read_text()
+    runs = runs_of("own")
+    (parent,) = [run for run in runs if "run.key" in run.data.tags]
+    (child,) = [run for run in runs if run.data.tags.get("task") == "imagefolder/linear"]
+    artifacts = store().list_artifacts(parent.info.run_id, "report")
+    assert [artifact.path for artifact in artifacts] == ["report/index.html"]
+    assert str(page).startswith(parent.info.artifact_uri)
+    dataset = child.inputs.dataset_inputs[0].dataset
+    assert '"uri": "' + str(workdir / "imagefolder") in dataset.source
+
+    (Path(child.info.artifact_uri) / "per_image.npz").write_bytes(b"not a zip")
+    assert run_command(RUN) == 0, "the numbers are safe"
+    assert "no report was made: the artifact per_image.npz of run" in capsys.readouterr().out

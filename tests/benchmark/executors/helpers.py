@@ -1,0 +1,63 @@
+"""A bar, processes and time spans that the tests of executors look at."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from benchmark.progress import Bar, ProgressLine
+
+
+class RecordingBar(Bar):
+    """A bar that records its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def start(self, description, total):
+        super().start(description, total)
+        self.calls.append((description, total))
+
+    def advance(self, steps=1):
+        super().advance(steps)
+        self.calls.append(steps)
+
+    def follow(self, path):
+        super().follow(path)
+        done = self.progress.tasks[-1].completed if self.step is not None else 0
+        if done and self.calls[-1] != done:
+            self.calls.append(done)
+
+    def line(self) -> ProgressLine:
+        line = RecordingBar()
+        line.calls = self.calls
+        return line
+
+
+def peak_cores(spans) -> int:
+    """The most cores that spans ``(cores, start, end)`` used at once."""
+    return max(
+        sum(cores for cores, start, end in spans if start <= moment < end) for _, moment, _ in spans
+    )
+
+
+def have_ended(*markers: Path) -> bool:
+    """Whether the processes whose ids are in these files end soon."""
+    return until_true(lambda: not any(is_running(int(marker.read_text())) for marker in markers))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until_true(condition, seconds=15.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,144 @@
+"""Sweeps from the command line: real trainings on the smoke suite, real probes, a real study, a
+real MLflow store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from backbones.cliptex.recipes import read_recipe
+from benchmark.sweep import SweepOptions, plan_sweep
+from reports.store import Client
+from sweeps.study import create_study, fix_identity, sole_driver, storage_url
+from tests.benchmark.run_command import read_json, run_command
+
+pytestmark = pytest.mark.integration
+
+SMOKE = "sweep launch --suite smoke --task mini-class/zero-shot,mini-retrieval/retrieval"
+SMOKE += " --device cpu --seed 7"
+LAUNCH = f"{SMOKE} --vary lambda_seg=1,10"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_sweep_from_launch_to_recipe(here, capsys):
+    failed = create_study("smoke-linear", storage_url(None))  # a launch before its first trial
+    fix_identity(failed, {"recipe": {"epochs": 9.0}})
+    assert run_command(f"{LAUNCH} --confirm 2") == 0
+    shown = capsys.readouterr().out
+    assert "is best by mean gain over clip-ft" in shown and "report: " in shown
+    study = optuna.load_study(study_name="smoke-linear", storage="sqlite:///sweeps.db")
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    assert sorted(trial.params["lambda_seg"] for trial in trials) == [1.0, 10.0]
+    client = Client(f"sqlite:///{here}/mlflow.db")
+    experiment = client.get_experiment_by_name("sweep-smoke").experiment_id
+    runs = {run.info.run_id: run for run in client.search_runs([experiment])}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    again = [run.data.tags for run in runs.values() if "again" in run.data.tags]
+    assert len(again) == 4 * (study.best_params["lambda_seg"] != 1.0), "else the base is best"
+    stages = [run.data.tags for run in runs.values() if run.data.tags.get("stage") == "train"]
+    assert len({tags["train.key"] for tags in stages}) == len(stages), "nothing is trained twice"
+    parent = runs[study.user_attrs["mlflow.run"]]
+    for trial in trials:
+        run = runs[trial.user_attrs["mlflow.run"]]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        # '' where a home folder of an earlier session has the weights
+        if trained := runs.get(run.data.tags.get("train.run")):
+            assert trained.data.params["lambda_seg"] == str(trial.params["lambda_seg"])
+            assert trained.data.tags["weights.sha256"] == run.data.tags["weights.sha256"]
+        assert Path(run.data.tags["weights.file"]).is_file()
+        assert run.data.metrics["objective"] == pytest.approx(trial.value)
+        for metric in ("mini-class/zero-shot/top1", "mini-retrieval/retrieval/i2t_R_at_1"):
+            assert metric in run.data.metrics
+    recipe = read_recipe(here / "smoke-linear-best.json")
+    best = study.best_params["lambda_seg"]
+    assert (recipe.loss_weights["seg"], recipe.epochs, recipe.batch_size) == (best, 1.0, 32)
+
+    assert run_command(f"{LAUNCH} --dry-run") == 0
+    assert "2 of 2 trials done" in capsys.readouterr().out
+    assert run_command("sweep best --json --out best.json") == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["trial"] == study.best_trial.number
+    assert output["recipe"] == read_json("best.json") == read_json("smoke-linear-best.json")
+    assert run_command("report --study smoke-linear --out page") == 0
+    assert "λ search: smoke-linear" in Path("page/index.html").read_text()
+
+    assert run_command(f"{LAUNCH} --set epochs=2") == 2
+    assert "recipe.epochs: 1.0 → 2.0" in capsys.readouterr().err
+    assert run_command(f"{SMOKE} --vary lambda_seg=1,5") == 2
+    assert "choices=(1.0, 10.0)" in capsys.readouterr().err
+
+    # another study with the same recipes trains nothing but its new one, in two processes
+    more = f"{SMOKE} --vary lambda_seg=0.1,1,10 --study more --confirm 0 --jobs 2"
+    assert run_command(more) == 0
+    assert capsys.readouterr().out.count("  trial ") == 3, "each trial is told once"
+    runs = client.search_runs([experiment])
+    later = [run for run in runs if run.data.tags.get("stage") == "train"]
+    assert len(later) == len(stages) + 1
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    with sole_driver("more", storage_url(None)):  # refused before anything is prepared
+        assert run_command(more) == 2
+    assert "is driven by another process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--set lamda_seg=1", "no setting 'lamda_seg'; did you mean lambda_seg"),
+        ("--search tpe --vary lr=-1:1", "must be greater than 0"),
+        ("--init random", "makes its own"),
+        ("--suite paper", "needs all three"),
+        ("--confirm -1", "confirm=-1"),
+        ("--storage sweeps.db", "cannot use the storage"),
+        ("--recipe clip", "cannot read recipe clip"),
+        (
+            "--task mini-class/linear --set-task layers=9",
+            "layers=9: backbone 'cliptex' has 2 layers",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line_before_any_work(here, refused, options, message):
+    refused(f"{LAUNCH} {options}", message)
+    assert not list(here.glob("sweeps.db")), "nothing was created"
+
+
+def test_commands_without_a_study(here, capsys, refused):
+    refused("sweep best", "start a study with `sweep launch`")
+    assert run_command(f"{LAUNCH} --dry-run") == 0
+    assert "smoke-linear: 0 of 2 trials done" in capsys.readouterr().out
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("options", ["--dry-run", "--data-root nowhere"])
+def test_the_precision_of_the_tasks_is_said_first(here, capsys, monkeypatch, options):
+    monkeypatch.setattr("benchmark.executor_options.prefers_bf16", lambda device: True)
+    command = "sweep launch --suite paper --task voc/linear --device cpu --init random"
+    run_command(f"{command} --pairs pairs --labels labels {options}")
+    line = "precision bf16 on the CPU (--set-task precision=fp32)"
+    assert capsys.readouterr().out.splitlines()[0] == line
+    command += " --set-task precision=fp32"
+    run_command(f"{command} --pairs pairs --labels labels {options}")
+    assert "precision" not in capsys.readouterr().out
+
+
+def test_the_base_recipe_is_the_suites_changed_by_a_file_and_by_options(tmp_path):
+    (tmp_path / "mine.toml").write_text('lr = 2e-5\nlambda_seg = 5\nexperts = ["seg", "depth"]\n')
+    options = SweepOptions(
+        suite="smoke",
+        recipe=str(tmp_path / "mine.toml"),
+        overrides={"epochs": "2", "lambda_normal": "0"},
+        seed=3,
+    )
+    recipe = plan_sweep(options).recipe
+    assert (recipe.name, recipe.seed, recipe.lr, recipe.epochs) == ("cliptex", 3, 2e-5, 2.0)
+    assert (recipe.batch_size, recipe.experts) == (32, ("seg", "depth"))
+    assert recipe.lambdas == {"clip": 1.0, "seg": 1.0, "depth": 1.0, "normal": 0.0}

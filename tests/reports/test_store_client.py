@@ -1,0 +1,152 @@
+"""Opening a store: errors of one line, no half databases, no secrets."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+from reports.records import TrackingError
+from reports.store import connect, create_database, tracking_uri
+from reports.tracking import Tracker
+from tests.forks import Fork
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def really_created(monkeypatch):
+    monkeypatch.setattr("reports.store.create_database", create_database)
+
+
+def write(uri: str) -> None:
+    with Tracker("own", uri).run("name") as run:
+        run.log_metrics({"x": 1.0})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    write(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def copy(store, tmp_path) -> Path:
+    return Path(shutil.copy(store, tmp_path / "copy.db"))
+
+
+def junk(path: Path) -> None:
+    path.write_bytes(b"junk" * 1000)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200_000])
+
+
+def newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("update alembic_version set version_num = 'ffffffffffff'")
+        database.commit()
+
+
+def damaged_page(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        (size,) = database.execute("pragma page_size").fetchone()
+        query = "select rootpage from sqlite_master where name = 'tags'"
+        (page,) = database.execute(query).fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (junk, r"^cannot use the MLflow store at .*copy.db: .+"),
+        (cut, r"^cannot use the MLflow store at .*copy.db: .+"),
+        (newer, "database schema"),
+        (damaged_page, r"^the MLflow store at .*malformed.*repair"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_one_line_and_not_replaced(copy, damage, message, capfd):
+    damage(copy)
+    content = copy.read_bytes()
+    with pytest.raises(TrackingError, match=message) as caught:
+        list(Tracker("own", f"sqlite:///{copy}").search("attributes.status = 'FINISHED'"))
+    assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
+    assert copy.read_bytes() == content
+
+
+def test_a_database_that_cannot_be_written_is_one_line(copy, capfd):
+    def read_only(connection, _):
+        connection.execute("pragma query_only = on")
+
+    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", read_only)
+    try:
+        with pytest.raises(TrackingError, match=r"failed .*attempt to write a readonly database"):
+            write(f"sqlite:///{copy}")
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.engine.Engine, "connect", read_only)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_locked_database_is_waited_for(store):
+    connect(f"sqlite:///{store}")
+    with sqlalchemy.create_engine(f"sqlite:///{store}").connect() as connection:
+        assert connection.exec_driver_sql("pragma busy_timeout").scalar() == 60_000
+
+
+def test_a_killed_creation_leaves_no_database(tmp_path, monkeypatch):
+    def killed(client, **_):
+        Path(client.tracking_uri.removeprefix("sqlite:///")).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient.search_experiments", killed)
+    with pytest.raises(KeyboardInterrupt):
+        connect(f"sqlite:///{tmp_path}/a.db")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_at_once():
+    with pytest.raises(TrackingError, match=r"cannot use .*/proc/a\.db: \[Errno"):
+        connect("sqlite:////proc/a.db")
+
+
+def test_processes_may_create_the_same_store_at_once(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    both = [Fork(Tracker, "new", uri, output=tmp_path / f"output-{i}") for i in range(2)]
+    assert [fork.end() for fork in both] == [0, 0], [fork.text() for fork in both]
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("sqlite:////no/such/folder/mlflow.db", "cannot use the MLflow store"),
+        ("http://127.0.0.1:9", "cannot use the MLflow store"),
+        ("./mlruns", "file stores are refused"),
+    ],
+)
+def test_a_store_that_cannot_be_reached_is_one_line(uri, message):
+    with pytest.raises(TrackingError, match=message):
+        connect(tracking_uri(uri))
+
+
+def test_no_secret_reaches_the_store(store):
+    with Tracker("own", f"sqlite:///{store}").run(
+        "http://TOKEN@host", tags={"a": "http://me:hunter22@host"}
+    ) as run:
+        run.log_params({"b": "x://me:hunter22@host"})
+        run.set_tags({"c": "see x://h?password=hunter22"})
+        run.describe("by http://me:hunter22@host")
+        run.log_dataset("d", "1", "testing", source="https://me:hunter22@host/d")
+        run.log_json({"uri": "http://me:hunter22@host"}, "e.json")
+        run.fail("cannot reach http://me:hunter22@host")
+    artifacts = Path(run.tracker.client.get_run(run.id).info.artifact_uri.removeprefix("file://"))
+    content = store.read_bytes() + (artifacts / "e.json").read_bytes()
+    assert b"hunter22" not in content and b"TOKEN" not in content
+    assert b"cannot reach http://***@host" in content

@@ -1,0 +1,258 @@
+"""Runs are nested, batched, and end as they should – in a real MLflow store."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import signal
+import tempfile
+import threading
+import time
+import weakref
+
+import pytest
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+from cliptex_common.files import write_text
+from reports.environment import git_commit
+from reports.records import TrackingError, metric_key, metric_name
+from reports.store import FAILURE_TAG, PARENT_TAG, Store
+from reports.tracking import Tracker
+from tests.forks import Fork
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    with contextlib.chdir(folder):
+        yield f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture
+def tracker(uri, request):
+    return Tracker(request.node.name, uri)
+
+
+def stored(run):
+    return run.tracker.client.get_run(run.id)
+
+
+def test_parent_child_metrics_and_artifacts(tracker):
+    with (
+        tracker.run("parent", tags={"backbone": "x"}, params={"seed": 0}) as parent,
+        tracker.run("voc/linear", tags={"task": "voc/linear"}, parent=parent) as child,
+    ):
+        for step in range(1203):
+            child.log_metrics({"train/loss": 1 / (step + 1)}, step)
+        child.log_metrics({"mIoU": 41.5, "i2t_R@1": 7.0, "missing": float("nan")})
+        child.log_text("a = 1\n", "config.py")
+        child.log_json({"mIoU": 41.5}, "metrics.json")
+        child.log_dataset("voc", "d2", "probing", source="/data/voc", train=5, val=2)
+        child.log_dataset("/some/where/{00000..00003}.tar", "d1", "training", pairs=7)
+    run, client = stored(child), tracker.client
+    assert run.info.status == stored(parent).info.status == "FINISHED"
+    assert run.data.tags[PARENT_TAG] == parent.id
+    assert run.data.metrics["mIoU"] == 41.5 and "missing" not in run.data.metrics
+    assert run.data.metrics[metric_key("i2t_R@1")] == 7.0
+    history = client.get_metric_history(child.id, "train/loss")
+    assert sorted(metric.step for metric in history) == list(range(1203))
+    assert {f.path for f in client.list_artifacts(child.id)} == {"config.py", "metrics.json"}
+    datasets = {each.dataset.name: each.dataset for each in run.inputs.dataset_inputs}
+    assert set(datasets) == {"{00000..00003}.tar", "voc"}
+    assert json.loads(datasets["voc"].profile) == {"num_rows": 7, "train": 5, "val": 2}
+    assert tracker.finished(task="voc/linear").run_id == child.id
+    assert tracker.finished(task="other") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (ValueError("loss is nan"), "FAILED", "ValueError: loss is nan"),
+        (KeyboardInterrupt(), "KILLED", "interrupted"),
+    ],
+)
+def test_an_error_ends_the_run(tracker, error, status, reason):
+    with pytest.raises(type(error)), tracker.run("breaks") as run:
+        run.log_metrics({"train/loss": 3.0}, 1)
+        raise error
+    assert stored(run).info.status == status
+    assert stored(run).data.tags[FAILURE_TAG] == reason
+    assert stored(run).data.metrics == {"train/loss": 3.0}
+
+
+def test_resume_continues_the_same_run(tracker):
+    with pytest.raises(RuntimeError), tracker.run("r", params={"a": 1}) as run:
+        raise RuntimeError("first try")
+    with tracker.run("r", params={"a": 2, "b": 3}, resume=run.id) as again:
+        assert stored(run).info.status == "RUNNING"
+    assert again.id == run.id
+    assert stored(run).info.status == "FINISHED" and FAILURE_TAG not in stored(run).data.tags
+    assert stored(run).data.params == {"a": "1", "b": "3"}, "a killed process wrote no b"
+
+
+def test_points_of_a_curve_that_a_resumed_training_repeats_are_logged_once(tracker):
+    with pytest.raises(RuntimeError), tracker.run("r") as run:
+        for step in (1, 2, 3):
+            run.log_metrics({"train/loss": step, "select/lr": 0.1}, step)
+        raise RuntimeError("killed after its state of step 1")
+    with tracker.run("r", resume=run.id) as again:
+        for step in (2, 3, 4):
+            again.log_metrics({"train/loss": step}, step)
+    history = tracker.client.get_metric_history(run.id, "train/loss")
+    assert sorted(each.step for each in history) == [1, 2, 3, 4]
+
+
+def test_numbers_that_a_killed_process_logged_stand_once_unless_they_changed(tracker):
+    points = [{"mIoU": 41.5, "mAcc": 60.0, "cost/seconds": 9.0}]
+    with pytest.raises(RuntimeError), tracker.run("r") as run:
+        run.log_metrics(points[0])
+        raise RuntimeError("killed before its end")
+    with tracker.run("r", resume=run.id) as again:
+        again.log_metrics({"mIoU": 41.5, "mAcc": 61.0, "cost/seconds": 2.0})
+    assert stored(run).data.metrics == points[0] | {"mAcc": 61.0}
+    assert len(tracker.client.get_metric_history(run.id, "mIoU")) == 1
+    alive = weakref.ref(again)
+    del again
+    gc.collect()
+    assert alive() is None, "nothing keeps a finished run"
+
+
+def hold_a_run(uri, marker):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    with Tracker("killed", uri).run("victim") as run:
+        write_text(marker, run.id)
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_run_stays_running_when_its_process_is_killed(uri, number, tmp_path):
+    victim = Fork(hold_a_run, uri, tmp_path / "run-id", output=tmp_path / "output")
+    victim.wait_for(tmp_path, "run-id")
+    run_id = (tmp_path / "run-id").read_text()
+    tracker = Tracker("killed", uri)
+    assert tracker.close_stale() == [], "a living process keeps its run"
+    victim.signal(number)
+    victim.end()
+    assert tracker.close_stale() == (["victim"] if number == signal.SIGKILL else [])
+    run = tracker.client.get_run(run_id)
+    assert run.info.status == "KILLED" and run.data.tags[FAILURE_TAG]
+
+
+def refuse(*_, **__):
+    from mlflow.exceptions import MlflowException
+
+    raise MlflowException("API request failed: connection refused\nand more")
+
+
+def test_what_the_store_refused_is_sent_once_more(tracker, monkeypatch):
+    refused = []
+
+    def refused_in_the_background(name):
+        method = getattr(tracker.client._client, name)
+
+        def call(*args, **kwargs):
+            if threading.current_thread() is not threading.main_thread():
+                refused.append(name)
+                refuse()
+            return method(*args, **kwargs)
+
+        return call
+
+    for name in ("log_batch", "log_inputs", "log_artifact"):
+        monkeypatch.setattr(tracker.client._client, name, refused_in_the_background(name))
+    with tracker.run("r") as run:
+        run.log_metrics({"train/loss": 2.0}, 7)
+        run._send()
+        run.log_params({"lr": 0.1})
+        run.set_tags({"task": "x"})
+        run.log_dataset("voc", "d2", "probing")
+        run.log_text("a = 1", "config.py")
+    data, artifacts = stored(run).data, tracker.client.list_artifacts(run.id)
+    assert (data.metrics, data.params) == ({"train/loss": 2.0}, {"lr": "0.1"})
+    assert data.tags["task"] == "x" and stored(run).inputs.dataset_inputs
+    assert [file.path for file in artifacts] == ["config.py"]
+    assert sorted(refused) == ["log_artifact", "log_batch", "log_batch", "log_batch", "log_inputs"]
+
+
+def test_a_store_that_fails_is_a_users_error_and_hides_no_other(tracker, monkeypatch):
+    for name in ("log_batch", "set_tag", "set_terminated"):
+        monkeypatch.setattr(tracker.client._client, name, refuse)
+    with pytest.raises(TrackingError, match="connection refused"), tracker.run("r") as run:
+        run.log_metrics({"train/loss": 2.0})
+    with pytest.raises(KeyboardInterrupt), tracker.run("r"):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+def test_a_slow_server_blocks_nothing_and_gets_all_in_order(tracker, monkeypatch, error):
+    log_batch, steps, answer = tracker.client._client.log_batch, [], threading.Event()
+
+    def slowly(run_id, metrics=(), **rest):
+        assert answer.wait(60)
+        steps.extend(metric.step for metric in metrics)
+        return log_batch(run_id, metrics=metrics, **rest)
+
+    monkeypatch.setattr(tracker.client._client, "log_batch", slowly)
+    with contextlib.suppress(ZeroDivisionError), tracker.run("r") as run:
+        for step in range(2200):  # four full batches, and a part
+            run.log_metrics({"train/loss": 1.0}, step)
+        assert not steps
+        answer.set()
+        if error:
+            raise error
+    assert steps == list(range(2200))
+    assert stored(run).info.status == ("FAILED" if error else "FINISHED")
+
+
+def test_a_process_forked_while_artifacts_are_written_can_use_temporary_files(uri, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)  # as in a process that has used none
+    monkeypatch.setattr(tempfile, "_name_sequence", None)
+    Tracker("own", uri)
+    monkeypatch.setattr(tempfile, "_once_lock", None)  # taking it fails
+    tempfile.TemporaryDirectory().cleanup()
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("t2i_R@10", "t2i_R_at_10"), ("lr_1e+06", "lr_1e06"), ("a:layers=50%", "a:layers-50pct")],
+)
+def test_names_that_mlflow_accepts(name, key):
+    assert metric_key(name) == key and metric_name(key, [name]) == name
+    assert metric_name("t2i_R_at_10") == "t2i_R@10"
+
+
+def test_own_tags_have_a_prefix_in_mlflow(tracker):
+    with (
+        tracker.run("parent", tags={"backbone": "x", "metrics.main": "a/b"}) as parent,
+        tracker.run("child", parent=parent),
+    ):
+        pass
+    for run in tracker.client._client.search_runs([tracker.experiment_id]):
+        own = {name for name in run.data.tags if not name.startswith("mlflow.")}
+        assert own and all(name.startswith("cliptex.") for name in own)
+        assert {"mlflow.user", "mlflow.source.name", "mlflow.runName"} <= set(run.data.tags)
+        assert run.data.tags.get("cliptex.git.commit", "") == git_commit()
+    (match,) = tracker.search("tags.backbone = 'x' and tags.`metrics.main` != ''")
+    assert match.run_id == parent.id and match.tags["backbone"] == "x"
+
+
+def test_system_metrics_are_logged_but_not_read(tracker, monkeypatch):
+    class Monitor(SystemMetricsMonitor):
+        """Has a sample at once."""
+
+        def start(self):
+            self.publish_metrics({"cpu_utilization_percentage": 1.0})
+
+    module = "mlflow.system_metrics.system_metrics_monitor"
+    monkeypatch.setattr(f"{module}.SystemMetricsMonitor", Monitor)
+    with tracker.run("r", monitored=True) as run:
+        run.log_metrics({"mAP_at_50": 3.0, "val/i2t_R@1": 2.0})
+    assert any(name.startswith("system/") for name in stored(run).data.metrics)
+    (read,) = Store(tracker.uri).runs([tracker.experiment])
+    assert read.metrics == {"mAP_at_50": 3.0, "val/i2t_R@1": 2.0}
