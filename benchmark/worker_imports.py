@@ -14,8 +14,6 @@ for name in (
     "mlflow.tracking",
     "benchmark.cell",
     "benchmark.stages",
-    "benchmark.stages",
-    "benchmark.stages",
     "probes.dense.probe",
     "probes.detection.probe",
     "probes.train.loop",

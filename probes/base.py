@@ -421,8 +421,8 @@ class FeatureProbe(Probe):
     """A probe on frozen features, without MMEngine's Runner; see ``Probe``.
 
     Attributes:
-        module: has ``run(context)``. It is imported when the probe runs, so that names are listed
-            without torch.
+        module: has ``run(context)``, or, as ``MODULE:NAME``, a function of another name. It is
+            imported when the probe runs, so that names are listed without torch.
         other_metrics: main metrics of some datasets (``DatasetSpec.extra["main_metric"]``).
     """
 
@@ -454,7 +454,8 @@ class FeatureProbe(Probe):
     def run(self, context: Context) -> TaskResult:
         """Encode what is not cached, train what there is to train, and score ``val``."""
         with context.cost.phase("eval"):
-            result: TaskResult = import_module(self.module).run(context)
+            module, _, function = self.module.partition(":")
+            result: TaskResult = getattr(import_module(module), function or "run")(context)
         return result
 
     def with_main_metric(self, name: str) -> FeatureProbe:

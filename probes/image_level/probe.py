@@ -74,9 +74,9 @@ untrained = partial(FeatureProbe, splits=("val",))
 LINEAR = classification(
     "linear", settings_type=LinearSettings, module=f"{FOLDER}.linear", version=2, reuse="head"
 )
-KNN = classification("knn", settings_type=KnnSettings, module=f"{FOLDER}.knn", reuse="train")
+KNN = classification("knn", settings_type=KnnSettings, module=f"{FOLDER}.neighbours:run_knn", reuse="train")
 FEW_SHOT = classification(
-    "few-shot", settings_type=FewShotSettings, module=f"{FOLDER}.few_shot", reuse="train"
+    "few-shot", settings_type=FewShotSettings, module=f"{FOLDER}.neighbours:run_few_shot", reuse="train"
 )
 ATTENTIVE = classification(
     "attentive", settings_type=AttentiveSettings, module=f"{FOLDER}.attentive", reuse="head"
@@ -86,35 +86,35 @@ CALIBRATION = FeatureProbe(
     "classification",
     LinearSettings,
     {**CALIBRATION_METRICS, **TOP},
-    f"{FOLDER}.calibration",
+    f"{FOLDER}.robustness:run_calibration",
     reuse="head",
     head_of="linear",
 )
 OOD = FeatureProbe(
-    "linear", "unknown-images", LinearSettings, OOD_METRICS, f"{FOLDER}.ood", reuse="head"
+    "linear", "unknown-images", LinearSettings, OOD_METRICS, f"{FOLDER}.robustness:run_ood", reuse="head"
 )
 ZERO_SHOT = classification(
     "zero-shot",
     settings_type=ZeroShotSettings,
-    module=f"{FOLDER}.zero_shot",
+    module=f"{FOLDER}.text:run_zero_shot",
     splits=("val",),
     needs_text=True,
 )
 ASSOCIATION = untrained(
-    "zero-shot", "association", EncodeSettings, JACCARD, f"{FOLDER}.association", needs_text=True
+    "zero-shot", "association", EncodeSettings, JACCARD, f"{FOLDER}.text:run_association", needs_text=True
 )
 RETRIEVAL = untrained(
     "retrieval",
     "image-text",
     RetrievalSettings,
     RECALLS,
-    f"{FOLDER}.retrieval",
+    f"{FOLDER}.text:run_retrieval",
     needs_text=True,
     version=2,
     other_metrics={"mean_R@1": Metric(label="mean R@1")},
 )
 KEYPOINTS = untrained(
-    "keypoints", "correspondence", CorrespondenceSettings, PCK, f"{FOLDER}.correspondence"
+    "keypoints", "correspondence", CorrespondenceSettings, PCK, "probes.matching.keypoints"
 )
 for _probe in (
     LINEAR,

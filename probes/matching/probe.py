@@ -20,7 +20,6 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
-import probes.matching.probe  # noqa: F401  registers the metrics
 from cliptex_common.metrics import Arrays, mean_of_images
 from cliptex_common.settings import Axis, settings_dataclass
 from probes.base import FeatureProbe, KeypointLayers
