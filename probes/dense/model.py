@@ -35,6 +35,8 @@ class DenseModel(EncoderDecoder):
         **kwargs: of mmseg's ``EncoderDecoder``.
     """
 
+    out_channels: int
+
     def __init__(self, loss_images: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.loss_images = loss_images

@@ -242,9 +242,9 @@ def evaluate_patches(
         hungarian: see ``Segmentation``.
     """
     data = context.data
-    metric = TaskScores("segmentation", ignore_index=data.spec.ignore_index, hungarian=hungarian)
     names = [*data.classes, *(["void"] if has_void_class(context.settings) else [])]
-    metric.dataset_meta = {"classes": names}
+    options = {"ignore_index": data.spec.ignore_index, "hungarian": hungarian}
+    metric = TaskScores("segmentation", classes=names, **options)
     gallery = set(spread_indices(len(images), GALLERY_IMAGES))
     scores: dict[int, dict[str, Any]] = {}
     pictures: dict[int, Predicted] = {}
@@ -257,7 +257,7 @@ def evaluate_patches(
             context.progress.start(f"segmenting {data.spec.name}", len(images))
         labels = images.labels(patches)
         info = images.dataset.get_data_info(patches.index)
-        areas = metric.score(prediction[None], labels[None])
+        areas = metric.task.score(prediction[None], labels[None])
         scores[patches.index] = {"image": info["image"], **areas}
         if patches.index in gallery:
             photo = mmcv.imread(info["img_path"], "color_ignore_orientation")[..., ::-1]
