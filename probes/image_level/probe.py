@@ -74,9 +74,14 @@ untrained = partial(FeatureProbe, splits=("val",))
 LINEAR = classification(
     "linear", settings_type=LinearSettings, module=f"{FOLDER}.linear", version=2, reuse="head"
 )
-KNN = classification("knn", settings_type=KnnSettings, module=f"{FOLDER}.neighbours:run_knn", reuse="train")
+KNN = classification(
+    "knn", settings_type=KnnSettings, module=f"{FOLDER}.neighbours:run_knn", reuse="train"
+)
 FEW_SHOT = classification(
-    "few-shot", settings_type=FewShotSettings, module=f"{FOLDER}.neighbours:run_few_shot", reuse="train"
+    "few-shot",
+    settings_type=FewShotSettings,
+    module=f"{FOLDER}.neighbours:run_few_shot",
+    reuse="train",
 )
 ATTENTIVE = classification(
     "attentive", settings_type=AttentiveSettings, module=f"{FOLDER}.attentive", reuse="head"
@@ -91,7 +96,12 @@ CALIBRATION = FeatureProbe(
     head_of="linear",
 )
 OOD = FeatureProbe(
-    "linear", "unknown-images", LinearSettings, OOD_METRICS, f"{FOLDER}.robustness:run_ood", reuse="head"
+    "linear",
+    "unknown-images",
+    LinearSettings,
+    OOD_METRICS,
+    f"{FOLDER}.robustness:run_ood",
+    reuse="head",
 )
 ZERO_SHOT = classification(
     "zero-shot",
@@ -101,7 +111,12 @@ ZERO_SHOT = classification(
     needs_text=True,
 )
 ASSOCIATION = untrained(
-    "zero-shot", "association", EncodeSettings, JACCARD, f"{FOLDER}.text:run_association", needs_text=True
+    "zero-shot",
+    "association",
+    EncodeSettings,
+    JACCARD,
+    f"{FOLDER}.text:run_association",
+    needs_text=True,
 )
 RETRIEVAL = untrained(
     "retrieval",

@@ -35,17 +35,6 @@ def test_the_page_links_each_formula_to_its_function():
     assert {f"{losses.__name__}.{name}" for name in formulas} <= links
 
 
-@pytest.mark.parametrize("old", backbones.MOVED)
-def test_documented_paths_of_earlier_plugins_stay(old):
-    names = {"backbones.base": "Backbone", "backbones.adapters.hf_hub": "hub_file"}
-    name = names.get(
-        old, {"base": "Summed", "shapes": "ScalarMap"}.get(old.split(".")[-1], "Recipe")
-    )
-    scope: dict = {}
-    exec(f"from {old} import {name}", scope)
-    assert scope[name] is getattr(resolve_name(backbones.MOVED[old]), name)
-
-
 def test_a_lambda_follows_its_schedule(pairs, tmp_path):
     recipe = CLIPTEX.changed({"schedules": "seg:rise,depth:fall"})
     total, terms = weighted_losses(recipe, {"clip": 2.0, "seg": 3.0, "depth": 4.0}, 0.25)
