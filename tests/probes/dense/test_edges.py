@@ -24,7 +24,7 @@ from tests.probes import tiny_coco
 
 pytestmark = pytest.mark.integration
 
-PLUGIN = Path(__file__).parents[4] / "docs/examples/edge_task.py"
+PLUGIN = Path(__file__).parents[3] / "docs/examples/edge_task.py"
 
 
 @pytest.fixture
