@@ -152,7 +152,7 @@ class Depth(DenseTask):
     def from_average(self, values: Tensor) -> Tensor:
         return values if self.bins else values.logit(eps=1e-6)
 
-    def decode(self, output: Tensor) -> Tensor:
+    def decode_output(self, output: Tensor) -> Tensor:
         """(N, 1, H, W) outputs as read → (N, 1, H, W) metres."""
         if self.bins:
             return output
@@ -175,7 +175,7 @@ class Depth(DenseTask):
         ``d = log(prediction) - log(target)`` over its valid pixels (Eigen, Puhrsch, Fergus 2014,
         eq. 4, under a root as in BTS and AdaBins); ``silog_lambda`` 0 is the plain log RMSE, 1
         ignores the scale of the image, and the paper's 0.5 is in between."""
-        difference = self.decode(output).log() - target.where(valid, 1.0).log()
+        difference = self.decode_output(output).log() - target.where(valid, 1.0).log()
         difference = difference.where(valid, 0.0)
         count = valid.sum(dim=(1, 2, 3))
         mean = difference.sum(dim=(1, 2, 3)) / count.clamp(min=1)

@@ -136,7 +136,7 @@ class TaskObjective(nn.Module):
 
     def decode(self, output: Tensor) -> Tensor:
         """See ``DenseTask``."""
-        return self.task.decode(output)
+        return self.task.decode_output(output)
 
     def at_own_scale(self, prediction: Tensor, scale: tuple[float, float]) -> Tensor:
         """A prediction (channels, H, W) of an image that was resized by factors of width and height

@@ -129,7 +129,7 @@ class Normals(DenseTask):
         good the features are."""
         return (0.0, 0.0, 1.0, 0.0)[: 4 if self.uncertainty else 3]
 
-    def decode(self, output: Tensor) -> Tensor:
+    def decode_output(self, output: Tensor) -> Tensor:
         """(N, 3 or 4, H, W) outputs → (N, 3, H, W) unit vectors (x right, y up, z towards the
         camera for our datasets)."""
         import torch.nn.functional as F

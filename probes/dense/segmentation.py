@@ -111,7 +111,7 @@ class Segmentation(DenseTask):
     def to_average(self, output: Tensor) -> Tensor:
         return output.softmax(dim=1)
 
-    def decode(self, output: Tensor) -> Tensor:
+    def decode_output(self, output: Tensor) -> Tensor:
         """(N, classes, H, W) logits → (N, 1, H, W) int64 class indices."""
         return output.argmax(dim=1, keepdim=True)
 

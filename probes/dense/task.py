@@ -208,7 +208,7 @@ class DenseTask:
         """A head's output → predictions of the shape of ``loss``'s target."""
         return self.activate(output)
 
-    def decode(self, output: Tensor) -> Tensor:
+    def decode_output(self, output: Tensor) -> Tensor:
         """Outputs as read, float32 → predictions, (N, channels of the ground truth, H, W)."""
         prediction = self.predict(output)
         return prediction[:, None] if prediction.ndim == 3 else prediction
