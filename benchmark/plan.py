@@ -27,7 +27,7 @@ from cliptex_common.files import content_key
 from probes.base import NotApplicable, Probe
 from probes.datasets.base import PreparedDataset, Split, UnfitCopy
 from probes.datasets.check import DatasetNotFound, find_folder, prepare
-from probes.features.store import chosen_limit
+from probes.features.files import chosen_limit
 from probes.protocols.base import check_required
 
 

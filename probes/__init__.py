@@ -8,9 +8,4 @@ from probes.mmlab import MaskHeadFinder, OperatorFinder
 # before anything imports mmcv's operators, or mmseg
 sys.meta_path.append(OperatorFinder())
 sys.meta_path.insert(0, MaskHeadFinder())
-keep_importable(
-    {
-        "probes.dense.tasks.base": "probes.dense.task",
-        "probes.image_level.classification": "probes.image_level.metrics",
-    }
-)
+keep_importable({"probes.dense.tasks.base": "probes.dense.task"})

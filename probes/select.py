@@ -17,7 +17,7 @@ from torch import Tensor
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from probes.base import Context, RunLog
-from probes.features.store import content_hashes
+from probes.features.files import content_hashes
 
 T = TypeVar("T")
 SHARE = 0.1

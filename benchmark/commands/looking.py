@@ -473,7 +473,7 @@ class ShowFeatures(ConfigOptions, PluginOptions):
         from probes.base import EncodeContext
         from probes.diagnostics import PICTURED_IMAGES as IMAGES
         from probes.diagnostics import feature_pictures
-        from probes.features.store import IMAGES as SUFFIXES
+        from probes.features.files import IMAGES as SUFFIXES
         from reports.pages import write
         from reports.pictures import make_feature_pictures
         from reports.report import Report

@@ -26,12 +26,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
-from webdataset import TarWriter
 
 from benchmark.executor import Executor, exclusive_async
 from benchmark.mini.solids import (
@@ -50,6 +49,9 @@ from cliptex_common.images import palette
 from probes.datasets import classification, depth, detection, pairs, segmentation
 from probes.datasets.base import DatasetSpec
 from probes.registry import register_dataset
+
+if TYPE_CHECKING:
+    from webdataset import TarWriter
 
 OTHER_NAMES = (
     "bookcase",
@@ -340,6 +342,8 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
 
 def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> None:
     """Render some chunks of the world at ``root``; a resumable unit of work."""
+    from webdataset import TarWriter  # imports torch
+
     progress = reporter()
     progress.start("rendering the mini world", sum(chunk.stop - chunk.start for chunk in chunks))
     for chunk in chunks:

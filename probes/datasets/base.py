@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
-from probes.features.store import content_hashes
+from probes.features.files import content_hashes
 
 Split = Literal["train", "val"]
 Lister = Callable[[Path, Split], list["Sample"]]

@@ -49,7 +49,7 @@ from probes.datasets import layouts
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split, Unreadable
 from probes.datasets.layouts import require_file
 from probes.dense.tasks import DENSE_TASKS
-from probes.features.store import HashedFile, content_hashes, read_and_hash, state_of, store_hashes
+from probes.features.files import HashedFile, content_hashes, read_and_hash, state_of, store_hashes
 from probes.registry import DATASETS, PROBES
 
 
@@ -597,7 +597,7 @@ def survey(
     only: Container[str] | None = None,
     splits: Sequence[Split] = SPLITS,
 ) -> list[DatasetState]:
-    """One row for each registered dataset (of those in ``only``), by names and counts of
+    """One row for each registered dataset (of those in ``only``) in order, by names and counts of
     ``splits``; with every sample decoded if ``full``. Generated datasets are left out unless they
     are in ``data_dirs``.
 
@@ -605,7 +605,7 @@ def survey(
         UserError: a folder in ``data_dirs`` does not exist, or belongs to no dataset.
     """
     rows = []
-    for spec in DATASETS.load_entry_points().values():
+    for _, spec in sorted(DATASETS.load_entry_points().items()):
         if only is not None and spec.name not in only:
             continue
         if spec.is_generated and spec.name not in data_dirs:

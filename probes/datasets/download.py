@@ -46,7 +46,7 @@ from PIL import Image
 from cliptex_common.errors import DISK_FULL, UserError, first_line, suggest
 from cliptex_common.files import lock_path, locked, sha256_file
 from cliptex_common.progress import Progress
-from probes.features.store import free_bytes
+from probes.features.files import free_bytes
 from probes.registry import DATASETS
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Lister, Sample, Split
 from probes.datasets.layouts import read_annotations, read_lines, require_file, require_folder
 from probes.datasets.shifts import as_shift
-from probes.features.store import IMAGES, members, read_bytes
+from probes.features.files import IMAGES, members, read_bytes
 from probes.registry import DATASETS, register_dataset
 
 FOLDERS: Mapping[Split, str] = {"train": "train", "val": "test"}

@@ -23,7 +23,8 @@ from probes.base import EncodeContext, Progress
 from probes.dense.settings import bounds_read
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.transforms import ReadArea, ShortSide, channels_first, dense_sample, image_only
-from probes.features.store import DTYPES, Builder, CacheKey, content_hashes
+from probes.features.files import content_hashes
+from probes.features.store import DTYPES, Builder, CacheKey
 from probes.features.views import (
     Crop,
     FeatureDataset,

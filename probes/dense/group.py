@@ -30,7 +30,7 @@ from probes.dense.metrics import METRICS as EVALUATORS
 from probes.dense.metrics import TaskScores
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.transforms import image_only
-from probes.features.store import content_hashes
+from probes.features.files import content_hashes
 from probes.pictures import GALLERY_IMAGES, write_gallery
 from probes.select import Candidate, held_out_by_content, log_scores, select_candidate
 from probes.train.loop import HeadTrainer, config_text, train_together

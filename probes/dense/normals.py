@@ -151,9 +151,9 @@ class Normals(DenseTask):
         cosine = (vector * target).sum(dim=1) * vector.square().sum(dim=1).clamp(min=1e-8).rsqrt()
         loss = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
         if self.uncertainty:
-            from backbones.cliptex.tasks import angmf
+            from backbones.cliptex.losses import angmf_nll_of_angle, concentration
 
-            loss = angmf.nll_of_angle(loss, angmf.concentration(output[:, 3]))
+            loss = angmf_nll_of_angle(loss, concentration(output[:, 3]))
         return loss.where(valid, 0.0).sum() / valid.sum().clamp(min=1)
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:

@@ -40,17 +40,15 @@ from cliptex_common.files import content_key, derive_seed
 from cliptex_common.images import image_size
 from cliptex_common.progress import Progress, Silent
 from probes.base import EncodeContext
+from probes.features.files import CacheFull, content_hash, content_hashes
 from probes.features.store import (
     DTYPES,
     Builder,
-    CacheFull,
     CacheKey,
     FeatureStore,
     Metadata,
     all_finite,
     as_dtype,
-    content_hash,
-    content_hashes,
     get_or_build,
 )
 from probes.train.sampling import isolated_rng

@@ -22,9 +22,9 @@ from backbones.backbone import Backbone
 from cliptex_common.errors import report_malformed
 from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult
+from probes.image_level.classification import score, targets, top1
 from probes.image_level.encode import Encode, ImageViews, autocast, encoding_of, input_size
 from probes.image_level.linear import pair_name, train_heads
-from probes.image_level.metrics import score, targets, top1
 from probes.image_level.settings import AttentiveSettings
 from probes.select import Candidate, log_scores, select_candidate
 

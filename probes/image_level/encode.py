@@ -33,7 +33,8 @@ from cliptex_common.images import open_image, to_rgb
 from cliptex_common.settings import Precision
 from probes.base import Context, EncodeContext, requested_map
 from probes.datasets.base import Split
-from probes.features.store import CacheFull, CacheKey, content_hashes, image_source
+from probes.features.files import CacheFull, content_hashes, image_source
+from probes.features.store import CacheKey
 from probes.features.views import Encoded, Views
 from probes.image_level.settings import EncodeSettings, Encoding
 

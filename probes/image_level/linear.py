@@ -43,6 +43,13 @@ from cliptex_common.files import content_key, derive_seed
 from cliptex_common.progress import Pace
 from probes.base import Context, Head, TaskResult
 from probes.diagnostics import log_label_free
+from probes.image_level.classification import (
+    fit_temperature,
+    on_device_if_small,
+    ranks,
+    score,
+    targets,
+)
 from probes.image_level.encode import (
     Encode,
     ImageViews,
@@ -51,7 +58,6 @@ from probes.image_level.encode import (
     input_size,
     layer_columns,
 )
-from probes.image_level.metrics import fit_temperature, on_device_if_small, ranks, score, targets
 from probes.image_level.settings import LinearSettings
 from probes.select import Candidate, log_scores, select_candidate, stratified_split
 from probes.training_state import load_state, save_state

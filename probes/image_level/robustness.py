@@ -25,16 +25,10 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import read_value
 from probes.base import Context, TaskResult
 from probes.features.search import nearest_neighbours
+from probes.image_level.classification import best_targets, on_device_if_small, own_classes, score
 from probes.image_level.encode import encode_split
 from probes.image_level.linear import stored_logits
-from probes.image_level.metrics import (
-    KNOWN,
-    best_targets,
-    detection_of_unknown,
-    on_device_if_small,
-    own_classes,
-    score,
-)
+from probes.image_level.metrics import KNOWN, detection_of_unknown
 
 
 def run_calibration(context: Context) -> TaskResult:

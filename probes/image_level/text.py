@@ -37,8 +37,9 @@ from torch.nn.utils.rnn import pad_sequence
 from cliptex_common.errors import UserError, suggest
 from probes.base import Context, TaskResult
 from probes.datasets.base import DatasetSpec
+from probes.image_level.classification import score
 from probes.image_level.encode import encode_split, encode_texts
-from probes.image_level.metrics import association, retrieval, score
+from probes.image_level.metrics import association, retrieval
 from probes.image_level.settings import RetrievalSettings
 
 

@@ -19,7 +19,6 @@ PATHS = {
     "benchmark.suites.paper": "ENCODER",
     "benchmark.suites.registry": "register_suite",
     "probes.dense.tasks.base": "DenseTask",
-    "probes.image_level.classification": "score",
     "reports.metrics": "Metric",
 }
 

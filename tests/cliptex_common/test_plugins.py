@@ -70,6 +70,7 @@ def test_a_plugin_that_never_ends_is_interrupted(write, monkeypatch):
     message = rf"mine.py:2: it has not ended after 0.1 s; .* {registry.TIMEOUT}"
     with pytest.raises(UserError, match=message):
         registry.load(write("x = 1\nwhile x: x = 1"))
+    monkeypatch.delenv(registry.TIMEOUT)
     registry.load(write(f"{REGISTER}'mine', 'a')"))
     assert ENTRIES["mine"] == "a"
 

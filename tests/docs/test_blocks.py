@@ -252,7 +252,7 @@ def described():
         return describe_backbone({"name": name, "weights": None, "seed": 0})
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("probing.data", "workflows.dry_run"):
+        for module in ("plan", "run"):
             patch.setattr(
                 f"benchmark.{module}.describe_backbone",
                 lambda arguments: describe(arguments["name"]),

@@ -55,8 +55,8 @@ def suite(protocol: str) -> dict[str, Any]:
     """The fields of a protocol, by this suite."""
     import backbones
     from backbones.backbone import resizing
+    from probes.image_level.classification import top1
     from probes.image_level.encode import encoder
-    from probes.image_level.metrics import top1
     from probes.image_level.neighbours import votes
     from probes.protocols.base import find_preset
     from probes.registry import find_task

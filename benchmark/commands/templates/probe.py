@@ -8,8 +8,8 @@ from torch.nn.functional import normalize, one_hot
 
 from cliptex_common.settings import settings_dataclass
 from probes.base import Context, FeatureProbe, Metric, TaskResult
+from probes.image_level.classification import score, targets
 from probes.image_level.encode import encode_split
-from probes.image_level.metrics import score, targets
 from probes.image_level.settings import EncodeSettings
 from probes.registry import register_probe
 

@@ -23,7 +23,7 @@ from torchvision.transforms import (
 from torchvision.transforms.functional import resized_crop, to_tensor
 
 from cliptex_common.files import derive_seed
-from probes.features.store import content_hash
+from probes.features.files import content_hash
 from probes.train.sampling import isolated_rng
 
 AREA, ASPECT = (0.5, 2.0), (3 / 4, 4 / 3)  # of a crop: share of the image's area, width / height

@@ -21,7 +21,7 @@ from probes.dense.patches.images import PatchImages, in_groups
 from probes.dense.patches.pixels import Patches, class_shares, pixel_labels
 from probes.dense.patches.settings import has_void_class
 from probes.dense.segmentation import segmentation_scores
-from probes.image_level.metrics import on_device_if_small
+from probes.image_level.classification import on_device_if_small
 from probes.select import held_out_by_content
 
 ROWS = 2**16  # of the memory at once

@@ -16,7 +16,7 @@ CPU, XPU = torch.device("cpu"), torch.device("xpu")
 
 def test_auto_is_the_accelerator_of_the_machine(monkeypatch):
     monkeypatch.delenv(GPUS, raising=False)
-    monkeypatch.setattr(executor_options, "current_device", lambda: XPU)
+    monkeypatch.setattr("cliptex_common.device.current_device", lambda: XPU)
     assert (
         executor_options.choose_device("auto") == XPU
         and executor_options.choose_device("cpu") == CPU
@@ -27,13 +27,13 @@ def test_auto_is_the_accelerator_of_the_machine(monkeypatch):
 
 def test_a_unit_without_a_gpu_computes_on_the_cpu(monkeypatch):
     """Also where no variable can hide accelerators."""
-    monkeypatch.setattr(executor_options, "current_device", lambda: XPU)
+    monkeypatch.setattr("cliptex_common.device.current_device", lambda: XPU)
     monkeypatch.setenv(GPUS, "0")
     assert executor_options.choose_device("auto") == CPU
 
 
 def test_a_unit_with_a_gpu_that_torch_does_not_find_is_an_error(monkeypatch):
-    monkeypatch.setattr(executor_options, "current_device", lambda: CPU)
+    monkeypatch.setattr("cliptex_common.device.current_device", lambda: CPU)
     monkeypatch.setenv(GPUS, "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES=3.*finds none"):

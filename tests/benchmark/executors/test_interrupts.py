@@ -24,7 +24,7 @@ complete = True
 """
 IMPORTS = """
 import sys, time
-from benchmark.executor import interrupts
+from benchmark import unit as interrupts
 interrupts.handle_signals()
 try:
     import swallows
@@ -46,7 +46,7 @@ entry()
 
 ASYNC = """
 import asyncio, os, signal
-from benchmark.executor import interrupts
+from benchmark import unit as interrupts
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 interrupts.handle_signals()
 async def stop():

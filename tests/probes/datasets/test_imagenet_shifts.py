@@ -16,8 +16,8 @@ from probes.datasets import classification
 from probes.datasets.base import UnfitCopy
 from probes.datasets.check import prepare
 from probes.datasets.shifts import SHIFTS
+from probes.image_level.classification import own_classes, score
 from probes.image_level.encode import encode_split
-from probes.image_level.metrics import own_classes, score
 from probes.image_level.settings import ALEXNET_ERRORS
 from probes.registry import DATASETS, find_task
 from tests.probes.datasets.make import make_wds, save

@@ -14,7 +14,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from cliptex_common.errors import UserError
 from probes.base import Head
 from probes.datasets import classification as imagenet
-from probes.image_level.metrics import KNOWN, classification, detection_of_unknown, fit_temperature
+from probes.image_level.classification import fit_temperature
+from probes.image_level.metrics import KNOWN, classification, detection_of_unknown
 from probes.image_level.robustness import probability_scores
 from probes.registry import find_task
 from tests.probes.datasets.make_shifts import make_imagenet

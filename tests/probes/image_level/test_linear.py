@@ -10,13 +10,13 @@ from torch import nn
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import NonFiniteLoss
+from probes.image_level.classification import ranks
 from probes.image_level.linear import (
     Samples,
     Standardiser,
     train_linear,
     zero_heads,
 )
-from probes.image_level.metrics import ranks
 from probes.image_level.probe import LINEAR
 from probes.image_level.settings import LinearSettings
 from probes.registry import DATASETS

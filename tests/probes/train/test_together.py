@@ -21,7 +21,8 @@ from cliptex_common.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.transforms import LoadGroundTruth
-from probes.features.store import root, stores
+from probes.features.files import stores
+from probes.features.store import root
 from probes.registry import PROBES
 from probes.select import held_out_by_content
 from probes.train.loop import STATE_FILE, train_together

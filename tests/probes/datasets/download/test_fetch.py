@@ -40,10 +40,10 @@ def test_a_killed_download_goes_on(source, tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"
         "from cliptex_common.progress import Silent\n"
-        "from probes.datasets.download import fetch\n"
+        "from probes.datasets.download import download\n"
         "class Slow(Silent):\n"
         "    def advance(self, steps=1): time.sleep(60)\n"
-        f"fetch.download({address!r}, Path({str(file)!r}), Slow())"
+        f"download({address!r}, Path({str(file)!r}), Slow())"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 60
