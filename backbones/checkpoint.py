@@ -97,7 +97,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         UserError: it is missing, truncated or damaged, would have to be unpickled, holds no
-            tensors, or holds NaN or infinite values.
+            tensors, tensors that are not dense, or NaN or infinite values.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,6 +110,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} holds no tensors; --weights takes a state dict (safetensors or torch.save)"
         )
     for name, tensor in checkpoint.state.items():
+        is_dense = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+        is_float8 = tensor.is_floating_point() and tensor.itemsize == 1
+        if not is_dense or tensor.is_complex() or is_float8:
+            raise UserError(
+                f"{path} has {name!r} as {tensor.dtype}, {tensor.layout} on {tensor.device}; save"
+                " dense numbers of 16 bits or more"
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(
                 f"{path} has NaN or infinite values in {name!r}; use weights from before training"
@@ -157,6 +164,12 @@ def fit_state(model: nn.Module, checkpoint: Checkpoint, architecture: str) -> No
         f"{name} is {tuple(fitted[name].shape)}, not {tuple(own[name].shape)}"
         for name in own
         if name in fitted and fitted[name].shape != own[name].shape
+    ]
+    # copying them would cut off what a quantised file has beside them
+    problems += [
+        f"{name} is {fitted[name].dtype}, not {tensor.dtype}"
+        for name, tensor in own.items()
+        if name in fitted and tensor.is_floating_point() > fitted[name].is_floating_point()
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -235,7 +248,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             extra=json.loads(metadata["extra"]),
             sha256=metadata["sha256"],
         )
-    except (KeyError, TypeError, ValueError) as error:  # UserError too
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # UserError too
         raise UserError(
             f"{path} is damaged ({first_line(error)}); copy or download it again"
         ) from error
@@ -275,7 +288,11 @@ def _unwrap(loaded: Any) -> dict[str, Tensor]:
             break
     if not isinstance(loaded, Mapping):
         return {}
-    state = {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+    state = {
+        name: tensor
+        for name, tensor in loaded.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}

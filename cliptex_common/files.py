@@ -37,21 +37,26 @@ def home() -> Path:
     """Where large reusable artifacts are stored: ``$CLIPTEX_HOME``, or ``cliptex`` in the user's
     cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(os.environ.get("CLIPTEX_HOME") or f"{cache}/cliptex")
+    return expand_user(os.environ.get("CLIPTEX_HOME") or f"{cache}/cliptex")
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """``path`` with ``~`` and ``~NAME`` as folders. Raises ``UserError`` if there is no such
+    user."""
     try:
-        return folder.expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{folder}: there is no such user; set CLIPTEX_HOME") from error
+        raise UserError(f"{path}: there is no such user; give another path") from error
 
 
 def json_output_path(path: Path) -> Path:
     """``path``, unless writing JSON there would overwrite a file of another kind.
 
     Raises:
-        UserError: there is a folder, or a file that is not JSON (a picture, settings).
+        UserError: there is a folder or device, or a file that is not JSON (a picture, settings).
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a folder or device; name a file")
     if path.is_file() and path.read_bytes()[:1] not in (b"", b"{", b"["):
         raise UserError(f"{path} exists and is not JSON; name another file")
     return path
@@ -63,14 +68,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
     ``path``. What a killed process left of ``path`` on this machine is removed.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written. Other errors of the block pass
-            unchanged.
+        UserError: the disk is full, the folder cannot be written, or ``path`` is a device, which
+            renaming would remove. Other errors of the block pass unchanged.
     """
     path = Path(path)
     prefix = f".{path.name}.{os.uname().nodename}+"  # no host has a + in its name
     temporary = path.with_name(f"{prefix}{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            check_regular(path)
         for leftover in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
             if not _is_running(int(leftover.stem.rpartition("+")[2])):
                 leftover.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ from typing import Any, TypeVar
 from pydantic import PositiveFloat
 
 from cliptex_common.errors import UserError, error_summary, suggest
-from cliptex_common.files import read_bytes
+from cliptex_common.files import expand_user, read_bytes
 from cliptex_common.settings import read_value
 
 VARIABLE = "CLIPTEX_PLUGINS"  # files, separated as in PATH
@@ -132,7 +132,7 @@ def load_from_environment() -> None:
 
 def _paths_in_environment() -> list[Path]:
     names = os.environ.get(VARIABLE, "").split(os.pathsep)
-    return [Path(name).expanduser().resolve() for name in names if name]
+    return [expand_user(name).resolve() for name in names if name]
 
 
 def load(path: str | Path, source: bytes | None = None) -> None:
@@ -147,7 +147,7 @@ def load(path: str | Path, source: bytes | None = None) -> None:
             seconds (600), registers nothing, or registers a name that
             exists; with its line.
     """
-    path = Path(path).expanduser().resolve()
+    path = expand_user(path).resolve()
     try:
         plugin = Plugin(path, read_bytes(path) if source is None else source)
     except OSError as error:

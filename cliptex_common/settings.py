@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from cliptex_common.errors import UserError, suggest
-from cliptex_common.files import MAX_SEED
+from cliptex_common.files import MAX_SEED, expand_user
 
 T = TypeVar("T")
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -50,7 +50,7 @@ def split_words(values: Any) -> list[str]:
 
 
 def _check_folder(path: Path) -> Path:
-    path = path.expanduser()
+    path = expand_user(path)
     if path.is_file():
         raise ValueError("give a folder, not a file")
     return path

@@ -5,11 +5,13 @@ The predictors that trained heads make with their backbone."""
 from __future__ import annotations
 
 import ast
+import sys
 from abc import ABC, abstractmethod
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ import backbones
 from backbones.backbone import Backbone
 from cliptex_common import registry
 from cliptex_common.device import float32_products, prefers_bf16
-from cliptex_common.errors import UserError, first_line
+from cliptex_common.errors import UserError, first_line, report_malformed
 from cliptex_common.files import sha256_file
 from cliptex_common.secrets import hide_secrets
 from cliptex_common.settings import one_line_errors
@@ -171,7 +173,16 @@ def load_predictor(
             f" trained on {expected[:12]}; give that backbone"
         )
     predictor = _ImageLevelPredictor if "encoding" in metadata else _MMLabPredictor
-    return predictor(head, backbone, torch.device(device))
+    with report_malformed(f"the head of {metadata['task']} is damaged", "name another run's"):
+        return predictor(head, backbone, torch.device(device))
+
+
+def _imported_network(name: str) -> type[torch.nn.Module] | None:
+    """What a ``type`` that is in no registry may name: a class of networks in an imported module.
+    MMEngine would import and call whatever it names, such as ``os.system``."""
+    module, _, own = name.rpartition(".")
+    found = getattr(sys.modules.get(module), own, None)
+    return found if isinstance(found, type) and issubclass(found, torch.nn.Module) else None
 
 
 class _MMLabPredictor(Predictor):
@@ -183,15 +194,18 @@ class _MMLabPredictor(Predictor):
         self.kind, self.scope = metadata["kind"], metadata["scope"]
         registry.load_from_environment()
         for module in metadata["imports"]:
-            try:
-                import_module(module)
-            except ModuleNotFoundError as error:
+            # a file must not choose what is imported: others' modules the user has imported
+            if module not in sys.modules and not module.startswith("probes."):
                 raise UserError(
                     f"the head of {self.task} needs {module}; import it, or name its file in"
                     f" {registry.VARIABLE}"
-                ) from error
+                )
+            import_module(module)
         frozen_backbone.share(metadata["backbone"], backbone)
-        with DefaultScope.overwrite_default_scope(self.scope):
+        with (
+            DefaultScope.overwrite_default_scope(self.scope),
+            patch("mmengine.registry.registry.get_object_from_string", _imported_network),
+        ):
             self.model: Any = MODELS.build(Config({"model": metadata["model"]}).model)
             self.load = Compose(metadata["pipeline"][:1])
             self.prepare = Compose(metadata["pipeline"][1:])

@@ -34,7 +34,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from cliptex_common.errors import UserError, first_line
-from cliptex_common.files import atomic_write, canonical_json, content_key, home
+from cliptex_common.files import atomic_write, canonical_json, content_key, expand_user, home
 from cliptex_common.secrets import hide_secrets, redact
 from reports.per_image import ImageScores, agrees, image_scores, why_unscored
 from reports.records import (
@@ -505,7 +505,7 @@ def find_files(locations: Sequence[str]) -> list[tuple[str, bytes]]:
 
 
 def _find(location: str) -> list[tuple[str, bytes]]:
-    path = Path(location).expanduser()
+    path = expand_user(location)
     if "://" in location:
         return [(PurePosixPath(urlsplit(location).path).stem, _fetch(location))]
     if path.is_dir():

@@ -21,7 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cliptex_common.errors import UserError, first_line
-from cliptex_common.files import lock_path, locked
+from cliptex_common.files import expand_user, lock_path, locked
 from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 from sweeps.space import Space
 
@@ -47,7 +47,7 @@ def storage_url(storage: str | None) -> str:
     remember_secrets(url)
     scheme, _, rest = url.partition("://")
     if scheme == "sqlite":
-        return f"sqlite:///{Path(rest.removeprefix('/')).expanduser().absolute()}"
+        return f"sqlite:///{expand_user(rest.removeprefix('/')).absolute()}"
     return f"postgresql+psycopg://{rest}" if scheme in ("postgres", "postgresql") else url
 
 

@@ -196,6 +196,11 @@ def test_pickles_are_never_run(tmp_path):
         (b"PK\x03\x04", r"w\.pth"),
         ({"epoch": 3}, "holds no tensors"),
         ([torch.ones(2)], "holds no tensors"),
+        ({0: torch.ones(2)}, "holds no tensors"),
+        ({"a": torch.ones(2).to_sparse()}, "has 'a' as torch.float32, torch.sparse_coo"),
+        ({"a": torch.ones(2, device="meta")}, "on meta; save dense numbers"),
+        ({"a": torch.ones(2).to(torch.float8_e4m3fn)}, "has 'a' as torch.float8"),
+        ({"a": torch.ones(2).to(torch.complex64)}, "has 'a' as torch.complex64"),
     ],
 )
 def test_files_without_weights_are_refused(tmp_path, content, message):
@@ -222,6 +227,14 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value, save):
     save(state, tmp_path / "broken")
     with pytest.raises(UserError, match=r"NaN or infinite values in 'norm\.bias'"):
         backbones.create("timm/test_vit", weights=tmp_path / "broken")
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    state = backbones.create("random/timm/test_vit").model_state()
+    state["norm.bias"] = state["norm.bias"].to(torch.int8)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"norm\.bias is torch\.int8, not torch\.float32"):
+        backbones.create("timm/test_vit", weights=tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("kind", ["ours", "safetensors", "torch"])

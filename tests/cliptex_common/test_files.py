@@ -70,11 +70,13 @@ def test_a_full_disk_is_one_line(tmp_path, write):
 
 def test_a_folder_that_cannot_be_created_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
+    os.mkfifo(pipe := tmp_path / "pipe")
     with pytest.raises(UserError, match=r"cannot write .*file/a.txt: (Not a dir|File exists)"):
         write_text(tmp_path / "file" / "a.txt", "x")
-    for path in ("/proc/a/b/c.txt", "/proc/c.txt", f"{tmp_path}/{'c' * 250}"):
+    for path in ("/proc/a/b/c.txt", "/proc/c.txt", f"{tmp_path}/{'c' * 250}", pipe):
         with pytest.raises(UserError, match=f"cannot write {path}"):
             write_text(Path(path), "x")
+    assert pipe.is_fifo(), "a file did not take its place"
 
 
 def test_a_home_of_nobody_is_one_line(monkeypatch):

@@ -161,6 +161,25 @@ def test_a_head_that_does_not_fit_is_one_line(weights):
         LinearHeads.of(Head({**head.tensors, **norm}, {**head.metadata, "columns": (0, 3)}))
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"model": {"type": "os.mkdir", "path": "started"}}, "os.mkdir is not in the"),
+        ({"model": {}, "imports": ["antigravity"]}, "needs antigravity; import it"),
+        ({"encoding": 5}, "is damaged"),
+    ],
+)
+def test_a_head_starts_nothing(tmp_path, monkeypatch, metadata, message):
+    monkeypatch.chdir(tmp_path)
+    backbone = backbones.create("random")
+    metadata = {"imports": [], "scope": "mmseg", "pipeline": [], **metadata}
+    head = {**HEAD, "backbone": {"name": "random"}, "weights.sha256": backbone.weights.sha256}
+    write_head(Head({}, head | metadata), tmp_path / "head.st")
+    with pytest.raises(UserError, match=message):
+        load_predictor(tmp_path / "head.st", backbone)
+    assert not Path("started").exists()
+
+
 def test_other_weights_and_other_files_are_refused(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "depth", train=4, val=1)
     task = context(tmp_path / "work", data, PROBES["depth/linear"].settings_type(**DENSE))
