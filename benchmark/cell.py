@@ -30,7 +30,8 @@ from filelock import Timeout
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from backbones.backbone import Backbone, in_memory_format, versions
+from backbones import Backbone
+from backbones.backbone import in_memory_format, versions
 from backbones.cliptex.cost import count_flops
 from benchmark.executor_options import choose_device
 from benchmark.progress import console, reporter

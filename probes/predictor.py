@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import backbones
-from backbones.backbone import Backbone
+from backbones import Backbone
 from cliptex_common import registry
 from cliptex_common.device import float32_products, prefers_bf16
 from cliptex_common.errors import UserError, first_line, report_malformed

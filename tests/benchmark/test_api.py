@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from backbones.backbone import DataConfig
-from backbones.registry import BACKBONES
+from backbones import BACKBONES, DataConfig
 from benchmark import compare, evaluate
 from cliptex_common.errors import UserError
 from reports.store import Store
