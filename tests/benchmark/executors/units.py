@@ -167,7 +167,7 @@ def append_name(log, name, marker=None):
         until(marker)
 
 
-def until(marker, seconds=60.0):
+def until(marker, seconds=500.0):
     deadline = time.monotonic() + seconds
     while not Path(marker).exists():
         if time.monotonic() > deadline:
