@@ -326,6 +326,8 @@ def _run_options(
     for option in options:
         if option not in allowed:
             raise UserError(f"evaluate has no option {option!r}; {suggest(option, allowed)}")
+    if not isinstance(settings or {}, Mapping):
+        raise UserError(f"settings={settings!r}: give a table of settings")
     load_plugins(as_list(options.get("plugins", ())))
     with one_line_errors():
         return RunOptions(
@@ -344,6 +346,8 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
             raise UserError("name and images are for modules; a registered backbone has its own")
         yield [backbone] if isinstance(backbone, str) else list(backbone)
         return
+    if not callable(getattr(backbone, "state_dict", None)) or isinstance(backbone, type):
+        raise UserError(f"backbone={backbone!r}: give a name, names or a module")
     from backbones.adapters.module import IMAGENET, entry_of
     from backbones.registry import BACKBONES, register
 

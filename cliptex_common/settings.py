@@ -42,6 +42,8 @@ def split_words(values: Any) -> list[str]:
     """``["a, b", "a"]`` or ``"a,b,a"`` → ``["a", "b"]``. Raises ``ValueError`` if values are given
     but no word."""
     values = as_list(values)
+    if not isinstance(values, Iterable):
+        raise ValueError("give names")
     words = [word.strip() for value in values for word in str(value).split(",")]
     words = list(dict.fromkeys(filter(None, words)))
     if values and not words:

@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from cliptex_common.errors import UserError, first_line
+from cliptex_common.errors import UserError, first_line, report_malformed
 from cliptex_common.files import atomic_write, canonical_json, content_key, expand_user, home
 from cliptex_common.secrets import hide_secrets, redact
 from reports.per_image import ImageScores, agrees, image_scores, why_unscored
@@ -507,7 +507,9 @@ def find_files(locations: Sequence[str]) -> list[tuple[str, bytes]]:
 def _find(location: str) -> list[tuple[str, bytes]]:
     path = expand_user(location)
     if "://" in location:
-        return [(PurePosixPath(urlsplit(location).path).stem, _fetch(location))]
+        with report_malformed(f"{location} is no URL", "check it"):
+            stem = PurePosixPath(urlsplit(location).path).stem
+        return [(stem, _fetch(location))]
     if path.is_dir():
         paths = sorted(each for each in path.glob(f"*{SUFFIX}") if each.is_file())
         if not paths:

@@ -16,6 +16,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections import Counter, deque
@@ -48,6 +49,7 @@ from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 from cliptex_common.tables import Contents, cached_table, read_member, tar_identity, walk_tar
 
 MAX_BAD_SHARE = 0.01
+MOST_SHARDS = 1_000_000
 FULL_HASH_BYTES = 1 << 29  # sources up to this size are hashed completely
 
 
@@ -233,6 +235,10 @@ def _list_shards(text: str) -> list[Path | str]:
     """Paths and URLs of the shards that ``text`` names, in order."""
     is_folder = os.path.isdir(text)  # noqa: PTH112 (a pattern may be longer than a file name)
     try:
+        ranges = re.findall(r"\{(\d+)\.\.(\d+)", text)
+        count = math.prod(abs(int(end) - int(start)) + 1 for start, end in ranges)
+        if count > MOST_SHARDS:
+            raise ValueError(f"{count} shards are more than {MOST_SHARDS}")
         patterns = [f"{glob.escape(text)}/*.tar"] if is_folder else expand_urls(text)
     except (ValueError, AssertionError) as error:  # unbalanced braces
         raise UserError(

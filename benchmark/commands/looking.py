@@ -302,6 +302,9 @@ class ExportResults(TrackingOptions, PluginOptions):
 
     def main(self) -> int:
         """Print what was written and what was left out."""
+        one_file = self.format in ("zip", "csv", "parquet")
+        if one_file and self.out and self.out.is_file() and self.out.suffix != f".{self.format}":
+            raise UserError(f"--out {self.out} exists and is no .{self.format}; name another file")
         return self._write_shared() if self.format == "zip" else self._write_numbers()
 
     def _write_numbers(self) -> int:

@@ -329,6 +329,8 @@ class LinearHeads(nn.Module):
             shape = len(mean), len(head.metadata["classes"])
             if weight.shape != shape or bias.shape != shape[1:] or scale.shape != shape[:1]:
                 raise ValueError(f"weights {weight.shape}")
+            if {each.dtype for each in (mean, scale, weight, bias)} != {torch.float32}:
+                raise TypeError(f"weights of {weight.dtype}")
             columns = slice(*head.metadata["columns"])
         heads = cls(Standardiser(mean, scale), [weight], columns)
         heads.biases = nn.ParameterList([bias])

@@ -151,7 +151,11 @@ def test_a_head_that_lies_is_one_line(tmp_path, weight, metadata, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("weights", [{"weight": torch.zeros(4, 2)}, {}], ids=["shape", "missing"])
+@pytest.mark.parametrize(
+    "weights",
+    [{"weight": torch.zeros(4, 2)}, {}, {"weight": torch.zeros(3, 2, dtype=torch.int64)}],
+    ids=["shape", "missing", "integers"],
+)
 def test_a_head_that_does_not_fit_is_one_line(weights):
     head = Head({"bias": torch.zeros(2), **weights}, {**HEAD, "classes": ("b", "c")})
     with pytest.raises(UserError, match=r"(?s)no head of the task: .*weight"):

@@ -110,6 +110,8 @@ def test_malformed_tables(tmp_path, text, message):
         open_pairs(path)
     with pytest.raises(UserError, match=r"no pairs|missing"):
         open_pairs(f"{tmp_path}/{{00000..00005}}.tar")
+    with pytest.raises(UserError, match="100000000000 shards are more than 1000000"):
+        open_pairs("{0..99999999999}.tar")
 
 
 def test_damaged_shards(tmp_path, shards):

@@ -44,6 +44,8 @@ KNN = "run --task imagefolder/knn --backbone random --device cpu --data imagefol
         ("run --data imagefolder=~nobody99/x", "~nobody99/x: there is no such user"),
         ("run --plugin ~nobody99/x.py", "~nobody99/x.py: there is no such user"),
         ("results check ~nobody99/x.zip", "~nobody99/x.zip: there is no such user"),
+        ("results check http://[::1", "http://[::1 is no URL"),
+        ("results export --out file", "--out file exists and is no .zip; name another file"),
         ("run --suite smoke --json pipe", "--json pipe is a folder or device"),
         (f"run --suite smoke --head {LONG}", "File name too long"),
         (f"results check {LONG}", "File name too long"),
