@@ -41,7 +41,7 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
 
 @pytest.mark.parametrize("can", [True, False])
 def test_precision_follows_the_device_and_is_part_of_the_identity(can, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmark.executor_options.prefers_bf16", lambda device: can)
+    monkeypatch.setattr("cliptex_common.device.prefers_bf16", lambda device: can)
     tasks, note = ["nyu-depth/dpt-probe3d"], "precision bf16" if can else "precision fp32"
 
     def planned(**changes):
@@ -81,8 +81,7 @@ def test_a_cpu_computes_in_fp32_whatever_its_flags_promise(monkeypatch):
 def test_precision_is_decided_where_the_device_is(options, precision, monkeypatch):
     """On a machine without a GPU: of a CPU here, of an accelerator of others there."""
     monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("benchmark.executor_options.current_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("benchmark.executor_options.is_available", lambda name: str(name) == "cpu")
+    monkeypatch.setattr("cliptex_common.device.is_available", lambda name: str(name) == "cpu")
     plan = make_plan(RunOptions(suite="paper", tasks=["voc/linear"], **options))
     assert plan.tasks[0].settings.precision == precision
 

@@ -45,7 +45,7 @@ def see_gpus(count, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
     monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("cuda"))
     monkeypatch.setattr("cliptex_common.device.device_count", lambda: count)
-    monkeypatch.setattr("benchmark.executor_options.is_available", lambda name: True)
+    monkeypatch.setattr("cliptex_common.device.is_available", lambda name: True)
 
 
 @pytest.mark.integration
