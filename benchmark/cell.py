@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -35,7 +35,7 @@ from backbones.backbone import in_memory_format, versions
 from backbones.cliptex.cost import count_flops
 from benchmark.executor_options import choose_device
 from benchmark.progress import console, reporter
-from benchmark.tasks import BackboneInfo, PlannedTask, ProbeRequest
+from benchmark.tasks import BackboneInfo, Job, PlannedTask, StoredHeads
 from benchmark.unit import WorkerLost, as_interrupt, keep_last_model
 from cliptex_common.device import (
     device_name,
@@ -68,7 +68,7 @@ from cliptex_common.files import (
 )
 from cliptex_common.progress import Silent
 from cliptex_common.settings import Precision
-from probes.base import Context, GroupedProbe, Head, Probe, Progress, RunLog, TaskResult
+from probes.base import Context, GroupedProbe, Head, Probe, TaskResult
 from probes.datasets.webdataset import register_folders
 from probes.dense.tasks import DENSE_TASKS
 from probes.diagnostics import part_features, task_feature_pictures
@@ -169,52 +169,6 @@ def _fastest(compute: Callable[[], None]) -> float:
 RUN_FILE = "cell.json"  # in a cell's scratch folder: the MLflow run that it was started in
 
 
-@dataclass(frozen=True)
-class CellContext:
-    """What the cells of a unit share.
-
-    Attributes:
-        parent: of their MLflow runs.
-        backbone: frozen, on ``device``.
-        heads: task → the cell whose head it uses.
-    """
-
-    request: ProbeRequest
-    tracker: Tracker
-    parent: Run
-    backbone: Backbone
-    device: torch.device
-    heads: Mapping[str, Cell]
-
-    def of_task(
-        self, task: PlannedTask, work_dir: Path, log: RunLog, progress: Progress
-    ) -> Context:
-        """The context of the task's probe.
-
-        Raises:
-            UserError: the head that it uses cannot be read, or is not the one of its cell.
-        """
-        cell = self.heads.get(task.name)
-        head = load_head(cell.run_id, self.tracker.uri) if cell else None
-        if cell and head and head.sha256 != cell.head:  # a part of the number's identity
-            raise UserError(
-                f"the head of {cell.label} ({cell.run_id}) is not the one that was found before:"
-                f" its sha256 is {head.sha256[:12]}, not {cell.head[:12]}; the file was changed"
-            )
-        return task.context(
-            self.request.dataset(task),
-            self.request.seed,
-            backbone=self.backbone,
-            backbone_config=self.request.backbone.create_arguments,
-            device=self.device,
-            work_dir=work_dir,
-            log=log,
-            progress=progress,
-            num_workers=self.request.num_workers,
-            head=head,
-        )
-
-
 def find_cells(
     tracker: Tracker,
     backbone: BackboneInfo,
@@ -225,7 +179,8 @@ def find_cells(
     """Task → cell, of tasks that are finished; see ``PlannedTask.conditions``. Raises as
     ``cells_of_heads``."""
     heads = cells_of_heads(tracker, backbone, tasks, conditions, seed)
-    return finished_cells(tracker, backbone.cell_keys(conditions, seed, heads), backbone.name)
+    keys = backbone.cell_keys(tasks, conditions, seed, heads)
+    return finished_cells(tracker, keys, backbone.name)
 
 
 def cells_of_heads(
@@ -239,9 +194,12 @@ def cells_of_heads(
     """Task → the finished cell of another task whose head it uses; ``parent_id``: see
     ``finished_cells``. Raises ``UserError`` where none of the stored heads is of this backbone and
     seed."""
-    stored = {task.name: task.heads.cell_of(backbone, seed) for task in tasks if task.heads}
-    trained = {name: each["head"] for name, each in conditions.items() if "head" in each}
-    keys = backbone.cell_keys(trained, seed)
+    stored, keys = {}, {}
+    for task in tasks:
+        if isinstance(task.scored_with, StoredHeads):
+            stored[task.name] = task.scored_with.cell_of(backbone, seed)
+        elif task.uses_head:
+            keys[task.name] = cell_key(backbone.identity, conditions[task.name]["head"], seed)
     return finished_cells(tracker, keys, backbone.name, parent_id) | stored
 
 
@@ -274,9 +232,14 @@ def _remove_scratch(cell: Cell) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
+def run_cells(
+    contexts: Sequence[tuple[PlannedTask, Context]], job: Job, tracker: Tracker
+) -> list[Cell]:
     """Run tasks in one training loop, on the same batches (or a single task), each into a child run
     of the parent. The caller holds the cells' locks.
+
+    Args:
+        contexts: task and what its probe needs, besides its run's log.
 
     ``cost/seconds`` of a cell is an equal share of what the loop took; ``cost/peak_memory_mb`` is
     the loop's. A task that breaks is a failed cell with its reason.
@@ -289,28 +252,30 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
     cells: list[Cell] = []
     started = time.perf_counter()
     with ExitStack() as stack:
-        opened = [stack.enter_context(_open_run(context, task)) for task in tasks]
-        reset_peak(context.device)
-        pairs = [(task.probe, each) for task, (_, each, _) in zip(tasks, opened, strict=True)]
-        results = _run_probes(pairs)
+        opened = []
+        for task, context in contexts:
+            cell, run = stack.enter_context(_open_run(task, context, job, tracker))
+            opened.append((task, replace(context, log=run), cell, run))
+        device = contexts[0][1].device
+        reset_peak(device)
+        results = _run_probes([(task.probe, context) for task, context, _, _ in opened])
         shared_cost = {
-            "seconds": (time.perf_counter() - started) / len(tasks),
-            "peak_memory_mb": peak_mb(context.device),
+            "seconds": (time.perf_counter() - started) / len(opened),
+            "peak_memory_mb": peak_mb(device),
         }
-        for task, (cell, probe_context, run), result in zip(tasks, opened, results, strict=True):
+        for (task, context, cell, run), result in zip(opened, results, strict=True):
             try:
                 if isinstance(result, Exception):
                     raise result
-                costs = {**probe_context.cost.metrics(), **shared_cost}
-                cell = _with_result(cell, task, probe_context, result, costs)
+                costs = {**context.cost.metrics(), **shared_cost}
+                cell = _with_result(cell, task, context, result, costs)
                 if result.head is not None:
-                    conditions = task.conditions(context.request.dataset(task))
-                    head = _log_head(run, result.head, conditions, cell.seed)
+                    head = _log_head(run, result.head, job.conditions[task.name], cell.seed)
                     cell = cell.model_copy(update={"head": head})
-                _log_metrics(cell, run, context.request.model_id)
-                _log_files(task, probe_context, run, result)
-                if task is context.request.tasks[0]:  # once, since the unit shares its images
-                    _log_feature_pictures(probe_context, run)
+                _log_metrics(cell, run, job.model_id)
+                _log_files(task, context, run, result)
+                if task.name == job.tasks[0].name:  # once, since the unit shares its images
+                    _log_feature_pictures(context, run)
             except Exception as error:
                 reason = failure_reason(error)
                 failed = {"status": "failed", "reason": reason, "metrics": {}, "costs": {}}
@@ -366,12 +331,12 @@ def missing_cells(
 
 
 @contextmanager
-def _open_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Context, Run]]:
-    """Start or resume the MLflow run of a cell: the cell without result, its probe's context, and
-    the run."""
-    request, data = context.request, context.request.dataset(task)
-    backbone, conditions = request.backbone, task.conditions(data)
-    head = context.heads[task.name].head if task.name in context.heads else ""
+def _open_run(
+    task: PlannedTask, context: Context, job: Job, tracker: Tracker
+) -> Iterator[tuple[Cell, Run]]:
+    """Start or resume the MLflow run of a cell: the cell without result, and the run."""
+    data, conditions = job.data[task.name], job.conditions[task.name]
+    backbone = job.backbone
     cell = Cell(
         name=task.name,
         backbone=backbone.name,
@@ -380,32 +345,32 @@ def _open_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, C
         dataset=task.spec.name,
         kind=task.spec.kind,
         probe=task.probe.name,
-        seed=request.seed,
-        suite=request.suite,
+        seed=job.seed,
+        suite=job.suite,
         device=device_name(context.device),
         threads=str(torch.get_num_threads()),
         protocol=content_key(conditions),
-        key=cell_key(backbone.identity, conditions, request.seed, head),
-        head=head,
+        key=context.work_dir.name,  # see ``_work_dir``
+        head=context.head.sha256 if context.head else "",
         fingerprint=data.fingerprint,
         partial=data.partial,
         preset=getattr(task.settings, "protocol", "own"),
         differs=task.deviations(data),
         declared=dict(task.probe.metrics),
     )
-    params = {"backbone": backbone.name, "seed": request.seed, **conditions["settings"]}
+    params = {"backbone": backbone.name, "seed": job.seed, **conditions["settings"]}
     if task.train_share < 1:
         params["train_share"] = task.train_share
-    work_dir = _work_dir(cell.key)
+    work_dir = context.work_dir
     work_dir.mkdir(parents=True, exist_ok=True)
     # an interrupted or failed cell continues in its own run, so that its curves are complete
-    started = context.tracker.find_run(read_json_object(work_dir / RUN_FILE).get("run", ""))
+    started = tracker.find_run(read_json_object(work_dir / RUN_FILE).get("run", ""))
     resume = started.run_id if started is not None and not started.is_finished else None
-    with context.tracker.run(
+    with tracker.run(
         task.name,
         tags=cell.to_tags(),
         params=params,
-        parent=context.parent,
+        parent=Run(tracker, job.parent_id, name=job.parent_id),
         resume=resume,
         monitored=True,
     ) as run:
@@ -417,10 +382,9 @@ def _open_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, C
             source=str(data.root.resolve()),
             **{split: len(samples) for split, samples in data.samples.items()},
         )
-        run.log_models(inputs=[request.model_id])
+        run.log_models(inputs=[job.model_id])
         run.log_json(conditions, records.PROTOCOL)
-        cell = cell.model_copy(update={"run_id": run.id})
-        yield cell, context.of_task(task, work_dir, run, reporter()), run
+        yield cell.model_copy(update={"run_id": run.id}), run
 
 
 def _work_dir(key: str) -> Path:
@@ -543,7 +507,7 @@ def describe_backbone(create_arguments: Mapping[str, Any]) -> BackboneInfo:
     return BackboneInfo.of(load_backbone(**create_arguments), create_arguments)
 
 
-def probe_unit(request: ProbeRequest) -> list[Cell]:
+def probe_unit(job: Job) -> list[Cell]:
     """The unit's cells, in the order of its tasks; those that another process has finished
     meanwhile are read back.
 
@@ -551,68 +515,98 @@ def probe_unit(request: ProbeRequest) -> list[Cell]:
         errors that the user can correct (``user_error_message``): a full disk, an unreachable
             store.
     """
-    register_folders(request.data_root)
-    tracker = Tracker(request.experiment)
+    register_folders(job.data_root)
+    job, tracker = job.with_specs(), Tracker(job.experiment)
     # with --force, only what this same unit finished before its worker died
-    parent_id = request.parent_id if request.force else ""
-    backbone, seed, cells = request.backbone, request.seed, dict[str, Cell]()
+    parent_id = job.parent_id if job.force else ""
+    backbone, seed, cells = job.backbone, job.seed, dict[str, Cell]()
     for uses_head in (False, True):  # heads are trained before other tasks use them
-        tasks = [task for task in request.tasks if task.uses_head == uses_head]
-        conditions = {task.name: task.conditions(request.dataset(task)) for task in tasks}
-        heads = cells_of_heads(tracker, backbone, tasks, conditions, seed, parent_id)
-        keys = backbone.cell_keys(conditions, seed, heads)
+        tasks = [task for task in job.tasks if task.uses_head == uses_head]
+        heads = cells_of_heads(tracker, backbone, tasks, job.conditions, seed, parent_id)
+        keys = backbone.cell_keys(tasks, job.conditions, seed, heads)
         reasons = {
-            task.name: f"{task.training_task.name}, whose head it uses, has no result"
+            task.name: f"{task.scored_with.name}, whose head it uses, has no result"
             for task in tasks
-            if task.name not in keys
+            if task.scored_with and task.name not in keys
         }
         cells |= missing_cells(backbone.name, seed, reasons)
         with cell_locks(keys.values()):
             cells |= finished_cells(tracker, keys, backbone.name, parent_id)
-            pending = [task for task in tasks if task.name not in cells]
+            pending = [(task, keys[task.name]) for task in tasks if task.name not in cells]
             if pending:
-                finished = _run_pending(request, pending, tracker, heads)
+                finished = _run_pending(job, pending, tracker, heads)
                 cells |= {cell.task: cell for cell in finished}
-    return [cells[task.name] for task in request.tasks]
+    return [cells[task.name] for task in job.tasks]
 
 
 def _run_pending(
-    request: ProbeRequest,
-    tasks: Sequence[PlannedTask],
+    job: Job,
+    pending: Sequence[tuple[PlannedTask, str]],
     tracker: Tracker,
     heads: Mapping[str, Cell],
 ) -> list[Cell]:
-    device = choose_device(request.device)
-    backbone = load_backbone(**request.backbone.create_arguments).to(device)
-    if content_key(backbone.identity()) != content_key(request.backbone.identity):
+    """The cells of tasks, with their keys, that are not finished; ``heads``: task → the cell whose
+    head it uses."""
+    device = choose_device(job.device)
+    backbone = load_backbone(**job.backbone.create_arguments).to(device)
+    if content_key(backbone.identity()) != content_key(job.backbone.identity):
         raise UserError(
             f"the weights of {backbone.name} have changed since the run began; run the command"
             " again"
         )
-    parent = Run(tracker, request.parent_id, name=request.parent_id)
-    context = CellContext(request, tracker, parent, backbone, device, heads)
+    parent = Run(tracker, job.parent_id, name=job.parent_id)
     cells: list[Cell] = []
     with computing_on(device):
         parent.log_new_metrics(cost_metrics(backbone_costs(backbone, device)))
         parent.flush()
-        for joint_tasks in trained_together(tasks, context):
-            names = " + ".join(task.name for task in joint_tasks)
-            reporter().prefix = f"{backbone.name} · seed {request.seed} · {names} · "
-            cells += run_cells(joint_tasks, context)
+        contexts = [
+            (
+                task,
+                task.context(
+                    job.data[task.name],
+                    job.seed,
+                    backbone=backbone,
+                    backbone_config=job.backbone.create_arguments,
+                    device=device,
+                    work_dir=_work_dir(key),
+                    log=Silent(),
+                    progress=reporter(),
+                    num_workers=job.num_workers,
+                    head=_load_head(heads[task.name], tracker) if task.uses_head else None,
+                ),
+            )
+            for task, key in pending
+        ]
+        for joint in trained_together(contexts):
+            names = " + ".join(task.name for task, _ in joint)
+            reporter().prefix = f"{backbone.name} · seed {job.seed} · {names} · "
+            cells += run_cells(joint, job, tracker)
             reporter().prefix = ""
     return cells
 
 
-def trained_together(tasks: Sequence[PlannedTask], context: CellContext) -> list[list[PlannedTask]]:
+def _load_head(cell: Cell, tracker: Tracker) -> Head:
+    """The head of a cell. Raises ``UserError`` if it cannot be read or is another one."""
+    head = load_head(cell.run_id, tracker.uri)
+    if head.sha256 != cell.head:  # a part of the number's identity
+        raise UserError(
+            f"the head of {cell.label} ({cell.run_id}) is not the one that was found before:"
+            f" its sha256 is {head.sha256[:12]}, not {cell.head[:12]}; the file was changed"
+        )
+    return head
+
+
+def trained_together(
+    contexts: Sequence[tuple[PlannedTask, Context]],
+) -> list[list[tuple[PlannedTask, Context]]]:
     """Split tasks into lists that one training loop can train on the same batches, ordered by the
     first task of each list."""
-    lists: dict[str, list[PlannedTask]] = {}
-    for task in tasks:
+    lists: dict[str, list[tuple[PlannedTask, Context]]] = {}
+    for task, context in contexts:
         key = None
-        if isinstance(task.probe, GroupedProbe) and not task.uses_head:
-            # the key depends on settings and data: no folder, log or progress
-            key = task.probe.group_key(context.of_task(task, Path(), Silent(), Silent()))
-        lists.setdefault(key or task.name, []).append(task)
+        if isinstance(task.probe, GroupedProbe) and context.head is None:
+            key = task.probe.group_key(context)
+        lists.setdefault(key or task.name, []).append((task, context))
     return list(lists.values())
 
 

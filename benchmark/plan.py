@@ -6,11 +6,11 @@ images."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
@@ -19,8 +19,16 @@ from benchmark.executor import Executor
 from benchmark.executor_options import decide_precision
 from benchmark.options import DataOptions, FolderOptions, RunOptions
 from benchmark.progress import reporter
-from benchmark.suites import SUITES, BackboneSource, Suite, find_suite
-from benchmark.tasks import BackboneInfo, PlannedTask, choose_suite, plan_tasks, stored_heads
+from benchmark.suites import SUITES, BackboneSource, Pipeline, Suite, find_suite
+from benchmark.tasks import (
+    BackboneInfo,
+    Job,
+    PlannedTask,
+    choose_suite,
+    plan_tasks,
+    stored_heads,
+    without_specs,
+)
 from cliptex_common import registry
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
@@ -29,27 +37,34 @@ from probes.datasets.base import PreparedDataset, Split, UnfitCopy
 from probes.datasets.check import DatasetNotFound, find_folder, prepare
 from probes.features.files import chosen_limit
 from probes.protocols.base import check_required
+from probes.registry import find_task
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """What a run will do.
+class Plan:
+    """What a run or a sweep does: tasks on their data, and of a run the backbones.
 
     Attributes:
+        options: of the command.
         backbones: their names.
-        overrides: setting, or TASK.SETTING, → value, from ``--set``.
         absent: tasks of the suite that are left out because their data have no folder.
         notes: lines to print first.
+        pipeline: makes the data and weights that are the suite's own, if it has any; see
+            ``with_pipeline``.
+        data: task → its dataset; empty before ``with_data``.
     """
 
-    options: RunOptions
+    options: Any
     suite: Suite
-    backbones: Sequence[str]
-    seeds: Sequence[int]
-    overrides: Mapping[str, str]
     tasks: Sequence[PlannedTask]
+    backbones: Sequence[str] = ()
+    seeds: Sequence[int] = ()
     absent: Sequence[PlannedTask] = ()
     notes: Sequence[str] = ()
+    pipeline: Pipeline | None = None
+    data: Mapping[str, PreparedDataset] = field(default_factory=dict)
 
     @property
     def experiment(self) -> str:
@@ -59,6 +74,95 @@ class RunPlan:
     def rows(self) -> list[tuple[str, int]]:
         """Name and seed of each backbone."""
         return [(name, seed) for seed in self.seeds for name in self.backbones]
+
+    def with_pipeline(self, executor: Executor | None) -> Self:
+        """The plan with the suite's pipeline. ``executor`` makes what does not exist; with None
+        that raises ``NotMade``."""
+        make = self.suite.pipeline
+        return replace(self, pipeline=make(executor, self.experiment) if make else None)
+
+    async def with_data(self, num_workers: int, cached_only: bool = False) -> Self:
+        """The plan with its data, made by the suite and checked. Raises as ``prepare_data``."""
+        if self.pipeline is not None:
+            await self.pipeline.make_data()
+        images = self.suite.images
+        data = prepare_data(
+            self.tasks, self.folders, self.options, num_workers, cached_only, images
+        )
+        return replace(self, data=data)
+
+    @cached_property
+    def folders(self) -> dict[str, Path]:
+        """``find_folders`` of the plan."""
+        created = self.pipeline.data if self.pipeline else NOTHING
+        return find_folders(self.tasks, self.options, created)
+
+    @cached_property
+    def units(self) -> list[list[PlannedTask]]:
+        """``split_into_units`` of the plan; without data a unit for each task."""
+        if not self.data:
+            return [[task] for task in self.tasks]
+        return split_into_units(self.tasks, self.data)
+
+    @cached_property
+    def conditions(self) -> dict[str, dict[str, Any]]:
+        """Task → its ``PlannedTask.conditions``, computed once for all backbones and seeds."""
+        return {task.name: task.conditions(self.data[task.name]) for task in self.tasks}
+
+    def is_trained(self, name: str) -> bool:
+        """Whether the suite trains a backbone; it does not if the user brings weights."""
+        if self.pipeline is None or self.options.weights is not None:
+            return False
+        return self.pipeline.trains(name)
+
+    async def source(self, name: str, seed: int) -> BackboneSource:
+        """How to create a backbone, whose weights are trained first if the suite trains it."""
+        if self.pipeline is not None and self.is_trained(name):
+            return await self.pipeline.weights(name, seed)
+        return self._untrained_source(name, seed)
+
+    def planned_backbone(self, name: str) -> BackboneInfo:
+        """A backbone before any work: of one that the suite trains its architecture, else with the
+        weights of the first seed. Raises ``UserError`` if it cannot be built."""
+        if self.is_trained(name):
+            return replace(self.trained_architecture, name=name)
+        return describe_backbone(self._untrained_source(name, self.seeds[0]).create_arguments)
+
+    @cached_property
+    def trained_architecture(self) -> BackboneInfo:
+        """Of the backbones that the suite trains."""
+        assert self.pipeline is not None
+        return BackboneInfo.of(self.pipeline.architecture(), {})
+
+    def inapplicable_tasks(self, backbone: BackboneInfo) -> dict[str, str]:
+        """Task → why it does not apply to a backbone. Raises as ``check_fit``."""
+        return check_fit(self.tasks, self.folders, backbone)
+
+    def job(self, tasks: Sequence[PlannedTask], experiment: str, **of_row: Any) -> Job:
+        """The unit of work that probes ``tasks``, one of ``units`` or those of it that are not
+        finished.
+
+        Args:
+            experiment: in MLflow.
+            of_row: backbone, model, seed and parent run; see ``Job``.
+        """
+        names = [task.name for task in tasks]
+        return Job(
+            tasks=tuple(tasks),
+            data={name: without_specs(self.data[name]) for name in names},
+            conditions={name: self.conditions[name] for name in names},
+            data_root=self.options.data_root,
+            suite=self.suite.name,
+            experiment=experiment,
+            force=getattr(self.options, "force", False),
+            **of_row,
+        )
+
+    def _untrained_source(self, name: str, seed: int) -> BackboneSource:
+        """How to create a backbone that the suite does not train."""
+        weights = self.options.weights
+        path = None if weights is None else str(weights)
+        return BackboneSource({"name": name, "weights": path, "seed": seed})
 
     def as_config_file(self) -> dict[str, Any]:
         """The options as a ``--config`` file of the same run: absolute paths, nothing about
@@ -71,7 +175,7 @@ class RunPlan:
             "seeds": len(self.seeds),
             "suite": self.suite.name if self.suite.name in SUITES else None,
             "task": list(options.tasks),
-            "set": dict(self.overrides),
+            "set": dict(options.overrides),
             "partial": options.partial,
             "limit": options.limit,
             "data": {name: str(path.absolute()) for name, path in options.data.items()},
@@ -84,7 +188,7 @@ class RunPlan:
         return {key: value for key, value in values.items() if value or key == "seed"}
 
 
-def make_plan(options: RunOptions) -> RunPlan:
+def make_plan(options: RunOptions) -> Plan:
     """The plan of a run.
 
     Raises:
@@ -120,7 +224,7 @@ def make_plan(options: RunOptions) -> RunPlan:
         tasks = [task.with_precision(precision) for task in tasks]
         notes.append(note)
     seeds = range(options.seed, options.seed + options.seeds)
-    return RunPlan(options, suite, names, seeds, options.overrides, tasks, absent, notes)
+    return Plan(options, suite, tasks, names, seeds, absent, notes)
 
 
 def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]:
@@ -152,7 +256,7 @@ def _split_by_folder(
     present, absent, unfit = [], [], {}
     for task in tasks:
         try:
-            for each in task.with_training_task:
+            for each in task.needed_tasks:
                 each.spec.at(find_folder(each.spec, options.data_root, options.data))
             present.append(task)
         except DatasetNotFound:
@@ -174,7 +278,6 @@ def _folders(tasks: Sequence[PlannedTask]) -> str:
     return ", ".join(folders[:6]) + " …" * (len(folders) > 6)
 
 
-NOTHING: Mapping[str, Path] = MappingProxyType({})
 ABSENT = Path("absent")  # folder of the images that stored heads were trained on
 
 
@@ -189,7 +292,7 @@ def find_folders(
     Raises:
         DatasetNotFound: a dataset has no folder.
     """
-    specs = {each.spec.name: each.spec for task in tasks for each in task.with_training_task}
+    specs = {each.spec.name: each.spec for task in tasks for each in task.needed_tasks}
     folders = {name: root for name, root in created.items() if name not in options.data}
     return {
         name: folders.get(name) or find_folder(spec, options.data_root, options.data)
@@ -216,10 +319,10 @@ def prepare_data(
         UserError: a dataset is incomplete or broken, or its copy is not the one that a protocol
             requires.
     """
-    needed = {each.name: each for task in tasks for each in task.with_training_task}.values()
+    needed = {each.name: each for task in tasks for each in task.needed_tasks}.values()
     for task in needed:
-        is_trained = task.training_task == task
-        if is_trained and (protocol := getattr(task.settings, "protocol", "")):
+        trains = task.scored_with is None
+        if trains and (protocol := getattr(task.settings, "protocol", "")):
             check_required(protocol, task.spec.at(folders[task.spec.name]), task.probe)
     # split → images to read, None for all
     limits: dict[Split, int | None] = {"train": images, "val": images}
@@ -240,18 +343,18 @@ def prepare_data(
             )
     data = {}
     for task in tasks:
-        trained = task.training_task
-        data[task.name] = datasets[task.spec.name, task.splits]
-        if trained.spec.name != task.spec.name:
-            if task.heads:
-                trained_on = PreparedDataset(trained.spec, ABSENT, {"train": [], "val": []})
+        dataset, other = datasets[task.spec.name, task.splits], task.scored_with
+        if other and (spec := find_task(other.name)[0]).name != task.spec.name:
+            if isinstance(other, PlannedTask):
+                trained_on = datasets[spec.name, other.splits]
             else:
-                trained_on = datasets[trained.spec.name, trained.splits]
-            data[task.name] = replace(data[task.name], trained_on=trained_on)
-        if task.heads:
-            data[task.name].check_classes(task.heads.classes)
-        elif own := data[task.name].trained_on:
-            data[task.name].check_classes(own.classes)
+                trained_on = PreparedDataset(spec, ABSENT, {"train": [], "val": []})
+            dataset = replace(dataset, trained_on=trained_on)
+        if task.stored_heads:
+            dataset.check_classes(task.stored_heads.classes)
+        elif dataset.trained_on:
+            dataset.check_classes(dataset.trained_on.classes)
+        data[task.name] = dataset
     return data
 
 
@@ -299,69 +402,3 @@ def split_into_units(
             key += f" {task.settings.size}"
         units.setdefault(key, []).append(task)
     return list(units.values())
-
-
-class RunInputs:
-    """The data and backbones of a run.
-
-    Args:
-        executor: makes what does not exist; with None that raises ``NotMade``.
-    """
-
-    def __init__(self, plan: RunPlan, executor: Executor | None) -> None:
-        make = plan.suite.pipeline
-        self.plan = plan
-        self.pipeline = make(executor, plan.experiment) if make else None
-
-    def is_trained(self, name: str) -> bool:
-        """Whether the suite trains a backbone; it does not if the user brings weights."""
-        return (
-            self.pipeline is not None
-            and self.plan.options.weights is None
-            and self.pipeline.trains(name)
-        )
-
-    async def backbone(self, name: str, seed: int) -> BackboneSource:
-        """How to create a backbone, whose weights are trained first if the suite trains it."""
-        if self.pipeline is not None and self.is_trained(name):
-            return await self.pipeline.weights(name, seed)
-        return self._source(name, seed)
-
-    async def data(self, num_workers: int, cached_only: bool = False) -> dict[str, PreparedDataset]:
-        """Task → its dataset, made by the suite and checked. Raises as ``prepare_data``."""
-        plan = self.plan
-        if self.pipeline is not None:
-            await self.pipeline.make_data()
-        return prepare_data(
-            plan.tasks, self.folders, plan.options, num_workers, cached_only, plan.suite.images
-        )
-
-    def planned_backbone(self, name: str) -> BackboneInfo:
-        """A backbone before any work: of one that the suite trains its architecture, else with the
-        weights of the first seed. Raises ``UserError`` if it cannot be built."""
-        if self.is_trained(name):
-            return replace(self._architecture, name=name)
-        source = self._source(name, self.plan.seeds[0])
-        return describe_backbone(source.create_arguments)
-
-    def inapplicable_tasks(self, backbone: BackboneInfo) -> dict[str, str]:
-        """Task → why it does not apply to a backbone. Raises as ``check_fit``."""
-        return check_fit(self.plan.tasks, self.folders, backbone)
-
-    @cached_property
-    def folders(self) -> dict[str, Path]:
-        """``find_folders`` of the plan."""
-        created = self.pipeline.data if self.pipeline else NOTHING
-        return find_folders(self.plan.tasks, self.plan.options, created)
-
-    def _source(self, name: str, seed: int) -> BackboneSource:
-        """How to create a backbone that the suite does not train."""
-        weights = self.plan.options.weights
-        path = None if weights is None else str(weights)
-        return BackboneSource({"name": name, "weights": path, "seed": seed})
-
-    @cached_property
-    def _architecture(self) -> BackboneInfo:
-        """Of the backbones that the suite trains."""
-        assert self.pipeline is not None
-        return BackboneInfo.of(self.pipeline.architecture(), {})

@@ -1,15 +1,12 @@
-"""The parent run in MLflow of one backbone, suite and seed: started or resumed, and its content.
-
-Probing through an executor, as runs and sweeps do it.
-
-The work of ``run``, backbones × tasks × seeds: check the inputs, submit units of work, collect
+"""The work of ``run``, backbones × tasks × seeds: check the inputs, submit units of work, collect
 their cells.
 
 A cell is the result of one backbone, task and seed. A row is the cells of one backbone and seed, in
 one parent run of MLflow; a unit of work is those cells of a row whose tasks are scored on the same
 images.
 
-``run --dry-run`` and ``run --dump-config``: what a run would do. Nothing is created."""
+``run --dry-run`` and ``run --dump-config`` are the same plan and rows without an executor: nothing
+is created."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,18 +37,17 @@ from benchmark.cell import (
 from benchmark.executor import Executor, Priority, make_executor
 from benchmark.executor_options import choose_device
 from benchmark.options import RunOptions
-from benchmark.plan import RunInputs, RunPlan, make_plan, split_into_units
+from benchmark.plan import Plan, make_plan
 from benchmark.progress import Bar, console
 from benchmark.result import RunResult, suite_average
 from benchmark.stages import open_executor_and_tracker, start_executor
 from benchmark.suites import BackboneSource, NotMade
-from benchmark.tasks import BackboneInfo, PlannedTask, ProbeRequest, without_specs
+from benchmark.tasks import BackboneInfo, Job, PlannedTask, unit_title
 from benchmark.unit import drop_last_model
 from cliptex_common import registry
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key, lock_path, locked_async, mark_in_use
 from cliptex_common.progress import Silent
-from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotChecked
 from reports import records
 from reports.environment import environment
@@ -73,139 +69,6 @@ def log_backbone(tracker: Tracker, backbone: BackboneInfo, train_run: str = "") 
     return logged_model(tracker, backbone.name, weights.sha256, backbone.params, tags, train_run)
 
 
-@dataclass(frozen=True)
-class Parent:
-    """The parent run of a backbone and seed.
-
-    Attributes:
-        source: how the backbone is built and what its weights cost.
-        conditions: task → its ``PlannedTask.conditions``.
-        model_id: of the backbone's LoggedModel.
-    """
-
-    tracker: Tracker
-    plan: RunPlan
-    backbone: BackboneInfo
-    source: BackboneSource
-    seed: int
-    conditions: Mapping[str, Mapping[str, Any]]
-    model_id: str
-
-    @cached_property
-    def record(self) -> ParentRun:
-        """The run's record. A run with the same key is resumed; one with ``--limit`` is never the
-        same as one on all images."""
-        plan, backbone = self.plan, self.backbone
-        suite, limit = plan.suite.name, plan.options.limit
-        identity = {
-            "suite": suite,
-            "seed": self.seed,
-            "backbone": backbone.identity,
-            "name": backbone.name,
-            "set": plan.overrides,
-            "limit": limit,
-        }
-        name = f"{backbone.name} · {suite} · seed {self.seed}"
-        return ParentRun(
-            name=f"{name} · only {limit} images" if limit else name,
-            backbone=backbone.name,
-            architecture=backbone.architecture,
-            suite=suite,
-            seed=self.seed,
-            weights=backbone.weights.sha256,
-            weights_source=backbone.weights.source,
-            licence=backbone.weights.licence,
-            run_key=content_key(identity),
-            model=self.model_id,
-            train_run=self.source.run,
-            experts=subsets().get(backbone.name, ()),
-            main_metrics=tuple(f"{task.name}/{task.main_metric}" for task in plan.tasks),
-            protocols={task_tag(task): content_key(c) for task, c in self.conditions.items()},
-            costs=dict(self.source.cost),
-        )
-
-    def find_earlier(self) -> ParentRun | None:
-        """The newest run to resume, or None: one that no process writes, and whose numbers of these
-        tasks were measured under the same conditions (on the same data, for example)."""
-        # a process may have been killed while this one waited for its lock
-        self.tracker.close_stale()
-        protocols = self.record.protocols.items()
-        key = f"tags.`{TAGS['run_key']}` = '{self.record.run_key}'"
-        for run in self.tracker.search(key):
-            if not isinstance(run, ParentRun) or run.status == "still running":
-                continue
-            if all(run.protocols.get(task, value) == value for task, value in protocols):
-                return run
-        return None
-
-    def is_complete(self, earlier: ParentRun, cells: Iterable[Cell]) -> bool:
-        """Whether an earlier run is finished and has all metrics of the cells; a cell may have been
-        computed under another parent, and its metrics may then be missing here."""
-        logged = set(map(metric_key, earlier.metrics))
-        return earlier.is_finished and set(map(metric_key, _metrics(cells))) <= logged
-
-    @contextmanager
-    def open(self, earlier: ParentRun | None, device: str) -> Iterator[Run]:
-        """The run, new or resumed, with all that is known before the first cell; the experiment's
-        saved view gets its tasks."""
-        plan, backbone, record = self.plan, self.backbone, self.record
-        limit = plan.options.limit
-        params = {
-            "backbone": record.backbone,
-            "suite": record.suite,
-            "seed": record.seed,
-            "device": device,
-            **({"limit": limit} if limit else {}),
-            **plan.overrides,
-        }
-        content = {
-            "backbone": {
-                **backbone.identity,
-                "name": backbone.name,
-                "source": record.weights_source,
-                "licence": record.licence,
-                "config": {key: str(value) for key, value in backbone.create_arguments.items()},
-            },
-            "environment": environment(),
-        }
-        resume = earlier.run_id if earlier else None
-        tags = record.to_tags()
-        with self.tracker.run(record.name, tags=tags, params=params, resume=resume) as run:
-            run.log_json(content, records.PARENT)
-            options = yaml.safe_dump(plan.as_config_file(), sort_keys=False, allow_unicode=True)
-            run.log_text(options, records.OPTIONS)
-            for number, (path, source) in enumerate(registry.loaded()):  # names may be equal
-                name = f"plugins/{number}-{Path(path).name}"
-                run.log_text(source.decode(errors="replace"), name)
-            run.log_models(inputs=[self.model_id])
-            run.log_new_metrics(cost_metrics(record.costs))
-            save_view(self.tracker.client, self.tracker.experiment_id)
-            yield run
-
-    def log_cells(self, run: Run, cells: Sequence[Cell]) -> None:
-        """Log the metrics of all cells and the suite's average, if there is one; mark the run
-        FAILED if a cell failed."""
-        run.log_new_metrics(_metrics(cells))
-        reused = {task_tag(cell.task): cell.run_id for cell in cells if cell.status == "cached"}
-        updates: dict[str, Any] = {"reused": reused}
-        average = suite_average(self.plan.suite, cells)
-        if average is not None:
-            run.log_metrics({"average": average})
-            updates["average"] = self.plan.suite.average
-        run.set_tags(self.record.model_copy(update=updates).to_tags())
-        if failed := [cell for cell in cells if cell.status == "failed"]:
-            run.fail("; ".join(f"{cell.task}: {cell.reason}" for cell in failed))
-
-
-def _metrics(cells: Iterable[Cell]) -> dict[str, float]:
-    return {f"{cell.task}/{name}": value for cell in cells for name, value in cell.metrics.items()}
-
-
-def unit_name(backbone: str, seed: int, tasks: Sequence[PlannedTask]) -> str:
-    """The name of the unit that probes ``tasks``."""
-    return f"{backbone} · seed {seed} · {' + '.join(task.name for task in tasks)}"
-
-
 async def ask_for_precision(
     tasks: Sequence[PlannedTask], executor: Executor
 ) -> Sequence[PlannedTask]:
@@ -224,88 +87,281 @@ async def ask_for_precision(
     return [task.with_precision(precision) for task in tasks]
 
 
+async def describe(create_arguments: Mapping[str, Any], executor: Executor | None) -> BackboneInfo:
+    """``describe_backbone`` in a worker, which may probe the backbone next. Without an executor, or
+    with one on other machines, where a job would wait in a queue, in this process.
+
+    Args:
+        create_arguments: keyword arguments of ``backbones.create``.
+    """
+    if executor is None or executor.is_remote:
+        return describe_backbone(create_arguments)
+    return await executor.run(
+        describe_backbone,
+        create_arguments,
+        name=f"load {create_arguments['name']}",
+        kind="backbone",
+        priority=Priority.LOADING,
+    )
+
+
+async def probe(job: Job, executor: Executor, priority: int = Priority.DEFAULT) -> list[Cell]:
+    """``probe_unit`` through an executor, on its device."""
+    job = replace(job, device=executor.device, num_workers=executor.num_workers)
+    return await executor.run(probe_unit, job, name=job.title, kind="probe", priority=priority)
+
+
 @dataclass
-class Probing:
-    """Tasks on their data, submitted as units of work.
+class Row:
+    """The cells of one backbone and seed, in one parent run of MLflow.
 
     Attributes:
-        experiment: in MLflow.
-        suite: name of the suite.
-        data: task → its dataset.
-        data_root: as by ``--data-root``; its subfolders ``wds_NAME`` are webdatasets.
-        force: run finished cells again.
+        planned: the backbone before any work, see ``Plan.planned_backbone``.
+        inapplicable: task → why it does not apply.
+        executor: None in a dry run, which makes, probes and writes nothing.
+        tracker: None if a dry run finds no experiment.
+        reported: error → its line in failed cells, of all rows of a run. All backbones that wait
+            for a training fail with its error, which is printed once.
+        source: how the backbone is built and what its weights cost, once they are made.
+        backbone: once it can be built.
+        model_id: of its LoggedModel.
+        run_id: of the parent run; '' if it could not be written.
+        expected: number of units that will run, which is that of all units until the finished cells
+            are known.
     """
 
-    executor: Executor
-    experiment: str
-    suite: str
-    tasks: Sequence[PlannedTask]
-    data: Mapping[str, PreparedDataset]
-    data_root: Path | None = None
-    force: bool = False
+    plan: Plan
+    planned: BackboneInfo
+    seed: int
+    inapplicable: Mapping[str, str]
+    executor: Executor = None  # type: ignore[assignment]
+    tracker: Tracker = None  # type: ignore[assignment]
+    reported: dict[Exception, str] = field(default_factory=dict)
+    source: BackboneSource = None  # type: ignore[assignment]
+    backbone: BackboneInfo = None  # type: ignore[assignment]
+    model_id: str = ""
+    run_id: str = ""
+    expected: int = 0
 
-    @cached_property
-    def units(self) -> list[list[PlannedTask]]:
-        """The tasks of each unit of work: those that are scored on the same images."""
-        return split_into_units(self.tasks, self.data)
+    @property
+    def name(self) -> str:
+        return self.planned.name
 
-    @cached_property
-    def conditions(self) -> dict[str, dict[str, Any]]:
-        """Task → its ``PlannedTask.conditions``."""
-        return {task.name: task.conditions(self.data[task.name]) for task in self.tasks}
+    async def load(self) -> BackboneInfo:
+        """The backbone, whose ``source`` is known; described once for all seeds of equal weights.
+        Raises ``UserError`` if it cannot be built."""
+        arguments = self.source.create_arguments
+        if self.planned.is_built_by(arguments):
+            return self.planned
+        return await describe(arguments, self.executor)
 
-    async def describe(self, create_arguments: Mapping[str, Any]) -> BackboneInfo:
-        """``describe_backbone`` in a worker, which may probe the backbone next. With an executor on
-        other machines, where a job would wait in a queue, in this process.
+    def find(self) -> dict[str, Cell]:
+        """Task → cell, of tasks that are finished or do not apply; none is finished with
+        ``--force``, or where data or weights are not made yet."""
+        plan, cells = self.plan, dict[str, Cell]()
+        if plan.data and self.backbone and self.tracker and not plan.options.force:
+            cells = find_cells(self.tracker, self.backbone, plan.tasks, plan.conditions, self.seed)
+        return cells | missing_cells(self.name, self.seed, self.inapplicable, "not applicable")
 
-        Args:
-            create_arguments: keyword arguments of ``backbones.create``.
-        """
-        if self.executor.is_remote:
-            return describe_backbone(create_arguments)
-        name = f"load {create_arguments['name']}"
-        return await self.executor.run(
-            describe_backbone,
-            create_arguments,
-            name=name,
-            kind="backbone",
-            priority=Priority.LOADING,
-        )
-
-    async def cells(
-        self,
-        tasks: Sequence[PlannedTask],
-        backbone: BackboneInfo,
-        seed: int,
-        parent_id: str,
-        model_id: str,
-        priority: int = Priority.DEFAULT,
-    ) -> list[Cell]:
-        """The cells of one unit of work: ``tasks`` on one backbone and seed.
+    async def run(self, at_once: asyncio.Semaphore) -> list[Cell]:
+        """The cells. If the weights cannot be made or loaded, or the parent run cannot be written,
+        all are failed.
 
         Args:
-            tasks: one of ``units``, or those of its tasks that are not finished.
-            parent_id: of the MLflow run that the cells' runs nest under.
-            model_id: of the backbone's LoggedModel.
+            at_once: how many rows probe at the same time.
         """
-        request = ProbeRequest(
-            tasks=tuple(tasks),
-            data={task.name: without_specs(self.data[task.name]) for task in tasks},
-            data_root=self.data_root,
-            backbone=backbone,
-            model_id=model_id,
-            seed=seed,
-            suite=self.suite,
-            experiment=self.experiment,
-            parent_id=parent_id,
-            device=self.executor.device,
-            num_workers=self.executor.num_workers,
-            force=self.force,
+        try:
+            self.source = await self.plan.source(self.name, self.seed)
+            async with at_once:
+                self.backbone = await self.load()
+                # Another command with the same row waits, then finds its cells and its parent. A
+                # row waits for no other row, so these locks cannot wait for each other.
+                subject = [self.name, self.seed, self.backbone.identity, self.plan.conditions]
+                lock = lock_path("row", [self.tracker.uri, self.tracker.experiment, *subject])
+                async with locked_async(lock, self._report_wait):
+                    return await self._probe()
+        except Exception as error:
+            self.expect(0)
+            self.run_id = ""
+            reason = f"could not load its weights or write its parent run: {self._reason(error)}"
+            reasons = {task.name: reason for task in self.plan.tasks}
+            return list(missing_cells(self.name, self.seed, reasons).values())
+
+    async def _probe(self) -> list[Cell]:
+        """Find the finished cells, and run the units of the others under the parent run."""
+        plan, tracker, cells = self.plan, self.tracker, self.find()
+        if count := sum(cell.status == "cached" for cell in cells.values()):
+            console.print(
+                f"{self.name} · seed {self.seed}: {count} of {len(plan.tasks)} tasks are finished"
+                " and not run again (--force runs them)",
+                style="dim",
+            )
+        pending = [[task for task in tasks if task.name not in cells] for tasks in plan.units]
+        pending = [tasks for tasks in pending if tasks]
+        self.expect(len(pending))
+        self.model_id = log_backbone(tracker, self.backbone, self.source.run)
+        with ExitStack() as stack:
+            # until the run is RUNNING, a command with other tasks could resume it as well
+            lock = lock_path("parent", [tracker.uri, tracker.experiment, self.record.run_key])
+            async with locked_async(lock):
+                earlier = None if plan.options.force else self._find_earlier()
+                if not pending and earlier and self._is_complete(earlier, cells.values()):
+                    self.run_id = earlier.run_id
+                    return [cells[task.name] for task in plan.tasks]
+                run = stack.enter_context(self._open_run(earlier))
+            for unit_cells in await asyncio.gather(*(self._run_unit(each) for each in pending)):
+                cells |= unit_cells
+            ordered = [cells[task.name] for task in plan.tasks]
+            self.log_cells(run, ordered)
+        return ordered
+
+    async def _run_unit(self, tasks: Sequence[PlannedTask]) -> dict[str, Cell]:
+        """Task → cell, of one unit. If the unit raises, all are failed with that reason."""
+        job = self.plan.job(
+            tasks,
+            self.tracker.experiment,
+            backbone=self.backbone,
+            model_id=self.model_id,
+            seed=self.seed,
+            parent_id=self.run_id,
         )
-        name = unit_name(backbone.name, seed, tasks)
-        return await self.executor.run(
-            probe_unit, request, name=name, kind="probe", priority=priority
+        is_trained = self.plan.is_trained(self.name)
+        priority = Priority.DEFAULT if is_trained else Priority.FIRST_NUMBERS
+        try:
+            cells = await probe(job, self.executor, priority)
+            return {cell.task: cell for cell in cells}
+        except Exception as error:
+            reason = self._reason(error)
+            console.print(f"{job.title}: {reason}", style="red")
+            return missing_cells(self.name, self.seed, {task.name: reason for task in tasks})
+
+    def expect(self, units: int) -> None:
+        """Set how many units of this row will run, which the progress counts."""
+        self.executor.overview.expected["probe"] += units - self.expected
+        self.expected = units
+
+    def _reason(self, error: Exception) -> str:
+        """``failure_reason``, which prints the traceback of each error once."""
+        if error not in self.reported:
+            self.reported[error] = failure_reason(error)
+        return self.reported[error]
+
+    def _report_wait(self) -> None:
+        line = f"{self.name} · seed {self.seed}: another command runs this; waiting for it"
+        console.print(line, style="dim")
+
+    @cached_property
+    def record(self) -> ParentRun:
+        """The parent run's record. A run with the same key is resumed; one with ``--limit`` is
+        never the same as one on all images."""
+        plan, backbone = self.plan, self.backbone
+        suite, limit = plan.suite.name, plan.options.limit
+        identity = {
+            "suite": suite,
+            "seed": self.seed,
+            "backbone": backbone.identity,
+            "name": backbone.name,
+            "set": plan.options.overrides,
+            "limit": limit,
+        }
+        name = f"{backbone.name} · {suite} · seed {self.seed}"
+        return ParentRun(
+            name=f"{name} · only {limit} images" if limit else name,
+            backbone=backbone.name,
+            architecture=backbone.architecture,
+            suite=suite,
+            seed=self.seed,
+            weights=backbone.weights.sha256,
+            weights_source=backbone.weights.source,
+            licence=backbone.weights.licence,
+            run_key=content_key(identity),
+            model=self.model_id,
+            train_run=self.source.run,
+            experts=subsets().get(backbone.name, ()),
+            main_metrics=tuple(f"{task.name}/{task.main_metric}" for task in plan.tasks),
+            protocols={
+                task_tag(task): content_key(conditions)
+                for task, conditions in plan.conditions.items()
+            },
+            costs=dict(self.source.cost),
         )
+
+    def _find_earlier(self) -> ParentRun | None:
+        """The newest run to resume, or None: one that no process writes, and whose numbers of these
+        tasks were measured under the same conditions (on the same data, for example)."""
+        # a process may have been killed while this one waited for its lock
+        self.tracker.close_stale()
+        protocols = self.record.protocols.items()
+        key = f"tags.`{TAGS['run_key']}` = '{self.record.run_key}'"
+        for run in self.tracker.search(key):
+            if not isinstance(run, ParentRun) or run.status == "still running":
+                continue
+            if all(run.protocols.get(task, value) == value for task, value in protocols):
+                return run
+        return None
+
+    def _is_complete(self, earlier: ParentRun, cells: Iterable[Cell]) -> bool:
+        """Whether an earlier run is finished and has all metrics of the cells; a cell may have been
+        computed under another parent, and its metrics may then be missing here."""
+        logged = set(map(metric_key, earlier.metrics))
+        return earlier.is_finished and set(map(metric_key, _metrics(cells))) <= logged
+
+    @contextmanager
+    def _open_run(self, earlier: ParentRun | None) -> Iterator[Run]:
+        """The parent run, new or resumed, with all that is known before the first cell; the
+        experiment's saved view gets its tasks."""
+        options, backbone, record = self.plan.options, self.backbone, self.record
+        params = {
+            "backbone": record.backbone,
+            "suite": record.suite,
+            "seed": record.seed,
+            "device": self.executor.device,
+            **({"limit": options.limit} if options.limit else {}),
+            **options.overrides,
+        }
+        content = {
+            "backbone": {
+                **backbone.identity,
+                "name": backbone.name,
+                "source": record.weights_source,
+                "licence": record.licence,
+                "config": {key: str(value) for key, value in backbone.create_arguments.items()},
+            },
+            "environment": environment(),
+        }
+        resume = earlier.run_id if earlier else None
+        tags = record.to_tags()
+        with self.tracker.run(record.name, tags=tags, params=params, resume=resume) as run:
+            self.run_id = run.id
+            run.log_json(content, records.PARENT)
+            config = self.plan.as_config_file()
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+            run.log_text(text, records.OPTIONS)
+            for number, (path, source) in enumerate(registry.loaded()):  # names may be equal
+                name = f"plugins/{number}-{Path(path).name}"
+                run.log_text(source.decode(errors="replace"), name)
+            run.log_models(inputs=[self.model_id])
+            run.log_new_metrics(cost_metrics(record.costs))
+            save_view(self.tracker.client, self.tracker.experiment_id)
+            yield run
+
+    def log_cells(self, run: Run, cells: Sequence[Cell]) -> None:
+        """Log the metrics of all cells and the suite's average, if there is one; mark the parent
+        run FAILED if a cell failed."""
+        run.log_new_metrics(_metrics(cells))
+        reused = {task_tag(cell.task): cell.run_id for cell in cells if cell.status == "cached"}
+        updates: dict[str, Any] = {"reused": reused}
+        average = suite_average(self.plan.suite, cells)
+        if average is not None:
+            run.log_metrics({"average": average})
+            updates["average"] = self.plan.suite.average
+        run.set_tags(self.record.model_copy(update=updates).to_tags())
+        if failed := [cell for cell in cells if cell.status == "failed"]:
+            run.fail("; ".join(f"{cell.task}: {cell.reason}" for cell in failed))
+
+
+def _metrics(cells: Iterable[Cell]) -> dict[str, float]:
+    return {f"{cell.task}/{name}": value for cell in cells for name, value in cell.metrics.items()}
 
 
 def run(options: RunOptions) -> RunResult:
@@ -323,33 +379,51 @@ async def run_async(options: RunOptions) -> RunResult:
             command resumes them.
     """
     plan = make_plan(options)
-    for note in plan.notes:
-        console.print(note, style="dim")
+    _print_notes(plan)
     if options.weights:
         mark_in_use(options.weights)
     try:
         with Bar() as bar:
             executor = make_executor(options, bar)
-            inputs = RunInputs(plan, executor)
-            planned = [inputs.planned_backbone(name) for name in plan.backbones]
-            inapplicable = {each.name: inputs.inapplicable_tasks(each) for each in planned}
+            plan = plan.with_pipeline(executor)
+            planned = [plan.planned_backbone(name) for name in plan.backbones]
+            inapplicable = {each.name: plan.inapplicable_tasks(each) for each in planned}
             if not executor.in_this_process:
                 drop_last_model()  # each worker loads its own
             with start_executor(executor, plan.experiment) as tracker:
-                tasks = await ask_for_precision(plan.tasks, executor)
-                plan = replace(plan, tasks=tasks)
-                probing = Probing(
-                    executor,
-                    plan.experiment,
-                    plan.suite.name,
-                    tasks,
-                    await inputs.data(executor.num_workers),
-                    options.data_root,
-                    options.force,
-                )
-                return await _Rows(plan, inputs, inapplicable, probing, tracker).run()
+                plan = replace(plan, tasks=await ask_for_precision(plan.tasks, executor))
+                plan = await plan.with_data(executor.num_workers)
+                reported: dict[Exception, str] = {}
+                rows = [
+                    Row(plan, each, seed, inapplicable[each.name], executor, tracker, reported)
+                    for seed in plan.seeds
+                    for each in planned
+                ]
+                return await _run_rows(plan, rows, executor, tracker)
     finally:
         drop_last_model()  # of units in this process
+
+
+async def _run_rows(
+    plan: Plan, rows: Sequence[Row], executor: Executor, tracker: Tracker
+) -> RunResult:
+    """The cells and parent runs of all rows, which run at once."""
+    for row in rows:
+        row.expect(len(plan.units))
+    # A local worker keeps one backbone in memory, so at most as many backbones as workers at a
+    # time; remote executors have no such limit.
+    at_once = asyncio.Semaphore(len(rows) if executor.is_remote else executor.slots)
+    results = await asyncio.gather(*(row.run(at_once) for row in rows))
+    cells = [cell for row_cells in results for cell in row_cells]
+    parents = [row for row in rows if row.model_id]
+    labels = weights_labels([*cells, *(row.record for row in parents)])
+    run_ids = {
+        (with_label(row.record, labels).backbone, row.seed): row.run_id
+        for row in parents
+        if row.run_id
+    }
+    cells = [with_label(cell, labels) for cell in cells]
+    return RunResult(plan.suite, plan.tasks, cells, run_ids, tracker, plan.absent)
 
 
 async def check_async(options: RunOptions) -> None:
@@ -357,142 +431,19 @@ async def check_async(options: RunOptions) -> None:
     makes; nothing is probed. Raises as ``run_async``."""
     plan = make_plan(options)
     with open_executor_and_tracker(options, plan.experiment) as (executor, _):
-        await RunInputs(plan, executor).data(executor.num_workers)
+        await plan.with_pipeline(executor).with_data(executor.num_workers)
 
 
-@dataclass
-class _Rows:
-    """The rows of a run, at once.
-
-    Attributes:
-        inapplicable: backbone → task → why it does not apply.
-        reasons: error → its line in failed cells. All backbones that wait for a training fail with
-            its error, which is printed once.
-        parents: row → its parent run.
-        expected: row → number of units that will run, which is that of all its units until its
-            finished cells are known.
-    """
-
-    plan: RunPlan
-    inputs: RunInputs
-    inapplicable: Mapping[str, Mapping[str, str]]
-    probing: Probing
-    tracker: Tracker
-    reasons: dict[Exception, str] = field(default_factory=dict)
-    parents: dict[tuple[str, int], ParentRun] = field(default_factory=dict)
-    expected: dict[tuple[str, int], int] = field(default_factory=dict)
-
-    async def run(self) -> RunResult:
-        """Their cells and parent runs."""
-        plan, executor = self.plan, self.probing.executor
-        for row in plan.rows:
-            self._expect(row, len(self.probing.units))
-        # A local worker keeps one backbone in memory, so at most as many backbones as workers at a
-        # time; remote executors have no such limit.
-        slots = len(plan.rows) if executor.is_remote else executor.slots
-        self.at_once = asyncio.Semaphore(slots)
-        results = await asyncio.gather(*(self._run_row(name, seed) for name, seed in plan.rows))
-        cells = [cell for row_cells, _ in results for cell in row_cells]
-        labels = weights_labels([*cells, *self.parents.values()])
-        run_ids = {
-            (with_label(self.parents[row], labels).backbone, row[1]): run_id
-            for row, (_, run_id) in zip(plan.rows, results, strict=True)
-            if run_id
-        }
-        cells = [with_label(cell, labels) for cell in cells]
-        return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
-
-    async def _run_row(self, name: str, seed: int) -> tuple[list[Cell], str]:
-        """The cells of a row and the id of their parent run. If the weights cannot be made or
-        loaded, or the parent run cannot be written, all cells are failed and the id is ''."""
-        try:
-            source = await self.inputs.backbone(name, seed)
-            async with self.at_once:
-                backbone = await self.probing.describe(source.create_arguments)
-                # Another command with the same row waits, then finds its cells and its parent. A
-                # row waits for no other row, so these locks cannot wait for each other.
-                subject = [name, seed, backbone.identity, self.probing.conditions]
-                lock = lock_path("row", [self.tracker.uri, self.plan.experiment, *subject])
-                async with locked_async(lock, partial(_report_wait, name, seed)):
-                    return await self._probe_row(backbone, source, seed)
-        except Exception as error:
-            self._expect((name, seed), 0)
-            reason = f"could not load its weights or write its parent run: {self._reason(error)}"
-            reasons = {task.name: reason for task in self.plan.tasks}
-            return list(missing_cells(name, seed, reasons).values()), ""
-
-    async def _probe_row(
-        self, backbone: BackboneInfo, source: BackboneSource, seed: int
-    ) -> tuple[list[Cell], str]:
-        """Find the finished cells, and run the units of the others under the parent run."""
-        plan, tracker, name = self.plan, self.tracker, backbone.name
-        cells = {}
-        if not plan.options.force:
-            cells = find_cells(tracker, backbone, plan.tasks, self.probing.conditions, seed)
-        if cells:
-            console.print(
-                f"{name} · seed {seed}: {len(cells)} of {len(plan.tasks)} tasks are finished and"
-                " not run again (--force runs them)",
-                style="dim",
-            )
-        cells |= missing_cells(name, seed, self.inapplicable[name], "not applicable")
-        pending = [
-            [task for task in tasks if task.name not in cells] for tasks in self.probing.units
-        ]
-        pending = [tasks for tasks in pending if tasks]
-        self._expect((name, seed), len(pending))
-        model_id = log_backbone(tracker, backbone, source.run)
-        parent = Parent(tracker, plan, backbone, source, seed, self.probing.conditions, model_id)
-        self.parents[name, seed] = parent.record
-        with ExitStack() as stack:
-            # until the run is RUNNING, another command could resume it as well
-            lock = lock_path("parent", [tracker.uri, plan.experiment, parent.record.run_key])
-            async with locked_async(lock):
-                earlier = None if plan.options.force else parent.find_earlier()
-                if not pending and earlier and parent.is_complete(earlier, cells.values()):
-                    return [cells[task.name] for task in plan.tasks], earlier.run_id
-                run = stack.enter_context(parent.open(earlier, self.probing.executor.device))
-            units = [self._run_unit(tasks, backbone, seed, run.id, model_id) for tasks in pending]
-            for unit_cells in await asyncio.gather(*units):
-                cells |= unit_cells
-            ordered = [cells[task.name] for task in plan.tasks]
-            parent.log_cells(run, ordered)
-        return ordered, run.id
-
-    async def _run_unit(
-        self,
-        tasks: Sequence[PlannedTask],
-        backbone: BackboneInfo,
-        seed: int,
-        parent_id: str,
-        model_id: str,
-    ) -> dict[str, Cell]:
-        """Task → cell, of one unit. If the unit raises, all are failed with that reason."""
-        name = backbone.name
-        try:
-            is_trained = self.inputs.is_trained(name)
-            priority = Priority.DEFAULT if is_trained else Priority.FIRST_NUMBERS
-            cells = await self.probing.cells(tasks, backbone, seed, parent_id, model_id, priority)
-            return {cell.task: cell for cell in cells}
-        except Exception as error:
-            reason = self._reason(error)
-            console.print(f"{unit_name(name, seed, tasks)}: {reason}", style="red")
-            return missing_cells(name, seed, {task.name: reason for task in tasks})
-
-    def _expect(self, row: tuple[str, int], units: int) -> None:
-        """Set how many units of a row will run, which the progress counts."""
-        self.expected[row] = units
-        self.probing.executor.overview.expected["probe"] = sum(self.expected.values())
-
-    def _reason(self, error: Exception) -> str:
-        """``failure_reason``, which prints the traceback of each error once."""
-        if error not in self.reasons:
-            self.reasons[error] = failure_reason(error)
-        return self.reasons[error]
+def _print_notes(plan: Plan) -> None:
+    for note in plan.notes:
+        console.print(note, style="dim")
 
 
-def _report_wait(name: str, seed: int) -> None:
-    console.print(f"{name} · seed {seed}: another command runs this; waiting for it", style="dim")
+def _plan_without_executor(options: RunOptions) -> Plan:
+    """The plan of a run that makes nothing. Where the run would ask a worker for its precision, it
+    is bf16 here."""
+    plan = make_plan(options).with_pipeline(None)
+    return replace(plan, tasks=[task.with_precision("bf16") for task in plan.tasks])
 
 
 def dump_config(options: RunOptions) -> None:
@@ -501,28 +452,21 @@ def dump_config(options: RunOptions) -> None:
     Raises:
         UserError: as ``run`` does, or data or weights of the suite do not exist yet.
     """
-    plan = _make_plan(replace(options, seeds=1))
+    plan = _plan_without_executor(replace(options, seeds=1))
     texts = asyncio.run(_configs(plan))
     sys.stdout.write("\n".join(texts) + "\n")
 
 
-def _make_plan(options: RunOptions) -> RunPlan:
-    """The plan of a run. Where the run would ask a worker for its precision, it is bf16 here."""
-    plan = make_plan(options)
-    return replace(plan, tasks=[task.with_precision("bf16") for task in plan.tasks])
-
-
-async def _configs(plan: RunPlan) -> list[str]:
-    options, inputs = plan.options, RunInputs(plan, None)
-    device = choose_device(options.device)
-    data = await _existing(f"the data of suite {plan.suite.name!r}", inputs.data(0))
+async def _configs(plan: Plan) -> list[str]:
+    options, device = plan.options, choose_device(plan.options.device)
+    plan = await _existing(f"the data of suite {plan.suite.name!r}", plan.with_data(0))
     texts = []
     for name, seed in plan.rows:
-        source = await _existing(f"the weights of {name!r}", inputs.backbone(name, seed))
+        source = await _existing(f"the weights of {name!r}", plan.source(name, seed))
         backbone = backbones.create(**source.create_arguments)
         for task in plan.tasks:
             context = task.context(
-                data[task.name],
+                plan.data[task.name],
                 seed,
                 backbone=backbone,
                 backbone_config=source.create_arguments,
@@ -548,39 +492,38 @@ async def _existing(subject: str, work: Awaitable[Any]) -> Any:
 
 
 def dry_run(options: RunOptions) -> None:
-    """Print what has to be made first, and which units are done and which are to do."""
+    """Print what has to be made first, and which units are done and which are to do: the rows of
+    the run, without an executor."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-    plan = _make_plan(options)
-    for note in plan.notes:
-        console.print(note, style="dim")
+    plan = _plan_without_executor(options)
+    _print_notes(plan)
     asyncio.run(_print_units(plan))
 
 
-async def _print_units(plan: RunPlan) -> None:
-    inputs, missing = RunInputs(plan, None), dict[str, None]()  # titles, in the order of the work
+async def _print_units(plan: Plan) -> None:
+    titles: list[str] = []  # of what has to be made, in the order of the work
 
-    async def look_up(work: Awaitable[Any]) -> Any:
+    async def if_made(work: Awaitable[Any]) -> Any:
         try:
             return await work
         except NotMade as error:
-            missing.update(dict.fromkeys(error.titles))
+            titles.extend(error.titles)
             return None
 
-    data = None
     with suppress(NotChecked):
-        data = await look_up(inputs.data(0, cached_only=True))
-    sources = {row: await look_up(inputs.backbone(*row)) for row in plan.rows}
-    for title in missing:
+        plan = await if_made(plan.with_data(0, cached_only=True)) or plan
+    sources = {row: await if_made(plan.source(*row)) for row in plan.rows}
+    for title in dict.fromkeys(titles):
         console.print(f"  to do · {title}")
-    if data is None:
+    if not plan.data:
         console.print(
             "  note · tasks on the same images become one unit, known once the data are made and"
             " checked"
         )
-    units = split_into_units(plan.tasks, data) if data else [[task] for task in plan.tasks]
     counts = Counter({"done": 0, "to do": 0})
+    planned: dict[str, BackboneInfo] = {}
     for (name, seed), source in sources.items():
-        cells = _cells(plan, inputs, data, name, seed, source)
+        cells = await _look_up(plan, planned, name, seed, source)
         states = {task.name: "to do" for task in plan.tasks}
         for cell in cells.values():
             states[cell.task] = "done" if cell.status == "cached" else cell.status
@@ -589,32 +532,32 @@ async def _print_units(plan: RunPlan) -> None:
                     f"  {cell.status} · {name} · seed {seed} · {cell.task}: {cell.reason}"
                 )
         counts.update(states.values())
-        for state, tasks in product(("done", "to do"), units):
+        for state, tasks in product(("done", "to do"), plan.units):
             if part := [task for task in tasks if states[task.name] == state]:
-                console.print(f"  {state} · {unit_name(name, seed, part)}")
+                console.print(f"  {state} · {unit_title(name, seed, part)}")
     totals = ", ".join(f"{count} {state}" for state, count in counts.items())
     sizes = f"{len(plan.backbones)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
     console.print(f"{sizes}: {totals}")
 
 
-def _cells(
-    plan: RunPlan,
-    inputs: RunInputs,
-    data: dict[str, PreparedDataset] | None,
-    name: str,
-    seed: int,
-    source: BackboneSource | None,
+async def _look_up(
+    plan: Plan, planned: dict[str, BackboneInfo], name: str, seed: int, source: BackboneSource
 ) -> dict[str, Cell]:
-    """Task → cell, of the tasks of a backbone and seed that are finished or do not apply."""
+    """``Row.find`` of a row without an executor; nothing if its weights are not on this disk.
+
+    Args:
+        planned: name → ``Plan.planned_backbone``, of those that are described already; updated.
+    """
     try:
-        backbone = inputs.planned_backbone(name)
-        info = describe_backbone(source.create_arguments) if source else None
-    except UserError as error:  # its weights are not on this disk
+        info = planned.get(name) or plan.planned_backbone(name)
+        planned[name] = info
+        row = Row(plan, info, seed, {}, source=source)
+        if source:
+            row.backbone = await row.load()
+    except UserError as error:
         console.print(f"  note · {name}: {error}")
         return {}
-    cells = {}
-    tracker = Tracker.existing(plan.experiment)
-    if data and info and tracker and not plan.options.force:
-        conditions = {task.name: task.conditions(data[task.name]) for task in plan.tasks}
-        cells = find_cells(tracker, info, plan.tasks, conditions, seed)
-    return cells | missing_cells(name, seed, inputs.inapplicable_tasks(backbone), "not applicable")
+    if tracker := Tracker.existing(plan.experiment):
+        row.tracker = tracker
+    row.inapplicable = plan.inapplicable_tasks(info)
+    return row.find()

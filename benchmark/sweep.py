@@ -4,7 +4,7 @@ work."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -26,13 +26,13 @@ from benchmark.options import (
     TaskChanges,
     TaskNames,
 )
-from benchmark.plan import check_fit, find_folders, prepare_data
+from benchmark.plan import Plan, prepare_data
 from benchmark.progress import console
 from benchmark.result import check_writable
-from benchmark.run import Probing, ask_for_precision, log_backbone
+from benchmark.run import ask_for_precision, describe, log_backbone, probe
 from benchmark.stages import TrainedWeights, Training, open_executor_and_tracker, train_weights
 from benchmark.suites import find_suite
-from benchmark.tasks import BackboneInfo, PlannedTask, plan_tasks
+from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key, home, mark_in_use, write_json
 from cliptex_common.secrets import hide_secrets
@@ -111,8 +111,8 @@ class SweepOptions(StudyOptions, DataOptions, ExecutionOptions, DryRunOptions, S
         return self.out or Path(f"{self.name.replace('/', '_')}-best.json")
 
 
-@dataclass(frozen=True)
-class SweepPlan:
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan(Plan):
     """What the options mean.
 
     Attributes:
@@ -120,7 +120,6 @@ class SweepPlan:
         identity: what must be the same when the study is continued.
     """
 
-    tasks: Sequence[PlannedTask]
     recipe: Recipe
     space: Space
     identity: Mapping[str, Any]
@@ -156,7 +155,7 @@ def plan_sweep(options: SweepOptions) -> SweepPlan:
         "recipe": recipe.settings(),
         "tasks": [task.name for task in tasks],
     }
-    return SweepPlan(tasks, recipe, space, identity)
+    return SweepPlan(options, suite, tasks, recipe=recipe, space=space, identity=identity)
 
 
 def launch(options: SweepOptions) -> int:
@@ -197,20 +196,21 @@ def launch(options: SweepOptions) -> int:
 async def _run(
     options: SweepOptions, plan: SweepPlan, executor: Executor, tracker: Tracker
 ) -> Sweep:
-    suite, tasks = find_suite(options.suite), await ask_for_precision(plan.tasks, executor)
-    make: Callable[..., Any] = suite.pipeline or partial(PairsPipeline, options)
+    make: Callable[..., Any] = plan.suite.pipeline or partial(PairsPipeline, options)
     pipeline = make(executor, tracker.experiment)
-    untrained = replace(BackboneInfo.of(pipeline.architecture(), {}), name=plan.recipe.name)
-    folders = find_folders(tasks, options, pipeline.data)
-    for task, reason in check_fit(tasks, folders, untrained).items():
+    tasks = await ask_for_precision(plan.tasks, executor)
+    plan = replace(plan, tasks=tasks, pipeline=pipeline)
+    untrained = replace(plan.trained_architecture, name=plan.recipe.name)
+    for task, reason in plan.inapplicable_tasks(untrained).items():
         raise UserError(f"{task}: {reason}, in the weights of this sweep; leave it out with --task")
     await pipeline.make_data()
-    data = prepare_data(tasks, folders, options, executor.num_workers)
-    probing = Probing(executor, tracker.experiment, suite.name, tasks, data, options.data_root)
+    # all images, also of a suite that is a quick look
+    data = prepare_data(tasks, plan.folders, options, executor.num_workers)
+    plan = replace(plan, data=data)
     study = create_study(options.name, options.url)
     if not study.trials:  # of an earlier launch that failed before its first trial
         study.set_user_attr("identity", {})
-    fix_identity(study, {**plan.identity, "conditions": probing.conditions})
+    fix_identity(study, {**plan.identity, "conditions": plan.conditions})
 
     async def evaluate(recipe: Recipe, run: Run) -> dict[str, dict[str, float]]:
         weights = await pipeline.train(recipe, run.id)
@@ -226,11 +226,16 @@ async def _run(
             }
         )
         source = {"name": recipe.name, "weights": path, "seed": recipe.seed}
-        backbone = await probing.describe({**source, "any_architecture": True})
-        model_id = log_backbone(tracker, backbone, weights.run)
+        backbone = await describe({**source, "any_architecture": True}, executor)
+        row = {
+            "backbone": backbone,
+            "model_id": log_backbone(tracker, backbone, weights.run),
+            "seed": recipe.seed,
+            "parent_id": run.id,
+        }
+        jobs = [plan.job(tasks, tracker.experiment, **row) for tasks in plan.units]
         # the probes of a trial come before the trainings of others
-        common = backbone, recipe.seed, run.id, model_id, Priority.TRAINING
-        units = [probing.cells(tasks, *common) for tasks in probing.units]
+        units = [probe(job, executor, Priority.TRAINING) for job in jobs]
         metrics = {}
         for cell in chain.from_iterable(await asyncio.gather(*units)):
             if cell.status == "failed":

@@ -57,6 +57,11 @@ class StoredHeads:
     conditions: Mapping[str, Any]
     cells: Sequence[Cell]
 
+    @property
+    def name(self) -> str:
+        """The task that trained them."""
+        return self.conditions["task"]
+
     def cell_of(self, backbone: BackboneInfo, seed: int) -> Cell:
         """The one of a backbone and seed. Raises ``UserError`` if there is none."""
         for cell in self.cells:
@@ -75,14 +80,17 @@ class PlannedTask:
 
     Attributes:
         encoded_layers: layers that any task of the run reads; one pass of the backbone gives all.
-        heads: one of these is scored; neither ``training_task`` nor its images are needed.
+        scored_with: what it is scored with, where it trains nothing itself: another task under the
+            same settings, of the dataset that its own is ``trained_on`` or of the probe whose head
+            it uses (``head_of``); of a probe that keeps no head, that task's training images. Or
+            heads of earlier runs, for which neither that task nor its images are needed.
     """
 
     name: str
     settings: Any
     train_share: PositiveShare = 1.0
     encoded_layers: tuple[Layer, ...] = ()
-    heads: StoredHeads | None = None
+    scored_with: PlannedTask | StoredHeads | None = None
 
     @property
     def spec(self) -> DatasetSpec:
@@ -101,29 +109,25 @@ class PlannedTask:
         return next(iter(self.probe.metrics))
 
     @property
-    def training_task(self) -> PlannedTask:
-        """The task whose head or training images this one is scored with, under the same settings:
-        itself, or that of another dataset (``DatasetSpec.trained_on``) or probe
-        (``Probe.head_of``)."""
-        name, *variant = self.name.split(":")
-        return replace(self, name=":".join([trained_task(name), *variant]))
-
-    @property
     def uses_head(self) -> bool:
         """Whether it is scored with the head of another task."""
-        return self.training_task != self and self.probe.reuse == "head"
+        return self.scored_with is not None and self.probe.reuse == "head"
+
+    @property
+    def stored_heads(self) -> StoredHeads | None:
+        """The heads of earlier runs that it is scored with, if it is."""
+        return self.scored_with if isinstance(self.scored_with, StoredHeads) else None
 
     @property
     def splits(self) -> tuple[Split, ...]:
         """The splits that are read of its own dataset."""
-        return ("val",) if self.spec.trained_on or self.heads else self.probe.splits
+        return ("val",) if self.spec.trained_on or self.stored_heads else self.probe.splits
 
     @property
-    def with_training_task(self) -> tuple[PlannedTask, ...]:
-        """The tasks whose images it needs: its ``training_task``, if stored heads do not replace
-        it, and itself."""
-        is_trained_here = self.heads is None and self.training_task != self
-        return (self.training_task, self) if is_trained_here else (self,)
+    def needed_tasks(self) -> tuple[PlannedTask, ...]:
+        """The tasks whose images it needs: the one that it is scored with, and itself."""
+        other = self.scored_with
+        return (other, self) if isinstance(other, PlannedTask) else (self,)
 
     @property
     def is_precision_open(self) -> bool:
@@ -134,15 +138,18 @@ class PlannedTask:
         """With ``precision`` in place of ``auto``."""
         if not self.is_precision_open:
             return self
-        return replace(self, settings=replace(self.settings, precision=precision))
+        other = self.scored_with
+        if isinstance(other, PlannedTask):
+            other = other.with_precision(precision)
+        settings = replace(self.settings, precision=precision)
+        return replace(self, settings=settings, scored_with=other)
 
     def deviations(self, data: PreparedDataset) -> str:
         """What differs from the published protocol that the setting ``protocol`` names, in one
         line; '' if nothing differs, or if the protocol is ``own``, which is not published."""
         if "protocol" not in field_names(self.probe.settings_type):
             return ""
-        trained = self.training_task
-        preset = find_preset(self.settings.protocol, trained.spec, trained.probe)
+        preset = find_preset(self.settings.protocol, *find_task((self.scored_with or self).name))
         differences = preset_deviations(preset, self.settings, (data.trained_on or data).spec)
         if preset.settings and self.train_share < 1:
             differences.append(f"train_share={self.train_share}")
@@ -192,12 +199,11 @@ class PlannedTask:
             conditions["upsampler"] = upsampler
         if self.train_share < 1:
             conditions["train_share"] = self.train_share
-        if self.training_task != self:
-            conditions[self.probe.reuse] = (
-                self.heads.conditions
-                if self.heads
-                else self.training_task.conditions(data.trained_on or data)
-            )
+        if isinstance(self.scored_with, StoredHeads):
+            conditions[self.probe.reuse] = self.scored_with.conditions
+        elif self.scored_with is not None:
+            conditions[self.probe.reuse] = self.scored_with.conditions(data.trained_on or data)
+        if self.scored_with is not None:
             conditions["transfer"] = dict(data.spec.transfer)
         return conditions
 
@@ -247,8 +253,16 @@ class BackboneInfo:
             },
         )
 
+    def is_built_by(self, create_arguments: Mapping[str, Any]) -> bool:
+        """Whether these arguments build the same weights: the seed is that of random ones only."""
+        ignored = set() if self.weights.source.startswith("random(") else {"seed"}
+        own, others = self.create_arguments, create_arguments
+        names = (own.keys() | others.keys()) - ignored
+        return all(own.get(name) == others.get(name) for name in names)
+
     def cell_keys(
         self,
+        tasks: Sequence[PlannedTask],
         conditions: Mapping[str, Mapping[str, Any]],
         seed: int,
         heads: Mapping[str, Cell] = MappingProxyType({}),
@@ -261,18 +275,24 @@ class BackboneInfo:
                 the head is not trained yet, has no identity yet and is left out.
         """
         return {
-            name: cell_key(self.identity, each, seed, heads[name].head if name in heads else "")
-            for name, each in conditions.items()
-            if name in heads or "head" not in each
+            task.name: cell_key(
+                self.identity,
+                conditions[task.name],
+                seed,
+                heads[task.name].head if task.uses_head else "",
+            )
+            for task in tasks
+            if task.name in heads or not task.uses_head
         }
 
 
 @dataclass(frozen=True)
-class ProbeRequest:
+class Job:
     """The argument of ``probe_unit``: tasks that share images, on one backbone and seed.
 
     Attributes:
-        data: task → its ``PreparedDataset`` ``without_specs``.
+        data: task → its ``PreparedDataset``, which travels ``without_specs``.
+        conditions: task → its ``PlannedTask.conditions``.
         data_root: as by ``--data-root``; its subfolders ``wds_NAME`` are webdatasets, which the
             worker has to register before it can find their tasks.
         model_id: of the backbone's LoggedModel.
@@ -281,10 +301,12 @@ class ProbeRequest:
         parent_id: of the run that the cells' runs nest under.
         force: run finished cells again, except those finished under this same parent (by a worker
             that died before its unit ended).
+        device, num_workers: of the executor.
     """
 
     tasks: tuple[PlannedTask, ...]
     data: Mapping[str, PreparedDataset]
+    conditions: Mapping[str, Mapping[str, Any]]
     data_root: Path | None
     backbone: BackboneInfo
     model_id: str
@@ -292,13 +314,23 @@ class ProbeRequest:
     suite: str
     experiment: str
     parent_id: str
-    device: str
-    num_workers: int
-    force: bool
+    force: bool = False
+    device: str = "auto"
+    num_workers: int = 2
 
-    def dataset(self, task: PlannedTask) -> PreparedDataset:
-        """The dataset of a task, with its spec."""
-        return _with_spec(self.data[task.name], task.spec)
+    @property
+    def title(self) -> str:
+        return unit_title(self.backbone.name, self.seed, self.tasks)
+
+    def with_specs(self) -> Job:
+        """With the specs of its datasets, in the process that probes."""
+        data = {task.name: _with_spec(self.data[task.name], task.spec) for task in self.tasks}
+        return replace(self, data=data)
+
+
+def unit_title(backbone: str, seed: int, tasks: Sequence[PlannedTask]) -> str:
+    """How the unit that probes ``tasks`` is called."""
+    return f"{backbone} · seed {seed} · {' + '.join(task.name for task in tasks)}"
 
 
 def _with_spec(data: PreparedDataset, spec: DatasetSpec) -> PreparedDataset:
@@ -563,16 +595,16 @@ def plan_tasks(
             raise _unused_override(task, key, text, allowed[task])
     for name in heads.keys() - requested:  # not trained again, although the suite lists it
         tasks.pop(name, None)
-    for planned in list(tasks.values()):
-        if not planned.uses_head:
-            continue
-        training_task = planned.training_task
-        stored = heads.get(training_task.name)
-        if stored and stored.kind == planned.spec.kind:
-            tasks[planned.name] = _with_heads(planned, stored, requests)
-        else:
-            tasks.setdefault(training_task.name, training_task)
-    used_heads = {planned.training_task.name for planned in tasks.values() if planned.heads}
+    for name, planned in list(tasks.items()):
+        other = _training_task(planned)
+        stored = heads.get(other.name) if other else None
+        if other and stored and planned.probe.reuse == "head" and stored.kind == planned.spec.kind:
+            tasks[name] = _with_heads(planned, stored, requests)
+        elif other:
+            tasks[name] = replace(planned, scored_with=other)
+            if planned.probe.reuse == "head":
+                tasks.setdefault(other.name, other)
+    used_heads = {each.stored_heads.name for each in tasks.values() if each.stored_heads}
     if unused := heads.keys() - used_heads:
         raise UserError(f"--head: no chosen task is scored with the head of {', '.join(unused)}")
     layers = [requested_layer(planned.settings) for planned in tasks.values()]
@@ -580,12 +612,20 @@ def plan_tasks(
     return [replace(planned, encoded_layers=encoded) for planned in tasks.values()]
 
 
+def _training_task(task: PlannedTask) -> PlannedTask | None:
+    """The task, under the same settings, that trains what ``task`` is scored with; None if that is
+    itself, or if nothing is trained."""
+    name, *variant = task.name.split(":")
+    trained = trained_task(name)
+    return None if trained == name else replace(task, name=":".join([trained, *variant]))
+
+
 def _with_heads(
     task: PlannedTask, heads: StoredHeads, requests: Mapping[tuple[str, str], str]
 ) -> PlannedTask:
     """The task with stored heads and their settings. Raises ``UserError`` if ``requests``, (task or
     '', setting) → text, have another value of one."""
-    trained, settings = task.training_task.name, task.probe.settings_type()
+    trained, settings = heads.name, task.probe.settings_type()
     settings = with_changes(settings, heads.conditions["settings"])
     for (scope, key), text in requests.items():
         applies = scope in ("", trained.partition(":")[0])
@@ -595,7 +635,7 @@ def _with_heads(
                 f"--set {key}={text}: the head of {trained} was trained with"
                 f" {getattr(settings, setting_of(key))}, and heads keep their settings"
             )
-    return replace(task, settings=settings, heads=heads)
+    return replace(task, settings=settings, scored_with=heads)
 
 
 def _in_order(suite: Suite, names: Sequence[str]) -> list[str]:

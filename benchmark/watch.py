@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backbones.checkpoint import load_checkpoint
 from benchmark.options import WatchOptions, run_options
-from benchmark.plan import RunPlan, make_plan
+from benchmark.plan import Plan, make_plan
 from benchmark.progress import console
 from benchmark.result import RunResult
 from benchmark.run import run
@@ -46,7 +46,7 @@ def watch(options: WatchOptions, on_result: Callable[[RunResult], None]) -> int:
 
 
 def _follow(
-    options: WatchOptions, plan: RunPlan, key: str, on_result: Callable[[RunResult], None]
+    options: WatchOptions, plan: Plan, key: str, on_result: Callable[[RunResult], None]
 ) -> int:
     """Score checkpoints in the MLflow run of the watch ``key``."""
     tracker = Tracker(plan.experiment)

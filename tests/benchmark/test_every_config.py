@@ -17,6 +17,7 @@ from benchmark.options import RunOptions
 from benchmark.suites import SUITES
 from benchmark.tasks import PlannedTask, plan_tasks
 from probes.datasets.base import DatasetSpec, PreparedDataset, Split
+from probes.registry import find_task
 from tests.probes import tiny_coco
 from tests.probes.datasets import make, make_shifts
 from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
@@ -114,8 +115,8 @@ def test_every_config_is_built(
 ) -> None:
     task = TASKS[name]
     data = prepared(task.spec)
-    if task.spec.trained_on:
-        data = replace(data, trained_on=prepared(task.training_task.spec))
+    if task.spec.trained_on and task.scored_with:
+        data = replace(data, trained_on=prepared(find_task(task.scored_with.name)[0]))
     probe_context = context(tmp_path, data, task.settings, backbone)
     text = task.probe.config(probe_context)
     if text.startswith("{"):

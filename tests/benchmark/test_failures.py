@@ -15,7 +15,7 @@ from backbones import DataConfig
 from benchmark import evaluate, executor
 from benchmark.executor import EXECUTORS, make_executor
 from benchmark.local import LocalExecutor
-from benchmark.run import Parent, log_backbone
+from benchmark.run import Row, log_backbone
 from benchmark.suites import Suite, register_suite
 from cliptex_common.errors import NonFiniteLoss
 from probes.base import Metric, Probe, TaskResult
@@ -145,7 +145,7 @@ def test_a_parent_run_that_breaks_fails_its_tasks(here, monkeypatch):
         raise ZeroDivisionError("a bug in a parent run")
 
     register_suite(Suite("broken-parent", "for tests", {"imagefolder/linear": {}}, ("random",)))
-    monkeypatch.setattr(Parent, "log_cells", break_parent)
+    monkeypatch.setattr(Row, "log_cells", break_parent)
     assert run_command(f"run --suite broken-parent {FAST} --json out.json") == 1
     document = read_json("out.json")
     (entry,) = document["holes"]

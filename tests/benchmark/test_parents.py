@@ -3,10 +3,14 @@ nothing twice."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 import benchmark.catalog  # noqa: F401
+from benchmark.cell import describe_backbone
 from benchmark.suites import BackboneSource
+from benchmark.tasks import PlannedTask
 from tests.benchmark.fake_pipeline import register_trained
 from tests.benchmark.other_package import registries
 from tests.benchmark.run_command import read_json, run_command, runs_of, store
@@ -46,3 +50,26 @@ def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(camvid, ima
         assert len(client.get_metric_history(run_id, cost)) == 1
     assert data.metrics["cost/parameters"] > 3e6 and data.metrics["cost/images_per_second"] > 0
     assert {"protocol.camvid.linear", "protocol.imagefolder.linear"} <= set(data.tags)
+
+
+@pytest.mark.parametrize(("backbone", "described"), [("efficientnet-lite0", 1), ("random", 2)])
+def test_conditions_are_computed_once_and_each_weights_are_described_once(
+    imagefolder, monkeypatch, backbone, described
+):
+    """Of two seeds, which only random weights follow."""
+    counts, conditions = Counter(), PlannedTask.conditions
+
+    def count_conditions(*arguments):
+        counts["conditions"] += 1
+        return conditions(*arguments)
+
+    def count_described(arguments):
+        counts["described"] += 1
+        return describe_backbone(arguments)
+
+    monkeypatch.setattr(PlannedTask, "conditions", count_conditions)
+    for module in ("plan", "run"):
+        monkeypatch.setattr(f"benchmark.{module}.describe_backbone", count_described)
+    words = f"run --suite own --task imagefolder/knn --backbone {backbone} --only --jobs 1 {FAST}"
+    assert run_command(f"{words} --seeds 2") == 0
+    assert counts == {"conditions": 1, "described": described}

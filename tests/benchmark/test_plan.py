@@ -279,3 +279,14 @@ def test_a_dataset_that_the_copy_cannot_be_is_left_out_of_a_suite_and_named(work
         named = make_plan(replace(options, tasks=["imagenet-real/linear"]))
         folders = find_folders(named.tasks, named.options)
         prepare_data(named.tasks, folders, named.options, 0)
+
+
+def test_where_a_head_comes_from_is_resolved_when_tasks_are_planned():
+    tasks = {
+        task.name: task
+        for task in plan_tasks(find_suite("paper"), ["imagenet-a/linear"], {"epochs": "2"})
+    }
+    trains, uses = tasks["imagenet/linear"], tasks["imagenet-a/linear"]
+    assert trains.scored_with is None and not trains.uses_head
+    assert uses.scored_with.name == trains.name and uses.uses_head
+    assert uses.scored_with.settings == uses.settings == trains.settings

@@ -19,7 +19,7 @@ from benchmark.options import DataOptions
 from benchmark.plan import find_folders, prepare_data
 from benchmark.run import log_backbone
 from benchmark.suites import find_suite
-from benchmark.tasks import BackboneInfo, ProbeRequest, plan_tasks
+from benchmark.tasks import BackboneInfo, Job, plan_tasks
 from cliptex_common.files import home, write_json
 from cliptex_common.settings import parse_pairs
 from reports.tracking import Tracker
@@ -41,7 +41,7 @@ def cells() -> list[str]:
     data = prepare_data(tasks, find_folders(tasks, options), options, num_workers=0)
     backbone = BackboneInfo.of(backbones.create("random", seed=0), {})
     conditions = {task.name: task.conditions(data[task.name]) for task in tasks}
-    return [*backbone.cell_keys(conditions, 0).values()]
+    return [*backbone.cell_keys(tasks, conditions, 0).values()]
 
 
 def running() -> list:
@@ -117,9 +117,10 @@ def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished()
         options = DataOptions(data_root=Path())
         data = prepare_data([task], find_folders([task], options), options, 0)[task.name]
         backbone = describe_backbone({"name": "random", "seed": 0})
-        unit = ProbeRequest(
+        unit = Job(
             tasks=(task,),
             data={task.name: data},
+            conditions={task.name: task.conditions(data)},
             data_root=Path(),
             backbone=backbone,
             model_id=log_backbone(tracker, backbone),

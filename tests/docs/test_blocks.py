@@ -39,7 +39,7 @@ from benchmark.commands.runs import Reproduce, RunTasks, Watch
 from benchmark.commands.sweep import Launch
 from benchmark.executor import EXECUTORS
 from benchmark.options import RunOptions, run_options
-from benchmark.plan import RunInputs, make_plan
+from benchmark.plan import make_plan
 from benchmark.reproduce import FEW, TEXT_BACKBONE, find_targets
 from benchmark.result import RunResult, as_json
 from benchmark.run import dry_run
@@ -89,7 +89,7 @@ def run(command: RunOptions) -> None:
     if not plan.suite.pipeline:
         names = [name if name.startswith("random") else f"random/{name}" for name in plan.backbones]
         command = replace(command, backbones=names, weights=None)
-        asyncio.run(RunInputs(make_plan(command), None).data(num_workers=0))
+        asyncio.run(make_plan(command).with_pipeline(None).with_data(num_workers=0))
     dry_run(command)
 
 
