@@ -11,7 +11,7 @@ import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
 from probes.datasets.check import prepare
-from probes.features import store as hashing
+from probes.features import files as hashing
 from probes.features.files import content_hashes
 from probes.registry import DATASETS
 from tests.probes.datasets import make

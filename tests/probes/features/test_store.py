@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cliptex_common.errors import UserError
-from probes.features import store as budget
+from probes.features import files as budget
 from probes.features import store as feature_store
 from probes.features.store import CacheKey, get_or_build, remove_store
 
