@@ -203,6 +203,8 @@ def create(
                 f"{checkpoint.path} remembers a model or layers that cannot be built here"
                 f" ({error_summary(error)}); save it again with this version"
             ) from error
+    if not isinstance(backbone, torch.nn.Module):
+        raise UserError(f"{name} is no backbone: what builds it returned {backbone!r}")
     family, slash, _ = architecture.partition("/")
     family_origin = FAMILIES.origin(family) if slash else {}
     backbone.name, backbone.origin = name, {**BACKBONES.origin(own_name), **family_origin}

@@ -341,7 +341,7 @@ def _run_options(
 @contextmanager
 def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterator[list[str]]:
     """The backbones' names; a module is registered while the block runs."""
-    if isinstance(backbone, str | Sequence):
+    if isinstance(backbone, str | Sequence) and len(backbone):
         if name or images:
             raise UserError("name and images are for modules; a registered backbone has its own")
         yield [backbone] if isinstance(backbone, str) else list(backbone)

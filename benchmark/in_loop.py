@@ -96,7 +96,8 @@ class InLoop:
         **options: Any,
     ) -> None:
         names = as_list(tasks)
-        if not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
+        is_names = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
+        if not (is_names and names):
             raise UserError(f"tasks={tasks!r}: give names of tasks, such as imagefolder/knn")
         for option in {"weights", "heads", "executor"} & options.keys():
             raise UserError(f"InLoop has no option {option!r}: it scores the model of this process")

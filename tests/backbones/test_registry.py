@@ -46,6 +46,13 @@ def test_named_entries_name_real_weights(name):
         assert entry.download == f"github.com/{repository}"
 
 
+def test_what_builds_nothing_is_named(monkeypatch):
+    entry = backbones.Entry("nothing", "for tests", "", lambda request: None)
+    monkeypatch.setitem(backbones.BACKBONES, "nothing", entry)
+    with pytest.raises(UserError, match="nothing is no backbone: what builds it returned None"):
+        backbones.create("nothing")
+
+
 def test_unknown_names_get_the_nearest():
     for name, hint in {
         "clpi": "did you mean clip",

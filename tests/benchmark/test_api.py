@@ -129,7 +129,13 @@ def test_what_is_wrong_is_said(options):
         evaluate(nn.AdaptiveAvgPool2d(5), TASKS, suite="own", images=IMAGES, **options)
     with pytest.raises(UserError, match="no option 'sede'; did you mean seed"):
         evaluate("random", TASKS, sede=1)
-    for wrong in ({"tasks": 5}, {"settings": [1]}, {"heads": 5}, {"backbone": nn.Linear}):
+    for wrong in (
+        {"tasks": 5},
+        {"settings": [1]},
+        {"heads": 5},
+        {"backbone": nn.Linear},
+        {"backbone": []},
+    ):
         (name,) = wrong
         with pytest.raises(UserError, match=f"{name}=.*: give"):
             evaluate(**{"backbone": "random", "tasks": TASKS, **wrong})

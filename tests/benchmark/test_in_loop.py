@@ -170,6 +170,7 @@ def test_mistakes_show_before_the_training(options):
         {"every": [1]},
         {"every": 0},
         {"tasks": 5},
+        {"tasks": []},
         {"tasks": [5], "where": "watch"},
         {"folder": "file/probes"},
         {"folder": "file", "where": "watch"},
