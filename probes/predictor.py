@@ -7,6 +7,8 @@ from __future__ import annotations
 import ast
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -185,6 +187,31 @@ def _imported_network(name: str) -> type[torch.nn.Module] | None:
     return found if isinstance(found, type) and issubclass(found, torch.nn.Module) else None
 
 
+# losses of heads that were stored before they were one class: their task, and fixed options
+EARLIER_LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "DepthObjective": ("depth", {}),
+    "DepthBins": ("depth", {"bins_loss": "sig"}),
+    "Probe3dDepth": ("depth", {"bins_loss": "probe3d"}),
+    "NormalObjective": ("normals", {}),
+}
+
+
+def _as_now(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a stored model, whose parts may have names of before."""
+    if "decode_head" not in model:
+        return dict(model)
+    head = dict(model["decode_head"])
+    moved = {"loss_images": head.pop("loss_images")} if "loss_images" in head else {}
+    loss = head.get("loss_decode")
+    if isinstance(loss, Mapping) and loss["type"] in EARLIER_LOSSES:
+        task, fixed = EARLIER_LOSSES[loss["type"]]
+        options = {"sig_warmup" if name == "warmup" else name: loss[name] for name in loss}
+        head["loss_decode"] = {**options, **fixed, "type": "TaskObjective", "task": task}
+        head["num_classes"] = MODELS.build(dict(head["loss_decode"])).channels
+        head.setdefault("threshold", 0.0)
+    return {**model, **moved, "decode_head": head}
+
+
 class _MMLabPredictor(Predictor):
     def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
         super().__init__(head, backbone, device)
@@ -200,13 +227,14 @@ class _MMLabPredictor(Predictor):
                     f"the head of {self.task} needs {module}; import it, or name its file in"
                     f" {registry.VARIABLE}"
                 )
-            import_module(module)
+            with suppress(ModuleNotFoundError):  # ours has moved: what it had comes with others
+                import_module(module)
         frozen_backbone.share(metadata["backbone"], backbone)
         with (
             DefaultScope.overwrite_default_scope(self.scope),
             patch("mmengine.registry.registry.get_object_from_string", _imported_network),
         ):
-            self.model: Any = MODELS.build(Config({"model": metadata["model"]}).model)
+            self.model: Any = MODELS.build(Config({"model": _as_now(metadata["model"])}).model)
             self.load = Compose(metadata["pipeline"][:1])
             self.prepare = Compose(metadata["pipeline"][1:])
         head.load_into(self.model)

@@ -97,6 +97,32 @@ def test_dense_heads(tmp_path, kind, name, changes):
             assert angles.mean() == pytest.approx(scores["normal_mean"], rel=1e-3)
 
 
+EARLIER = {
+    "depth": {"type": "DepthBins", "min_depth": 0.001, "max_depth": 10.0, "bins": 8, "warmup": 0},
+    "normals": {"type": "NormalObjective", "uncertainty": True},
+}
+
+
+@pytest.mark.parametrize("kind", EARLIER)
+def test_a_head_with_names_of_before_predicts_the_same(tmp_path, kind):
+    """Losses were classes of their own, and ``loss_images`` stood in the head."""
+    data = tiny_dense.make(tmp_path / "data", kind)
+    probe = PROBES[f"{kind}/linear"]
+    changes = {"bins": 8} if kind == "depth" else {"uncertainty": True}
+    settings = probe.settings_type(**DENSE, **changes)
+    result = probe.run(context(tmp_path / "work", data, settings))
+    image = data.root / data.samples["val"][0].image
+    expected = stored_predictor(result, tmp_path)(image)
+    metadata = result.head.metadata
+    model = metadata["model"]
+    head = {**model["decode_head"], "loss_decode": EARLIER[kind]}
+    head["loss_images"] = model.pop("loss_images")
+    del head["num_classes"], head["threshold"]
+    metadata["model"] = {**model, "decode_head": head}
+    metadata["imports"] = [*metadata["imports"], "probes.datasets.specs.nyu"]
+    assert np.array_equal(stored_predictor(result, tmp_path)(image), expected)
+
+
 def check_detections(predictor: Predictor, data: PreparedDataset, detections: list[dict]) -> None:
     """A detector predicts for each image what was scored."""
     for sample in data.samples["val"]:
