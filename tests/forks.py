@@ -18,7 +18,6 @@ FORKS.set_forkserver_preload(
     [
         "benchmark.catalog",
         "benchmark.stages",
-        "benchmark.stages",
         "tests.sweeps.cheap",
         "mlflow.tracking",
     ]
@@ -45,7 +44,7 @@ class Fork:
         self.process = FORKS.Process(target=_run, args=(context, target, arguments))
         self.process.start()
 
-    def wait_for(self, folder: Path, pattern: str, seconds: float = 120.0) -> None:
+    def wait_for(self, folder: Path, pattern: str, seconds: float = 500.0) -> None:
         """Wait for a file like ``pattern`` in ``folder``; fails if the process ends before."""
         end = time.monotonic() + seconds
         while not list(folder.glob(pattern)):
@@ -57,7 +56,7 @@ class Fork:
         """Send a signal."""
         os.kill(self.process.pid, number)
 
-    def end(self, seconds: float = 120.0) -> int:
+    def end(self, seconds: float = 500.0) -> int:
         """Wait for it and its loading processes, which hold its locks; returns the exit code."""
         end = time.monotonic() + seconds
         self.process.join(seconds)
