@@ -47,7 +47,7 @@ NUMBERS = range(3)  # of the images
 SIZES = [(448, 448), (449, 448), (448, 1000), (700, 448), (785, 1500), (300, 450), (200, 300)]
 IMAGES = [(683, 512), (512, 683), (500, 375), (300, 1001), (448, 448)]  # width, height
 SAMPLE = slice(3, None, 9)
-TOLERANCE = {"mIoU": 0.05}
+TOLERANCE = {"mIoU": 0.05, "values": 1e-5}  # values: processors differ in the last bits
 VIT = {"patch_size": 8, "width": 32, "layers": 2, "heads": 2, "image_size": 32}
 DEFINITIONS = (
     *("ADE20K_CLASS_NAMES", "NORMALIZE_TIPS", "_SUB_IMAGENET_PROMPTS", "_TCL_PROMPTS"),
