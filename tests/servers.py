@@ -45,7 +45,7 @@ class MlflowServer:
             self.process = subprocess.Popen(
                 self.command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 600
         while True:
             try:
                 urllib.request.urlopen(f"{self.address}/health", timeout=2).read()

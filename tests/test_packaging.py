@@ -40,7 +40,7 @@ def test_a_wheel_holds_every_file_of_the_packages_and_no_other(tmp_path):
         cwd=source,
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
     )
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:

@@ -75,7 +75,7 @@ def create_elsewhere(endpoint: str, home: Path) -> list:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])

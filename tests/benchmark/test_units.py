@@ -50,7 +50,7 @@ def running() -> list:
 
 
 def wait_until(holds: Callable[[], object], forks: list[Fork]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not holds():
         assert time.monotonic() < deadline, forks[0].text()
         assert all(fork.process.is_alive() for fork in forks), forks[0].text()

@@ -51,7 +51,7 @@ def work(tmp_path):
 
 def lines(tmp_path: Path, count: int) -> list[str]:
     """The journal, once it has ``count`` lines."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         journal = tmp_path / "journal"
         entries = journal.read_text().splitlines() if journal.exists() else []

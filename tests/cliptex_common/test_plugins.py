@@ -118,7 +118,7 @@ def test_an_entry_of_this_project_is_refused_though_nothing_has_imported_it(tmp_
         env={**os.environ, registry.VARIABLE: str(path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert "mine.py:3: dataset 'voc' exists already" in done.stderr
 

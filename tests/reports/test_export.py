@@ -92,7 +92,7 @@ def test_latex_compiles(report, tmp_path):
     )
     (tmp_path / "paper.tex").write_text(document % text, encoding="utf-8")
     command = [LATEX, "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=600)
     assert result.returncode == 0, result.stdout[-2000:].decode()
 
 

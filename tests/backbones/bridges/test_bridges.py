@@ -29,6 +29,6 @@ def test_importing_backbones_imports_neither_torch_nor_the_suites():
         f"import sys, backbones; print({names} & set(sys.modules), 'as_mteb' in backbones.__all__)"
     )
     process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     )
     assert process.stdout.split() == ["set()", "True"]

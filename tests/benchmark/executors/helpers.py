@@ -29,6 +29,9 @@ class RecordingBar(Bar):
         if done and self.calls[-1] != done:
             self.calls.append(done)
 
+    def print_when_due(self) -> None:
+        """Nothing: the console shows only what units print."""
+
     def line(self) -> ProgressLine:
         line = RecordingBar()
         line.calls = self.calls
@@ -54,7 +57,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def until_true(condition, seconds=15.0) -> bool:
+def until_true(condition, seconds=300.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -53,7 +53,7 @@ def test_a_device_number_selects_one_gpu(monkeypatch):
     see_gpus(4, monkeypatch)
     with executor_of(device="cuda:3") as executor:
         assert (executor.slots, executor.has_gpus, executor.device) == (1, True, "cuda")
-        assert executor.submit(units.visible_gpus, gpus=1).result(60)[0] == "3"
+        assert executor.submit(units.visible_gpus, gpus=1).result(600)[0] == "3"
     # in this process, which keeps its own view of the GPUs
     assert executor_of(jobs=1, device="cuda:3").device == "cuda:3"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
@@ -115,8 +115,8 @@ def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
         counts = (1, 2, 1, 1)
         futures = [executor.submit(units.gpus_on_node, tmp_path, 4, gpus=n) for n in counts]
         without = executor.submit(units.visible_gpus)
-        results = [future.result(60) for future in futures]
-        assert without.result(60)[0] == ""
+        results = [future.result(600) for future in futures]
+        assert without.result(600)[0] == ""
     assert tuple(map(len, results)) == counts
     used = [gpu for gpus in results for gpu in gpus]
     assert len(set(used)) == 5 and {gpu.split()[0] for gpu in used} == {"n0", "n1"}
@@ -154,7 +154,7 @@ def test_the_reason_of_a_dead_job_survives_until_slurm_forgets_it(fake_slurm):
         executor_of("slurm") as executor,
         pytest.raises(WorkerLost, match="OUT_OF_MEMORY"),
     ):
-        executor.submit(units.doubled, 1).result(60)
+        executor.submit(units.doubled, 1).result(600)
 
 
 @pytest.mark.integration
@@ -179,7 +179,7 @@ def test_waiting_units_start_by_priority_then_order(tmp_path):
         assert until_true(lambda: executor.step > step + 1), "it has looked at the queue"
         assert log.read_text() == "first\n", "a small unit waits behind a large one"
         go.touch()
-        first.result(60)
+        first.result(600)
     assert log.read_text().split() == ["first", "high", "middle", "low", "last"]
 
 
@@ -197,20 +197,20 @@ def test_a_bug_in_the_scheduler_ends_all_units_with_its_error(tmp_path):
         futures = [executor.submit(units.wait, tmp_path / name, cpus=2) for name in ("one", "two")]
         for future in futures:
             with pytest.raises(ZeroDivisionError):
-                future.result(60)
+                future.result(600)
         with pytest.raises(CancelledError):
-            executor.submit(units.doubled, 1).result(60)
+            executor.submit(units.doubled, 1).result(600)
     assert marker.with_suffix(".saved").is_file()
 
 
 @pytest.mark.integration
 def test_processes_are_reused_and_an_idle_one_that_died_is_replaced(output):
     with executor_of(settings={"cpus": "2"}, device="cpu") as executor:
-        first = executor.submit(units.report_progress, 1).result(60)
-        assert executor.submit(units.report_progress, 1).result(60) == first
+        first = executor.submit(units.report_progress, 1).result(600)
+        assert executor.submit(units.report_progress, 1).result(600) == first
         os.kill(first, signal.SIGKILL)
         assert until_true(lambda: not is_running(first))
-        assert executor.submit(units.report_progress, 1).result(60) != first
+        assert executor.submit(units.report_progress, 1).result(600) != first
     assert output().count("printed by 1: [bold] :car:\n") == 3
 
 
@@ -240,7 +240,7 @@ def test_a_submitting_process_that_ends_leaves_no_worker(name, number, to_group,
             os.killpg(process.pid, number)
         if number != signal.SIGINT:  # twice, as some batch systems do
             process.send_signal(number)
-        stderr = process.communicate(timeout=60)[1]
+        stderr = process.communicate(timeout=600)[1]
         assert have_ended(*markers)
         if number != signal.SIGKILL:
             assert (process.returncode, stderr) == (130, "")

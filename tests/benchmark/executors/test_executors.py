@@ -97,7 +97,7 @@ def test_units_have_the_plugins_of_the_command(executor, tmp_path):
     try:
         path.unlink()
         payload, origin = EXECUTORS["mine"].payload, EXECUTORS.origin("mine")
-        result = executor.submit(units.look_up_executor, "mine", payload).result(60)
+        result = executor.submit(units.look_up_executor, "mine", payload).result(600)
     finally:
         registry.LOADED[path].remove()
     assert result == ("of a plugin", origin, 7) and origin
@@ -114,12 +114,12 @@ def test_units_return_results_and_share_no_core(executor, request):
     futures = {
         executor.submit(units.doubled, n, 0.15, cpus=cpus[n], kind="nap"): n for n in range(10)
     }
-    results = {futures[future]: future.result() for future in as_completed(futures, timeout=60)}
+    results = {futures[future]: future.result() for future in as_completed(futures, timeout=600)}
     assert [results[n][0] for n in range(10)] == [2 * n for n in range(10)]
     assert {folder for *_, folder in results.values()} == {str(Path.cwd())}
     spans = [(cpus[n], start, end) for n, (_, start, end, _) in results.items()]
     assert peak_cores(spans) <= total
-    executor.submit(units.raise_bug, kind="nap").exception(60)
+    executor.submit(units.raise_bug, kind="nap").exception(600)
     seconds = executor.overview.seconds["nap"]  # of which the time left follows
     assert len(seconds) == 10 and min(seconds) >= 0.15
 
@@ -127,7 +127,7 @@ def test_units_return_results_and_share_no_core(executor, request):
 @everywhere()
 def test_progress_and_output_are_shown_once(executor, request, output):
     executor.bar.calls.clear()
-    process = executor.submit(units.report_progress, 3).result(60)
+    process = executor.submit(units.report_progress, 3).result(600)
     assert (process == os.getpid()) == (cores_of(request) == 1)
     assert output() == "printed by 3: [bold] :car:\n"
     assert executor.bar.calls == [("step", 3), 2]
@@ -139,7 +139,7 @@ def test_output_is_shown_line_by_line_while_a_unit_runs(executor, tmp_path, outp
     assert until_true(lambda: output() == "first\n"), output()
     assert not future.done(), "half a line was printed with the first"
     (tmp_path / "go").touch()
-    future.result(60)
+    future.result(600)
     assert output() == "first\nhalf a line\n"
 
 
@@ -153,7 +153,7 @@ def test_output_is_shown_line_by_line_while_a_unit_runs(executor, tmp_path, outp
 )
 def test_an_error_of_the_user_arrives_as_one_line(executor, unit, message):
     with pytest.raises((UserError, RuntimeError)) as raised:
-        executor.submit(unit).result(60)
+        executor.submit(unit).result(600)
     assert user_error_message(raised.value).startswith(message)
     assert not getattr(raised.value, "__notes__", ()), "a traceback is of no use to the user"
 
@@ -161,7 +161,7 @@ def test_an_error_of_the_user_arrives_as_one_line(executor, unit, message):
 @everywhere()
 def test_a_bug_arrives_with_its_class_and_traceback(executor, request):
     with pytest.raises(ValueError, match="a unit broke") as raised:
-        executor.submit(units.raise_bug).result(60)
+        executor.submit(units.raise_bug).result(600)
     assert not isinstance(raised.value, UserError)
     if cores_of(request) == 1:
         assert raised.traceback[-1].name == "raise_bug"
@@ -174,23 +174,23 @@ def test_errors_and_results_that_cannot_be_pickled_are_reported(executor, reques
     in_process = cores_of(request) == 1
     expected = units.UnpicklableError if in_process else RuntimeError
     with pytest.raises(expected, match="it does not travel") as raised:
-        executor.submit(units.raise_unpicklable).result(60)
+        executor.submit(units.raise_unpicklable).result(600)
     assert in_process or "in raise_unpicklable" in raised.value.__notes__[0]
     with pytest.raises(RuntimeError, match=r"sys\.exit\(3\)"):
-        executor.submit(units.call_exit).result(60)
+        executor.submit(units.call_exit).result(600)
     if not in_process:
         with pytest.raises(Exception, match="return_lambda"):
-            executor.submit(units.return_lambda).result(60)
+            executor.submit(units.return_lambda).result(600)
 
 
 @everywhere(REMOTE)
 def test_a_unit_whose_worker_died_runs_again_twice(executor, tmp_path, output):
     once, always = tmp_path / "once", tmp_path / "always"
     futures = [executor.submit(units.kill_itself, *each) for each in ((once, 1), (always, 9))]
-    assert executor.submit(units.doubled, 4).result(60)[0] == 8, "the others go on"
-    assert futures[0].result(60) == "survived" and once.read_text() == "xx"
+    assert executor.submit(units.doubled, 4).result(600)[0] == 8, "the others go on"
+    assert futures[0].result(600) == "survived" and once.read_text() == "xx"
     with pytest.raises(WorkerLost, match="died 3 times"):
-        futures[1].result(60)
+        futures[1].result(600)
     assert always.read_text() == "xxx"
     text = output()
     assert "running it again, 1 of 2" in text and "running it again, 2 of 2" in text
@@ -282,7 +282,7 @@ def test_a_stopped_job_saves_and_runs_again(executor, signal_option, tmp_path):
     units.until(marker.with_suffix(".waiting"))
     (first,) = (line.split()[0] for line in marker.read_text().splitlines())
     subprocess.run(["scancel", *signal_option, first], check=True)
-    attempts = [line.split()[0] for line in future.result(60)]
+    attempts = [line.split()[0] for line in future.result(600)]
     assert marker.with_suffix(".saved").is_file()
     assert len(attempts) == 2 and (attempts[1] == first) == bool(signal_option), "requeued, or new"
 

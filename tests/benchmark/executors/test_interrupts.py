@@ -86,7 +86,7 @@ def run_script(script, **environment):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
 
 
@@ -128,5 +128,5 @@ def test_a_command_interrupted_while_it_starts_exits_with_130(after):
         assert process.poll() is None
     time.sleep(after)
     process.send_signal(signal.SIGINT)
-    stderr = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=600)[1]
     assert process.returncode in (130, 0) and "Traceback" not in stderr  # 0: it was done

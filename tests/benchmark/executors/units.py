@@ -133,7 +133,7 @@ def visible_gpus(folder=None, count=0):
     start = time.time()
     if folder:
         (Path(folder) / str(os.getpid())).touch()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while len(list(Path(folder).iterdir())) < count:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"fewer than {count} units run at the same time")

@@ -124,7 +124,7 @@ def test_the_config_runs_with_plain_mmengine(tmp_path):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == [45 * 64, 61 * 48, 45 * 64]

@@ -253,7 +253,7 @@ def test_killed_and_resumed_each_ends_as_alone(tmp_path, data, check_as_alone):
 
     process = multiprocessing.get_context("fork").Process(target=doomed)
     process.start()
-    process.join(60)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL
     states = list(tmp_path.rglob(STATE_FILE))
     assert len(states) == 2

@@ -116,7 +116,7 @@ def test_killed_and_resumed_equals_whole(data, tmp_path):
 
     process = multiprocessing.get_context("fork").Process(target=doomed)
     process.start()
-    process.join(60)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL
     resumed = train(data, tmp_path / "cut", checkpoint_every=3)
     assert resumed.resumed_at == 6
