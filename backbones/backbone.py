@@ -43,7 +43,8 @@ class DataConfig:
         squash: whole images are resized to ``size`` without keeping their shape (SigLIP), so
             nothing is cropped.
         layers: indices, from 0, of the blocks (ViT) or stages (CNN) that the feature maps are read
-            from, shallow to deep. Everywhere else the first layer is 1.
+            from, shallow to deep. Adapters and ``read_tokens`` count like this; settings and
+            ``at_layers`` count from 1.
     """
 
     size: tuple[PositiveInt, PositiveInt]

@@ -36,7 +36,8 @@ from probes.registry import DATASETS, PROBES, find_task, trained_task
 from probes.upsamplers.names import upsampler_identity
 from reports.records import Cell, cell_key
 
-# values of settings that change nothing; not part of identities, which are older than the settings
+# defaults of settings that were added later; left out of conditions, so that keys of earlier cells
+# stay as they are
 NEUTRAL = {"upsampler": "bilinear", "linear_norm": True, "positions": "interpolated"}
 
 

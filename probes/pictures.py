@@ -26,7 +26,7 @@ def write_gallery(
     flat: bool = False,
     side: int = SMALL,
 ) -> Path:
-    """Write small pictures for a report as a ZIP of picture files, ``artifacts.GALLERY``,
+    """Write small pictures for a report as a ZIP of picture files, ``reports.records.GALLERY``,
     completely or not at all.
 
     Args:

@@ -88,7 +88,7 @@ def read_head(path: Path) -> Head:
 
 def load_head(source: str | Path, tracking_uri: str | None = None) -> Head:
     """The head of a finished task: of its MLflow run, by its id, or in a file ``head.safetensors``.
-    Raises as ``probes.predictor.load_predictor``."""
+    Raises as ``load_predictor``."""
     with TemporaryDirectory() as folder:
         path = Path(source)
         if not path.is_file():

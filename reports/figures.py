@@ -56,7 +56,7 @@ class Figure:
         height: in pixels.
         menus: name → its choices, of a figure whose reader selects what is on the axes: of the
             vertical one, of the horizontal one.
-        choices: what replaces parts of ``spec``; see ``reports.figures``. ``opacity`` and
+        choices: what replaces parts of ``spec``; see ``scatter``. ``opacity`` and
             ``notes`` (parts of the layout) are of each vertical and horizontal choice.
     """
 

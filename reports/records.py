@@ -329,7 +329,7 @@ class Cell(Record):
     Attributes:
         weights: sha256.
         probe: name of the probe; kind: of the dataset (``segmentation``, ``detection`` …).
-        protocol: hash of the conditions that its numbers depend on (``artifacts.PROTOCOL``).
+        protocol: hash of the conditions that its numbers depend on (``PROTOCOL``).
         key: identity of the cell (``cell_key``).
         head: sha256 of the file of its head, or of that of another task that it uses; '' for none.
         fingerprint, partial: of the data.

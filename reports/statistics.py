@@ -110,7 +110,7 @@ class MetricSample:
         values: (S,) the metric with each seed.
         resamples: (S, R) the same over each resample of images, or None if unknown; NaN where a
             resample has nothing to score.
-        images: how many images are resampled; 0 if unknown.
+        images: how many units (images, or what they are made of) are resampled; 0 if unknown.
     """
 
     seeds: tuple[int, ...]

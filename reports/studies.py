@@ -17,7 +17,7 @@ from reports.store import Store
 from reports.tables import with_interval
 
 # metrics of a trial, in percent of clip-ft; gain/TASK are those of single tasks
-GAINS = {"objective": "mean gain (%)", "zero-shot": "zero-shot gain (%)"}
+GAINS = {"objective": "interquartile mean gain (%)", "zero-shot": "zero-shot gain (%)"}
 
 
 RESULTS = {"win": "it is better", "loss": "it is worse", "tie": "the difference is undecided"}
@@ -60,8 +60,8 @@ class Study:
             if result := RESULTS.get(gap.verdict()):
                 words = f"; on fresh seeds {result} ({with_interval(gap, 2, True)} to the base)"
         return (
-            f"{setting} is best by mean gain over clip-ft ({gain:+.2f} %) of {count} finished"
-            f" trials{words}."
+            f"{setting} is best by interquartile mean gain over clip-ft ({gain:+.2f} %) of"
+            f" {count} finished trials{words}."
         )
 
     @property

@@ -11,7 +11,7 @@ Writing runs to MLflow: parents and children, metrics in batches, artifacts, and
 
 The only module that writes runs. A run that raises ends FAILED with the reason as a tag, an
 interrupted one KILLED. A run whose process vanished (kill -9, power) is found at the next start
-(``reports.tracking``) and closed, so none stays RUNNING.
+(``Tracker.close_stale``) and closed, so none stays RUNNING.
 
 Weights in MLflow: LoggedModels.
 

@@ -180,7 +180,7 @@ def figures(study: optuna.Study) -> list[dict[str, Any]]:
     specs = []
     for plot in PLOTS:
         with suppress(ValueError, RuntimeError, ZeroDivisionError):
-            figure = plot(study, target_name="mean gain over clip-ft (%)")
+            figure = plot(study, target_name="interquartile mean gain over clip-ft (%)")
             title = figure.layout.title.text
             figure.update_layout(template=None, title=None)  # the report has its own
             if figure.data:

@@ -56,3 +56,20 @@ def test_one_function_opens_images():
     opening = re.compile(r"\bImage\.open\b|from PIL\.Image import")
     matches = [path for path in files for _ in opening.findall(path.read_text(encoding="utf-8"))]
     assert matches == [ROOT / "cliptex_common/images.py"]
+
+
+def test_no_module_binds_a_name_twice():
+    """The later value would count for functions above it, too: files that are merged do that."""
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    twice = []
+    for path in files:
+        bound = [
+            name.id
+            for statement in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(statement, ast.Assign)
+            for target in statement.targets
+            for name in ast.walk(target)
+            if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+        ]
+        twice += [f"{path.name}: {name}" for name in set(bound) if bound.count(name) > 1]
+    assert not twice

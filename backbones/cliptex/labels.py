@@ -32,7 +32,7 @@ from cliptex_common.tables import Contents, Table, cached_table, list_members, r
 
 
 class Labels(Protocol):
-    """Label maps of full images at any resolution, by pair key (see ``labels.store.LabelStore``).
+    """Label maps of full images at any resolution, by pair key (see ``LabelStore``).
 
     Attributes:
         identity: digest of the labels.

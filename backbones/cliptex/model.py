@@ -209,7 +209,8 @@ class CLIPWithHeads(nn.Module):
         }
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """The image tower's last block, which every loss passes through; if it is no ViT, all."""
+        """The image tower's last block, which every loss passes through if the heads read it, as by
+        default; if the tower is no ViT, all of it."""
         visual: Any = self.clip.visual
         last = visual.transformer.resblocks[-1] if isinstance(visual, VisionTransformer) else visual
         return [parameter for parameter in last.parameters() if parameter.requires_grad]

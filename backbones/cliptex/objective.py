@@ -89,8 +89,9 @@ class Passes:
         Args:
             batch: this process's share.
             norms: also return the norm of each loss's own weighted gradient, over the global batch,
-                at the last block of the image tower, the last parameters that all share (as
-                GradNorm does, Chen et al. 2018). Costs a fraction of a backward pass.
+                at the last block of the image tower, the last parameters that all share if the
+                heads read it (as GradNorm does, Chen et al. 2018); else those of tasks are 0.
+                Costs a fraction of a backward pass.
             share: of the steps that are done.
 
         Returns:

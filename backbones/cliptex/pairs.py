@@ -209,7 +209,7 @@ def open_pairs(
             ``KEY.json`` with a ``caption``; or one ``.csv`` or ``.tsv`` file with a header and the
             columns ``filepath`` and ``caption`` (paths relative to the file). Shards may be on a
             server, ``https://HOST/cc3m/{00000..00331}.tar`` or ``s3://…``; they are fetched once
-            (see ``remote``).
+            (see ``fetch_shards``).
         progress: of fetching, and of indexing (about a second for 10,000 pairs, then cached).
         keep: cache the index.
 

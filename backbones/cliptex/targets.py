@@ -85,7 +85,8 @@ class Task(ABC):
 
     @abstractmethod
     def count(self, target: Tensor) -> Tensor:
-        """The count that ``loss`` will return, from the target alone; scalar float32."""
+        """The count that ``loss`` returns, from the target alone; scalar float32. The objective
+        divides by it, since it is needed before the forward pass."""
 
     def make_target(self, images: Tensor, size: int) -> Tensor:
         """The target of a step's images, as ``loss`` takes it, where it is not a stored label: a
@@ -261,7 +262,7 @@ def warp_depth(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -
 
 
 def warp_normals(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
-    """Normal maps (3, H, W) each, axes ``dense_maps.geometry.AXES``, zero where unknown → (N, 3,
+    """Normal maps (3, H, W) each, axes ``cliptex_common.images.AXES``, zero where unknown → (N, 3,
     size, size).
 
     Nearest; x is negated by a flip.
@@ -412,7 +413,7 @@ class ScalarMap(KnownShape):
 class VectorMap(KnownShape):
     """A direction in space for each pixel.
 
-    A label is (3, H, W) float32 unit vectors, axes ``dense_maps.geometry.AXES``, zero where
+    A label is (3, H, W) float32 unit vectors, axes ``cliptex_common.images.AXES``, zero where
     unknown; so is a target (N, 3, size, size). ``loss`` takes unit vectors (N, 3, size, size).
     """
 

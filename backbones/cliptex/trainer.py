@@ -192,8 +192,8 @@ class Trainer:
 
         Raises:
             UserError: a state cannot be written, or what a subclass finds wrong with its data.
-            NonFiniteLoss: the gradient was not finite ``MAX_SKIPPED`` times in a row, or at most
-                steps; raised at the next log entry, in all processes.
+            NonFiniteLoss: the gradient was not finite ``MAX_SKIPPED`` times in a row, or in more
+                than half of all steps; raised at the next log entry, in all processes.
         """
         context, first = self.context, self.process.first
         self._resume()
@@ -304,8 +304,9 @@ class Trainer:
             mostly = step == self.steps and 2 * skipped > self.steps
             if not self._failure and (mostly or in_a_row == MAX_SKIPPED):
                 named = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
+                times = f"in {skipped} of {step} steps" if mostly else f"{in_a_row} times in a row"
                 self._failure = (
-                    f"{self.name}: the gradient became NaN or infinite {in_a_row} times in a row,"
+                    f"{self.name}: the gradient became NaN or infinite {times},"
                     f" last at step {step} (losses: {named}); {self.advice}"
                 )
         self._window_losses += finite

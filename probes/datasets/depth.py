@@ -16,7 +16,7 @@ test images (``val``).
 Layout of mmseg's ``NYUDataset``: ``images/{train,test}`` (jpg or png, scene folders allowed) and,
 under the same names, the ground truth as PNG.
 
-``data get nyu`` and ``data get nyu-24k`` make the images and depths of it (``download/nyu.py``).
+``data get nyu`` and ``data get nyu-24k`` make its images and depths (``probes.datasets.download``).
 
 * ``nyu-depth``: ``annotations/{train,test}``, 16 bits, millimetres, 0 where there is none; scored
   inside the Eigen crop. The train set is the 795 images of the labelled set, or the 24,231 frames

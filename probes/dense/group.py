@@ -212,7 +212,7 @@ class _SuffixedLog:
 
 
 # of train, and of each of its images, evenly spread: a constant needs no more
-IMAGES, PIXELS = 200, 20_000
+CONSTANT_IMAGES, CONSTANT_PIXELS = 200, 20_000
 # by the copy of the dataset, on which many heads are scored; and by how predictions are scored
 _constants: dict[tuple[str, ...], Any] = {}
 _scores: dict[tuple[str, ...], float] = {}
@@ -260,10 +260,10 @@ def best_constant(data: PreparedDataset) -> Any:
     task, samples = DENSE_TASKS.find(data.spec.kind), data.samples["train"]
     options = task.reading(data.spec, len(data.classes))
     pixels = []
-    for sample in samples[:: max(1, len(samples) // IMAGES)]:
+    for sample in samples[:: max(1, len(samples) // CONSTANT_IMAGES)]:
         ground_truth = task.load(str(data.root / sample.target), **options)
         flat = ground_truth.reshape(-1, *ground_truth.shape[2:])
-        pixels.append(flat[:: max(1, len(flat) // PIXELS)])
+        pixels.append(flat[:: max(1, len(flat) // CONSTANT_PIXELS)])
     return task.best_constant(np.concatenate(pixels), data)
 
 
@@ -279,7 +279,7 @@ def _score(val: Any, field: str, evaluator: Any, constant: Any) -> dict[str, flo
     return metric.compute_metrics(metric.results)
 
 
-IMAGES = 6  # of the preview
+PREVIEW_IMAGES = 6
 
 
 @dataclass
@@ -300,7 +300,10 @@ def draw_preview(
     a gallery beside it (``probes.pictures.write_gallery``)."""
     task, classes = DENSE_TASKS.find(kind), dataset.metainfo["classes"]
     gallery = spread_indices(len(dataset), GALLERY_IMAGES)
-    large = {gallery[row]: predicted(gallery[row]) for row in spread_indices(len(gallery), IMAGES)}
+    large = {
+        gallery[row]: predicted(gallery[row])
+        for row in spread_indices(len(gallery), PREVIEW_IMAGES)
+    }
     draw, legend = task.drawing(classes, [image.target for image in large.values()])
 
     def panels(image: Predicted) -> dict[str, np.ndarray]:

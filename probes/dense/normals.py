@@ -59,7 +59,7 @@ class Normals(DenseTask):
     Attributes:
         uncertainty: a fourth output is each pixel's concentration, and the loss the negative
             logarithm of AngMF's density but for a constant (Bae, Budvytis, Cipolla, ICCV 2021); see
-            ``backbones.cliptex.tasks.angmf``.
+            ``backbones.cliptex.losses.angmf_nll``.
         crop: that is scored, see ``cropped``.
     """
 

@@ -36,7 +36,8 @@ RANDOM_CROPS = (
 
 @settings_dataclass
 class DenseSettings(TrainingSettings):
-    """Protocol of a dense probe; every field is part of the task's identity.
+    """Settings of a dense probe; every field is part of the task's identity. ``lr``, optimizer,
+    schedule, batch and length are those of ``probes.settings.TrainingSettings``.
 
     Attributes:
         size: short side in pixels of images at test time, and side of the square crops of training

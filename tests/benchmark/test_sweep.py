@@ -35,7 +35,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     fix_identity(failed, {"recipe": {"epochs": 9.0}})
     assert run_command(f"{LAUNCH} --confirm 2") == 0
     shown = capsys.readouterr().out
-    assert "is best by mean gain over clip-ft" in shown and "report: " in shown
+    assert "is best by interquartile mean gain over clip-ft" in shown and "report: " in shown
     study = optuna.load_study(study_name="smoke-linear", storage="sqlite:///sweeps.db")
     trials = study.get_trials(states=(TrialState.COMPLETE,))
     assert sorted(trial.params["lambda_seg"] for trial in trials) == [1.0, 10.0]

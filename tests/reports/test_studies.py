@@ -23,11 +23,11 @@ def alone(store):
 def test_trials_are_ranked_and_followed_by_the_fresh_seeds(report):
     (study,) = report.studies
     frame = study_frame(study)
-    gains = ["mean gain (%)", "zero-shot gain (%)", "voc/linear"]
+    gains = ["interquartile mean gain (%)", "zero-shot gain (%)", "voc/linear"]
     assert {*frame.columns} == {"trial", "λ seg", *gains, "state", "run"}
     assert frame["trial"].tolist() == ["1", "2", "0", "3", "again: λseg 0.1", "again: base"]
-    assert frame["mean gain (%)"].tolist()[:3] == [1.1, 0.3, 0.2]
-    assert frame["mean gain (%)"].tolist()[4:] == pytest.approx([1.02, 0.204])
+    assert frame["interquartile mean gain (%)"].tolist()[:3] == [1.1, 0.3, 0.2]
+    assert frame["interquartile mean gain (%)"].tolist()[4:] == pytest.approx([1.02, 0.204])
     assert frame["state"].tolist()[2:5] == [
         "complete",
         "failed: NonFiniteLoss: at step 7",
@@ -37,7 +37,9 @@ def test_trials_are_ranked_and_followed_by_the_fresh_seeds(report):
 
 def test_the_report_of_a_study(alone):
     html = render_page(alone)
-    assert alone.summary.headline.startswith("λseg 0.1 is best by mean gain over clip-ft (+1.10 %)")
+    assert alone.summary.headline.startswith(
+        "λseg 0.1 is best by interquartile mean gain over clip-ft (+1.10 %)"
+    )
     assert "on fresh seeds it is better (+0.82 [+0.80, +0.84]" in alone.summary.headline
     assert "1 of 4 trials have no value: failed: NonFiniteLoss: at step 7." in html
     assert "the best trial loses 1.10 % in zero-shot against clip-ft." in html

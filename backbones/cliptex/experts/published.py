@@ -138,9 +138,9 @@ class NllAngMF(Expert):
     """The authors' own network with their weights.
 
     Their normals have x left, y up, z towards the camera; ``predict`` negates x to give
-    ``dense_maps.geometry.AXES``. (Their repository does not say so; its issue 13 found it by trial,
-    and their DSINE, which reads the same ground truth of NYU-v2 and ScanNet, says it: x right, y
-    down, z to the front, of normals that point into the surface.)
+    ``cliptex_common.images.AXES``. (Their repository does not say so; its issue 13 found it by
+    trial, and their DSINE, which reads the same ground truth of NYU-v2 and ScanNet, says it: x
+    right, y down, z to the front, of normals that point into the surface.)
     """
 
     name = "nll-angmf"
