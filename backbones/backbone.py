@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.images import to_rgb
-from cliptex_common.settings import settings_dataclass
+from cliptex_common.settings import one_line_errors, settings_dataclass
 
 
 @settings_dataclass
@@ -57,6 +57,9 @@ class DataConfig:
 
     def with_layers(self, layers: Sequence[int]) -> DataConfig:
         return replace(self, layers=tuple(layers))
+
+
+DataConfig.__init__ = one_line_errors()(DataConfig.__init__)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.registry import load_plugins
-from cliptex_common.settings import as_list, as_pairs, field_names, one_line_errors
+from cliptex_common.settings import (
+    as_list,
+    as_pairs,
+    check_arguments,
+    field_names,
+    one_line_errors,
+    read_value,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +76,7 @@ class Results:
         index = ["task", "metric"] + ["protocol"] * bool(protocols.gt(1).any())
         return self.frame.pivot_table("value", index, "backbone", sort=False)
 
+    @check_arguments
     def per_image(
         self, task: str, backbone: str | None = None, seed: int | None = None
     ) -> pd.DataFrame:
@@ -81,6 +89,7 @@ class Results:
         arrays.pop("classes", None)
         return pd.DataFrame({name: list(values) for name, values in arrays.items()})
 
+    @check_arguments
     def per_class(
         self, task: str, backbone: str | None = None, seed: int | None = None
     ) -> pd.DataFrame:
@@ -171,6 +180,7 @@ class Results:
         return write(self.build_report(), Path(out))[0]
 
 
+@check_arguments
 def evaluate(
     backbone: str | nn.Module | Sequence[str],
     tasks: str | Sequence[str] = (),
@@ -235,6 +245,7 @@ def evaluate(
     )
 
 
+@check_arguments
 def compare(
     *subjects: Results | str | nn.Module, baseline: str | None = None, **options: Any
 ) -> Results:
@@ -284,6 +295,7 @@ def compare(
     return Results(frame, uri, experiment, parents, baseline=baseline)
 
 
+@check_arguments
 def check(
     tasks: str | Sequence[str],
     *,
@@ -326,9 +338,7 @@ def _run_options(
     for option in options:
         if option not in allowed:
             raise UserError(f"evaluate has no option {option!r}; {suggest(option, allowed)}")
-    if not isinstance(settings or {}, Mapping):
-        raise UserError(f"settings={settings!r}: give a table of settings")
-    load_plugins(as_list(options.get("plugins", ())))
+    load_plugins(read_value("plugins", as_list(options.get("plugins", ())), Sequence[str | Path]))
     with one_line_errors():
         return RunOptions(
             backbones=names,
@@ -348,13 +358,15 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
         return
     if not callable(getattr(backbone, "state_dict", None)) or isinstance(backbone, type):
         raise UserError(f"backbone={backbone!r}: give a name, names or a module")
+    from backbones import DataConfig
     from backbones.adapters.module import IMAGENET, entry_of
     from backbones.registry import BACKBONES, register
 
+    images = read_value("images", images, DataConfig | None) or IMAGENET
     if not name:
         name = type(backbone).__name__.lower()
         name = f"my-{name}" if name in BACKBONES else name
-    register(entry_of(backbone, name, images or IMAGENET))
+    register(entry_of(backbone, name, images))
     try:
         yield [name]
     finally:

@@ -35,7 +35,7 @@ from benchmark.watch import write_weights
 from cliptex_common.device import current_device, device_count, float32_products
 from cliptex_common.errors import UserError
 from cliptex_common.files import lock_path, locked
-from cliptex_common.settings import as_list, as_pairs
+from cliptex_common.settings import as_list, as_pairs, check_arguments
 from reports.records import metric_key
 
 WAIT = timedelta(days=7)  # of the other processes, while the first one evaluates
@@ -80,6 +80,7 @@ class InLoop:
         seconds: that evaluations have taken in this process so far.
     """
 
+    @check_arguments
     def __init__(
         self,
         tasks: str | Sequence[str],
@@ -95,14 +96,10 @@ class InLoop:
         folder: str | Path = "probes",
         **options: Any,
     ) -> None:
-        names = as_list(tasks)
-        is_names = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
-        if not (is_names and names):
-            raise UserError(f"tasks={tasks!r}: give names of tasks, such as imagefolder/knn")
+        if not tasks:
+            raise UserError("tasks: give names of tasks, such as imagefolder/knn")
         for option in {"weights", "heads", "executor"} & options.keys():
             raise UserError(f"InLoop has no option {option!r}: it scores the model of this process")
-        _check_choice("where", where, ("auto", "here", "watch"))
-        _check_choice("on_error", on_error, ("warn", "raise"))
         if log is not None and not (hasattr(log, "log_metrics") or hasattr(log, "add_scalar")):
             raise UserError(
                 f"log={log!r}: give one logger, with log_metrics(metrics, step) or"
@@ -247,11 +244,6 @@ def _count(option: str, value: Any, least: int) -> int:
     if count < least:
         raise UserError(f"{option}={value!r}: give a whole number of steps, {least} or more")
     return count
-
-
-def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{option}={value}: must be one of {', '.join(choices)}")
 
 
 def _scalars(writer: Any) -> Callable[[dict[str, float], int], None]:

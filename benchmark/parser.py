@@ -120,6 +120,8 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: Any) -> None:
     elif Mapping in types or Sequence in types:
         settings["action"] = "append"
         settings["metavar"] = "KEY=VALUE" if Mapping in types else "A[,B]"
+        if field.annotation == Sequence[Path]:  # whose names may have commas
+            settings["metavar"] = "FILE"
     elif "const" in settings:
         settings["nargs"] = "?"
     parser.add_argument(_flag(name, field), dest=name, **settings)

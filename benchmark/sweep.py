@@ -203,11 +203,11 @@ async def _run(
     untrained = replace(plan.trained_architecture, name=plan.recipe.name)
     for task, reason in plan.inapplicable_tasks(untrained).items():
         raise UserError(f"{task}: {reason}, in the weights of this sweep; leave it out with --task")
+    study = create_study(options.name, options.url)  # a storage that cannot be used costs no time
     await pipeline.make_data()
     # all images, also of a suite that is a quick look
     data = prepare_data(tasks, plan.folders, options, executor.num_workers)
     plan = replace(plan, data=data)
-    study = create_study(options.name, options.url)
     if not study.trials:  # of an earlier launch that failed before its first trial
         study.set_user_attr("identity", {})
     fix_identity(study, {**plan.identity, "conditions": plan.conditions})

@@ -147,8 +147,10 @@ def make_folder(path: Path, mode: int = 0o777) -> Path:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise ``OSError`` if ``path`` is no regular file: reading a pipe or device may never end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 – called for each image
+    """Raise ``OSError`` if ``path`` is no regular file: reading a pipe, a device or the kernel's
+    log may never end."""
+    is_regular = stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 – called for each image
+    if not is_regular or os.path.realpath(path).startswith("/proc/"):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from itertools import count
 from operator import attrgetter
 from pathlib import Path
 from pkgutil import resolve_name
@@ -48,6 +49,7 @@ from cliptex_common.settings import read_value
 
 VARIABLE = "CLIPTEX_PLUGINS"  # files, separated as in PATH
 TIMEOUT = "CLIPTEX_PLUGIN_TIMEOUT"  # seconds; imports on a busy machine take minutes
+CATCHES = 3  # of the error of the time limit, one a second
 
 
 @dataclass(eq=False)
@@ -163,7 +165,7 @@ def load(path: str | Path, source: bytes | None = None) -> None:
             earlier.remove()
         LOADED[path] = plugin
         try:
-            with _time_limit():
+            with _time_limit(path):
                 plugin.execute()
                 for read in READERS if not plugin.entries else ():
                     resolve_name(read)(plugin)
@@ -178,16 +180,22 @@ def load(path: str | Path, source: bytes | None = None) -> None:
 
 
 @contextmanager
-def _time_limit() -> Iterator[None]:
+def _time_limit(path: Path) -> Iterator[None]:
     """Raise ``UserError`` in a block that does not end; in the main thread, as signals reach no
-    other."""
+    other. Code of ``path`` that catches it ``CATCHES`` times ends the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     seconds = read_value(TIMEOUT, os.environ.get(TIMEOUT, "600"), PositiveFloat)
 
+    catches = count()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise UserError(f"it has not ended after {seconds:g} s; correct it, or raise {TIMEOUT}")
+        message = f"it has not ended after {seconds:g} s; correct it, or raise {TIMEOUT}"
+        if next(catches) == CATCHES:
+            sys.stderr.write(f"error: plugin {path}: {message}\n")
+            os._exit(2)
+        raise UserError(message)
 
     handler = signal.signal(signal.SIGALRM, interrupt)
     timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again, where it is caught

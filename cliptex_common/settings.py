@@ -6,10 +6,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import inspect
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
@@ -137,6 +138,25 @@ def one_line_errors(name: str = "") -> Iterator[None]:
         name = name or str(next(iter(first["loc"]), ""))
         reason = reason.replace("Input should be", "must be")
         raise UserError(f"{name}={first['input']}: {reason}") from error
+
+
+def check_arguments(function: T) -> T:
+    """Report arguments of a public function that are not of its annotated types in one line, but
+    for types that its module imports for type checkers alone.
+
+    Raises (when it is called):
+        UserError: an argument is of another type.
+    """
+    own: Any = function
+
+    @functools.wraps(own)
+    def call(*args, **options):
+        for name, value in inspect.getcallargs(own, *args, **options).items():
+            with suppress(KeyError, NameError):
+                read_value(name, value, eval(own.__annotations__[name], own.__globals__))
+        return own(*args, **options)
+
+    return call  # type: ignore[return-value]
 
 
 def parse_pairs(pairs: Iterable[str], option: str = "--set") -> dict[str, str]:

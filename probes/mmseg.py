@@ -1,4 +1,5 @@
-"""MMSegmentation, with all that it registers, imported without what it prints."""
+"""MMSegmentation, with all that it registers, imported without what it prints; and images that
+mmcv resizes keep a pixel of each side, where it would round that of a long one to none."""
 
 import io
 from contextlib import redirect_stdout
@@ -8,5 +9,8 @@ with redirect_stdout(io.StringIO()):  # it prints that optional packages are abs
     import mmseg.engine
     import mmseg.evaluation
     import mmseg.models
+from mmcv.image import geometric
 
 __all__ = ["mmseg"]
+_scale_size = geometric._scale_size
+geometric._scale_size = lambda *sizes: tuple(max(1, side) for side in _scale_size(*sizes))

@@ -165,6 +165,12 @@ def load_predictor(
     head = load_head(run, tracking_uri)
     metadata = head.metadata
     created_by = metadata["backbone"]
+    name = created_by["name"]
+    if not backbone and "hub/" in name:
+        raise UserError(
+            f"the head of {metadata['task']} was trained on {name}, which runs code that a file"
+            f" must not choose; give backbones.create({name!r})"
+        )
     backbone = backbone or backbones.create(**created_by)
     if "layers" in created_by:
         backbone = backbone.at_layers(created_by["layers"])
@@ -229,9 +235,10 @@ class _MMLabPredictor(Predictor):
                 )
             with suppress(ModuleNotFoundError):  # ours has moved: what it had comes with others
                 import_module(module)
-        frozen_backbone.share(metadata["backbone"], backbone)
         with (
             DefaultScope.overwrite_default_scope(self.scope),
+            # whatever the config says, which might name another one
+            patch.object(frozen_backbone, "_build", lambda config: backbone),
             patch("mmengine.registry.registry.get_object_from_string", _imported_network),
         ):
             self.model: Any = MODELS.build(Config({"model": _as_now(metadata["model"])}).model)

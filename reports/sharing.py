@@ -27,11 +27,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cliptex_common.errors import UserError, first_line, report_malformed
 from cliptex_common.files import atomic_write, canonical_json, content_key, expand_user, home
@@ -65,6 +65,10 @@ LARGEST = 1 << 30  # bytes of a file; it and each npz file in it inflate to at m
 MOST_BYTES, MOST_TIMES = 1 << 26, 50  # a file inflates to at most a + b times its size
 
 
+# what a terminal would act on is no text of a file that somebody else has written
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
+
+
 class Manifest(BaseModel):
     """What the file says of itself.
 
@@ -77,9 +81,9 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    source: str = ""
-    version: str
-    files: dict[str, str]
+    source: Text = ""
+    version: Text
+    files: dict[Text, str]
 
 
 class SharedRun(BaseModel):
@@ -87,12 +91,12 @@ class SharedRun(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    id: str
-    parent: str | None
-    name: str
-    tags: dict[str, str]
-    params: dict[str, str]
-    metrics: dict[str, float]
+    id: Text
+    parent: Text | None
+    name: Text
+    tags: dict[Text, Text]
+    params: dict[Text, Text]
+    metrics: dict[Text, float]
 
     @classmethod
     def of(cls, record: Record) -> SharedRun:
@@ -125,7 +129,7 @@ class Conditions(BaseModel):
 
     task: str
     dataset: DatasetConditions
-    libraries: dict[str, str] = {}
+    libraries: dict[Text, str] = {}
     settings: dict[str, Any] = {}
 
 
@@ -218,7 +222,7 @@ def read_archive(content: bytes, title: str) -> SharedResults:
         manifest = Manifest.model_validate_json(members.pop(MANIFEST))
         for name in sorted(members.keys() | manifest.files.keys()):
             if not MEMBER.fullmatch(name):
-                raise TrackingError(f"{title}: unknown file {name}")
+                raise TrackingError(f"{title}: unknown file {name!r}")
             digest = hashlib.sha256(members.get(name, b"")).hexdigest()
             if digest != manifest.files.get(name):
                 raise TrackingError(
@@ -240,7 +244,7 @@ def read_archive(content: bytes, title: str) -> SharedResults:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise TrackingError(f"{title}: {field}: {first['msg']}") from error
+        raise TrackingError(f"{title}: {field!r:.150}: {first['msg']}") from error
     except DAMAGED as error:
         raise TrackingError(f"{title} is not a file of `results export`: {error}") from error
     cells = [record for record in records if isinstance(record, Cell)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmark.parser import Positional
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import write_text
+from cliptex_common.registry import load
 from cliptex_common.settings import options_dataclass
 
 # kind, which is also the name of the template → the name that it registers
@@ -55,7 +56,9 @@ class New:
         path = self.out or Path(f"{self.name}.py")
         if path.exists():
             raise UserError(f"{path} exists already; choose another name, or --out FILE")
-        write_text(path, template(self.kind, self.name))
+        source = template(self.kind, self.name)
+        load(path, source.encode())  # says whether the name is taken
+        write_text(path, source)
         console.print(f"wrote {path}; its first lines say how to try it")
         return 0
 

@@ -43,6 +43,7 @@ from cliptex_common.images import (
     open_image,
     read_classes,
     read_instances,
+    read_labels,
 )
 from cliptex_common.progress import Progress, Silent
 from probes.datasets import layouts
@@ -520,6 +521,15 @@ def check_samples(
         if not spec.expected:  # of an official dataset, missing files make it partial
             skipped[split] += [(path, "missing") for path in inventory.missing[split]]
         limit_unreadable(inventory, split, len(usable), skipped[split])
+        targets = (str(root / each.target) for each in samples if not checked[each.image][1])
+        offset, ignored = spec.label_offset, spec.ignore_index
+        if spec.kind == "segmentation" and all(
+            (read_labels(path, offset, ignored, classes) == ignored).all() for path in targets
+        ):
+            raise UserError(
+                f"{spec.name}: no image of {split} has a labelled pixel (in {root}); correct the"
+                " label maps, or ignore_index and label_offset"
+            )
         hashes[split] = content_hashes([root / image for image in usable])
     return {
         "fingerprint": content_key([content_identity(spec, root), digests], length=32),

@@ -124,7 +124,7 @@ def test_other_weights_of_a_name_have_a_column_of_their_own(options, results):
     }
 
 
-def test_what_is_wrong_is_said(options):
+def test_what_is_wrong_is_said(options, results):
     with pytest.raises(UserError, match=r"integer strides of 32 × 32 images, not \(1, 3, 5, 5\)"):
         evaluate(nn.AdaptiveAvgPool2d(5), TASKS, suite="own", images=IMAGES, **options)
     with pytest.raises(UserError, match="no option 'sede'; did you mean seed"):
@@ -132,18 +132,29 @@ def test_what_is_wrong_is_said(options):
     for wrong in (
         {"tasks": 5},
         {"settings": [1]},
+        {"settings": {5: 5}},
+        {"name": 5, "backbone": Patches()},
+        {"images": 5, "backbone": Patches()},
+        {"tracking_uri": 5},
+        {"plugins": 5},
         {"heads": 5},
         {"backbone": nn.Linear},
         {"backbone": []},
     ):
-        (name,) = wrong
-        with pytest.raises(UserError, match=f"{name}=.*: give"):
+        name = next(iter(wrong))
+        with pytest.raises(UserError, match=f"{name}=.*: (give|must be)"):
             evaluate(**{"backbone": "random", "tasks": TASKS, **wrong})
     for elsewhere in ({"jobs": 2}, {"executor": "ray"}, {"weights": "my.safetensors"}):
         with pytest.raises(UserError, match="in this process"):
             evaluate(Patches(), TASKS, images=IMAGES, **elsewhere)
     with pytest.raises(UserError, match="for modules"):
         evaluate("random", TASKS, name="mine")
+    with pytest.raises(UserError, match="baseline=5: must be"):
+        compare(results, baseline=5)
+    with pytest.raises(UserError, match="task=5: must be"):
+        results.per_class(5)
+    with pytest.raises(UserError, match="mean=5: must be"):
+        DataConfig((32, 32), mean=5, std=(1, 1, 1))
 
 
 async def compute():

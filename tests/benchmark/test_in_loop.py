@@ -172,6 +172,7 @@ def test_mistakes_show_before_the_training(options):
         {"tasks": 5},
         {"tasks": []},
         {"tasks": [5], "where": "watch"},
+        {"folder": 5},
         {"folder": "file/probes"},
         {"folder": "file", "where": "watch"},
     ],

@@ -37,6 +37,11 @@ def test_every_command_has_a_help(command):
     assert "show this help" in command.format_help()
 
 
+def test_files_are_not_separated_by_commas():
+    (run,) = (each for each in parsers(parser()) if each.prog.endswith(" run"))
+    assert "--plugin FILE" in run.format_help() and "--backbone A[,B]" in run.format_help()
+
+
 def test_commands_that_read_names_take_plugins():
     without = {
         each.prog.removeprefix("python -m benchmark ")

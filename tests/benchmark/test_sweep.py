@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from backbones.cliptex.recipes import read_recipe
+from benchmark.mini.pipeline import MiniPipeline
 from benchmark.sweep import SweepOptions, plan_sweep
 from reports.store import Client
 from sweeps.study import create_study, fix_identity, sole_driver, storage_url
@@ -99,6 +100,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         ("--suite paper", "needs all three"),
         ("--confirm -1", "confirm=-1"),
         ("--storage sweeps.db", "cannot use the storage"),
+        ("--storage sqlite:////proc/x.db", "cannot use the storage"),
         ("--recipe clip", "cannot read recipe clip"),
         (
             "--task mini-class/linear --set-task layers=9",
@@ -106,7 +108,8 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         ),
     ],
 )
-def test_wrong_input_is_one_line_before_any_work(here, refused, options, message):
+def test_wrong_input_is_one_line_before_any_work(here, refused, monkeypatch, options, message):
+    monkeypatch.setattr(MiniPipeline, "make_data", None)
     refused(f"{LAUNCH} {options}", message)
     assert not list(here.glob("sweeps.db")), "nothing was created"
 

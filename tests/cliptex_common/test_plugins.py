@@ -59,10 +59,11 @@ def test_a_missing_file_is_one_line(tmp_path):
         registry.load(tmp_path / "gone.py")
 
 
-def test_a_pipe_is_not_read(tmp_path):
-    os.mkfifo(tmp_path / "pipe.py")
-    with pytest.raises(UserError, match=r"cannot read plugin .*pipe.py: not a regular file"):
-        registry.load(tmp_path / "pipe.py")
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/proc/version")])
+def test_a_pipe_or_the_kernels_file_is_not_read(tmp_path, make):
+    make(path := tmp_path / "mine.py")
+    with pytest.raises(UserError, match=r"cannot read plugin .*: not a regular file"):
+        registry.load(path)
 
 
 def test_a_plugin_that_never_ends_is_interrupted(write, monkeypatch):
@@ -73,6 +74,25 @@ def test_a_plugin_that_never_ends_is_interrupted(write, monkeypatch):
     monkeypatch.delenv(registry.TIMEOUT)
     registry.load(write(f"{REGISTER}'mine', 'a')"))
     assert ENTRIES["mine"] == "a"
+
+
+ENDED: list[int] = []
+CATCHING = """from tests.cliptex_common.test_plugins import ENDED
+while not ENDED:
+    try:
+        while not ENDED: pass
+    except BaseException:
+        pass
+"""
+
+
+def test_a_plugin_that_catches_the_time_limit_ends_the_process(write, monkeypatch, capsys):
+    monkeypatch.setenv(registry.TIMEOUT, "0.1")
+    monkeypatch.setattr(registry, "CATCHES", 1)
+    monkeypatch.setattr(os, "_exit", ENDED.append)
+    with pytest.raises(UserError):
+        registry.load(path := write(CATCHING))
+    assert ENDED == [2] and f"error: plugin {path}: it has not" in capsys.readouterr().err
 
 
 def test_the_origin_of_an_entry_is_the_files_sha256(write):

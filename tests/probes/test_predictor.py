@@ -158,6 +158,7 @@ def test_linear_classifiers(tmp_path, changes):
         assert (logits >= logits[sample.target]).sum() - 1 == result.per_image["rank"][index]
 
 
+HUB = "hub/.:net"
 HEAD = {"task": "a", "kind": "depth", "classes": (), "backbone": {}, "weights.sha256": ""}
 
 
@@ -197,16 +198,19 @@ def test_a_head_that_does_not_fit_is_one_line(weights):
         ({"model": {"type": "os.mkdir", "path": "started"}}, "os.mkdir is not in the"),
         ({"model": {}, "imports": ["antigravity"]}, "needs antigravity; import it"),
         ({"encoding": 5}, "is damaged"),
+        ({"model": {"type": "FrozenBackbone", "name": HUB, "upsampler": {"a": 5}}}, "is damaged"),
+        ({"backbone": {"name": f"random/{HUB}"}}, "give backbones.create"),
     ],
 )
 def test_a_head_starts_nothing(tmp_path, monkeypatch, metadata, message):
     monkeypatch.chdir(tmp_path)
+    Path("hubconf.py").write_text("open('started', 'w')")
     backbone = backbones.create("random")
     metadata = {"imports": [], "scope": "mmseg", "pipeline": [], **metadata}
     head = {**HEAD, "backbone": {"name": "random"}, "weights.sha256": backbone.weights.sha256}
     write_head(Head({}, head | metadata), tmp_path / "head.st")
     with pytest.raises(UserError, match=message):
-        load_predictor(tmp_path / "head.st", backbone)
+        load_predictor(tmp_path / "head.st", None if "backbone" in metadata else backbone)
     assert not Path("started").exists()
 
 

@@ -165,6 +165,10 @@ def _without_scores(cells, members):
     del members[f"{cells['voc/linear'].run_id}/{PER_IMAGE}"]
 
 
+def _name(cells, members):
+    update(cells, backbone="clip\x1b[2J")
+
+
 def _kind(cells, members):
     update(cells, kind="depth")
 
@@ -221,6 +225,7 @@ def _large(cells, members):
         (_protocol_and_hash, "that the tag `cell` is the hash of"),
         (_weights, "weights is not that of its parent"),
         (_without_scores, "no per-image scores"),
+        (_name, "tags.backbone': String should match"),
         (_kind, "no probe for this task"),
         (_probe, "task, dataset, probe"),
         (_twice, "another id than its own, or is there twice"),
@@ -231,11 +236,11 @@ def _large(cells, members):
         (_list, "valid dictionary"),
         (
             _in_a_member(b'"fingerprint"', b'"extra":{"main_metric":["top1"]},"fingerprint"'),
-            "dataset.extra.main_metric: Input should be a valid string",
+            "dataset.extra.main_metric': Input should be a valid string",
         ),
         (
             _in_a_member(b'"settings":{"max_iters":10,"which":"p"}', b'"settings":[]'),
-            "settings: Input should be a valid dictionary",
+            "settings': Input should be a valid dictionary",
         ),
         (_many_arrays, "it has 30000 arrays"),
         (_large, "inflates to more than"),

@@ -33,6 +33,7 @@ def test_a_file_registers_the_name_and_is_short(kind, workdir, capsys):
         ("new backbon mine", "no template for 'backbon'; did you mean backbone"),
         ("new probe My_Probe", "name 'My_Probe': use lower-case letters, digits and dashes"),
         ("new probe mine --out there.py", "there.py exists already"),
+        ("new backbone clip", "backbone 'clip' exists already; choose another name"),
         ("new backbone net", "name 'net' means something else in the file; choose another"),
     ],
 )

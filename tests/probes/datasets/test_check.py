@@ -204,6 +204,16 @@ INVALID = [
 ]
 
 
+def test_a_split_without_labels_is_refused_and_an_image_without_is_not(tmp_path):
+    root = MAKERS["camvid"](tmp_path)
+    first, *others = sorted((root / "annotations/val").glob("*.png"))
+    rewrite(first, grey(255))
+    prepare(DATASETS["camvid"], root, partial=True)
+    for path in others:
+        rewrite(path, grey(255))
+    check_error("no image of val has a labelled pixel", "camvid", root)
+
+
 @pytest.mark.parametrize(("name", "file", "content", "message"), INVALID)
 def test_invalid_content_is_reported(tmp_path, name, file, content, message):
     root = MAKERS[name](tmp_path)

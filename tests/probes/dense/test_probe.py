@@ -103,6 +103,15 @@ def test_scores_do_not_depend_on_where_images_are_skipped(tmp_path):
     assert "exclude=[\n" in config or "exclude=['images/val/002.png'" in config
 
 
+def test_a_long_image_keeps_a_pixel_of_its_short_side(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation")
+    for split in ("train", "val"):
+        for folder, mode in (("images", "RGB"), ("truth", "L")):
+            Image.new(mode, (20_000, 1)).save(data.root / folder / split / "000.png")
+    result, _ = run(tmp_path, "segmentation", "linear", data)
+    assert result.per_image["label"].sum(axis=1)[0] == 20_000
+
+
 @pytest.mark.slow
 def test_the_config_runs_with_plain_mmengine(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "normals")
