@@ -105,7 +105,7 @@ def ranks(target: Callable[..., Any], *arguments: Any, output: Path, count: int 
         )
         for rank in map(str, range(count))
     ]
-    codes = [fork.end(240) for fork in forks]
+    codes = [fork.end() for fork in forks]
     assert not any(codes), "\n".join(fork.text()[-3000:] for fork in forks)
     output.write_text("".join(fork.text() for fork in forks))
 
