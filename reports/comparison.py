@@ -37,8 +37,8 @@ from reports.statistics import (
 )
 from reports.store import Store
 
-GridKey = tuple[str, TaskColumn]  # backbone, column
-Key = tuple[str, TaskColumn, str]  # backbone, column, metric
+ColumnKey = tuple[str, TaskColumn]  # backbone, column
+NumberKey = tuple[str, TaskColumn, str]  # backbone, column, metric
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Measurements:
         unscored: numbers with resamples that have nothing to score, and how many.
     """
 
-    samples: dict[Key, MetricSample]
-    scores: dict[GridKey, ImageScores]
+    samples: dict[NumberKey, MetricSample]
+    scores: dict[ColumnKey, ImageScores]
     images: dict[TaskColumn, int]
-    classes: dict[GridKey, list[ClassScores]]
-    refused: dict[GridKey, str]
+    classes: dict[ColumnKey, list[ClassScores]]
+    refused: dict[ColumnKey, str]
     inconsistent: list[str]
     unscored: list[str]
 
@@ -126,7 +126,7 @@ def load_scores(store: Store, cell: Cell) -> ImageScores | None:
 
 
 def _add_samples(
-    measured: Measurements, key: GridKey, cells: Sequence[Cell], scores: Sequence[ImageScores]
+    measured: Measurements, key: ColumnKey, cells: Sequence[Cell], scores: Sequence[ImageScores]
 ) -> None:
     """Add the samples of a backbone's column.
 
@@ -213,9 +213,9 @@ class Judgement:
     """
 
     selection: Selection
-    estimates: dict[Key, Estimate]
-    differences: dict[Key, Estimate]
-    task_gains: dict[GridKey, Estimate]
+    estimates: dict[NumberKey, Estimate]
+    differences: dict[NumberKey, Estimate]
+    task_gains: dict[ColumnKey, Estimate]
     gains: dict[str, Gain]
     excluded: dict[TaskColumn, str]
     statements: int
@@ -249,7 +249,7 @@ class Judgement:
 
 
 def judge_differences(
-    selection: Selection, samples: Mapping[Key, MetricSample], error_rate: float = LEVEL
+    selection: Selection, samples: Mapping[NumberKey, MetricSample], error_rate: float = LEVEL
 ) -> Judgement:
     """Intervals, differences, gains, and joint verdicts.
 
@@ -307,7 +307,7 @@ def judge_differences(
     )
 
 
-def _estimate_numbers(samples: Mapping[Key, MetricSample]) -> dict[Key, Estimate]:
+def _estimate_numbers(samples: Mapping[NumberKey, MetricSample]) -> dict[NumberKey, Estimate]:
     prior = seed_prior([sample for key, sample in samples.items() if key[2] == key[1].main])
     estimates = {}
     for key, sample in samples.items():
@@ -331,8 +331,8 @@ def _has_percent(base: Estimate, mine: Estimate) -> bool:
 
 def _mean_gains(
     selection: Selection,
-    errors: Mapping[GridKey, MetricSample],
-    task_gains: Mapping[GridKey, Estimate],
+    errors: Mapping[ColumnKey, MetricSample],
+    task_gains: Mapping[ColumnKey, Estimate],
 ) -> tuple[dict[str, Gain], dict[TaskColumn, str]]:
     """Each backbone's mean gain, and why columns are excluded.
 
@@ -399,7 +399,7 @@ def analyse(
 
 
 def _find_best(
-    judged: Judgement, samples: Mapping[Key, MetricSample], column: TaskColumn, metric: str
+    judged: Judgement, samples: Mapping[NumberKey, MetricSample], column: TaskColumn, metric: str
 ) -> str:
     selection, sign = judged.selection, column.sign(metric)
     names = [name for name in selection.backbones if (name, column, metric) in samples]
@@ -418,7 +418,7 @@ def _find_best(
     return leader
 
 
-def shared_columns(selection: Selection, numbers: Mapping[Key, Any]) -> list[TaskColumn]:
+def shared_columns(selection: Selection, numbers: Mapping[NumberKey, Any]) -> list[TaskColumn]:
     """Columns in which all backbones have a number."""
     return [
         column
