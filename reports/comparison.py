@@ -1,10 +1,6 @@
-"""From selected runs to judged differences: measure, judge, analyse.
-
-What the selected runs hold: metrics with each seed, and over resamples of their images.
-
-Backbones against a baseline: intervals, differences, gains, and verdicts that hold together.
-
-From the selected runs to numbers with intervals, which all parts of a report are made of."""
+"""From selected runs to judged numbers: ``measure`` reads and resamples scores,
+``judge_differences`` gives intervals and joint verdicts, ``analyse`` is both.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +66,7 @@ def shown_metrics(column: TaskColumn) -> list[str]:
 
 def measure(store: Store, selection: Selection, advance: Callable[[], None]) -> Measurements:
     """Read and resample the per-image scores of all columns."""
-    measured = Measurements({}, {}, {}, {}, {}, [], [])
+    measured = Measurements({}, {}, {}, {}, {}, [], [])  # filled column by column
     for column in selection.columns:
         in_column = selection.column_cells(column)
         loaded = parallel(lambda cell: load_scores(store, cell), in_column)
@@ -290,6 +286,7 @@ def judge_differences(
     of_tasks = (1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main])
     shares = [*of_tasks, *[GAIN_SHARE / max(len(means), 1)] * len(means)]
     judged = judge_jointly([*(differences[key] for key in main), *means], shares, error_rate)
+    # ``judged`` has the differences of main metrics first, then the mean gains
     levels = {key[:2]: each.level for key, each in zip(main, judged, strict=False)}
     return Judgement(
         selection,
@@ -365,7 +362,7 @@ def _mean_gains(
 
 @dataclass(frozen=True)
 class Analysis(Judgement, Measurements):
-    """All numbers of a report.
+    """All numbers of a report: what was measured, and the judgement on it.
 
     Attributes:
         best: (column, metric) → the backbone that beats all others there, '' for none: the baseline
@@ -409,8 +406,10 @@ def _find_best(
     for name in names:
         if name == leader:
             continue
-        first, *others = {name, leader} - {selection.baseline}
-        level = judged.level if others else judged.differences[first, column, metric].level
+        compared = {name, leader} - {selection.baseline}
+        level = judged.level
+        if len(compared) == 1:  # with the baseline, of which the report has the verdict
+            level = judged.differences[*compared, column, metric].level
         gap = difference(samples[leader, column, metric], samples[name, column, metric])
         gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)
         if replace(gap_estimate, level=level).verdict(sign) != "win":

@@ -256,7 +256,8 @@ def _parents(runs: Sequence[Record]) -> list[ParentRun]:
 
 
 def _cells(runs: Sequence[Record]) -> list[Cell]:
-    """The cells among ``runs``, also under the backbones of parents that reused them."""
+    """The cells among ``runs``. One that was run under another name of the same weights is there
+    again for each parent that reused it, as a cell of that parent's backbone."""
     by_id = {run.run_id: run for run in runs if isinstance(run, Cell)}
     cells = {(cell.run_id, cell.backbone): cell for cell in by_id.values()}
     for parent in _parents(runs):

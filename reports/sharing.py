@@ -1,17 +1,10 @@
-"""Shared results: exported, read and checked.
+"""Shared results: exported, read, checked, and joined with the results of the store.
 
-The file of shared results: a zip with all that tables and paired intervals need.
-
-``manifest.json`` has the sha256 of every other member, ``runs.json`` the records of cells and of
-their parent runs, with tags and metrics as in MLflow; below ``ID/`` are files of the record with
-this id. Equal results give equal bytes.
-
-Verifying shared results: each identity and metric is computed again from the file itself.
-
-Exporting results, so that others can compare with them: no paths, hosts, users or secrets.
-
-Shared results beside one's own: their records join those of the store, so that one selection and
-one analysis see all."""
+A file is a zip with all that tables and paired intervals need, and no paths, hosts, users or
+secrets. ``manifest.json`` has the sha256 of every other member, ``runs.json`` the records of cells
+and of their parent runs, with tags and metrics as in MLflow; below ``ID/`` are files of the record
+with this id. Equal results give equal bytes.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +76,7 @@ class Manifest(BaseModel):
 
 
 class SharedRun(BaseModel):
-    """A record in the form in which MLflow holds it, too."""
+    """An entry of ``runs.json``: a record in the form in which MLflow holds it, too."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -169,14 +162,15 @@ class SharedResults:
         """Backbone → its name with the title of this file, of backbones that share no weights with
         those of this name in ``others``."""
         names = {run.backbone for run in others}
-        known = {(run.backbone, run.weights) for run in others}
+        weights = {(run.backbone, run.weights) for run in others}
         own = self.parents.values()
-        names -= {run.backbone for run in own if (run.backbone, run.weights) in known}
+        names -= {run.backbone for run in own if (run.backbone, run.weights) in weights}
         return {name: f"{name} ({self.title})" for name in names}
 
 
 def shared_id(record: Any) -> str:
-    """The id of a cell or parent run in a file: equal results have equal ids."""
+    """The id of a cell or parent run in a file: equal results have equal ids. Any other record of a
+    damaged file has no ``run_key``, and the file is refused."""
     if isinstance(record, Cell):
         return content_key(["cell", record.key, record.backbone])
     return content_key(["run", record.run_key, record.backbone])
@@ -495,7 +489,7 @@ BLOCK = 1 << 20
 SEEDED = {"epochs", "max_iters", "shots"}
 
 
-def find_files(locations: Sequence[str]) -> list[tuple[str, bytes]]:
+def load_files(locations: Sequence[str]) -> list[tuple[str, bytes]]:
     """Title and content of each file at ``locations``: files, folders, URLs.
 
     Raises:
@@ -564,18 +558,19 @@ def read_files(files: Iterable[tuple[str, bytes]]) -> Iterator[SharedResults]:
     Raises:
         TrackingError: a file cannot be read, or two files disagree on the scores of one cell.
     """
-    titles: dict[str, tuple[str, Cell]] = {}
+    titles: dict[str, tuple[str, Cell]] = {}  # id → the first file that has it, and it there
+    # backbone, protocol and the sha256 of all scores → the cell of the lowest seed
     originals: dict[tuple[str | None, ...], Cell] = {}
     for title, content in files:
         results = read_archive(content, title)
         cells, notes = [], []
         for cell in sorted(results.cells, key=lambda cell: cell.seed):
-            other, same = titles.setdefault(cell.run_id, (title, cell))
-            mine, theirs = (each.metrics.get(cell.main, 0.0) for each in (same, cell))
-            if not agrees(mine, theirs):
+            first_title, first = titles.setdefault(cell.run_id, (title, cell))
+            values = [each.metrics.get(cell.main, 0.0) for each in (first, cell)]
+            if not agrees(*values):
                 raise TrackingError(
-                    f"{other} and {title} have other scores of {cell.label}:"
-                    f" {mine:.6g} and {theirs:.6g} {cell.main}; leave one file out"
+                    f"{first_title} and {title} have other scores of {cell.label}:"
+                    f" {values[0]:.6g} and {values[1]:.6g} {cell.main}; leave one file out"
                 )
             digests = results.manifest.files
             scores = [digests.get(f"{cell.run_id}/{name}") for name in (PER_IMAGE, DETECTIONS)]
@@ -607,9 +602,10 @@ def read_shared(
         TrackingError: a file cannot be read or is refused.
     """
     merger = _Merger(own, store)
-    for results in read_files(find_files(locations)):
+    for results in read_files(load_files(locations)):
         merger.add(results)
-    # older than all that is in the store, so that own results count where both have a cell
+    # The newest of equal cells counts. Shared ones get times before 1970, older than all that is in
+    # the store, so that own results count where both have a cell.
     records = sorted(merger.records.values(), key=lambda record: record.backbone)
     ordered = [
         record.model_copy(update={"started": number - len(records)})

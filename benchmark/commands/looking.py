@@ -382,9 +382,9 @@ class CheckResults(PluginOptions):
         from benchmark.progress import console
         from benchmark.unit import threads
         from reports.selection import weights_labels
-        from reports.sharing import check_results, find_files, read_files
+        from reports.sharing import check_results, load_files, read_files
 
-        for results in read_files(find_files(self.files)):
+        for results in read_files(load_files(self.files)):
             with threads(1):  # several spend twice the time on products as small as these
                 scores = check_results(results)
             names = {*weights_labels([*results.cells, *results.parents.values()]).values()}
@@ -418,9 +418,9 @@ class LeaderboardPage(PluginOptions):
         from benchmark.unit import threads
         from cliptex_common.files import write_text
         from reports.leaderboard import Leaderboard, render_leaderboard
-        from reports.sharing import find_files, read_files
+        from reports.sharing import load_files, read_files
 
-        files = find_files(self.files)
+        files = load_files(self.files)
         results = Leaderboard()
         with Bar() as bar, threads(1):
             bar.start("shared results", len(files))

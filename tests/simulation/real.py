@@ -45,7 +45,8 @@ def renamed(
 ) -> Iterator[tuple[NumberKey, MetricSample]]:
     """Samples of these seeds under a name, as seeds 0, 1 …"""
     for (_, column, metric), sample in samples.items():
-        yield (name, column, metric), replace(sample.of(seeds), seeds=tuple(range(len(seeds))))
+        renumbered = replace(sample.with_seeds(seeds), seeds=tuple(range(len(seeds))))
+        yield (name, column, metric), renumbered
 
 
 def run_null(seeds: int, reports: int, rng: np.random.Generator) -> Rates:
