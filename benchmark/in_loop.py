@@ -136,9 +136,9 @@ class InLoop:
             Exception: what failed, with ``on_error="raise"``.
         """
         step = _count("step", step, 0)
-        last = max(step - 1, 0) if self._last is None else self._last
+        previous = max(step - 1, 0) if self._last is None else self._last
         self._last, started = step, time.monotonic()
-        if step // self.every <= last // self.every:
+        if step // self.every <= previous // self.every:  # no multiple after previous, up to step
             return None
         try:
             return self._score(model, step)
@@ -344,7 +344,7 @@ def _without_processes() -> Iterator[None]:
     if not dist.is_available():
         yield
         return
-    members: Any = dist.GroupMember
+    members: Any = dist.GroupMember  # ``dist.is_initialized`` asks whether this has a ``WORLD``
     world, members.WORLD = members.WORLD, None
     try:
         yield
@@ -353,7 +353,8 @@ def _without_processes() -> Iterator[None]:
 
 
 def LightningProbe(tasks: str | Sequence[str], **options: Any) -> Any:
-    """``InLoop`` as a callback of Lightning, which logs to the trainer's loggers too.
+    """``InLoop`` as a callback of Lightning, which logs to the trainer's loggers too. A function,
+    because the class has a base that is imported here.
 
     Args:
         tasks, **options: as of ``InLoop``; ``every`` counts the trainer's ``global_step``.
@@ -377,7 +378,7 @@ def LightningProbe(tasks: str | Sequence[str], **options: Any) -> Any:
 
 
 def TransformersProbe(tasks: str | Sequence[str], **options: Any) -> Any:
-    """``InLoop`` as a callback of the Trainer of transformers.
+    """``InLoop`` as a callback of the Trainer of transformers; a function as ``LightningProbe``.
 
     Args:
         tasks, **options: as of ``InLoop``; ``every`` counts the trainer's ``global_step``.
@@ -390,8 +391,8 @@ def TransformersProbe(tasks: str | Sequence[str], **options: Any) -> Any:
     probe = InLoop(tasks, **options)
 
     class Callback(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            probe(others["model"], state.global_step)
+        def on_step_end(self, args: Any, state: Any, control: Any, **context: Any) -> None:
+            probe(context["model"], state.global_step)
 
     callback = Callback()
     callback.probe = probe  # type: ignore[attr-defined]
