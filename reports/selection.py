@@ -295,10 +295,10 @@ def _backbones(
     preferred = (
         name for each in PREFERRED_BASELINES for name in names if each == name.partition("@")[0]
     )
-    base, *others = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
-    if others:
+    base, *further = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
+    if further:
         raise TrackingError(
-            f"baseline {baseline!r} has several weights; choose {' or '.join([base, *others])}"
+            f"baseline {baseline!r} has several weights; choose {' or '.join([base, *further])}"
         )
     if base not in names or not backbones:
         names = [base, *(name for name in names if name != base)]

@@ -158,11 +158,11 @@ class SharedResults:
         """A JSON file of a record."""
         return json.loads(self.members[f"{record.run_id}/{name}"])
 
-    def new_names(self, others: Collection[Cell | ParentRun]) -> dict[str, str]:
+    def new_names(self, existing: Collection[Cell | ParentRun]) -> dict[str, str]:
         """Backbone → its name with the title of this file, of backbones that share no weights with
-        those of this name in ``others``."""
-        names = {run.backbone for run in others}
-        weights = {(run.backbone, run.weights) for run in others}
+        those of this name in ``existing``."""
+        names = {run.backbone for run in existing}
+        weights = {(run.backbone, run.weights) for run in existing}
         own = self.parents.values()
         names -= {run.backbone for run in own if (run.backbone, run.weights) in weights}
         return {name: f"{name} ({self.title})" for name in names}
@@ -621,7 +621,7 @@ class _Merger:
         self.records: dict[str, Cell | ParentRun] = {}
         self.notes: list[str] = []
         cells = [run for run in own if isinstance(run, Cell) and run.is_finished]
-        self.others: list[Cell | ParentRun] = [*cells]
+        self.existing: list[Cell | ParentRun] = [*cells]
         # task, settings and data → the protocol's hash and its libraries
         self.protocols: dict[str, tuple[str, dict[str, str]]] = {}
         for cell in {cell.protocol: cell for cell in cells}.values():
@@ -635,7 +635,7 @@ class _Merger:
         """Add the records of one file."""
         title, folder = results.title, unpack(results)
         self.notes += results.notes
-        names = results.new_names(self.others)
+        names = results.new_names(self.existing)
         protocols = self._protocols(results)
         source = results.manifest.source or f"{title}{SUFFIX}"
         records: list[Cell | ParentRun] = [*results.parents.values(), *results.cells]
@@ -653,7 +653,7 @@ class _Merger:
                 planned = record.protocols.items()
                 changes["protocols"] = {task: protocols.get(each, each) for task, each in planned}
             record = self.records.setdefault(record.run_id, record.model_copy(update=changes))
-            self.others.append(record)
+            self.existing.append(record)
 
     def _protocols(self, results: SharedResults) -> dict[str, str]:
         """Protocol of the file → the one that it is shown under."""
