@@ -575,6 +575,7 @@ def _run_pending(
         ]
         for joint in trained_together(contexts):
             names = " + ".join(task.name for task, _ in joint)
+            # of every step that the probe reports
             reporter().prefix = f"{backbone.name} · seed {job.seed} · {names} · "
             cells += run_cells(joint, job, tracker)
             reporter().prefix = ""

@@ -242,6 +242,7 @@ class Executor(ABC):
             )
 
     def __enter__(self) -> Self:
+        """Check the device, clear folders of lost units, and start the scheduler."""
         from benchmark.executor_options import choose_device  # needs torch
 
         if not self.is_remote:

@@ -437,8 +437,8 @@ class Training:
 
 @dataclass(frozen=True)
 class TrainedWeights(TrainResult):
-    """The result of a training; ``run`` is the MLflow run that trained the weights, '' if it is not
-    in this store."""
+    """The fields of the result of a training, and ``run``: the MLflow run that trained the weights,
+    '' if it is not in this store."""
 
     run: str = ""
 
