@@ -409,7 +409,8 @@ def _find_best(
         compared = {name, leader} - {selection.baseline}
         level = judged.level
         if len(compared) == 1:  # with the baseline, of which the report has the verdict
-            level = judged.differences[*compared, column, metric].level
+            (rival,) = compared
+            level = judged.differences[rival, column, metric].level
         gap = difference(samples[leader, column, metric], samples[name, column, metric])
         gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)
         if replace(gap_estimate, level=level).verdict(sign) != "win":

@@ -23,7 +23,7 @@ STAGE_METRICS = {
     "training": "train_seconds",
 }  # part → cost of parent runs
 PRECISION = "fp32"  # in which speed and memory of backbones are measured
-BEATEN = 0.45  # opacity
+BEATEN_OPACITY = 0.45
 Better = Mapping[str, Collection[str]]  # backbone → those that are better than it beyond doubt
 
 
@@ -195,7 +195,7 @@ def cost_figure(
     ]
     # replaced, like axes and traces, when the reader selects another score or cost
     figure.choices["opacity"] = [
-        [[1.0 if name in front else BEATEN for name in styles] for front in of_score]
+        [[1.0 if name in front else BEATEN_OPACITY for name in styles] for front in of_score]
         for of_score in fronts
     ]
     for trace, opacity in zip(figure.spec["data"], figure.choices["opacity"][0][0], strict=True):

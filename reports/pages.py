@@ -123,13 +123,13 @@ def _source(name: str) -> str:
     return (files("reports.render") / name).read_text(encoding="utf-8")
 
 
-LEGEND = (
+OVERVIEW_LEGEND = (
     "Value, 95 % interval, seeds (N: images, or what of them is resampled); then the difference to"
     " {}, with its own: ▲ better, ▼ worse, = undecided (all of a report at 95 %), △ ▽ of these"
     " weights (one seed), ? no verdict (no interval, fewer than 20 images, two seeds). Bold:"
     " better than all others."
 )
-SYMBOLS = str.maketrans(
+LATEX_SYMBOLS = str.maketrans(
     {
         "−": "$-$",
         "–": "--",
@@ -248,7 +248,7 @@ def overview_lines(report: Report) -> list[str]:
     assert report.overview is not None
     frame = _with_marks(report.overview).map(markdown_cell).rename(columns=_title)
     table = markdown_table(frame if len(frame) > ACROSS else frame.T)
-    return [*table, plain_text(LEGEND.format(report.baseline)), ""]
+    return [*table, plain_text(OVERVIEW_LEGEND.format(report.baseline)), ""]
 
 
 def _title(column: MetricColumn) -> str:
@@ -344,7 +344,7 @@ def latex_table(
         multicol_align="c",
         environment="table*" if frame.shape[1] > 4 else "table",
     )
-    return text.translate(SYMBOLS)
+    return text.translate(LATEX_SYMBOLS)
 
 
 FORMATS: dict[str, Callable[[Report], dict[str, str]]] = {

@@ -344,7 +344,11 @@ def _columns(
 def _missing_reason(
     name: str, column: TaskColumn, cells: Sequence[Cell], planned: Collection[tuple[str, str]]
 ) -> str:
-    """Args: planned: backbone and task, as ``task_tag`` writes it, of finished parent runs."""
+    """Why a backbone has no number in a column.
+
+    Args:
+        planned: backbone and task, as ``task_tag`` writes it, of finished parent runs.
+    """
     mine = [cell for cell in cells if cell.backbone == name and cell.task == column.task]
     unfinished = sorted((cell for cell in mine if not cell.metrics), key=lambda cell: cell.started)
     same_protocol = [cell for cell in unfinished if cell.protocol == column.protocol]

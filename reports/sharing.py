@@ -335,10 +335,11 @@ def _check_cell(results: SharedResults, cell: Cell) -> ImageScores:
     return scores
 
 
-ABOUT = ("name", "source", "licence", "config")  # of a backbone in run.json, beside its identity
+# of a backbone in run.json, beside its identity
+NOT_IDENTITY = ("name", "source", "licence", "config")
 R = TypeVar("R", Cell, ParentRun)
 # fields that hold only in this store
-LOCAL = ("threads", "model", "train_run", "average", "study")
+LOCAL_FIELDS = ("threads", "model", "train_run", "average", "study")
 
 
 @dataclass(frozen=True)
@@ -435,7 +436,7 @@ class _Exporter:
     def _add_parent(self, parent: ParentRun, run_id: str) -> None:
         described = self.store.json(parent, PARENT)
         stored, environment = (described.get(name, {}) for name in ("backbone", "environment"))
-        identity = {name: value for name, value in stored.items() if name not in ABOUT}
+        identity = {name: value for name, value in stored.items() if name not in NOT_IDENTITY}
         if without_paths(identity) != identity:
             raise _Unshareable("its backbone names a file of this machine")
         packages = {name: environment.get(name) for name in ("python", "packages")}
@@ -449,7 +450,7 @@ class _Exporter:
 def _shareable(record: R, changes: dict[str, Any]) -> R:
     """A record without what holds only in this store, and without paths and secrets."""
     texts = {
-        field: "" if field in LOCAL else without_paths(value)
+        field: "" if field in LOCAL_FIELDS else without_paths(value)
         for field, value in record
         if isinstance(value, str)
     }

@@ -479,7 +479,7 @@ def metrics_frame(cells: Sequence[Cell]) -> pd.DataFrame:
 VIEW = "cliptex"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 MAIN_TAG = TAGS["main_metrics"]
-MOST = 100  # columns; MLflow accepts 20,000 characters
+MOST_COLUMNS = 100  # of the view; MLflow accepts 20,000 characters
 
 
 def save_view(client: Client, experiment_id: str) -> None:
@@ -496,7 +496,7 @@ def save_view(client: Client, experiment_id: str) -> None:
         for name in run.data.tags[MAIN_TAG].split(",")
         if "/" in name
     )
-    state = json.dumps(_state(list(names)[:MOST]))
+    state = json.dumps(_state(list(names)[:MOST_COLUMNS]))
     now = int(time.time() * 1000)
     packed = "deflate;" + base64.b64encode(zlib.compress(state.encode())).decode()
     view = {"name": "Backbones by task", "createdAt": now, "updatedAt": now, "state": packed}

@@ -198,8 +198,8 @@ class Tracker:
             monitored: log MLflow's system metrics (CPU, memory, GPU, disk, network), a point a
                 minute.
         """
-        everything = {**origin_tags(), **process_tags(), **(tags or {})}
-        run_tags = {key: value for key, value in everything.items() if value != ""}
+        all_tags = {**origin_tags(), **process_tags(), **(tags or {})}
+        run_tags = {key: value for key, value in all_tags.items() if value != ""}
         if parent is not None:
             run_tags[PARENT_TAG] = parent.id
         if resume:
@@ -269,6 +269,7 @@ class Run:
         self._buffer: list[Any] = []
         self._logged: dict[str, dict[int, float]] = {}
         self._sent = time.monotonic()
+        # what is being sent, and its future; ``flush`` sends again what was refused
         self._pending: list[tuple[Callable[[], None], Future]] = []
 
     def fail(self, reason: str) -> None:
