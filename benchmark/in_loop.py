@@ -160,7 +160,10 @@ class InLoop:
 
     def _score(self, model: Any, step: int) -> Results | None:
         if self.where == "watch":
-            state = self.state(model) if self.state else _whole(self._module(model)).state_dict()
+            if self.state:
+                state = self.state(model)
+            else:
+                state = _with_all_weights(self._module(model)).state_dict()
             if self.rank == 0:
                 path = write_weights(self.folder / "steps", step, state)
                 console.print(f"step {step}: {path}; score it with {self._command(path.parent)}")
@@ -169,7 +172,7 @@ class InLoop:
             return None
         started = time.monotonic()
         with untouched():
-            module = _whole(self._module(model))
+            module = _with_all_weights(self._module(model))
             results = evaluate(module, self.tasks, **self.subject, **self.options)
         for row in results.frame[results.frame.status == "failed"].itertuples():
             if self.on_error == "raise":
@@ -282,8 +285,8 @@ def _process() -> tuple[int, int]:
     return 0, 1
 
 
-def _whole(module: nn.Module) -> nn.Module:
-    """``module``, if this process has all of its weights."""
+def _with_all_weights(module: nn.Module) -> nn.Module:
+    """``module``; raises ``UserError`` if this process has only pieces of its weights."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     pieces = ("full_tensor", "ds_tensor")  # of parameters of FSDP2 and of DeepSpeed's ZeRO-3

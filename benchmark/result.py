@@ -249,6 +249,7 @@ def results_table(result: RunResult, numbers: Numbers) -> Table:
     for cell in result.cells:
         if not cell.is_finished:
             of_seed = f" with seed {cell.seed}" if len(seeds) > 1 else ""
+            # of several seeds the first; the lines below the table have all
             missing.setdefault((cell.backbone, cell.task), cell.status + of_seed)
     for task in result.tasks:
         label = task.name

@@ -428,7 +428,8 @@ class Scene:
         self.spots: list[tuple[float, ...]] = []  # of bodies: x, y, radius, height
         for colour in self.wall, self.floor, "white":
             self._add_material(colour, rng.uniform(0.25, 0.5) * self.scale)
-        self._place_camera(self._add_body(subject), is_close)
+        size = self._add_body(subject)
+        self._place_camera(size, is_close)
         placed = rng.choices(names, k=rng.randrange(0 if is_close else 1, 5))
         for name in (*placed, *[""] * rng.randrange(3)):  # '' is clutter
             self._add_body(name)
