@@ -16,7 +16,8 @@ _MODULES = {
 }
 __all__ = list(_MODULES)
 
-# a plugin may be the config file of a probe
+# A plugin may be the config file of a probe. By name, because this package is imported without
+# probes: the reader is imported when a plugin is loaded.
 registry.READERS.append("probes.dense.config_probe:register_config")
 
 

@@ -218,12 +218,11 @@ def evaluate(
     from benchmark.run import run_async
     from reports.store import using
 
-    own = ("weights", "heads", "force")
-    repeated = {key: value for key, value in options.items() if key not in own}
+    of_this_backbone = ("weights", "heads", "force")
+    for_others = {key: value for key, value in options.items() if key not in of_this_backbone}
     if not isinstance(backbone, str | Sequence):
-        elsewhere = (
-            options.setdefault("jobs", 1) != 1 or options.get("executor", "local") != "local"
-        )
+        options.setdefault("jobs", 1)
+        elsewhere = options["jobs"] != 1 or options.get("executor", "local") != "local"
         if elsewhere or options.get("weights"):
             raise UserError(
                 "a module in memory is evaluated in this process, with the weights that it has:"
@@ -241,7 +240,7 @@ def evaluate(
         result.tracker.uri,
         result.tracker.experiment,
         tuple(result.run_ids.values()),
-        {**repeated, "tasks": tasks, "settings": settings},
+        {**for_others, "tasks": tasks, "settings": settings},
     )
 
 
@@ -320,6 +319,7 @@ def check(
     from benchmark.run import check_async
     from reports.store import using
 
+    # stands for the module that ``evaluate`` will get; its weights are not looked at
     module = nn.Identity() if name or images else "random"
     with _named(module, name, images), using(tracking_uri):
         _run_to_end(check_async(_run_options(["random"], tasks, settings, {"jobs": 1, **options})))
@@ -388,6 +388,7 @@ def _run_to_end(work: Coroutine[Any, Any, T]) -> T:
             return future.result()
         except KeyboardInterrupt:
             if not future.done():
+                # signals reach the main thread only: raise it in the one that has the event loop
                 interrupt = ctypes.py_object(KeyboardInterrupt)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), interrupt)
                 loop.call_soon_threadsafe(lambda: None)  # wakes it if it waits

@@ -1,37 +1,13 @@
-"""The suites that come with this package. Importing this registers every dataset, probe and suite,
-and imports nothing that computes.
+"""The suites of real datasets, from ``paper`` to ``imagenet-shifts``. Importing this registers
+every dataset, probe and suite, those of the mini world too, and imports nothing that computes.
 
-The tasks of the CLIPTeX paper, on the real datasets.
-
-The frozen backbone computes in bf16 on a GPU that does, else in fp32 (heads, losses and scores
-always in fp32); ``--set precision=fp32`` and ``=bf16`` decide it. The settings are this suite's
-own; those of published protocols are presets: ``--set protocol=NAME``, see ``list protocols``.
-
-``own``: the user's data, with examples of datasets that are declared in one file.
-
-``dense``: patch features of a frozen backbone, with and without training.
-
-``profile``: which layer and which resolution of a backbone to read.
-
-Probes without training on a few images of each dataset that is present: a quick look, with wide
-intervals.
-
-``robustness``: heads that are trained once on ImageNet, and k-NN, on its other test sets; their
-calibration, and out-of-distribution detection.
-
-``card``: the columns of today's model cards (DINOv2's, DINOv3's), on the datasets that are
-present.
-
-Where a card does not say how a number was made, the settings are this suite's own.
-
-Zero-shot on webdataset folders: ``zeroshot38``, the 38 tasks of DataComp and OpenCLIP (the
-paper's Table 4), and ``imagenet-shifts``.
-
-The backbone computes in fp32, as in DataComp's evaluation."""
+Settings are these suites' own, also where a model card does not say how a number was made; those of
+published protocols are presets: ``--set protocol=NAME``, see ``list protocols``.
+"""
 
 from __future__ import annotations
 
-import benchmark.mini.suite  # noqa: F401  first: of suites that have the same tasks, a run takes it
+import benchmark.mini.suite  # noqa: F401  registered first, it is the default suite
 import probes.catalog  # noqa: F401
 from benchmark.suites import Suite, cross, register_suite
 from probes.datasets.webdataset import DATACOMP
@@ -40,7 +16,9 @@ from probes.datasets.webdataset import DATACOMP
 
 
 COMPARED = ("clip", "clip-ft", "cliptex")
-DENSE = ("linear", "deeplabv3", "pspnet")
+DENSE_PROBES = ("linear", "deeplabv3", "pspnet")
+# The frozen backbone computes in bf16 on a GPU that does, else in fp32; heads, losses and scores
+# always in fp32. ``--set precision=fp32`` and ``=bf16`` decide it.
 ENCODER = {"precision": "auto"}
 
 register_suite(
@@ -48,9 +26,9 @@ register_suite(
         name="paper",
         about="the tasks of the CLIPTeX paper on real datasets (give --data-root)",
         tasks={
-            **cross(["voc", "ade20k"], DENSE, **ENCODER),
+            **cross(["voc", "ade20k"], DENSE_PROBES, **ENCODER),
             **cross(["coco"], ["ssd", "mask-rcnn"], **ENCODER),
-            **cross(["nyu-depth", "nyu-normal"], DENSE, **ENCODER),
+            **cross(["nyu-depth", "nyu-normal"], DENSE_PROBES, **ENCODER),
             **cross(["imagenet", "places365"], ["linear"], **ENCODER),
             **cross(["imagenet"], ["zero-shot"], **ENCODER),
             **cross(["flickr30k"], ["retrieval"], **ENCODER),
@@ -80,7 +58,7 @@ register_suite(
         name="own",
         about="your own data: examples of one-file datasets (place each with --data NAME=DIR)",
         tasks={
-            **cross(["camvid"], DENSE),
+            **cross(["camvid"], DENSE_PROBES),
             **cross(["imagefolder"], ["linear", "zero-shot"]),
             **cross(["flickr8k"], ["retrieval"]),
         },
@@ -131,7 +109,7 @@ register_suite(
 
 
 # beside -A, -R and ObjectNet the images of ImageNet's val of the same classes
-SETS = (
+IMAGENET_SETS = (
     "imagenet",
     "imagenetv2",
     "imagenet-real",
@@ -150,7 +128,7 @@ register_suite(
         name="robustness",
         about="heads of ImageNet on V2, A, R, Sketch, ObjectNet, ReaL, C; calibration, OOD",
         tasks={
-            **cross(SETS, ["linear", "knn"], **ENCODER),
+            **cross(IMAGENET_SETS, ["linear", "knn"], **ENCODER),
             **cross(["imagenet", "imagenetv2", "imagenet-a"], ["calibration"], **ENCODER),
             **cross(["imagenet-ood"], ["linear"], **ENCODER),
         },
@@ -176,7 +154,7 @@ register_suite(
         " segmentation and depth, on the datasets that are present",
         tasks={
             **cross(["imagenet"], ["linear", "knn"], **ENCODER),
-            **cross(SETS[1:], ["linear"], **ENCODER),
+            **cross(IMAGENET_SETS[1:], ["linear"], **ENCODER),
             **cross(["roxford5k", "rparis6k", "amstertime"], ["retrieval"], **ENCODER),
             **cross(["spair"], ["keypoints"], **ENCODER),
             **cross(["davis"], ["label-propagation"], **ENCODER),
@@ -194,6 +172,7 @@ register_suite(
 )
 
 
+# kind of dataset → its probe, in fp32 as in DataComp's evaluation (the paper's Table 4)
 PROBES = {"classification": "zero-shot", "association": "zero-shot", "image-text": "retrieval"}
 SHIFTS = ("imagenet1k", "imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sketch", "objectnet")
 

@@ -1,14 +1,8 @@
-"""The unit of work of probing: the cells of one backbone and seed on tasks that share images.
+"""The unit of work of probing (``probe_unit``): tasks that share images, on one backbone and seed.
 
-What work costs: peak memory, and a backbone's parameters, operations, speed and memory.
-
-A backbone's costs follow from its architecture, not from its weights. They are measured once for
-each architecture on each kind of device and cached under ``$CLIPTEX_HOME``.
-
-Cells – backbone × task × seed – as runs in MLflow: computed, or read back if finished.
-
-The units of work of probing: describe a backbone, and probe it on tasks that share
-images."""
+Each cell is a run in MLflow, computed, or read back if it is finished. Beside its numbers stands
+what it cost, and beside those of its parent what the backbone costs (``backbone_costs``).
+"""
 
 from __future__ import annotations
 
@@ -104,7 +98,9 @@ def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, flo
     """``parameters``, and ``flops_per_image``, ``images_per_second``, ``memory_mb`` and
     ``latency_ms`` (of an image alone) of feature maps at the backbone's own size in fp32.
 
-    FLOPs are as in ``backbones.cliptex.cost``. Memory is that of ``peak_mb``.
+    They follow from the architecture, not from weights: they are measured once for each
+    architecture on each kind of device, and cached under ``$CLIPTEX_HOME``. FLOPs are as in
+    ``backbones.cliptex.cost``. Memory is that of ``peak_mb``.
     """
     identity = {
         "backbone": {
@@ -199,7 +195,8 @@ def cells_of_heads(
         if isinstance(task.scored_with, StoredHeads):
             stored[task.name] = task.scored_with.cell_of(backbone, seed)
         elif task.uses_head:
-            keys[task.name] = cell_key(backbone.identity, conditions[task.name]["head"], seed)
+            trained = conditions[task.name]["head"]  # those of the task that trains the head
+            keys[task.name] = cell_key(backbone.identity, trained, seed)
     return finished_cells(tracker, keys, backbone.name, parent_id) | stored
 
 
@@ -217,7 +214,7 @@ def finished_cells(
     for task, key in keys.items():
         tags = {TAGS["key"]: key, **({PARENT_TAG: parent_id} if parent_id else {})}
         cell = tracker.finished(**tags)
-        if isinstance(cell, Cell):
+        if isinstance(cell, Cell):  # no run whose tags cannot be read
             _remove_scratch(cell)
             update = {"backbone": backbone, "status": "cached", "costs": {}}
             cells[task] = cell.model_copy(update=update)
@@ -271,13 +268,13 @@ def run_cells(
                 cell = _with_result(cell, task, context, result, costs)
                 if result.head is not None:
                     head = _log_head(run, result.head, job.conditions[task.name], cell.seed)
-                    cell = cell.model_copy(update={"head": head})
+                    cell = cell.model_copy(update={"head": head})  # not one that it has used
                 _log_metrics(cell, run, job.model_id)
                 _log_files(task, context, run, result)
                 if task.name == job.tasks[0].name:  # once, since the unit shares its images
                     _log_feature_pictures(context, run)
             except Exception as error:
-                reason = failure_reason(error)
+                reason = report_failure(error)
                 failed = {"status": "failed", "reason": reason, "metrics": {}, "costs": {}}
                 cell = cell.model_copy(update=failed)
                 run.fail(reason)
@@ -307,12 +304,9 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
         return [error] * len(probes)
 
 
-def failure_reason(error: Exception) -> str:
-    """One line for a failed cell.
-
-    Re-raises an error that the user can correct, which ends the command. For a bug, also prints the
-    traceback.
-    """
+def report_failure(error: Exception) -> str:
+    """Print the traceback of a bug; returns one line for a failed cell. An error that the user can
+    correct is raised again: it ends the command."""
     if user_error_message(error) is not None:
         raise error
     if not isinstance(error, NonFiniteLoss | OutOfMemory | WorkerLost):
@@ -554,9 +548,11 @@ def _run_pending(
             f"the weights of {backbone.name} have changed since the run began; run the command"
             " again"
         )
+    # to log to; its name, which only messages of errors need, is not known here
     parent = Run(tracker, job.parent_id, name=job.parent_id)
     cells: list[Cell] = []
     with computing_on(device):
+        # costs of the backbone, which only a worker has in memory, are the parent run's
         parent.log_new_metrics(cost_metrics(backbone_costs(backbone, device)))
         parent.flush()
         contexts = [
@@ -579,6 +575,7 @@ def _run_pending(
         ]
         for joint in trained_together(contexts):
             names = " + ".join(task.name for task, _ in joint)
+            # of every step that the probe reports
             reporter().prefix = f"{backbone.name} · seed {job.seed} · {names} · "
             cells += run_cells(joint, job, tracker)
             reporter().prefix = ""

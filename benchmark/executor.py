@@ -3,10 +3,7 @@
 An executor takes module-level functions with plain arguments and returns
 ``concurrent.futures.Future``. The base class queues units by priority, runs a unit again if its
 worker died, shows the progress and output of units, and lets interrupted units save their state.
-
-Units of work on processes of this machine, SLURM or Ray, behind one interface.
-
-One process at a time creates a result, whatever its command is."""
+"""
 
 from __future__ import annotations
 
@@ -67,8 +64,8 @@ class _QueuedUnit:
     unit: Unit
     priority: int
     line: ProgressLine
-    future: Future[Any] = field(default_factory=Future)
-    worker_future: Future[Outcome] = field(default_factory=Future)  # once a worker runs it
+    future: Future[Any] = field(default_factory=Future)  # of the caller, over all attempts
+    worker_future: Future[Outcome] = field(default_factory=Future)  # of the attempt that runs
     attempts: Counter[str] = field(default_factory=Counter)  # by reason of their end
     printed: int = 0  # bytes of its log
 
@@ -81,7 +78,7 @@ class Executor(ABC):
     is registered in ``EXECUTORS``.
 
     Attributes:
-        about: one line for ``list executors``.
+        about: one line for ``list executors``, where ``EXECUTORS`` has none.
         setting_names: keys of ``--executor-arg``; ``None`` accepts any.
         is_remote: units may run on other machines.
         in_this_process: units run one after the other in the submitting process.
@@ -139,7 +136,8 @@ class Executor(ABC):
     def _result(self, future: Future[Outcome]) -> Any:
         """The result of a unit that has ended. Raises its error, ``KeyboardInterrupt`` if it was
         stopped, and ``WorkerLost`` or ``BrokenExecutor`` (of process pools) if its worker died."""
-        return future.result().result()
+        outcome = future.result()  # raises if the worker died
+        return outcome.result()  # raises what the unit raised
 
     def _set_capacity(self, cpus: int, gpus: int, most_threads: int | None = None) -> None:
         """Set ``slots`` and the like for units that share ``cpus`` and ``gpus``."""
@@ -194,7 +192,7 @@ class Executor(ABC):
             a future that raises the function's error, or ``WorkerLost`` when its worker died for
             the third time or it was stopped for the 21st time.
         """
-        folder = home().absolute() / "tasks" / uuid.uuid4().hex
+        folder = home().absolute() / "tasks" / uuid.uuid4().hex  # where all units have theirs
         unit = Unit(function, args, name or function.__name__, folder, cpus, gpus, kind)
         self.overview.submitted[kind] += 1
         if self.in_this_process:
@@ -244,6 +242,7 @@ class Executor(ABC):
             )
 
     def __enter__(self) -> Self:
+        """Check the device, clear folders of lost units, and start the scheduler."""
         from benchmark.executor_options import choose_device  # needs torch
 
         if not self.is_remote:
@@ -293,7 +292,7 @@ class Executor(ABC):
             with suppress(Exception):
                 self._poll()
             time.sleep(0.05)
-        if bug is not None:
+        if bug is not None:  # of this class or a subclass: all units fail with it
             for queued in (*self._waiting, *self._running):
                 with suppress(Exception):  # one of them may have ended before the bug
                     self._end(queued, error=bug)
@@ -366,6 +365,7 @@ class Executor(ABC):
         self._waiting.append(queued)
 
     def _drop(self, queued: _QueuedUnit) -> None:
+        """End a unit without a result, as cancelled."""
         queued.future.cancel()
         self._end(queued)
 
@@ -403,6 +403,7 @@ EXECUTORS: Registry[type[Executor]] = Registry(
 )
 
 
+# by name and with their lines, so that no executor's library is imported before it is used
 EXECUTORS.register_lazy(
     "local",
     "benchmark.local:LocalExecutor",
@@ -430,7 +431,8 @@ def make_executor(options: ExecutionOptions, bar: Bar) -> Executor:
 
 
 def exclusive(out: Path) -> AbstractContextManager[None]:
-    """Exclude other processes from creating ``out`` while the block runs."""
+    """Exclude other processes, whatever their command, from creating ``out`` while the block
+    runs."""
     return locked(*_lock(out))
 
 

@@ -1,6 +1,6 @@
-"""Where units of work run: the options of all commands that submit some.
-
-The device of a unit of work, chosen where it runs, and the precision that it prefers."""
+"""Options of all commands that submit units of work, and the device and precision that follow from
+them.
+"""
 
 from __future__ import annotations
 
@@ -125,6 +125,7 @@ def decide_precision(options: ExecutionOptions, option: str = "--set") -> tuple[
 
     device: Device = options.device
     if device == "auto":
+        # asked before there is an executor, whose ``is_remote`` would say it
         is_cluster = options.executor == "slurm" or "address" in options.executor_arg
         device = planned_device() if is_cluster else current_device()
     if not is_available(device):

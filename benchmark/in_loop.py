@@ -133,9 +133,9 @@ class InLoop:
             Exception: what failed, with ``on_error="raise"``.
         """
         step = _count("step", step, 0)
-        last = max(step - 1, 0) if self._last is None else self._last
+        previous = max(step - 1, 0) if self._last is None else self._last
         self._last, started = step, time.monotonic()
-        if step // self.every <= last // self.every:
+        if step // self.every <= previous // self.every:  # no multiple after previous, up to step
             return None
         try:
             return self._score(model, step)
@@ -157,7 +157,10 @@ class InLoop:
 
     def _score(self, model: Any, step: int) -> Results | None:
         if self.where == "watch":
-            state = self.state(model) if self.state else _whole(self._module(model)).state_dict()
+            if self.state:
+                state = self.state(model)
+            else:
+                state = _with_all_weights(self._module(model)).state_dict()
             if self.rank == 0:
                 path = write_weights(self.folder / "steps", step, state)
                 console.print(f"step {step}: {path}; score it with {self._command(path.parent)}")
@@ -166,7 +169,7 @@ class InLoop:
             return None
         started = time.monotonic()
         with untouched():
-            module = _whole(self._module(model))
+            module = _with_all_weights(self._module(model))
             results = evaluate(module, self.tasks, **self.subject, **self.options)
         for row in results.frame[results.frame.status == "failed"].itertuples():
             if self.on_error == "raise":
@@ -274,8 +277,8 @@ def _process() -> tuple[int, int]:
     return 0, 1
 
 
-def _whole(module: nn.Module) -> nn.Module:
-    """``module``, if this process has all of its weights."""
+def _with_all_weights(module: nn.Module) -> nn.Module:
+    """``module``; raises ``UserError`` if this process has only pieces of its weights."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     pieces = ("full_tensor", "ds_tensor")  # of parameters of FSDP2 and of DeepSpeed's ZeRO-3
@@ -336,7 +339,7 @@ def _without_processes() -> Iterator[None]:
     if not dist.is_available():
         yield
         return
-    members: Any = dist.GroupMember
+    members: Any = dist.GroupMember  # ``dist.is_initialized`` asks whether this has a ``WORLD``
     world, members.WORLD = members.WORLD, None
     try:
         yield
@@ -345,7 +348,8 @@ def _without_processes() -> Iterator[None]:
 
 
 def LightningProbe(tasks: str | Sequence[str], **options: Any) -> Any:
-    """``InLoop`` as a callback of Lightning, which logs to the trainer's loggers too.
+    """``InLoop`` as a callback of Lightning, which logs to the trainer's loggers too. A function,
+    because the class has a base that is imported here.
 
     Args:
         tasks, **options: as of ``InLoop``; ``every`` counts the trainer's ``global_step``.
@@ -369,7 +373,7 @@ def LightningProbe(tasks: str | Sequence[str], **options: Any) -> Any:
 
 
 def TransformersProbe(tasks: str | Sequence[str], **options: Any) -> Any:
-    """``InLoop`` as a callback of the Trainer of transformers.
+    """``InLoop`` as a callback of the Trainer of transformers; a function as ``LightningProbe``.
 
     Args:
         tasks, **options: as of ``InLoop``; ``every`` counts the trainer's ``global_step``.
@@ -382,8 +386,8 @@ def TransformersProbe(tasks: str | Sequence[str], **options: Any) -> Any:
     probe = InLoop(tasks, **options)
 
     class Callback(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            probe(others["model"], state.global_step)
+        def on_step_end(self, args: Any, state: Any, control: Any, **context: Any) -> None:
+            probe(context["model"], state.global_step)
 
     callback = Callback()
     callback.probe = probe  # type: ignore[attr-defined]

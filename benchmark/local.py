@@ -66,7 +66,7 @@ class LocalExecutor(Executor):
             return worker.run(unit, cpus)
         except BrokenProcessPool:  # its process has died
             self._workers.remove(worker)
-            return self._start(unit)
+            return self._start(unit)  # in another
 
     def release(self) -> None:
         for worker in self._workers:

@@ -139,6 +139,7 @@ def read_options(from_line: Mapping[str, Any]) -> Any:
     """
     command, fields = from_line["command"], from_line["command"].__pydantic_fields__
     from_file = _read_file(Path(from_line["config"]), fields) if "config" in from_line else {}
+    # empty texts of the file are as if left out, those of the line are refused below
     options = {name: text for name, text in {**from_file, **from_line}.items() if text}
     for name, field in fields.items():
         flag = _flag(name, field)
@@ -150,7 +151,7 @@ def read_options(from_line: Mapping[str, Any]) -> Any:
         if from_line.get(name) == "":
             raise UserError(f"{flag} is empty; give a value, or leave it out")
     del options["command"]
-    if "plugins" in fields:
+    if "plugins" in fields:  # before options are validated, which may name what plugins register
         load_plugins(as_list(options.get("plugins", ())))
     with one_line_errors():
         return command(**options)

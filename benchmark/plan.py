@@ -1,7 +1,6 @@
-"""What a run will do, decided before any work: backbones, tasks and their settings.
-
-The data and backbones of a run, checked before hours of work start, and the tasks that share
-images."""
+"""What a run will do, decided before any work: backbones, tasks with settings and data, and which
+tasks share a unit.
+"""
 
 from __future__ import annotations
 
@@ -165,8 +164,8 @@ class Plan:
         return BackboneSource({"name": name, "weights": path, "seed": seed})
 
     def as_config_file(self) -> dict[str, Any]:
-        """The options as a ``--config`` file of the same run: absolute paths, nothing about
-        execution."""
+        """The options as a ``--config`` file of the same run: absolute paths, what the plan has
+        resolved (backbones, suite), nothing about execution."""
         options = self.options
         values: dict[str, Any] = {
             "backbone": list(self.backbones),
@@ -195,7 +194,7 @@ def make_plan(options: RunOptions) -> Plan:
         UserError: an unknown backbone, suite, task or setting, or options that contradict each
             other.
     """
-    chosen_limit()  # a wrong one would only show when features are first cached
+    chosen_limit()  # raises for a wrong one, which would only show when features are first cached
     heads = stored_heads(options.heads)
     suite = find_suite(options.suite) if options.suite else choose_suite(options.tasks)
     tasks = plan_tasks(suite, options.tasks, options.overrides, heads)
@@ -206,9 +205,9 @@ def make_plan(options: RunOptions) -> Plan:
             f" {', '.join(names)}; run them one by one"
         )
     for name in names:
-        backbones.find(name.removeprefix("random/"))
+        backbones.find(name.removeprefix("random/"))  # raises; random/NAME is NAME untrained
     absent: Sequence[PlannedTask] = ()
-    chosen = {name.partition(":")[0] for name in options.tasks or suite.tasks}
+    chosen = {name.partition(":")[0] for name in options.tasks or suite.tasks}  # without variants
     if added := [task.name for task in tasks if task.name.partition(":")[0] not in chosen]:
         notes.append(f"{', '.join(added)}: trained here, because other tasks use its head")
     if suite.skips_absent_data and not options.tasks:
@@ -220,6 +219,7 @@ def make_plan(options: RunOptions) -> Plan:
             )
         notes += [f"{name} is left out: {reason}" for name, reason in unfit.items()]
     if any(task.is_precision_open for task in tasks):
+        # as far as this machine can tell; ``run.ask_for_precision`` asks a worker for the rest
         precision, note = decide_precision(options)
         tasks = [task.with_precision(precision) for task in tasks]
         notes.append(note)
@@ -278,7 +278,8 @@ def _folders(tasks: Sequence[PlannedTask]) -> str:
     return ", ".join(folders[:6]) + " …" * (len(folders) > 6)
 
 
-ABSENT = Path("absent")  # folder of the images that stored heads were trained on
+# stands for the folder of the images that stored heads were trained on; nothing reads it
+NO_FOLDER = Path("absent")
 
 
 def find_folders(
@@ -343,12 +344,13 @@ def prepare_data(
             )
     data = {}
     for task in tasks:
-        dataset, other = datasets[task.spec.name, task.splits], task.scored_with
-        if other and (spec := find_task(other.name)[0]).name != task.spec.name:
-            if isinstance(other, PlannedTask):
-                trained_on = datasets[spec.name, other.splits]
+        dataset, trained = datasets[task.spec.name, task.splits], task.scored_with
+        if trained and (spec := find_task(trained.name)[0]).name != task.spec.name:
+            if isinstance(trained, PlannedTask):
+                trained_on = datasets[spec.name, trained.splits]
             else:
-                trained_on = PreparedDataset(spec, ABSENT, {"train": [], "val": []})
+                # of what stored heads were trained on, only the declaration is read
+                trained_on = PreparedDataset(spec, NO_FOLDER, {"train": [], "val": []})
             dataset = replace(dataset, trained_on=trained_on)
         if task.stored_heads:
             dataset.check_classes(task.stored_heads.classes)

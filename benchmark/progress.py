@@ -185,7 +185,7 @@ class Overview:
 
     def units(self) -> Counter[str]:
         """All units by kind."""
-        # copies, because another thread counts submitted units meanwhile
+        # ``|`` is the larger count of each kind; copies, because another thread counts meanwhile
         return Counter(dict(self.expected)) | Counter(dict(self.submitted))
 
     def seconds_left(self, slots: int) -> float | None:

@@ -41,7 +41,8 @@ class ReadPublished:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command, which is for maintainers and so none of ``benchmark.commands``; returns the
+    exit code."""
     parser = Parser(prog="python -m benchmark.published", description=__doc__)
     add_command(parser, {"read": ReadPublished})
     try:

@@ -62,7 +62,8 @@ class RayExecutor(Executor):
         hosts = {node["NodeManagerHostname"] for node in nodes}
         self.is_remote = len(nodes) > 1 or hosts != {socket.gethostname()}
         total = ray.cluster_resources()
-        # a unit computes on one node: on all of its cores, or without ``--jobs`` on its share
+        # A unit computes on one node: with ``--jobs``, however many, on all of its cores at most (1
+        # here), without on its usual share (0).
         most_threads = threads_per_unit(self._node_cpus, min(options.jobs, 1))
         gpus = int(total.get("GPU", 0)) if options.uses_gpus else 0
         self._set_capacity(int(total.get("CPU", 1)), gpus, most_threads)

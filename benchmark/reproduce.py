@@ -1,16 +1,6 @@
 """``reproduce``: run a published protocol, compare with the published number, and name the causes
 of a difference that can be checked on this machine.
-
-What can be reproduced: published numbers whose protocol is a preset here.
-
-Known causes of a number that does not reproduce, each checked from what a run leaves behind.
-
-Each check returns a sentence with what it saw where the cause fits, else an empty string. None is
-inferred from the number alone, except ``classes_averaged``.
-
-Ours beside theirs: run the tasks of a protocol, and judge each difference.
-
-``reproduce --quick``: each preset for a few iterations, to see that everything is in place."""
+"""
 
 from __future__ import annotations
 
@@ -83,7 +73,8 @@ def protocol_names() -> list[str]:
 def find_targets(
     protocols: Sequence[str] = (), backbones: Sequence[str] = (), tasks: Sequence[str] = ()
 ) -> list[Target]:
-    """The published numbers of protocols, of backbones, and on tasks; without them, of all.
+    """The published numbers of protocols (those that are presets here), of backbones, and on tasks;
+    without them, of all.
 
     Raises:
         UserError: an unknown protocol or backbone, or there is no such number.
@@ -127,7 +118,8 @@ def find_targets(
 
 
 def plan_preset(protocol: str, tasks: Sequence[str]) -> list[PlannedTask]:
-    """Tasks with a preset's settings, and for the rest those of the suite that runs all of them."""
+    """Tasks with a preset's settings, and for the rest those of the suite that runs all of them
+    (``run`` chooses the same)."""
     suite = choose_suite(tasks)
     return [plan_task(suite, task, {"protocol": protocol}) for task in tasks]
 
@@ -302,6 +294,8 @@ def rate_schedule(evidence: Evidence) -> str:
     return ""
 
 
+# Each is checked from what a run leaves behind: a sentence with what was seen where the cause fits,
+# else ''. None is inferred from the number alone, except ``classes_averaged``.
 CAUSES: dict[str, Callable[[Evidence], str]] = {
     "settings": settings_changed,
     "training images": training_images,
@@ -378,7 +372,7 @@ def judge_targets(
         options: of the run.
         analysis: of the runs in ``store``.
     """
-    plan = make_plan(options)
+    plan = make_plan(options)  # that of the run, for the data and weights that it used
     data = prepare_data(plan.tasks, find_folders(plan.tasks, options), options, num_workers=0)
     backbone = backbones.create(plan.backbones[0], seed=options.seed)
     for target in targets:
@@ -437,6 +431,7 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[tuple[str, 
     for name, task in applicable:
         (planned,) = plan_preset(name, [task])
         needs_text = getattr(planned.probe, "needs_text", False)
+        # only settings that the preset uses: 0, '' and () mean without
         changes = {key: FEW[key] for key in FEW if getattr(planned.settings, key, None)}
         if "epoch_length" in changes:
             changes["epochs"] = "1"

@@ -1,10 +1,6 @@
-"""What a run returns: its JSON, its report, its table.
-
-What a run returns, and its JSON (the contract of ``run --json``).
-
-The report on a run.
-
-The table in the terminal at the end of a run."""
+"""What a run returns (``RunResult``): as JSON (the contract of ``run --json``), as the report's
+page, and as the table in the terminal.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -35,9 +31,6 @@ from reports.report import Report, ReportRequest
 from reports.statistics import Estimate
 from reports.tables import Number, count, digits
 from reports.tracking import Tracker
-
-if TYPE_CHECKING:
-    from reports.report import Report
 
 
 @dataclass(frozen=True)
@@ -256,6 +249,7 @@ def results_table(result: RunResult, numbers: Numbers) -> Table:
     for cell in result.cells:
         if not cell.is_finished:
             of_seed = f" with seed {cell.seed}" if len(seeds) > 1 else ""
+            # of several seeds the first; the lines below the table have all
             missing.setdefault((cell.backbone, cell.task), cell.status + of_seed)
     for task in result.tasks:
         label = task.name

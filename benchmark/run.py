@@ -28,11 +28,11 @@ import backbones
 from backbones.cliptex.recipes import subsets
 from benchmark.cell import (
     describe_backbone,
-    failure_reason,
     find_cells,
     missing_cells,
     preferred_precision,
     probe_unit,
+    report_failure,
 )
 from benchmark.executor import Executor, Priority, make_executor
 from benchmark.executor_options import choose_device
@@ -180,10 +180,12 @@ class Row:
                 lock = lock_path("row", [self.tracker.uri, self.tracker.experiment, *subject])
                 async with locked_async(lock, self._report_wait):
                     return await self._probe()
-        except Exception as error:
+        except Exception as error:  # units report their own, see ``_run_unit``
             self.expect(0)
             self.run_id = ""
-            reason = f"could not load its weights or write its parent run: {self._reason(error)}"
+            reason = (
+                f"could not load its weights or write its parent run: {self._report_once(error)}"
+            )
             reasons = {task.name: reason for task in self.plan.tasks}
             return list(missing_cells(self.name, self.seed, reasons).values())
 
@@ -231,7 +233,7 @@ class Row:
             cells = await probe(job, self.executor, priority)
             return {cell.task: cell for cell in cells}
         except Exception as error:
-            reason = self._reason(error)
+            reason = self._report_once(error)
             console.print(f"{job.title}: {reason}", style="red")
             return missing_cells(self.name, self.seed, {task.name: reason for task in tasks})
 
@@ -240,10 +242,10 @@ class Row:
         self.executor.overview.expected["probe"] += units - self.expected
         self.expected = units
 
-    def _reason(self, error: Exception) -> str:
-        """``failure_reason``, which prints the traceback of each error once."""
+    def _report_once(self, error: Exception) -> str:
+        """``report_failure``, which prints the traceback of each error once."""
         if error not in self.reported:
-            self.reported[error] = failure_reason(error)
+            self.reported[error] = report_failure(error)
         return self.reported[error]
 
     def _report_wait(self) -> None:
@@ -384,12 +386,14 @@ async def run_async(options: RunOptions) -> RunResult:
         mark_in_use(options.weights)
     try:
         with Bar() as bar:
+            # Started below: what does not fit is refused before there are workers and a store. The
+            # rest of the plan needs workers.
             executor = make_executor(options, bar)
             plan = plan.with_pipeline(executor)
             planned = [plan.planned_backbone(name) for name in plan.backbones]
             inapplicable = {each.name: plan.inapplicable_tasks(each) for each in planned}
             if not executor.in_this_process:
-                drop_last_model()  # each worker loads its own
+                drop_last_model()  # of ``planned_backbone``; each worker loads its own
             with start_executor(executor, plan.experiment) as tracker:
                 plan = replace(plan, tasks=await ask_for_precision(plan.tasks, executor))
                 plan = await plan.with_data(executor.num_workers)

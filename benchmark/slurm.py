@@ -96,6 +96,7 @@ class SlurmExecutor(Executor):
         self.has_gpus = options.uses_gpus and _has_gpus(
             settings.get("partition") or os.environ.get("SBATCH_PARTITION", "")
         )
+        # guesses, instead of ``_set_capacity``: nobody knows how many jobs SLURM will run at once
         self.slots = self.cpu_slots = options.jobs or 16
         # jobs do not share a machine's cores, whatever ``--jobs`` is
         self.threads = self._cpus_per_process or threads_per_unit(cores())
@@ -124,7 +125,7 @@ class SlurmExecutor(Executor):
         return job.future
 
     def _poll(self) -> None:
-        now = time.monotonic()
+        now, patience = time.monotonic(), 0 if self.closing else RESULT_SECONDS
         if self._jobs and now - self._queried > QUERY_SECONDS:
             self._queried = now
             self._update_states(_query_states(self._jobs), now)
@@ -135,7 +136,7 @@ class SlurmExecutor(Executor):
             outcome = _outcome(job.submitted)
             if outcome is not None:
                 self._finish_job(number, outcome)
-            elif job.ended_at and now - job.ended_at > (0 if self.closing else RESULT_SECONDS):
+            elif job.ended_at and now - job.ended_at > patience:
                 reason = f"job {number} without a result: {job.final_state}{_last_line(job)}"
                 self._finish_job(number, Outcome.failed(WorkerLost(reason)))
 
@@ -178,7 +179,7 @@ def in_job(unit: Unit) -> Outcome:
         return _assist(unit, job.global_rank, signals)
     outcome = execute(unit, signals)
     if outcome.signal == signal.SIGUSR2 and not _output_of(["scontrol", "requeue", job.job_id])[0]:
-        os._exit(1)  # without a result, which would count as the job's
+        os._exit(1)  # leaves no result, which would count as that of the job after the requeue
     return outcome
 
 

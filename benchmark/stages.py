@@ -1,13 +1,9 @@
-"""Experts, labels and weights: the stages before probing, each logged to MLflow.
+"""The stages before probing – experts, labels, weights – as units of work that log to MLflow.
 
-What commands and their stages share: the executor, the MLflow experiment, and a run of each
-stage.
-
-Experts: a training as one unit of work, in an MLflow run of its own.
-
-Labelling: one MLflow run, and a unit of work for each shard of pairs.
-
-Trainings as units of work, each with an MLflow run that stores the weights."""
+What is made is a dataclass of plain values (``ExpertTraining``, ``LabelRequest``, ``Training``). A
+coroutine makes it through an executor (``make_expert``, ``label_pairs``, ``train_weights``);
+finished work is found and returned.
+"""
 
 from __future__ import annotations
 
@@ -179,7 +175,7 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
     drop_last_model()
     with exclusive(training.out):
         if training.find() is not None:
-            return _train_expert(training, Silent())  # checks it
+            return _train_expert(training, Silent())  # only checks its settings
         tags = {
             "expert": training.name,
             "seed": str(training.seed),
@@ -251,7 +247,7 @@ class LabelRequest:
     def open(self, bar: Any = None, keep: bool = True) -> tuple[PairSource, LabelWriter]:
         """The pairs and the writer of their labels; with ``keep`` False nothing is written."""
         source = open_pairs(self.pairs, bar, keep=keep)
-        experts = load_experts(list(self.experts), "cpu")
+        experts = load_experts(list(self.experts), "cpu")  # for the key: their content
         return source, labels_writer(source, experts, self.settings, self.folder)
 
 
@@ -441,8 +437,8 @@ class Training:
 
 @dataclass(frozen=True)
 class TrainedWeights(TrainResult):
-    """The result of a training; ``run`` is the MLflow run that trained the weights, '' if it is not
-    in this store."""
+    """The fields of the result of a training, and ``run``: the MLflow run that trained the weights,
+    '' if it is not in this store."""
 
     run: str = ""
 
@@ -461,7 +457,12 @@ def open_labels(stores: tuple[Path, ...]) -> Any:
 def find_weights(
     training: Training, tracker: Tracker | None, inputs: Mapping[str, Any] | None = None
 ) -> TrainedWeights | None:
-    """The weights of ``training`` if they are trained; ``inputs`` if they are open already."""
+    """The weights of ``training`` if they are trained.
+
+    Args:
+        tracker: None in a dry run, which writes nothing and does not look for the run.
+        inputs: of ``Training.inputs``, if they are open already.
+    """
     inputs = inputs or training.inputs(keep=tracker is not None)
     result = find_trained(training.recipe, **inputs, device=choose_device(training.device))
     if result is None:

@@ -47,7 +47,7 @@ def write_tables(
     names = list(dict.fromkeys(chain(*map(BACKBONE_SETS.__getitem__, STUDIES))))
     results = evaluate(names, tasks, suite=suite, seeds=seeds)
     frame = results.frame
-    for cell in frame[frame.status == "failed"].itertuples():
+    for cell in frame[frame.status == "failed"].itertuples():  # the first, if there is any
         raise UserError(f"{cell.backbone} · {cell.task} failed: {cell.reason}; run it again")
     text = page.read_text(encoding="utf-8")
     for study in STUDIES:

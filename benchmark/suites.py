@@ -69,7 +69,7 @@ class Pipeline(Protocol):
         """The architecture of all backbones that the suite trains, untrained."""
 
     async def weights(self, name: str, seed: int) -> BackboneSource:
-        """A backbone that the suite trains."""
+        """How to create a backbone that the suite trains, once its weights exist."""
 
     async def train(self, recipe: Recipe, parent: str = "") -> TrainedWeights:
         """The weights of any recipe, with the data, labels and initial weights of the suite's own.

@@ -196,6 +196,7 @@ def launch(options: SweepOptions) -> int:
 async def _run(
     options: SweepOptions, plan: SweepPlan, executor: Executor, tracker: Tracker
 ) -> Sweep:
+    # of a suite that makes its own, else on the user's pairs: called alike
     make: Callable[..., Any] = plan.suite.pipeline or partial(PairsPipeline, options)
     pipeline = make(executor, tracker.experiment)
     tasks = await ask_for_precision(plan.tasks, executor)

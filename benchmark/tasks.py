@@ -1,11 +1,8 @@
-"""The tasks of a run: settings, axes, conditions, and the heads that they use.
+"""The tasks of a run: settings, variants by axes, conditions, and the heads that they use.
 
-What the parts of a run hand to each other: plain values that any process can read.
-
-Heads of earlier runs, by their MLflow runs or their files.
-
-The tasks of a run with their settings. A setting that is declared an axis makes a variant of a
-task for each of its values (``--set layers=3,6,9,12``)."""
+``plan_tasks`` makes ``PlannedTask``s of a suite and the user's options. ``Job`` is what a unit of
+work takes along of them: plain values that any process can read.
+"""
 
 from __future__ import annotations
 
@@ -95,6 +92,7 @@ class PlannedTask:
 
     @property
     def spec(self) -> DatasetSpec:
+        """Looked up, like the probe, by the task's name: a planned task travels as plain values."""
         return find_task(self.name)[0]
 
     @property
@@ -127,8 +125,8 @@ class PlannedTask:
     @property
     def needed_tasks(self) -> tuple[PlannedTask, ...]:
         """The tasks whose images it needs: the one that it is scored with, and itself."""
-        other = self.scored_with
-        return (other, self) if isinstance(other, PlannedTask) else (self,)
+        trained = self.scored_with
+        return (trained, self) if isinstance(trained, PlannedTask) else (self,)
 
     @property
     def is_precision_open(self) -> bool:
@@ -139,11 +137,11 @@ class PlannedTask:
         """With ``precision`` in place of ``auto``."""
         if not self.is_precision_open:
             return self
-        other = self.scored_with
-        if isinstance(other, PlannedTask):
-            other = other.with_precision(precision)
+        trained = self.scored_with
+        if isinstance(trained, PlannedTask):
+            trained = trained.with_precision(precision)
         settings = replace(self.settings, precision=precision)
-        return replace(self, settings=settings, scored_with=other)
+        return replace(self, settings=settings, scored_with=trained)
 
     def deviations(self, data: PreparedDataset) -> str:
         """What differs from the published protocol that the setting ``protocol`` names, in one
@@ -257,9 +255,9 @@ class BackboneInfo:
     def is_built_by(self, create_arguments: Mapping[str, Any]) -> bool:
         """Whether these arguments build the same weights: the seed is that of random ones only."""
         ignored = set() if self.weights.source.startswith("random(") else {"seed"}
-        own, others = self.create_arguments, create_arguments
-        names = (own.keys() | others.keys()) - ignored
-        return all(own.get(name) == others.get(name) for name in names)
+        own = self.create_arguments
+        names = (own.keys() | create_arguments.keys()) - ignored
+        return all(own.get(name) == create_arguments.get(name) for name in names)
 
     def cell_keys(
         self,
@@ -430,7 +428,7 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
     """
     task = task.partition(":")[0]
     trained = trained_task(task)
-    for name in (trained, task):
+    for name in (trained, task):  # the settings are those of the task that trains, if it has any
         if name in suite.tasks:
             return suite.tasks[name]
     dataset = trained.partition("/")[0]
@@ -439,6 +437,7 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
         suites = SUITES.load_entry_points().values()
         listed = {name.partition("/")[0] for each in suites for name in each.tasks}
         return {} if suite.any_dataset and dataset not in listed else None
+    # not listed itself: what all those on its dataset agree on that are like it, else all of them
     probe, *probes = (find_task(name)[1] for name in (trained, *on_dataset))
     has_same_settings = [each.settings_type is probe.settings_type for each in probes]
     names = list(compress(on_dataset, has_same_settings)) or on_dataset
@@ -452,7 +451,7 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
 
 
 def is_range(probe: Probe, key: str, value: Any) -> bool:
-    """Whether a suite's setting is several values of an axis."""
+    """Whether a suite's setting is several values of an axis: text with commas."""
     return key in probe.axes and "," in str(value)
 
 
@@ -512,6 +511,7 @@ def _read_texts(
         is_axis = key in probe.axes and (probe.axes[key] == key or is_numeric(text))
         if key in fixed or not (is_axis or setting_of(key) in probe.setting_names):
             continue
+        # also a single share of train, or number of shots, joins the task's name: voc/linear:0.1
         if key in probe.axes and ("," in text or key == probe.train_size):
             ranges[key] = read_values(key, text)
         else:
@@ -523,12 +523,14 @@ def _variant(task: PlannedTask, values: Mapping[str, str]) -> PlannedTask:
     """The task with these values of axes, which join its name. A share or a number of shots that
     the task has anyway does not."""
     probe, name = task.probe, task.name
+    # a share is a field of the task, the other axes are settings
     share = read_value("train_share", values.get("train_share", task.train_share), PositiveShare)
     changes = {probe.axes[axis]: value for axis, value in values.items() if axis != "train_share"}
     settings = with_changes(task.settings, changes)
     for axis in values:
-        before, value = task.train_share, share
-        if axis != "train_share":
+        if axis == "train_share":
+            before, value = task.train_share, share
+        else:
             before, value = (getattr(each, probe.axes[axis]) for each in (task.settings, settings))
         if axis != probe.train_size:
             name += f":{axis}={value[0] if isinstance(value, tuple) else value}"
@@ -584,7 +586,8 @@ def plan_tasks(
         changes, ranges = _read_texts(probe, fixed, texts)
         used = changes.keys() | (ranges.keys() - fixed.keys())
         applied |= {(scope, key) for scope in ("", trained) for key in used}
-        planned = replace(_planned(trained, listed, changes), name=base)
+        # the settings of the task that trains, under the name of the requested one
+        planned = replace(_with_settings(trained, listed, changes), name=base)
         for values in product(*ranges.values()):
             variant = _variant(planned, dict(zip(ranges, values, strict=True)))
             _check_settings(variant, {*changes, *ranges})
@@ -596,18 +599,22 @@ def plan_tasks(
             raise _unused_override(task, key, text, allowed[task])
     for name in heads.keys() - requested:  # not trained again, although the suite lists it
         tasks.pop(name, None)
+    # what tasks that train nothing are scored with: stored heads, or a task that is planned too
     for name, planned in list(tasks.items()):
-        other = _training_task(planned)
-        stored = heads.get(other.name) if other else None
-        if other and stored and planned.probe.reuse == "head" and stored.kind == planned.spec.kind:
+        source = _training_task(planned)
+        if source is None:
+            continue
+        stored = heads.get(source.name)
+        if stored and planned.probe.reuse == "head" and stored.kind == planned.spec.kind:
             tasks[name] = _with_heads(planned, stored, requests)
-        elif other:
-            tasks[name] = replace(planned, scored_with=other)
-            if planned.probe.reuse == "head":
-                tasks.setdefault(other.name, other)
+            continue
+        tasks[name] = replace(planned, scored_with=source)
+        if planned.probe.reuse == "head":
+            tasks.setdefault(source.name, source)
     used_heads = {each.stored_heads.name for each in tasks.values() if each.stored_heads}
     if unused := heads.keys() - used_heads:
         raise UserError(f"--head: no chosen task is scored with the head of {', '.join(unused)}")
+    # each task has the layers of all, so that one pass of the backbone encodes them
     layers = [requested_layer(planned.settings) for planned in tasks.values()]
     encoded = tuple(dict.fromkeys(layer for layer in layers if layer is not None))
     return [replace(planned, encoded_layers=encoded) for planned in tasks.values()]
@@ -673,10 +680,10 @@ def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTas
     Raises:
         UserError: an unknown task, setting or value.
     """
-    return _planned(name, settings_in(suite, name) or {}, changes)
+    return _with_settings(name, settings_in(suite, name) or {}, changes)
 
 
-def _planned(name: str, listed: Mapping[str, Any], changes: Mapping[str, str]) -> PlannedTask:
+def _with_settings(name: str, listed: Mapping[str, Any], changes: Mapping[str, str]) -> PlannedTask:
     """A task with a suite's settings for it, and with the user's ``changes``, by setting or axis.
     A suite changes no config file of a user, and its ranges of axes make variants."""
     spec, probe = find_task(name)

@@ -1,13 +1,9 @@
-"""What a worker does with a unit of work: signals, streams, and the call itself.
+"""A unit of work as a worker receives it (``Unit``), and how a worker runs it (``execute``): the
+same for all executors.
 
-Ctrl-C, SIGTERM and SIGHUP as ``KeyboardInterrupt``.
-
-A signal is remembered: one that goes to the whole process group also kills the loading processes,
-whose death must not be taken for the failure of a unit.
-
-Standard streams that hide secrets and replace characters that their encoding lacks.
-
-A unit of work as a worker receives it, and how a worker runs it: the same for all executors."""
+Beside them is what the code of a unit meets there: signals as ``KeyboardInterrupt``, streams that
+hide secrets, its number of threads, and the model that the unit before it loaded.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +37,12 @@ from cliptex_common.visible_devices import restrict_accelerators
 from reports.environment import environment
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_pid = os.getpid()
+_pid = os.getpid()  # of the process that called ``handle_signals``, not of forked ones
+# The last signal, remembered: one that goes to the whole process group also kills the loading
+# processes, whose death must not be taken for the failure of a unit.
 _received = 0
-_ignored_after: tuple[int, ...] = ()  # the first signal; (): all but a second Ctrl-C
+# what is ignored after the first signal; (): all of ``STOP_SIGNALS``, but not a second Ctrl-C
+_ignored_after: tuple[int, ...] = ()
 
 
 def handle_signals(*, once: bool = False, numbers: Sequence[int] = STOP_SIGNALS) -> None:
@@ -93,7 +92,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _pid:
         os._exit(128 + number)
     _received = number
-    if _is_importing(frame):  # an exception would be swallowed, or leave a half-imported library
+    # An exception would be swallowed, or leave a half-imported library: sent again a little later.
+    if _is_importing(frame):
         threading.Timer(0.05, os.kill, (_pid, number)).start()
         return
     for each in _ignored_after or {*STOP_SIGNALS} - ({signal.SIGINT} & {number}):
@@ -138,7 +138,8 @@ class RedactingStream:
 
 
 def redact_streams() -> None:
-    """Redact this process's standard streams from now on, for libraries and tracebacks too."""
+    """Redact this process's standard streams from now on, for libraries and tracebacks too;
+    characters that their encoding lacks are replaced."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # not redacted yet
@@ -148,7 +149,7 @@ def redact_streams() -> None:
 
 T = TypeVar("T")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-GPUS = "CLIPTEX_UNIT_GPUS"  # number of GPUs of this process's unit
+GPUS = "CLIPTEX_UNIT_GPUS"  # number of GPUs of this process's unit, for ``choose_device``
 ABANDONED = 30 * 86400.0  # seconds without a change after which a unit's folder is deleted
 
 
@@ -198,6 +199,7 @@ class Unit:
     software: Mapping[str, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
+        """In a worker ``function`` is a ``_PickledCall`` of both, which ``call`` unpacks."""
         content = pickle.dumps((self.function, self.args))
         call = _PickledCall(self.function.__module__, plugins.loaded(), content)
         return {**vars(self), "function": call, "args": ()}

@@ -41,7 +41,7 @@ def watch(options: WatchOptions, on_result: Callable[[RunResult], None]) -> int:
         raise UserError(f"no folder {options.dir}; give the one with the training's checkpoints")
     lock = lock_path("watch", [plan.as_config_file(), str(options.dir.resolve())])
     message = f"another process watches {options.dir}: waiting for it"
-    with locked(lock, lambda: console.print(message)):
+    with locked(lock, lambda: console.print(message)):  # its name is a hash of what is watched
         return _follow(options, plan, lock.stem, on_result)
 
 
@@ -95,7 +95,7 @@ def _arrivals(options: WatchOptions, scored: dict[int, str]) -> Iterator[tuple[i
                 last = max(last, step)
                 yield step, path
                 break  # a run takes long: look again, to keep the order of steps
-        else:
+        else:  # nothing new
             if options.once:
                 return
             time.sleep(options.every)

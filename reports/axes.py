@@ -65,6 +65,7 @@ def task_variants(analysis: Analysis) -> dict[str, list[Variant]]:
     for task, of_task in columns.items():
         if len(of_task) < 2:
             continue
+        # a part without a name, as in voc/linear:0.1, is a share of train or a number of shots
         sampled = any("=" not in part for column in of_task for part in _parts(column))
         values = {column: _values(analysis, column, sampled) for column in of_task}
         result[task] = [
@@ -166,9 +167,10 @@ def _gains(
         column, main = variant.column, variant.column.main
         if baseline in by_value and x != baseline:
             keys = [(each.backbone, each.column, main) for each in (variant, by_value[baseline])]
-            pair = [analysis.samples[key] for key in keys][:: column.sign(main)]
-            width = column.metric(main).width
-            gains[x] = estimate(difference(*pair), analysis.seed_prior, width)
+            mine, base = (analysis.samples[key] for key in keys)
+            is_up = column.sign(main) > 0
+            gap = difference(mine, base) if is_up else difference(base, mine)
+            gains[x] = estimate(gap, analysis.seed_prior, column.metric(main).width)
     return gains
 
 

@@ -1,10 +1,6 @@
-"""From selected runs to judged differences: measure, judge, analyse.
-
-What the selected runs hold: metrics with each seed, and over resamples of their images.
-
-Backbones against a baseline: intervals, differences, gains, and verdicts that hold together.
-
-From the selected runs to numbers with intervals, which all parts of a report are made of."""
+"""From selected runs to judged numbers: ``measure`` reads and resamples scores,
+``judge_differences`` gives intervals and joint verdicts, ``analyse`` is both.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +33,8 @@ from reports.statistics import (
 )
 from reports.store import Store
 
-GridKey = tuple[str, TaskColumn]  # backbone, column
-Key = tuple[str, TaskColumn, str]  # backbone, column, metric
+ColumnKey = tuple[str, TaskColumn]  # backbone, column
+NumberKey = tuple[str, TaskColumn, str]  # backbone, column, metric
 
 
 @dataclass(frozen=True)
@@ -54,11 +50,11 @@ class Measurements:
         unscored: numbers with resamples that have nothing to score, and how many.
     """
 
-    samples: dict[Key, MetricSample]
-    scores: dict[GridKey, ImageScores]
+    samples: dict[NumberKey, MetricSample]
+    scores: dict[ColumnKey, ImageScores]
     images: dict[TaskColumn, int]
-    classes: dict[GridKey, list[ClassScores]]
-    refused: dict[GridKey, str]
+    classes: dict[ColumnKey, list[ClassScores]]
+    refused: dict[ColumnKey, str]
     inconsistent: list[str]
     unscored: list[str]
 
@@ -70,7 +66,7 @@ def shown_metrics(column: TaskColumn) -> list[str]:
 
 def measure(store: Store, selection: Selection, advance: Callable[[], None]) -> Measurements:
     """Read and resample the per-image scores of all columns."""
-    measured = Measurements({}, {}, {}, {}, {}, [], [])
+    measured = Measurements({}, {}, {}, {}, {}, [], [])  # filled column by column
     for column in selection.columns:
         in_column = selection.column_cells(column)
         loaded = parallel(lambda cell: load_scores(store, cell), in_column)
@@ -126,7 +122,7 @@ def load_scores(store: Store, cell: Cell) -> ImageScores | None:
 
 
 def _add_samples(
-    measured: Measurements, key: GridKey, cells: Sequence[Cell], scores: Sequence[ImageScores]
+    measured: Measurements, key: ColumnKey, cells: Sequence[Cell], scores: Sequence[ImageScores]
 ) -> None:
     """Add the samples of a backbone's column.
 
@@ -213,9 +209,9 @@ class Judgement:
     """
 
     selection: Selection
-    estimates: dict[Key, Estimate]
-    differences: dict[Key, Estimate]
-    task_gains: dict[GridKey, Estimate]
+    estimates: dict[NumberKey, Estimate]
+    differences: dict[NumberKey, Estimate]
+    task_gains: dict[ColumnKey, Estimate]
     gains: dict[str, Gain]
     excluded: dict[TaskColumn, str]
     statements: int
@@ -249,7 +245,7 @@ class Judgement:
 
 
 def judge_differences(
-    selection: Selection, samples: Mapping[Key, MetricSample], error_rate: float = LEVEL
+    selection: Selection, samples: Mapping[NumberKey, MetricSample], error_rate: float = LEVEL
 ) -> Judgement:
     """Intervals, differences, gains, and joint verdicts.
 
@@ -290,6 +286,7 @@ def judge_differences(
     of_tasks = (1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main])
     shares = [*of_tasks, *[GAIN_SHARE / max(len(means), 1)] * len(means)]
     judged = judge_jointly([*(differences[key] for key in main), *means], shares, error_rate)
+    # ``judged`` has the differences of main metrics first, then the mean gains
     levels = {key[:2]: each.level for key, each in zip(main, judged, strict=False)}
     return Judgement(
         selection,
@@ -307,7 +304,7 @@ def judge_differences(
     )
 
 
-def _estimate_numbers(samples: Mapping[Key, MetricSample]) -> dict[Key, Estimate]:
+def _estimate_numbers(samples: Mapping[NumberKey, MetricSample]) -> dict[NumberKey, Estimate]:
     prior = seed_prior([sample for key, sample in samples.items() if key[2] == key[1].main])
     estimates = {}
     for key, sample in samples.items():
@@ -331,8 +328,8 @@ def _has_percent(base: Estimate, mine: Estimate) -> bool:
 
 def _mean_gains(
     selection: Selection,
-    errors: Mapping[GridKey, MetricSample],
-    task_gains: Mapping[GridKey, Estimate],
+    errors: Mapping[ColumnKey, MetricSample],
+    task_gains: Mapping[ColumnKey, Estimate],
 ) -> tuple[dict[str, Gain], dict[TaskColumn, str]]:
     """Each backbone's mean gain, and why columns are excluded.
 
@@ -365,7 +362,7 @@ def _mean_gains(
 
 @dataclass(frozen=True)
 class Analysis(Judgement, Measurements):
-    """All numbers of a report.
+    """All numbers of a report: what was measured, and the judgement on it.
 
     Attributes:
         best: (column, metric) → the backbone that beats all others there, '' for none: the baseline
@@ -399,7 +396,7 @@ def analyse(
 
 
 def _find_best(
-    judged: Judgement, samples: Mapping[Key, MetricSample], column: TaskColumn, metric: str
+    judged: Judgement, samples: Mapping[NumberKey, MetricSample], column: TaskColumn, metric: str
 ) -> str:
     selection, sign = judged.selection, column.sign(metric)
     names = [name for name in selection.backbones if (name, column, metric) in samples]
@@ -409,8 +406,11 @@ def _find_best(
     for name in names:
         if name == leader:
             continue
-        first, *others = {name, leader} - {selection.baseline}
-        level = judged.level if others else judged.differences[first, column, metric].level
+        compared = {name, leader} - {selection.baseline}
+        level = judged.level
+        if len(compared) == 1:  # with the baseline, of which the report has the verdict
+            (rival,) = compared
+            level = judged.differences[rival, column, metric].level
         gap = difference(samples[leader, column, metric], samples[name, column, metric])
         gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)
         if replace(gap_estimate, level=level).verdict(sign) != "win":
@@ -418,7 +418,7 @@ def _find_best(
     return leader
 
 
-def shared_columns(selection: Selection, numbers: Mapping[Key, Any]) -> list[TaskColumn]:
+def shared_columns(selection: Selection, numbers: Mapping[NumberKey, Any]) -> list[TaskColumn]:
     """Columns in which all backbones have a number."""
     return [
         column

@@ -1,8 +1,4 @@
-"""What backbones cost, and what their features are like, beside their scores.
-
-Scores against what backbones cost: the figure of the report and of the leaderboard.
-
-Diagnostics of training features without labels: tables, and how tasks' metrics follow them."""
+"""What backbones cost, and what their features are like without labels, beside their scores."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ STAGE_METRICS = {
     "training": "train_seconds",
 }  # part → cost of parent runs
 PRECISION = "fp32"  # in which speed and memory of backbones are measured
-BEATEN = 0.45  # opacity
+BEATEN_OPACITY = 0.45
 Better = Mapping[str, Collection[str]]  # backbone → those that are better than it beyond doubt
 
 
@@ -36,12 +32,12 @@ class CostAxis:
     """A cost as an axis shows it.
 
     Attributes:
-        unit: in which it is shown, in those that it is stored in.
+        scale: what one shown unit is, in the unit that it is stored in.
         sign: +1 where less is cheaper, else -1.
     """
 
     title: str
-    unit: float = 1.0
+    scale: float = 1.0
     sign: int = 1
 
 
@@ -185,7 +181,7 @@ def cost_figure(
     if not shown or not scores:
         return []
     quantities = [
-        Quantity(COST_AXES[cost].title, costs[cost] / COST_AXES[cost].unit, is_log=True)
+        Quantity(COST_AXES[cost].title, costs[cost] / COST_AXES[cost].scale, is_log=True)
         for cost in shown
     ]
     caption = (
@@ -197,8 +193,9 @@ def cost_figure(
     fronts = [
         [on_front(costs[cost], each, COST_AXES[cost].sign) for cost in shown] for each in better
     ]
+    # replaced, like axes and traces, when the reader selects another score or cost
     figure.choices["opacity"] = [
-        [[1.0 if name in front else BEATEN for name in styles] for front in of_score]
+        [[1.0 if name in front else BEATEN_OPACITY for name in styles] for front in of_score]
         for of_score in fronts
     ]
     for trace, opacity in zip(figure.spec["data"], figure.choices["opacity"][0][0], strict=True):

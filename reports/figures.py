@@ -1,14 +1,8 @@
-"""The figures of a report.
-
-Figures of a report as plain Plotly JSON (``{"data", "layout"}``), built without plotly.
+"""The figures of a report as plain Plotly JSON (``{"data", "layout"}``), built without plotly.
 
 Colours like ``var:text`` are variables of the page, resolved in the browser, so that a figure
 follows its light or dark theme.
-
-Reliability diagrams: accuracy of the images over their confidence.
-
-Figures whose reader selects what is on their axes: a score of backbones against something else
-that is known of them."""
+"""
 
 from __future__ import annotations
 
@@ -301,7 +295,8 @@ def training_curves(store: Store, analysis: Analysis) -> list[Figure]:
 
 
 def reliability(store: Store, analysis: Analysis) -> list[Figure]:
-    """One for each column that measures calibration: the first seed of each backbone."""
+    """A reliability diagram – accuracy of the images over their confidence – for each column that
+    measures calibration: the first seed of each backbone."""
     selection, styles = analysis.selection, backbone_styles(analysis)
     figures: list[Figure] = []
     diagonal = {
@@ -404,7 +399,8 @@ def scatter(
 ) -> Figure:
     """A point for each backbone, of the first score and quantity until the reader selects others.
 
-    Its ``choices``: ``y`` and ``x`` have what replaces parts of the traces and of the layout.
+    Its ``choices``: ``y`` and ``x`` have ``data`` and ``layout`` of each score and quantity, whose
+    entries replace those of the traces and of the layout (``render/figures.js``).
 
     Args:
         menus: what scores and quantities are called.
@@ -415,8 +411,8 @@ def scatter(
     data = [{**trace, **at} for trace, at in zip(y[0]["data"], x[0]["data"], strict=True)]
     layout = make_layout({}, {}, legend=len(styles) <= MOST_PAIRED)
     alt = [
-        ", ".join([each, *(f"{one.title} {one.values[each]:.4g}" for one in quantities)])
-        for each in styles
+        ", ".join([backbone, *(f"{each.title} {each.values[backbone]:.4g}" for each in quantities)])
+        for backbone in styles
     ]
     return Figure(
         name,
@@ -431,7 +427,7 @@ def scatter(
 
 
 def _score_choice(score: Score, styles: Mapping[str, Style]) -> dict[str, Any]:
-    """The traces without their places on the other axis, and the axis."""
+    """The traces without their positions on the other axis, and the axis."""
     data = []
     for name, style in styles.items():
         estimate = score.estimates.get(name, Estimate(np.nan))

@@ -1,14 +1,5 @@
-"""A report as files: HTML, Markdown, CSV, LaTeX, and the Hub's formats.
-
-Rendering the page: template, style, script, figures and Plotly itself in one file.
-
-A report as files: the page, and its numbers as Markdown, CSV and LaTeX.
-
-A report at the end of a run or a sweep: its page in MLflow, beside its numbers.
-
-The numbers of a report as the Hugging Face Hub reads them: as community evaluations
-(``.eval_results/*.yaml``), or as metadata of a model card (``model-index``). Nothing is
-uploaded.
+"""A report as files: the page (HTML), its numbers as Markdown, CSV and LaTeX, and the formats of
+the Hugging Face Hub. ``write`` writes them, ``attach_report`` stores the page in MLflow.
 """
 
 from __future__ import annotations
@@ -37,7 +28,7 @@ from cliptex_common.files import write_text
 from reports.records import REPORT, Cell, TrackingError
 from reports.report import Report, ReportRequest, build_report
 from reports.statistics import RESAMPLES
-from reports.store import connect, local_folder, tidy, tracking_uri
+from reports.store import connect, local_folder, metrics_frame, tracking_uri
 from reports.studies import study_frame
 from reports.tables import (
     ACROSS,
@@ -51,11 +42,8 @@ from reports.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from reports.figures import Figure
     from reports.records import Record
-    from reports.report import Report
 
 
 def render_page(report: Report) -> str:
@@ -84,7 +72,7 @@ def figure_content(figures: Sequence[Figure]) -> dict[str, Any]:
 
 
 def render_template(name: str, **content: Any) -> str:
-    """A page of the templates in this folder, which has the page's style and scripts."""
+    """A page of a template in ``reports/render``, where style and scripts are, too."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -135,13 +123,13 @@ def _source(name: str) -> str:
     return (files("reports.render") / name).read_text(encoding="utf-8")
 
 
-LEGEND = (
+OVERVIEW_LEGEND = (
     "Value, 95 % interval, seeds (N: images, or what of them is resampled); then the difference to"
     " {}, with its own: ▲ better, ▼ worse, = undecided (all of a report at 95 %), △ ▽ of these"
     " weights (one seed), ? no verdict (no interval, fewer than 20 images, two seeds). Bold:"
     " better than all others."
 )
-SYMBOLS = str.maketrans(
+LATEX_SYMBOLS = str.maketrans(
     {
         "−": "$-$",
         "–": "--",
@@ -194,7 +182,8 @@ def csv_values(report: Report) -> dict[str, str]:
     if report.analysis is not None:
         selection = report.analysis.selection
         frames["results.csv"] = numbers_frame(report)
-        frames["runs.csv"] = tidy([cell for cells in selection.cells.values() for cell in cells])
+        all_cells = [cell for cells in selection.cells.values() for cell in cells]
+        frames["runs.csv"] = metrics_frame(all_cells)
         frames["costs.csv"] = report.costs.reset_index()
         if report.classes:
             classes = [table.frame.assign(task=table.title) for table in report.classes]
@@ -259,7 +248,7 @@ def overview_lines(report: Report) -> list[str]:
     assert report.overview is not None
     frame = _with_marks(report.overview).map(markdown_cell).rename(columns=_title)
     table = markdown_table(frame if len(frame) > ACROSS else frame.T)
-    return [*table, plain_text(LEGEND.format(report.baseline)), ""]
+    return [*table, plain_text(OVERVIEW_LEGEND.format(report.baseline)), ""]
 
 
 def _title(column: MetricColumn) -> str:
@@ -355,7 +344,7 @@ def latex_table(
         multicol_align="c",
         environment="table*" if frame.shape[1] > 4 else "table",
     )
-    return text.translate(SYMBOLS)
+    return text.translate(LATEX_SYMBOLS)
 
 
 FORMATS: dict[str, Callable[[Report], dict[str, str]]] = {
@@ -395,7 +384,8 @@ def attach_report(request: ReportRequest, run_ids: Sequence[str]) -> tuple[str, 
         return message, report
 
 
-# the Hub's names of what the suite's kinds of datasets are for; others are features' own
+# The Hub reads the numbers of a report as community evaluations, or as metadata of a model card;
+# nothing is uploaded. Kind of dataset → what the Hub calls its task; others are features' own.
 TASK_TYPES = {
     "classification": "image-classification",
     "depth": "depth-estimation",

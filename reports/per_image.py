@@ -45,7 +45,7 @@ class ImageScores:
     """The scores of N images.
 
     Attributes:
-        images: names, sorted.
+        images: names of the N images, sorted.
         metrics: metric → its function of weights.
         of_images: returns (N,) one score an image, to choose pictures by; NaN where it has none.
         score_name, direction: what that score is called, and +1 where higher is better, else -1.
@@ -96,7 +96,8 @@ class ImageScores:
         return {name: self.value(name) for name in self.metrics}
 
 
-# kind of task → the scores of its images: names and arrays, of detection the detections, too
+# kind of task → the scores of its images: names and arrays, of detection the detections, too.
+# Probes add theirs when they are imported; reports import none.
 SCORERS: Registry[Callable[..., ImageScores | None]] = Registry("scorer of images", "scorers")
 
 

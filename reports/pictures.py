@@ -1,8 +1,4 @@
-"""The pictures of a report: features and the gallery.
-
-Pictures of feature maps: principal components, and the likeness of parts of images.
-
-The gallery: images, their ground truth, and every backbone's prediction in a row."""
+"""The pictures of a report: feature maps of backbones, and the gallery of their predictions."""
 
 from __future__ import annotations
 

@@ -1,19 +1,9 @@
-"""The records of finished work, their metrics and the names of their files.
+"""The records of finished work: what MLflow, and a file of shared results, hold of a run.
 
-Files that runs store in MLflow, and that a file of shared results holds of them.
-
-Detections as columns: a COCO result list in a few arrays, which load a hundred times as fast.
-
-Errors of the tracking store that the user can fix.
-
-Metrics are declared where their probe is registered and recorded with each number.
-
-Reports have no list of metrics of their own.
-
-Records of runs: what MLflow, a file of shared results, and the parts of the suite hold of them.
-
-A record writes its own tags and reads itself back from tags, parameters and metrics, in MLflow and
-in a file of shared results alike."""
+A record writes its own tags, and is read back from tags, parameters and metrics, in both alike. Its
+metrics are declared where their probe is registered and recorded with each number, so reports have
+no list of metrics of their own. The names of runs' artifacts are here, too.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +28,7 @@ from pydantic import (
 from cliptex_common.errors import UserError, first_line
 from cliptex_common.files import content_key
 
-# of a cell
+# artifacts of a cell
 PROTOCOL = "protocol.json"
 METRICS_FILE = "metrics.json"
 PER_IMAGE = "per_image.npz"
@@ -110,7 +100,7 @@ TYPES = {
 
 
 def to_columns(detections: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """A COCO result list as arrays over its N detections.
+    """A COCO result list as arrays over its N detections, which load a hundred times as fast.
 
     Args:
         detections: with ``image_id``, ``category_id``, ``bbox``, ``score``, perhaps
@@ -186,7 +176,8 @@ class Metric:
 
 # (task, kind of its dataset, the dataset's main metric or '') → declarations of the task's metrics,
 # the main one first; empty if the probe is not registered for this dataset. Of results that others
-# share, metrics are what the probe says, never what the file says.
+# share, metrics are what the probe says, never what the file says. ``probes.registry``,
+# which reports do not import, adds its own.
 DECLARERS: list[Callable[[str, str, str], dict[str, Metric]]] = []
 
 
@@ -214,7 +205,7 @@ COST = "cost/"  # of metrics that say what a run took
 HELD_OUT = "select/"  # of scores on held-out training images, by which a probe chose a setting
 LABEL_FREE = "label_free/"  # of diagnostics of features without labels, which nothing ranks
 SAMPLED = ("shots", "train_share")  # parameters that learning curves are drawn over
-PROTOCOLS, REUSED = "protocol.", "cached."  # of a parent's tags, one for each task
+PROTOCOL_PREFIX, REUSED_PREFIX = "protocol.", "cached."  # of a parent's tags, one for each task
 # field → its tag in MLflow, where they differ
 TAGS = {
     "weights": "weights.sha256",
@@ -241,21 +232,23 @@ TAGS = {
 METRICS: TypeAdapter[dict[str, Metric]] = TypeAdapter(dict[str, Metric])
 
 
-def _parse(value: Any) -> Any:
+def _read_metrics(value: Any) -> Any:
     return METRICS.validate_json(value) if isinstance(value, str) else value
 
 
-def _declare(metrics: dict[str, Metric]) -> str:
+def _dump_metrics(metrics: dict[str, Metric]) -> str:
     """As JSON, of each metric what differs from the default."""
     return METRICS.dump_json(metrics, exclude_defaults=True).decode()
 
 
-def _split(value: Any) -> Any:
+def _split_words(value: Any) -> Any:
     return list(filter(None, value.split(","))) if isinstance(value, str) else value
 
 
-Declared = Annotated[dict[str, Metric], BeforeValidator(_parse), PlainSerializer(_declare)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_split), PlainSerializer(",".join)]
+Declared = Annotated[
+    dict[str, Metric], BeforeValidator(_read_metrics), PlainSerializer(_dump_metrics)
+]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split_words), PlainSerializer(",".join)]
 Flag = Annotated[bool, PlainSerializer(lambda flag: str(flag).lower())]
 
 
@@ -278,6 +271,7 @@ class Record(BaseModel):
         tags: of a run that is neither a cell nor a parent run.
     """
 
+    # a field is read from, and written to, its tag by the name that ``TAGS`` has for it
     model_config = ConfigDict(
         frozen=True, populate_by_name=True, alias_generator=lambda name: TAGS.get(name, name)
     )
@@ -319,6 +313,7 @@ class Record(BaseModel):
 
     def to_tags(self) -> dict[str, str]:
         """Its tags in MLflow, without empty ones."""
+        # the fields that every record has are MLflow's own: ids, status, metrics, params
         fields = self.model_dump(by_alias=True, exclude=set(Record.model_fields))
         return {tag: str(value) for tag, value in fields.items() if value != ""}
 
@@ -415,8 +410,8 @@ class ParentRun(Record):
 
     def to_tags(self) -> dict[str, str]:
         """Its tags in MLflow, without empty ones."""
-        protocols = {f"{PROTOCOLS}{task}": value for task, value in self.protocols.items()}
-        reused = {f"{REUSED}{task}": run_id for task, run_id in self.reused.items()}
+        protocols = {f"{PROTOCOL_PREFIX}{task}": value for task, value in self.protocols.items()}
+        reused = {f"{REUSED_PREFIX}{task}": run_id for task, run_id in self.reused.items()}
         return super().to_tags() | protocols | reused
 
 
@@ -442,7 +437,8 @@ def task_tag(task: str) -> str:
 def read_record(
     tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float], **fields: Any
 ) -> Record:
-    """The record of a run.
+    """The record of a run: a ``Cell`` if it nests under another and has a task and a protocol, a
+    ``ParentRun`` if it has a key, else a plain ``Record``.
 
     Args:
         fields: other fields of ``Record``.
@@ -463,7 +459,8 @@ def read_record(
         }
         return cell.model_copy(update=own)
     if TAGS["run_key"] in tags:
-        protocols, reused = _with_prefix(tags, PROTOCOLS), _with_prefix(tags, REUSED)
+        protocols = _with_prefix(tags, PROTOCOL_PREFIX)
+        reused = _with_prefix(tags, REUSED_PREFIX)
         return ParentRun(**values, protocols=protocols, reused=reused)
     return Record(**values, params=dict(params), tags=dict(tags))
 

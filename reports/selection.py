@@ -256,7 +256,8 @@ def _parents(runs: Sequence[Record]) -> list[ParentRun]:
 
 
 def _cells(runs: Sequence[Record]) -> list[Cell]:
-    """The cells among ``runs``, also under the backbones of parents that reused them."""
+    """The cells among ``runs``. One that was run under another name of the same weights is there
+    again for each parent that reused it, as a cell of that parent's backbone."""
     by_id = {run.run_id: run for run in runs if isinstance(run, Cell)}
     cells = {(cell.run_id, cell.backbone): cell for cell in by_id.values()}
     for parent in _parents(runs):
@@ -294,10 +295,10 @@ def _backbones(
     preferred = (
         name for each in PREFERRED_BASELINES for name in names if each == name.partition("@")[0]
     )
-    base, *others = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
-    if others:
+    base, *further = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
+    if further:
         raise TrackingError(
-            f"baseline {baseline!r} has several weights; choose {' or '.join([base, *others])}"
+            f"baseline {baseline!r} has several weights; choose {' or '.join([base, *further])}"
         )
     if base not in names or not backbones:
         names = [base, *(name for name in names if name != base)]
@@ -343,7 +344,11 @@ def _columns(
 def _missing_reason(
     name: str, column: TaskColumn, cells: Sequence[Cell], planned: Collection[tuple[str, str]]
 ) -> str:
-    """Args: planned: backbone and task, as ``task_tag`` writes it, of finished parent runs."""
+    """Why a backbone has no number in a column.
+
+    Args:
+        planned: backbone and task, as ``task_tag`` writes it, of finished parent runs.
+    """
     mine = [cell for cell in cells if cell.backbone == name and cell.task == column.task]
     unfinished = sorted((cell for cell in mine if not cell.metrics), key=lambda cell: cell.started)
     same_protocol = [cell for cell in unfinished if cell.protocol == column.protocol]

@@ -1,17 +1,10 @@
-"""Shared results: exported, read and checked.
+"""Shared results: exported, read, checked, and joined with the results of the store.
 
-The file of shared results: a zip with all that tables and paired intervals need.
-
-``manifest.json`` has the sha256 of every other member, ``runs.json`` the records of cells and of
-their parent runs, with tags and metrics as in MLflow; below ``ID/`` are files of the record with
-this id. Equal results give equal bytes.
-
-Verifying shared results: each identity and metric is computed again from the file itself.
-
-Exporting results, so that others can compare with them: no paths, hosts, users or secrets.
-
-Shared results beside one's own: their records join those of the store, so that one selection and
-one analysis see all."""
+A file is a zip with all that tables and paired intervals need, and no paths, hosts, users or
+secrets. ``manifest.json`` has the sha256 of every other member, ``runs.json`` the records of cells
+and of their parent runs, with tags and metrics as in MLflow; below ``ID/`` are files of the record
+with this id. Equal results give equal bytes.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +80,7 @@ class Manifest(BaseModel):
 
 
 class SharedRun(BaseModel):
-    """A record in the form in which MLflow holds it, too."""
+    """An entry of ``runs.json``: a record in the form in which MLflow holds it, too."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -169,18 +162,19 @@ class SharedResults:
         """A JSON file of a record."""
         return json.loads(self.members[f"{record.run_id}/{name}"])
 
-    def new_names(self, others: Collection[Cell | ParentRun]) -> dict[str, str]:
+    def new_names(self, existing: Collection[Cell | ParentRun]) -> dict[str, str]:
         """Backbone → its name with the title of this file, of backbones that share no weights with
-        those of this name in ``others``."""
-        names = {run.backbone for run in others}
-        known = {(run.backbone, run.weights) for run in others}
+        those of this name in ``existing``."""
+        names = {run.backbone for run in existing}
+        weights = {(run.backbone, run.weights) for run in existing}
         own = self.parents.values()
-        names -= {run.backbone for run in own if (run.backbone, run.weights) in known}
+        names -= {run.backbone for run in own if (run.backbone, run.weights) in weights}
         return {name: f"{name} ({self.title})" for name in names}
 
 
 def shared_id(record: Any) -> str:
-    """The id of a cell or parent run in a file: equal results have equal ids."""
+    """The id of a cell or parent run in a file: equal results have equal ids. Any other record of a
+    damaged file has no ``run_key``, and the file is refused."""
     if isinstance(record, Cell):
         return content_key(["cell", record.key, record.backbone])
     return content_key(["run", record.run_key, record.backbone])
@@ -345,10 +339,11 @@ def _check_cell(results: SharedResults, cell: Cell) -> ImageScores:
     return scores
 
 
-ABOUT = ("name", "source", "licence", "config")  # of a backbone in run.json, beside its identity
+# of a backbone in run.json, beside its identity
+NOT_IDENTITY = ("name", "source", "licence", "config")
 R = TypeVar("R", Cell, ParentRun)
 # fields that hold only in this store
-LOCAL = ("threads", "model", "train_run", "average", "study")
+LOCAL_FIELDS = ("threads", "model", "train_run", "average", "study")
 
 
 @dataclass(frozen=True)
@@ -445,7 +440,7 @@ class _Exporter:
     def _add_parent(self, parent: ParentRun, run_id: str) -> None:
         described = self.store.json(parent, PARENT)
         stored, environment = (described.get(name, {}) for name in ("backbone", "environment"))
-        identity = {name: value for name, value in stored.items() if name not in ABOUT}
+        identity = {name: value for name, value in stored.items() if name not in NOT_IDENTITY}
         if without_paths(identity) != identity:
             raise _Unshareable("its backbone names a file of this machine")
         packages = {name: environment.get(name) for name in ("python", "packages")}
@@ -459,7 +454,7 @@ class _Exporter:
 def _shareable(record: R, changes: dict[str, Any]) -> R:
     """A record without what holds only in this store, and without paths and secrets."""
     texts = {
-        field: "" if field in LOCAL else without_paths(value)
+        field: "" if field in LOCAL_FIELDS else without_paths(value)
         for field, value in record
         if isinstance(value, str)
     }
@@ -499,7 +494,7 @@ BLOCK = 1 << 20
 SEEDED = {"epochs", "max_iters", "shots"}
 
 
-def find_files(locations: Sequence[str]) -> list[tuple[str, bytes]]:
+def load_files(locations: Sequence[str]) -> list[tuple[str, bytes]]:
     """Title and content of each file at ``locations``: files, folders, URLs.
 
     Raises:
@@ -568,18 +563,19 @@ def read_files(files: Iterable[tuple[str, bytes]]) -> Iterator[SharedResults]:
     Raises:
         TrackingError: a file cannot be read, or two files disagree on the scores of one cell.
     """
-    titles: dict[str, tuple[str, Cell]] = {}
+    titles: dict[str, tuple[str, Cell]] = {}  # id → the first file that has it, and it there
+    # backbone, protocol and the sha256 of all scores → the cell of the lowest seed
     originals: dict[tuple[str | None, ...], Cell] = {}
     for title, content in files:
         results = read_archive(content, title)
         cells, notes = [], []
         for cell in sorted(results.cells, key=lambda cell: cell.seed):
-            other, same = titles.setdefault(cell.run_id, (title, cell))
-            mine, theirs = (each.metrics.get(cell.main, 0.0) for each in (same, cell))
-            if not agrees(mine, theirs):
+            first_title, first = titles.setdefault(cell.run_id, (title, cell))
+            values = [each.metrics.get(cell.main, 0.0) for each in (first, cell)]
+            if not agrees(*values):
                 raise TrackingError(
-                    f"{other} and {title} have other scores of {cell.label}:"
-                    f" {mine:.6g} and {theirs:.6g} {cell.main}; leave one file out"
+                    f"{first_title} and {title} have other scores of {cell.label}:"
+                    f" {values[0]:.6g} and {values[1]:.6g} {cell.main}; leave one file out"
                 )
             digests = results.manifest.files
             scores = [digests.get(f"{cell.run_id}/{name}") for name in (PER_IMAGE, DETECTIONS)]
@@ -611,9 +607,10 @@ def read_shared(
         TrackingError: a file cannot be read or is refused.
     """
     merger = _Merger(own, store)
-    for results in read_files(find_files(locations)):
+    for results in read_files(load_files(locations)):
         merger.add(results)
-    # older than all that is in the store, so that own results count where both have a cell
+    # The newest of equal cells counts. Shared ones get times before 1970, older than all that is in
+    # the store, so that own results count where both have a cell.
     records = sorted(merger.records.values(), key=lambda record: record.backbone)
     ordered = [
         record.model_copy(update={"started": number - len(records)})
@@ -629,7 +626,7 @@ class _Merger:
         self.records: dict[str, Cell | ParentRun] = {}
         self.notes: list[str] = []
         cells = [run for run in own if isinstance(run, Cell) and run.is_finished]
-        self.others: list[Cell | ParentRun] = [*cells]
+        self.existing: list[Cell | ParentRun] = [*cells]
         # task, settings and data → the protocol's hash and its libraries
         self.protocols: dict[str, tuple[str, dict[str, str]]] = {}
         for cell in {cell.protocol: cell for cell in cells}.values():
@@ -643,7 +640,7 @@ class _Merger:
         """Add the records of one file."""
         title, folder = results.title, unpack(results)
         self.notes += results.notes
-        names = results.new_names(self.others)
+        names = results.new_names(self.existing)
         protocols = self._protocols(results)
         source = results.manifest.source or f"{title}{SUFFIX}"
         records: list[Cell | ParentRun] = [*results.parents.values(), *results.cells]
@@ -661,7 +658,7 @@ class _Merger:
                 planned = record.protocols.items()
                 changes["protocols"] = {task: protocols.get(each, each) for task, each in planned}
             record = self.records.setdefault(record.run_id, record.model_copy(update=changes))
-            self.others.append(record)
+            self.existing.append(record)
 
     def _protocols(self, results: SharedResults) -> dict[str, str]:
         """Protocol of the file → the one that it is shown under."""

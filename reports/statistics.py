@@ -1,27 +1,11 @@
-"""The statistics of reports: resamples, intervals, verdicts, gains, modes, correlation.
+"""The statistics of reports, leaderboards and sweeps: resamples, intervals, verdicts, gains.
 
-Relative gains and their means over tasks.
-
-Whether features change mode between two image sizes.
-
-Some encoders have another kind of features above some resolution (RADIO v2.1: Heinrich et al. 2024,
-RADIOv2.5, "mode switching"), and no score of a probe that is trained at each size says so. The rule
-here is this project's own: a part of an image should look like itself at the next size, more than
-it looks like other parts.
-
-Images and seeds resampled: the basis of every interval of a report.
-
+One procedure for whatever is a ``MetricSample``: a number, a difference, a mean gain, a score.
 Images are drawn with replacement, and the metric is computed from each resample (mIoU from summed
 areas, AP from pooled detections – never the mean of single images' scores). All backbones, and all
 tasks on the same images, see the same resamples, and a seed is the same seed for all of them: so a
-difference is *paired* in both.
-
-Intervals over seeds × images, and verdicts that hold together.
-
-The one procedure of reports, leaderboards and sweeps, for whatever is a ``MetricSample``: a number,
-a difference, a mean gain, a score. docs/statistics.md explains it and has its simulations.
-
-How well one number of backbones follows another."""
+difference is *paired* in both. docs/statistics.md explains the procedure and has its simulations.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +55,10 @@ MIN_LIKENESS = 0.25
 def part_likeness(small: np.ndarray, large: np.ndarray) -> float:
     """How much of what tells parts of images apart survives a change of size.
 
-    ::
+    Some encoders have another kind of features above some resolution (RADIO v2.1: Heinrich et al.
+    2024, RADIOv2.5, "mode switching"), and no score of a probe that is trained at each size says
+    so. The rule here is this project's own: a part of an image should look like itself at the next
+    size, more than it looks like other parts::
 
         (s - o) / (1 - o)
 
@@ -131,7 +118,7 @@ class MetricSample:
         rows = np.hstack([self.values[:, None], self.scored])
         return bool(np.any(np.ptp(rows, axis=0) > ROUNDING * np.abs(rows).max()))
 
-    def of(self, seeds: Sequence[int]) -> MetricSample:
+    def with_seeds(self, seeds: Sequence[int]) -> MetricSample:
         """The sample of these seeds alone."""
         rows = [self.seeds.index(seed) for seed in seeds]
         resamples = None if self.resamples is None else self.resamples[rows]
@@ -179,8 +166,8 @@ def pair_samples(mine: MetricSample, base: MetricSample) -> tuple[MetricSample, 
     shared = sorted(set(mine.seeds) & set(base.seeds))
     count = min(len(mine.seeds), len(base.seeds))
     if len(shared) >= min(count, 2):
-        return mine.of(shared), base.of(shared)
-    return mine.of(mine.seeds[:count]), base.of(base.seeds[:count])
+        return mine.with_seeds(shared), base.with_seeds(shared)
+    return mine.with_seeds(mine.seeds[:count]), base.with_seeds(base.seeds[:count])
 
 
 @functools.lru_cache(maxsize=2)  # tasks of one dataset follow each other
@@ -263,7 +250,8 @@ class Estimate:
 
     @property
     def is_judged(self) -> bool:
-        """Whether there can be a verdict."""
+        """Whether there can be a verdict. ``seed_df`` is 0 of one seed, and of seeds that all give
+        the same: no spread has to be estimated. ``images`` is 0 where only seeds have noise."""
         enough_seeds = self.seeds >= MIN_SEEDS or self.seed_df == 0
         enough_images = self.images >= MIN_IMAGES or self.images == 0
         return self.has_verdict and self.has_interval and enough_seeds and enough_images
@@ -357,7 +345,8 @@ def estimate(sample: MetricSample, prior: SeedPrior = NO_PRIOR, width: float = 0
     """
     count, images = len(sample.seeds), sample.images if sample.resamples is not None else 0
     image_variance, single = sample.variances
-    noise = (image_variance or (width / max(images, 1)) ** 2 * (images > 0), 0.0, 0.0)
+    one_differs = (width / images) ** 2 if images else 0.0
+    noise = (image_variance or one_differs, 0.0, 0.0)
     if count > 1 and sample.varies:
         interaction = max(single - image_variance, 0.0) / (count - 1)
         own, df = float(sample.values.var(ddof=1)), count - 1

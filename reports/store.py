@@ -1,16 +1,6 @@
-"""Reading an MLflow store.
-
-Access to an MLflow store: its address, a client that fails fast, names that MLflow accepts.
-
-Reading an MLflow store: records of runs, and one tidy table.
-
-Runs come in bulk requests; artifacts are fetched one by one when they are needed.
-
-A saved view of an experiment's runs in MLflow's UI.
-
-One row for each backbone and seed, one column and bar for each task. MLflow (3.14 and later) lists
-such views, JSON in an experiment's tags, under "Views"; a link names one. The content is what the
-UI's own "Save view" writes."""
+"""Reading an MLflow store: ``Client`` sends requests, ``Store`` reads records and artifacts;
+``tracking.Tracker`` writes an experiment, ``tracking.Run`` one run.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +53,8 @@ WRONG_CALL = (
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 )
-OWN_TAG = re.compile(rf"tags\.(`?)(?!mlflow\.|{re.escape(PREFIX)})([\w.-]+)\1")  # in a filter
+# a tag of ours in a filter, which gets ``PREFIX``: tags.task, tags.`run.key`
+OWN_TAG = re.compile(rf"tags\.(`?)(?!mlflow\.|{re.escape(PREFIX)})([\w.-]+)\1")
 
 
 def tracking_uri(explicit: str | None = None) -> str:
@@ -122,6 +113,8 @@ class Client:
         self._shown = redact(uri)
 
     def __getattr__(self, name: str) -> Any:
+        """MLflow's method ``name``, with errors and secrets as above; the methods below, which hide
+        those of their names, call it by this, too."""
         from mlflow.exceptions import MlflowException
 
         method = getattr(self._client, name)
@@ -145,7 +138,7 @@ class Client:
     def search_runs(
         self, experiment_ids: Sequence[str], filter_string: str = "", **options: Any
     ) -> Any:
-        """Search as MLflow does."""
+        """Search as MLflow does, by the package's own names of tags."""
         prefixed = OWN_TAG.sub(rf"tags.`{PREFIX}\2`", filter_string)
         page = self.__getattr__("search_runs")(experiment_ids, prefixed, **options)
         for run in page:
@@ -307,7 +300,7 @@ UNREADABLE = "unreadable"
 
 
 class Store:
-    """An MLflow store to read from.
+    """An MLflow store to read from: runs in bulk requests, artifacts one by one when needed.
 
     Args:
         uri: tracking URI; ``None`` as for writing.
@@ -426,7 +419,7 @@ def local_folder(uri: str) -> Path | None:
 
 
 def read_run(run: Any, experiment: str = "") -> Record:
-    """The record of an MLflow run; ``experiment`` is the name of its experiment.
+    """``read_record`` of an MLflow run; ``experiment`` is the name of its experiment.
 
     One with a tag that cannot be read is a plain ``Record``, whose status is ``UNREADABLE``.
     """
@@ -455,7 +448,7 @@ def read_run(run: Any, experiment: str = "") -> Record:
         return Record(**fields | {"status": UNREADABLE, "reason": reason})
 
 
-def tidy(cells: Sequence[Cell]) -> pd.DataFrame:
+def metrics_frame(cells: Sequence[Cell]) -> pd.DataFrame:
     """One row for each metric of each finished cell.
 
     Columns: backbone, weights (sha256), task, kind, protocol, seed (int), metric, value (float;
@@ -486,11 +479,16 @@ def tidy(cells: Sequence[Cell]) -> pd.DataFrame:
 VIEW = "cliptex"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 MAIN_TAG = TAGS["main_metrics"]
-MOST = 100  # columns; MLflow accepts 20,000 characters
+MOST_COLUMNS = 100  # of the view; MLflow accepts 20,000 characters
 
 
 def save_view(client: Client, experiment_id: str) -> None:
-    """Write the view of an experiment, with the tasks of its newest parent runs."""
+    """Write the view of an experiment in MLflow's UI: one row for each backbone and seed, one
+    column and bar for each task of its newest parent runs.
+
+    MLflow (3.14 and later) lists such views, JSON in an experiment's tags, under "Views"; a link
+    names one. The content is what the UI's own "Save view" writes.
+    """
     runs = client.search_runs([experiment_id], f"tags.`{MAIN_TAG}` != ''", max_results=200)
     names = dict.fromkeys(
         metric_key(name)
@@ -498,7 +496,7 @@ def save_view(client: Client, experiment_id: str) -> None:
         for name in run.data.tags[MAIN_TAG].split(",")
         if "/" in name
     )
-    state = json.dumps(_state(list(names)[:MOST]))
+    state = json.dumps(_state(list(names)[:MOST_COLUMNS]))
     now = int(time.time() * 1000)
     packed = "deflate;" + base64.b64encode(zlib.compress(state.encode())).decode()
     view = {"name": "Backbones by task", "createdAt": now, "updatedAt": now, "state": packed}

@@ -1,8 +1,6 @@
-"""The words of a report: its headline and its caveats.
-
-What a reader must know before believing the numbers, in words.
-
-The headline in words, made from the intervals and from nothing else."""
+"""The words of a report: its headline, made from the intervals and from nothing else, and what a
+reader must know before believing the numbers.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ def caveats(analysis: Analysis) -> list[str]:
         *_data(analysis),
         *_noise(analysis),
         *_comparisons(analysis),
-        *_code(analysis),
+        *_origins(analysis),
     ]
 
 
@@ -99,6 +97,7 @@ def _noise(analysis: Analysis) -> Iterator[str]:
         for (_, column, metric), estimate in analysis.estimates.items()
         if metric == column.main and not estimate.images
     )
+    # kinds whose scores a plugin would compute, which is not loaded now
     of_plugins = [
         column
         for column in analysis.selection.columns
@@ -151,7 +150,8 @@ def _comparisons(analysis: Analysis) -> Iterator[str]:
         yield f"Not in the mean gain because {reason}: {', '.join(titles)}."
 
 
-def _code(analysis: Analysis) -> Iterator[str]:
+def _origins(analysis: Analysis) -> Iterator[str]:
+    """Where numbers come from: others, versions of the code, several protocols."""
     selection = analysis.selection
     sources: dict[str, list[str]] = defaultdict(list)
     for name, source in selection.shared.items():
@@ -213,12 +213,13 @@ def summarise(analysis: Analysis) -> Summary:
     common = [
         c for c in selection.columns if all((name, c) in analysis.task_gains for name in compared)
     ]
-    leader = max(compared, key=lambda name: (_gain(analysis, name, common), judged[name]["win"]))
+    rank = lambda name: (_shared_gain(analysis, name, common), judged[name]["win"])
+    leader = max(compared, key=rank)
     tones = {name: _tone(analysis, name, judged[name]) for name in compared}
     lines = [_line(analysis, name) for name in compared]
     if set(tones.values()) == {"open"} and len(compared) > 1:
         tasks = count(max(each.total() for each in judged.values()), "task")
-        gain = _gain_words(analysis, leader)
+        gain = _describe_gain(analysis, leader)
         best = f"; {leader} is highest: {gain}" if gain else ""
         has_verdicts = any(each.total() > each["unknown"] for each in judged.values())
         words = "differs detectably from" if has_verdicts else "can be judged against"
@@ -229,7 +230,7 @@ def summarise(analysis: Analysis) -> Summary:
     return Summary(tones[leader], headline, lines)
 
 
-def _gain(analysis: Analysis, name: str, common: Sequence[TaskColumn]) -> float:
+def _shared_gain(analysis: Analysis, name: str, common: Sequence[TaskColumn]) -> float:
     """Mean gain over the tasks that all have, else over the backbone's own.
 
     Gains over different tasks cannot be compared.
@@ -267,7 +268,7 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskCol
         words = f"cannot be judged against {base} on any of {tasks}"
     if 0 < verdicts["unknown"] < verdicts.total():
         words += f", without a verdict on {verdicts['unknown']}"
-    gain = _gain_words(analysis, name)
+    gain = _describe_gain(analysis, name)
     compared = len(analysis.selection.backbones) - 1
     if compared > 1 and gain:
         fewer = 0 < len(common) < max(len(gain.columns) for gain in analysis.gains.values())
@@ -296,16 +297,17 @@ def about_weights(analysis: Analysis, name: str, sentence: str) -> str:
     return f"For these weights, on these images: {sentence}; {advice}."
 
 
-def _gain_words(analysis: Analysis, name: str) -> str:
+def _describe_gain(analysis: Analysis, name: str) -> str:
+    """``mean gain +2.1 % (95 % interval …)`` of a backbone; '' if it has none."""
     gain = analysis.gains.get(name)
     if gain is None:
         return ""
     tasks = len({column.base for column in gain.columns})
     fewer = f", over {tasks} of them" if tasks < len(analysis.tasks(name)) else ""
-    return f"mean gain {gain_words(gain)}{fewer}"
+    return f"mean gain {_mean_and_interval(gain)}{fewer}"
 
 
-def gain_words(gain: Gain) -> str:
+def _mean_and_interval(gain: Gain) -> str:
     """The mean with its interval, and whether it is decided."""
     mean = gain.mean
     ends = f"95 % interval {decimal(mean.low, 1, True)} to {decimal(mean.high, 1, True)}"
@@ -325,7 +327,7 @@ def _line(analysis: Analysis, name: str) -> str:
         if number_of_tasks := list(verdicts.values()).count(verdict):
             parts.append(f"{number_of_tasks} {words}")
     parts = parts or ["no task in common"]
-    if gain := _gain_words(analysis, name):
+    if gain := _describe_gain(analysis, name):
         parts.append(gain)
     return f"{name}: {'; '.join(parts)}."
 
@@ -416,5 +418,6 @@ def _mean(samples: Sequence[MetricSample]) -> Estimate:
     value = float(np.mean([sample.values.mean() for sample in samples]))
     if not seeds:
         return Estimate(value)
-    mean = estimate(weighted_sum([s.of(seeds) for s in samples], [1 / len(samples)] * len(samples)))
+    same_seeds = [sample.with_seeds(seeds) for sample in samples]
+    mean = estimate(weighted_sum(same_seeds, [1 / len(samples)] * len(samples)))
     return replace(mean, value=value)

@@ -1,23 +1,10 @@
-"""Writing to an MLflow store.
+"""Writing to an MLflow store: runs with their metrics and files, signs of life of their process,
+and LoggedModels of weights.
 
-Signs of life of a process in tags of its MLflow runs.
-
-``process_tags`` and ``is_alive`` tell whether the process that writes a run still runs. Each
-process locks a file of its own until it ends, however it ends, and its runs name that file. On the
-same machine the lock decides. Other machines rely on a time stamp that each open run repeats in
-MLflow once a minute: the run counts as alive until the stamp is ``LIMIT`` seconds old.
-
-Writing runs to MLflow: parents and children, metrics in batches, artifacts, and final states.
-
-The only module that writes runs. A run that raises ends FAILED with the reason as a tag, an
-interrupted one KILLED. A run whose process vanished (kill -9, power) is found at the next start
-(``Tracker.close_stale``) and closed, so none stays RUNNING.
-
-Weights in MLflow: LoggedModels.
-
-Each backbone that was trained or measured has one, so that MLflow's Models page compares backbones
-by task. A LoggedModel of weights stored elsewhere (on a hub, in a file) is a reference: their
-source, path and sha256 are tags."""
+A run that raises ends FAILED with the reason as a tag, an interrupted one KILLED. A run whose
+process vanished (kill -9, power) is found at the next start (``Tracker.close_stale``) and closed,
+so none stays RUNNING.
+"""
 
 from __future__ import annotations
 
@@ -57,12 +44,17 @@ from reports.store import (
     tracking_uri,
 )
 
-LIMIT = 600.0  # age in seconds at which a time stamp of another machine no longer counts
+SILENT_SECONDS = 600.0  # age at which a time stamp of another machine no longer counts
 MACHINE_TAG, LOCK_TAG, TIME_TAG = "process.machine", "process.lock", "heartbeat.time"
 
 
 def process_tags() -> dict[str, str]:
-    """The tags by which others see that this process is alive."""
+    """The tags by which others see that this process is alive.
+
+    Each process locks a file of its own until it ends, however it ends, and its runs name that
+    file. On the same machine the lock decides. Other machines rely on a time stamp that each open
+    run repeats in MLflow once a minute: it counts as alive until that is ``SILENT_SECONDS`` old.
+    """
     lock = _process_lock(os.getpid())
     return {MACHINE_TAG: machine(), LOCK_TAG: str(lock.lock_file), TIME_TAG: f"{time.time():.0f}"}
 
@@ -79,7 +71,7 @@ def is_alive(run_tags: Mapping[str, str]) -> bool:
     if run_tags.get(MACHINE_TAG) == machine():
         path = Path(run_tags[LOCK_TAG])
         return path.exists() and is_locked(path)
-    return time.time() - float(run_tags.get(TIME_TAG, 0)) <= LIMIT
+    return time.time() - float(run_tags.get(TIME_TAG, 0)) <= SILENT_SECONDS
 
 
 @functools.cache
@@ -206,8 +198,8 @@ class Tracker:
             monitored: log MLflow's system metrics (CPU, memory, GPU, disk, network), a point a
                 minute.
         """
-        everything = {**origin_tags(), **process_tags(), **(tags or {})}
-        run_tags = {key: value for key, value in everything.items() if value != ""}
+        all_tags = {**origin_tags(), **process_tags(), **(tags or {})}
+        run_tags = {key: value for key, value in all_tags.items() if value != ""}
         if parent is not None:
             run_tags[PARENT_TAG] = parent.id
         if resume:
@@ -277,6 +269,7 @@ class Run:
         self._buffer: list[Any] = []
         self._logged: dict[str, dict[int, float]] = {}
         self._sent = time.monotonic()
+        # what is being sent, and its future; ``flush`` sends again what was refused
         self._pending: list[tuple[Callable[[], None], Future]] = []
 
     def fail(self, reason: str) -> None:
@@ -443,6 +436,10 @@ def logged_model(
     run_id: str = "",
 ) -> str:
     """The id of the LoggedModel of these weights in the tracker's experiment; created if missing.
+
+    Each backbone that was trained or measured has one, so that MLflow's Models page compares
+    backbones by task. Of weights stored elsewhere (on a hub, in a file) it is a reference: their
+    source, path and sha256 are tags.
 
     Args:
         params, tags: set at its creation; empty values are left out.

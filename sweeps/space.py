@@ -54,7 +54,8 @@ class Space:
     distributions: Mapping[str, Distribution]
 
     def combinations(self) -> list[dict[str, Value]]:
-        """The params of every trial, those of the base recipe first; empty for tpe."""
+        """The params of every trial, those of the base recipe first; empty for tpe, which samples
+        them."""
         if self.search == "tpe":
             return []
         values: dict[str, tuple[Any, ...]] = {
@@ -98,13 +99,14 @@ def make_space(options: SearchOptions, recipe: Recipe) -> Space:
         if ":" in text and options.search == "tpe":
             distributions[name] = _range(recipe, name, text)
             continue
+        # values with commas of their own, such as experts, are separated by |
         is_list = "|" in text or isinstance(recipe.settings().get(name), tuple)
         values = [_read(recipe, name, part) for part in text.split("|" if is_list else ",")]
         if options.search == "linear":
             values.append(base[name])
         distributions[name] = CategoricalDistribution(tuple(dict.fromkeys(values)))
     space = Space(options.search, options.trials, options.seed, base, distributions)
-    for params in space.combinations():
+    for params in space.combinations():  # raises for what is not allowed together
         recipe.changed(params)
     return space
 

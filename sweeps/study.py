@@ -91,7 +91,7 @@ def load_study(name: str | None, url: str) -> optuna.Study | None:
 
 def _check_origin(study: optuna.Study) -> optuna.Study:
     """The study; raises ``UserError`` if a program other than ``sweep launch`` made it."""
-    has_recipe = "recipe" in study.user_attrs or not study.trials
+    has_recipe = "recipe" in study.user_attrs or not study.trials  # set before the first trial
     if study.directions != [StudyDirection.MAXIMIZE] or not has_recipe:
         raise UserError(
             f"study {study.study_name!r} is not one of `sweep launch`; name another with --study"
@@ -122,6 +122,7 @@ def fix_identity(study: optuna.Study, identity: Mapping[str, Any]) -> None:
     Raises:
         UserError: it differs; the message says in what.
     """
+    # nested settings as ``recipe.lr``, so that the message names the one that differs
     leaves = pd.json_normalize(dict(identity)).to_dict("records")
     new = {key: json.dumps(value, default=list) for each in leaves for key, value in each.items()}
     old = study.user_attrs.get("identity", {})
@@ -145,6 +146,7 @@ def queue_trials(study: optuna.Study, space: Space) -> None:
     """Queue the trials of the search that are neither finished nor queued; of tpe, those that an
     earlier driver left RUNNING."""
     interrupted = study.get_trials(states=(TrialState.RUNNING,))
+    # a trial is known by its params as text: a queued one has no params yet, but that text
     names = {
         trial.user_attrs.get("setting") or space.name(trial.params)
         for trial in study.get_trials(states=(TrialState.WAITING, TrialState.COMPLETE))

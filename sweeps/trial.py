@@ -91,13 +91,15 @@ class Sweep:
             raise UserError(f"study {study.study_name!r} is driven by another process; wait for it")
         tags = {"study": study.study_name, "stage": "sweep"}
         resume = earlier.run_id if earlier else None
-        with self.tracker.run(f"sweep {study.study_name}", tags=tags, resume=resume) as self.parent:
-            study.set_user_attr("mlflow.run", self.parent.id)
+        with self.tracker.run(f"sweep {study.study_name}", tags=tags, resume=resume) as parent:
+            self.parent = parent
+            study.set_user_attr("mlflow.run", parent.id)
             study.set_user_attr("recipe", self.recipe.settings())
             clip_ft = RECIPES["clip-ft"]
             recipe = replace(
                 self.recipe, name=clip_ft.name, lambdas=clip_ft.lambdas, experts=clip_ft.experts
             )
+            # the first measurement sets ``baseline``, of which all others are gains
             if await self._measure(recipe, {"baseline": recipe.name}):
                 queue_trials(study, self.space)
                 pending = iter(range(self.unfinished))

@@ -1,8 +1,4 @@
-"""``data``: datasets on this machine; ``cache``: what was made of them.
-
-``cache ls`` and ``cache rm``: reusable artifacts under ``$CLIPTEX_HOME``.
-
-``data check``: which datasets are present and complete; ``data get``: download them."""
+"""``data``: datasets on this machine; ``cache``: reusable artifacts under ``$CLIPTEX_HOME``."""
 
 from __future__ import annotations
 
@@ -96,7 +92,7 @@ class ListCache(KindOptions, JsonOptions):
         """Print a line for each entry, and the total."""
         entries = self.entries()
         if not self.output_json([asdict(entry) for entry in entries]):
-            _show_artifacts(entries)
+            _show_entries(entries)
         return 0
 
 
@@ -126,7 +122,7 @@ class RemoveFromCache(KindOptions, DryRunOptions):
         if self.older_than is not None:
             limit = time.time() - 86400 * self.older_than
             entries = [entry for entry in entries if entry.used < limit]
-        _show_artifacts(entries)
+        _show_entries(entries)
         if self.dry_run or not entries or not (self.yes or _confirm("remove these? [y/N] ")):
             return 0
         in_use = [entry for entry in entries if not _remove(entry)]
@@ -152,7 +148,7 @@ def _read(kind: str) -> Iterator[CacheEntry]:
             yield CacheEntry(kind, path.name, path, size, path.stat().st_mtime, about)
 
 
-def _show_artifacts(entries: Sequence[CacheEntry]) -> None:
+def _show_entries(entries: Sequence[CacheEntry]) -> None:
     """Print a line for each entry, and the total."""
     rows = []
     for entry in entries:
@@ -175,7 +171,8 @@ def _remove(entry: CacheEntry) -> bool:
     path = entry.path
     if entry.kind == "features":
         return remove_store(path)
-    # a training's checkpoint is under the lock of its weights
+    # the locks of those who make entries: ``executor.exclusive``, of cells ``cell.cell_locks``; a
+    # training's checkpoint is under the lock of its weights
     lock = ("make", str(path.absolute()).removesuffix(".resume"))
     if entry.kind == "work":
         lock = ("cell", entry.name)
@@ -240,7 +237,8 @@ class CheckDatasets(FolderOptions, JsonOptions):
         if not self.output_json([asdict(row) for row in rows]):
             present = [row for row in rows if row.state != "absent"]
             absent = [row for row in rows if row.state == "absent"]
-            if self.data_root:  # without the 38 of zeroshot38
+            # their messages tell the 38 webdatasets of zeroshot38, which would drown the others
+            if self.data_root:
                 present += [row for row in absent if "no folder wds_" not in row.message]
             _show_datasets(present)
             if any(row.state == "absent" for row in present):

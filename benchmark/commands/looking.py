@@ -1,16 +1,4 @@
-"""Commands that look: ``list``, ``show``, ``report``, ``results``, ``ui``.
-
-Lines that several commands print.
-
-``list``: names with a line about each.
-
-``report``: compare the results in MLflow, as a page and as tables.
-
-``results``: share results with what their intervals need, and check or show shared ones.
-
-``show``: what the features of backbones look like, on a page.
-
-``ui``: MLflow's own UI on the right store, on loopback."""
+"""Commands that look: ``list``, ``show``, ``report``, ``results``, ``ui``."""
 
 from __future__ import annotations
 
@@ -106,7 +94,8 @@ def _backbones() -> Rows:
 
 
 def _tasks() -> Rows:
-    """Kind, main metric and suites of each task: those that list it, or else accept it."""
+    """Kind, main metric and suites of each task: those that list it, or else accept it, as
+    ``benchmark.tasks.settings_in`` does."""
     suites = SUITES.load_entry_points().values()
     accepting: dict[str, list[str]] = {}  # dataset → suites that list tasks on it
     for suite in suites:
@@ -382,9 +371,9 @@ class CheckResults(PluginOptions):
         from benchmark.progress import console
         from benchmark.unit import threads
         from reports.selection import weights_labels
-        from reports.sharing import check_results, find_files, read_files
+        from reports.sharing import check_results, load_files, read_files
 
-        for results in read_files(find_files(self.files)):
+        for results in read_files(load_files(self.files)):
             with threads(1):  # several spend twice the time on products as small as these
                 scores = check_results(results)
             names = {*weights_labels([*results.cells, *results.parents.values()]).values()}
@@ -418,9 +407,9 @@ class LeaderboardPage(PluginOptions):
         from benchmark.unit import threads
         from cliptex_common.files import write_text
         from reports.leaderboard import Leaderboard, render_leaderboard
-        from reports.sharing import find_files, read_files
+        from reports.sharing import load_files, read_files
 
-        files = find_files(self.files)
+        files = load_files(self.files)
         results = Leaderboard()
         with Bar() as bar, threads(1):
             bar.start("shared results", len(files))
@@ -438,7 +427,7 @@ class LeaderboardPage(PluginOptions):
 RESULTS_COMMAND = {"export": ExportResults, "check": CheckResults, "page": LeaderboardPage}
 
 
-MAPS = 4_000_000  # bytes of feature maps in a page
+MAPS_BUDGET = 4_000_000  # bytes of feature maps in a page
 
 
 @options_dataclass
@@ -474,8 +463,7 @@ class ShowFeatures(ConfigOptions, PluginOptions):
         from cliptex_common.device import float32_products
         from cliptex_common.images import spread_indices
         from probes.base import EncodeContext
-        from probes.diagnostics import PICTURED_IMAGES as IMAGES
-        from probes.diagnostics import feature_pictures
+        from probes.diagnostics import PICTURED_IMAGES, feature_pictures
         from probes.features.files import IMAGES as SUFFIXES
         from reports.pages import write
         from reports.pictures import make_feature_pictures
@@ -489,7 +477,7 @@ class ShowFeatures(ConfigOptions, PluginOptions):
         )
         if not files:
             raise UserError(f"--images {self.images}: no {', '.join(SUFFIXES)} file")
-        paths = [files[index] for index in spread_indices(len(files), IMAGES)]
+        paths = [files[index] for index in spread_indices(len(files), PICTURED_IMAGES)]
         context = EncodeContext(choose_device(self.device), num_workers=0)
         size = (self.size, self.size) if self.size else None
         layers = [self.layer] if self.layer else []
@@ -506,7 +494,7 @@ class ShowFeatures(ConfigOptions, PluginOptions):
             ", ".join(self.backbones),
             Summary("open", f"{', '.join(self.backbones)} on {about}", []),
             store=str(self.images),
-            features=make_feature_pictures(about, features, MAPS),
+            features=make_feature_pictures(about, features, MAPS_BUDGET),
         )
         console.print(f"page: {write(report, self.out)[0]}")
         return 0

@@ -1,10 +1,4 @@
-"""Commands that make weights and what they need: ``experts``, ``labels``, ``train``.
-
-``experts train``: train a model that writes pseudo-labels.
-
-``labels``: predict pseudo-labels of image-caption pairs, store manual ones, check and draw.
-
-``train``: train a backbone on image-caption pairs by a recipe; also under ``torchrun``."""
+"""Commands that make weights and what they need: ``experts``, ``labels``, ``train``."""
 
 from __future__ import annotations
 
@@ -240,6 +234,7 @@ LABELS_COMMAND = {
 
 
 def _show(manifest: Mapping[str, Any], summary: str, out: Path) -> None:
+    """Print what a label store has, and its first failures."""
     failed = manifest["failed"]
     console.print(f"{summary}, {len(failed)} failed: {out}")
     for key, reason in failed[:5]:
@@ -313,7 +308,8 @@ class TrainBackbone(
                 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
                 preview_training(inputs)
                 return 0
-            weights = _train_rank(inputs, self) if "RANK" in os.environ else _submit(inputs, self)
+            is_rank = "RANK" in os.environ  # set by torchrun in each of its processes
+            weights = _train_rank(inputs, self) if is_rank else _submit(inputs, self)
         if first_process():
             cached = "found in the cache (same recipe, initial weights, pairs and labels)"
             action = "trained" if weights.trained else cached
@@ -369,7 +365,7 @@ def _submit(inputs: Training, options: ExecutionOptions) -> TrainedWeights:
     """Train as a unit of work; on SLURM in a process for each GPU of each node."""
     from benchmark.stages import open_executor_and_tracker, train_weights
 
-    if options.executor == "local":
+    if options.executor == "local":  # one unit, in this process, with all cores
         options = replace(options, jobs=1)
     with open_executor_and_tracker(options, inputs.experiment) as (executor, _):
         return asyncio.run(train_weights(inputs, executor))

@@ -50,6 +50,7 @@ class New:
             raise UserError(
                 f"name {self.name!r}: use lower-case letters, digits and dashes, such as my-net"
             )
+        # without the template's own class, which is replaced: does the new name occur in the rest?
         text = template(self.kind, NAMES[self.kind]).replace(_class_name(NAMES[self.kind]), "")
         if re.search(rf"\b{_class_name(self.name)}\b", text):
             raise UserError(f"name {self.name!r} means something else in the file; choose another")

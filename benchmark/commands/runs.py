@@ -1,10 +1,4 @@
-"""Commands that probe: ``run``, ``watch``, ``reproduce``.
-
-``reproduce``: run a published protocol and compare with the published number.
-
-``run``: probe backbones on a suite's tasks.
-
-``watch``: probe the checkpoints of a folder while a training writes them."""
+"""Commands that probe: ``run``, ``watch``, ``reproduce``."""
 
 from __future__ import annotations
 
@@ -64,7 +58,7 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
 
         if self.quick:
             with using(self.tracking_uri):
-                return _try(self.protocols, self._run_options("reproduce-quick"))
+                return _print_quick_runs(self.protocols, self._run_options("reproduce-quick"))
         if not self.list and not (self.protocols and self.backbone):
             raise UserError(
                 "name a protocol and --backbone; `reproduce --list` shows what can be reproduced"
@@ -105,7 +99,8 @@ def _print_targets(targets: list[Target]) -> None:
     print_table(rows)
 
 
-def _try(protocols: Sequence[str], options: RunOptions) -> int:
+def _print_quick_runs(protocols: Sequence[str], options: RunOptions) -> int:
+    """Run each preset for a few iterations and print a line for each; 1 if one failed."""
     from benchmark.progress import console
     from benchmark.reproduce import quick
 
@@ -164,10 +159,9 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
 
     def main(self) -> int:
         """Run, print the table and where the results are."""
-        from benchmark import run as dry_run
         from benchmark.progress import console
         from benchmark.result import as_json, check_writable, show, write_report
-        from benchmark.run import run
+        from benchmark.run import dry_run, dump_config, run
         from cliptex_common.files import write_json
         from cliptex_common.secrets import hide_secrets
         from reports.store import using
@@ -176,10 +170,10 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
             raise UserError("--json needs a run; leave out --dry-run and --dump-config")
         with using(self.tracking_uri) as uri:
             if self.dump_config:
-                dry_run.dump_config(self)
+                dump_config(self)
                 return 0
             if self.dry_run:
-                dry_run.dry_run(self)
+                dry_run(self)
                 return 0
             if self.json:
                 check_writable(self.json)
@@ -193,6 +187,7 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
                     line, report = write_report(result)
             finally:  # the table also where a report has a bug
                 show(result, report)
+        # the table that was just printed has the reasons
         if all(cell.status == "not applicable" for cell in result.cells):
             raise UserError(
                 "none of these tasks applies to these backbones; choose others with --task or"

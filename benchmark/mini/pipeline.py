@@ -1,9 +1,6 @@
-"""What the mini suites make for themselves, and their manual labels.
-
-Labels as people would draw them: the exact ground truth of a part of the mini world's pairs.
-
-What the mini suites make for themselves: the world, and on it CLIP, the experts, their labels,
-CLIP-FT and CLIPTeX."""
+"""What the mini suites make for themselves: the world, and on it CLIP, the experts, labels of the
+experts and manual ones, CLIP-FT and CLIPTeX.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +45,8 @@ from cliptex_common.heap import return_freed_memory
 from cliptex_common.images import AXES
 from reports.tracking import Tracker
 
-SHARE = 0.1  # of the pairs, the first ones: their order has no meaning
-FOLDERS = {  # task → where the official layouts have its ground truth
+MANUAL_SHARE = 0.1  # of the pairs, the first ones: their order has no meaning
+GROUND_TRUTH_FOLDERS = {  # task → where the official layouts have its ground truth
     "seg": f"{VOC}/SegmentationClass",
     "depth": "nyu/annotations/train",
     "normal": "nyu/normals/train",
@@ -57,7 +54,8 @@ FOLDERS = {  # task → where the official layouts have its ground truth
 
 
 def write_manual_labels(config: WorldConfig, pairs: str, out: Path) -> None:
-    """Write the store ``out``, unless it exists; a unit of work.
+    """Write the store ``out`` of labels as people would draw them, the exact ground truth of a part
+    of the pairs, unless it exists; a unit of work.
 
     The scenes are rendered again, because the world keeps no ground truth of its pairs.
     """
@@ -65,7 +63,7 @@ def write_manual_labels(config: WorldConfig, pairs: str, out: Path) -> None:
         progress = reporter()
         if (out / MANIFEST).is_file():
             return
-        count = round(SHARE * config.pairs)
+        count = round(MANUAL_SHARE * config.pairs)
         progress.start("drawing manual labels", count)
         for index in range(count):
             *_, target = draw_picture(Random(f"{config.seed}/pairs/{index}"), "home", config.size)
@@ -76,7 +74,7 @@ def write_manual_labels(config: WorldConfig, pairs: str, out: Path) -> None:
             progress.advance()
         manual = [
             ManualLabels(task, Path(folder, files), NAMES if task == "seg" else ())
-            for task, files in FOLDERS.items()
+            for task, files in GROUND_TRUTH_FOLDERS.items()
         ]
         make_labels(open_pairs(pairs), manual, out, LabelSettings(label_side=0), progress)
 
@@ -128,7 +126,9 @@ class MiniPipeline:
         self.executor, self.experiment = executor, experiment
         self.root = home() / "mini" / self.sizes.world.key()
         self.pairs = str(self.root / "pairs")
-        self.data: Mapping[str, Path] = {spec.name: self.root / spec.folder for spec in world.TASKS}
+        self.data: Mapping[str, Path] = {
+            spec.name: self.root / spec.folder for spec in world.DATASETS
+        }
         self.experts = {name: self._expert_training(name) for name in self.sizes.experts}
         self.results: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
 
@@ -181,7 +181,7 @@ class MiniPipeline:
     async def manual_labels(self) -> LabelStore:
         """Labels of a part of the pairs, as people would draw them."""
         await self.make_data()
-        key = content_key([self.root.name, SHARE, LABEL_VERSION], 8)
+        key = content_key([self.root.name, MANUAL_SHARE, LABEL_VERSION], 8)
         path = home() / "labels" / f"{self.root.name}-manual-{key}"
         self._mark_in_use(path)
         if not (path / MANIFEST).is_file():
@@ -207,7 +207,7 @@ class MiniPipeline:
         costs = [("label", store.manifest["cost"]) for store in stores]
         if "experts" in makers:
             costs += [("experts", expert) for expert in await self._experts()]
-        for subject, values in costs:
+        for subject, values in costs:  # label_seconds, label_flops, experts_seconds …
             cost.update({f"{subject}_{kind}": values[kind] for kind in ("seconds", "flops")})
         arguments = {
             "name": name,
@@ -218,7 +218,8 @@ class MiniPipeline:
         return BackboneSource(arguments, weights.run, dict(cost))
 
     async def train(self, recipe: Recipe, parent: str = "") -> TrainedWeights:
-        """The weights of a recipe; all but ``clip`` start from the CLIP of its seed."""
+        """The weights of a recipe; all but ``clip`` start from the CLIP of its seed. Not ``once``:
+        finished weights are found by the recipe's identity."""
         init, labels = self.sizes.init, ()
         if recipe.name == "clip":
             await self.make_data()
@@ -262,6 +263,7 @@ class MiniPipeline:
     async def _all(self, makers: Iterable[Callable[[], Awaitable[Any]]]) -> list[Any]:
         """The results of all; one ``NotMade`` has the titles of all that do not exist."""
         work = [make() for make in makers]
+        # with an executor the first error ends the work, without one all that is missing is named
         results = await asyncio.gather(*work, return_exceptions=self.executor is None)
         titles: list[str] = []
         for result in results:
@@ -299,6 +301,7 @@ class MiniPipeline:
     def _label_makers(self, recipe: Recipe) -> dict[str, Callable[[], Awaitable[Any]]]:
         """Source → what makes its labels, of all that a recipe learns from; the first source that
         has labels of a pair counts."""
+        # the variants of cliptex whose names say what they learn from; others learn from experts
         sources = {"cliptex-manual": ["manual"], "cliptex-both": ["manual", "experts"]}
         makers: dict[str, Callable[[], Awaitable[Any]]] = {
             "manual": self.manual_labels,

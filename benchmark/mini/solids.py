@@ -1,23 +1,8 @@
 """From solids to pictures: the geometry, objects, scenes and rendering of the mini world.
 
-Convex solids, and exact intersections of rays with them.
-
-A solid is a box, a ball or a frustum (cylinder, cone) that fills [-1, 1]³ in its own coordinates. A
-ray is inside a convex solid between two parameters, which have closed forms. All arithmetic is
-elementwise, without matrix products or transcendental functions, whose last bits differ between
-machines. Vectors are (3, …), units are metres.
-
-The ten object classes: compositions of solids, told apart by shape and not by colour.
-
-Each class has a function of a random generator that returns the parts of one object, which stands
-on z = 0 and faces -y; slot 0 has the colour that captions name.
-
-Scenes: a room or a counter with one to five objects, a camera and a light.
-
-The subject, which the camera is aimed at, stands at the origin, z is up; the camera is on its -y
-side, the room is turned around both. On a counter everything is smaller.
-
-Rendering: a picture with textures, light and shadow, and its exact ground truth."""
+All arithmetic is elementwise, without matrix products or transcendental functions, whose last bits
+differ between machines. Vectors are (3, …), units are metres.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 Vector = tuple[float, float, float]
-Part = tuple[float, ...]  # start, end, half width and depth, profile, slot
-# the squared radius as a polynomial of the height; a box has none
+# A solid: a box, a ball or a frustum (cylinder, cone), which fills [-1, 1]³ in its own coordinates,
+# as 12 numbers: start (3) and end (3) of its axis, half width, half depth, profile (3), slot.
+Part = tuple[float, ...]
+# profiles: the squared radius as a polynomial of the height; a box has none
 BOX, BALL, CYLINDER = (0.0, 0.0, 0.0), (1.0, 0.0, -1.0), (1.0, 0.0, 0.0)
 NEAREST = 0.02  # metres in front of the camera where nothing is seen
 
@@ -95,7 +82,8 @@ def plane(size: int, tangent: float) -> tuple[np.ndarray, np.ndarray]:
 class Solids:
     """N solids before a camera at the origin; x is right, y up, z backwards.
 
-    The first is the room, which is seen from inside.
+    The first is the room, which is seen from inside. A ray is inside a convex solid between two
+    parameters, which have closed forms.
 
     Attributes:
         centre: (3, N).
@@ -348,6 +336,8 @@ def clutter(rng: Random) -> list[Part]:
     return rng.choice((crate, sphere, drum, cone))
 
 
+# Each draws the parts of an object, which stands on z = 0 and faces -y. Classes are told apart by
+# shape, not by colour; captions name the colour of slot 0.
 _BUILDERS = bookshelf, bottle, chair, lamp, monitor, mug, plant, sofa, table, teddy
 BUILDERS = {build.__name__: build for build in _BUILDERS}
 CLASSES = tuple(BUILDERS)
@@ -408,7 +398,10 @@ class Item(NamedTuple):
 
 
 class Scene:
-    """All that rendering and captions need.
+    """A room or a counter with one to five objects, a camera and a light.
+
+    The subject, which the camera is aimed at, stands at the origin, z is up; the camera is on its
+    -y side, the room is turned around both. On a counter everything is smaller.
 
     Attributes:
         solids: in the camera's axes; ``body`` (N,) is 0 for the room, k for ``objects[k - 1]``,
@@ -435,7 +428,8 @@ class Scene:
         self.spots: list[tuple[float, ...]] = []  # of bodies: x, y, radius, height
         for colour in self.wall, self.floor, "white":
             self._add_material(colour, rng.uniform(0.25, 0.5) * self.scale)
-        self._place_camera(self._add_body(subject), is_close)
+        size = self._add_body(subject)
+        self._place_camera(size, is_close)
         placed = rng.choices(names, k=rng.randrange(0 if is_close else 1, 5))
         for name in (*placed, *[""] * rng.randrange(3)):  # '' is clutter
             self._add_body(name)

@@ -13,7 +13,7 @@ from benchmark.suites import Pipeline, Suite, register_suite
 if TYPE_CHECKING:
     from benchmark.executor import Executor
 
-DENSE = {
+DENSE_SETTINGS = {
     "size": 64,
     "scale_range": (0.75, 1.5),
     "batch_size": 16,
@@ -23,7 +23,7 @@ DENSE = {
     "fixed_crops": 2,
     "cache": "fp16",
 }
-DETECT = {
+DETECTION_SETTINGS = {
     "batch_size": 8,
     "out_channels": 32,
     "lr": 2e-3,
@@ -41,12 +41,12 @@ DETECT = {
 
 def mini_tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, dict]:
     """The tasks without some probes; detectors train for ``detect_iters`` iterations."""
-    dense = {**DENSE, "max_iters": iters}
+    dense = {**DENSE_SETTINGS, "max_iters": iters}
     settings_by_task: dict[str, dict] = {
         "mini-seg/linear": dense,
         "mini-seg/pspnet": dense,
         "mini-seg/in-context": {"size": 64, "feature_stride": 8, "memory": 10_000},
-        "mini-det/mask-rcnn": {**DETECT, "max_iters": detect_iters},
+        "mini-det/mask-rcnn": {**DETECTION_SETTINGS, "max_iters": detect_iters},
         "mini-depth/linear": dense,
         "mini-normal/linear": dense,
         "mini-class/linear": {"size": 64},

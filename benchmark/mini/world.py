@@ -1,21 +1,10 @@
-"""The mini world on disk: its sizes, captions, files and datasets.
+"""The mini world on disk: its sizes, captions, files in official layouts, and datasets.
 
-Captions: noisy and incomplete like on the web, or five clean ones for retrieval.
-
-Sizes and chunks of a mini world.
-
-The files of the mini world in official layouts: VOC masks, COCO json, NYU depth and normals,
-ImageFolder, Karpathy json and webdataset pairs.
-
-The mini world's datasets: its classes in official layouts, read like the official datasets.
-
-Folders are relative to the world's root, which takes the place of ``--data-root``.
-
-The mini world on disk, rendered once from its seed, in parallel, chunk by chunk.
-
-A chunk is a webdataset shard, or a hundred pictures of another split. It writes its files first and
-its record, with their sizes, last; ``manifest.json`` is written at the end. So ``build_world``
-resumes a killed build, and renders chunks again whose files are missing or cut short."""
+It is rendered once from its seed, in parallel, chunk by chunk: a chunk is a webdataset shard, or a
+hundred pictures of another split. It writes its files first and its record, with their sizes, last;
+``manifest.json`` is written at the end. So ``build_world`` resumes a killed build, and renders
+chunks again whose files are missing or cut short.
+"""
 
 from __future__ import annotations
 
@@ -136,8 +125,8 @@ def with_article(words: str) -> str:
 
 VERSION = 5  # raise it when the same config gives other pictures or captions
 CHUNK = 100  # pictures a chunk, except for pairs, whose chunks are shards
-DENSE = ("expert_train", "expert_val", "probe_train", "val")  # have dense ground truth
-SPLITS = ("pairs", *DENSE, "class_train", "class_val", "retrieval_train", "retrieval")
+DENSE_SPLITS = ("expert_train", "expert_val", "probe_train", "val")  # have dense ground truth
+SPLITS = ("pairs", *DENSE_SPLITS, "class_train", "class_val", "retrieval_train", "retrieval")
 
 
 @dataclass(frozen=True)
@@ -190,6 +179,7 @@ def chunks_of(config: WorldConfig) -> list[Chunk]:
     return chunks
 
 
+# folders are relative to the world's root, which takes the place of ``--data-root``
 VOC = "VOCdevkit/VOC2012"
 DEPTH_UNITS = 1000  # stored depth is in millimetres, as in mmseg's NYUDataset
 _PALETTE = palette(256).ravel().tolist()
@@ -285,23 +275,25 @@ def _spec(official: DatasetSpec, about: str, split: str, **changes: Any) -> Data
     return replace(official, about=f"mini world, {about}", extra=extra, **changes)
 
 
-DENSE_SPECS = "probe_train / val"
+PROBING_SPLITS = "probe_train / val"
 NAMES = ("background", *CLASSES)
 VOC_LAYOUT = DatasetSpec("", "segmentation", VOC, segmentation.list_voc, ignore_index=IGNORE)
-FOLDERS = DatasetSpec("", "classification", "imagefolder", classification.list_imagefolder)
-TASKS = (
-    _spec(VOC_LAYOUT, "ten classes and background", DENSE_SPECS, name="mini-seg", classes=NAMES),
+IMAGE_FOLDER_LAYOUT = DatasetSpec(
+    "", "classification", "imagefolder", classification.list_imagefolder
+)
+DATASETS = (
+    _spec(VOC_LAYOUT, "ten classes and background", PROBING_SPLITS, name="mini-seg", classes=NAMES),
     _spec(
         detection.COCO,
         "boxes and masks of ten classes",
-        DENSE_SPECS,
+        PROBING_SPLITS,
         name="mini-det",
         classes=CLASSES,
     ),
-    _spec(depth.DEPTH, "depth in metres", DENSE_SPECS, name="mini-depth", extra={"crop": None}),
-    _spec(depth.NORMAL, "surface normals", DENSE_SPECS, name="mini-normal"),
+    _spec(depth.DEPTH, "depth in metres", PROBING_SPLITS, name="mini-depth", extra={"crop": None}),
+    _spec(depth.NORMAL, "surface normals", PROBING_SPLITS, name="mini-normal"),
     _spec(
-        FOLDERS,
+        IMAGE_FOLDER_LAYOUT,
         "one dominant object of ten classes",
         "class_train / class_val",
         name="mini-class",
@@ -309,7 +301,7 @@ TASKS = (
     ),
     _spec(pairs.FLICKR30K, "five captions an image", "test", name="mini-retrieval"),
 )
-for spec in TASKS:
+for spec in DATASETS:
     register_dataset(spec)
 
 
@@ -361,14 +353,15 @@ def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> N
 def _render(
     files: dict[str, bytes], shard: TarWriter, config: WorldConfig, split: str, index: int
 ) -> dict[str, Any]:
-    """Add a picture to ``files``, or a pair to ``shard``; returns its entry in list files."""
+    """Add a picture to ``files``, or a pair to ``shard``; returns its entry in list files, {} where
+    the layout has none."""
     rng = Random(f"{config.seed}/{split}/{index}")
     kind, _, part = split.rpartition("_")
     subject = CLASSES[index % len(CLASSES)] if kind == "class" else None
     domain = "expert" if kind == "expert" else "home"
     scene, pixels, target = draw_picture(rng, domain, config.size, subject)
     picture = encode_image(pixels, format="JPEG", quality=92, subsampling=0)  # it is small
-    if split in DENSE:
+    if split in DENSE_SPLITS:
         stem, prefix = f"{part}{index:06d}", "expert/" if kind == "expert" else ""
         dense = dense_files(part, stem, picture, target)
         files |= {f"{prefix}{name}": content for name, content in dense.items()}
@@ -427,7 +420,7 @@ def _write_lists(root: Path, config: WorldConfig) -> None:
         pictures[chunk.split] += content
     captions = karpathy_json(pictures["retrieval_train"] + pictures["retrieval"])
     lists = {"flickr30k/dataset_flickr30k.json": captions}
-    for split in DENSE:
+    for split in DENSE_SPLITS:
         prefix, part = ("expert/" if "expert" in split else ""), split.rpartition("_")[2]
         texts = dense_lists(part, config.size, pictures[split])
         lists |= {f"{prefix}{name}": text for name, text in texts.items()}

@@ -23,7 +23,7 @@ from reports.published.table import COST, OWN_HEAD, read_rows
 NUMBER = ("source", "model", "task", "metric", "value")
 
 
-class Row(NamedTuple):
+class CsvRow(NamedTuple):
     """A row of ``numbers.csv`` or ``costs.csv``; the value in the metric's unit, with the source's
     digits."""
 
@@ -49,7 +49,7 @@ class Source:
     """
 
     keys: dict[str, str]
-    read: Callable[[Path], Iterator[Row]]
+    read: Callable[[Path], Iterator[CsvRow]]
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def read_source(checkout: Path) -> Changes:
             f"{checkout}: a file is not as expected ({error!r}); the reader is in"
             " reports/published/read.py"
         ) from error
-    old: dict[tuple[str, ...], Row] = {}
+    old: dict[tuple[str, ...], CsvRow] = {}
     for name in ("numbers", "costs"):
-        rows = [Row(*(row[field] for field in NUMBER)) for row in read_rows(name)]
+        rows = [CsvRow(*(row[field] for field in NUMBER)) for row in read_rows(name)]
         old |= {row.key: row for row in rows if row.source in source.keys}
         own = [row for row in new.values() if (row.task == COST) == (name == "costs")]
         is_own = [row.source in source.keys for row in rows]
@@ -107,7 +107,7 @@ def _has_files(checkout: Path, source: Source) -> bool:
     return all((checkout / file).is_file() for file in source.keys.values())
 
 
-def _with_number(row: Row) -> Row:
+def _with_number(row: CsvRow) -> CsvRow:
     """The row, if its value is a number. Raises ``ValueError`` or ``TypeError``."""
     if not math.isfinite(float(row.value)):
         raise ValueError(f"{row.value} in {row.key}")
@@ -192,12 +192,14 @@ COCO = "retrieval-mscoco_2014_5k_test_image_text_retrieval"
 PAIRS = {"Flickr": (FLICKR, "flickr30k"), "MSCOCO": (COCO,)}
 
 
-def _open_clip(checkout: Path) -> Iterator[Row]:
-    def of(source: str, record: dict[str, str], tasks: dict[str, tuple[str, str]]) -> Iterator[Row]:
+def _open_clip(checkout: Path) -> Iterator[CsvRow]:
+    def of(
+        source: str, record: dict[str, str], tasks: dict[str, tuple[str, str]]
+    ) -> Iterator[CsvRow]:
         model = f"open_clip/{record['name']}/{record['pretrained']}"
         for column, (task, metric) in tasks.items():
             if record[column]:
-                yield Row(source, model, task, metric, _percent(record[column]))
+                yield CsvRow(source, model, task, metric, _percent(record[column]))
 
     zero_shot = {
         column: (f"{task}/zero-shot", metric) for column, (task, metric) in ZERO_SHOT.items()
@@ -223,8 +225,8 @@ def _open_clip(checkout: Path) -> Iterator[Row]:
             yield from of(("open_clip-retrieval", "open_clip-flickr30k")[part], record, tasks)
     for record in _records(checkout / PROFILE):
         model = f"open_clip/{record['model']}@{record['image_size']}"
-        yield Row("open_clip-costs", model, COST, "parameters", record["image_mparams"])
-        yield Row("open_clip-costs", model, COST, "gflops", record["image_gflops"])
+        yield CsvRow("open_clip-costs", model, COST, "parameters", record["image_mparams"])
+        yield CsvRow("open_clip-costs", model, COST, "gflops", record["image_gflops"])
 
 
 # --- timm: results/*.csv, percent, of each model's own classifier
@@ -239,18 +241,18 @@ TIMM = {
 }
 
 
-def _timm(checkout: Path) -> Iterator[Row]:
+def _timm(checkout: Path) -> Iterator[CsvRow]:
     for file, dataset in TIMM.items():
         for record in _records(checkout / f"results/results-{file}.csv"):
             model = f"timm/{record['model']}@{record['img_size']}"
-            yield Row(f"timm-{file}", model, f"{dataset}/{OWN_HEAD}", "top1", record["top1"])
+            yield CsvRow(f"timm-{file}", model, f"{dataset}/{OWN_HEAD}", "top1", record["top1"])
     for record in _records(checkout / SPEED):
         model = f"timm/{record['model']}@{record['infer_img_size']}"
         gflops = f"{2 * Decimal(record['infer_gmacs'])}"
         speed = record["infer_samples_per_sec"]
-        yield Row("timm-costs", model, COST, "parameters", record["param_count"])
-        yield Row("timm-costs", model, COST, "gflops", gflops)
-        yield Row("timm-costs", model, COST, "images_per_second", speed)
+        yield CsvRow("timm-costs", model, COST, "parameters", record["param_count"])
+        yield CsvRow("timm-costs", model, COST, "gflops", gflops)
+        yield CsvRow("timm-costs", model, COST, "images_per_second", speed)
 
 
 # --- CLIP_benchmark: linear probes, shares; the best of the grid, as its own table has it
@@ -270,7 +272,7 @@ PROBED = {  # dataset → its name here; others of the file are not in this suit
 }
 
 
-def _clip_benchmark(checkout: Path) -> Iterator[Row]:
+def _clip_benchmark(checkout: Path) -> Iterator[CsvRow]:
     best: dict[tuple[str, str], float] = defaultdict(float)
     for run in json.loads((checkout / PROBES).read_text(encoding="utf-8")):
         if run["fewshot_k"] == -1 and (dataset := PROBED.get(run["dataset"])):
@@ -278,7 +280,7 @@ def _clip_benchmark(checkout: Path) -> Iterator[Row]:
             key = f"open_clip/{model}", f"{dataset}/linear"
             best[key] = max(best[key], run["lp_acc1"])
     for (model, task), share in best.items():
-        yield Row("clip_benchmark-linear", model, task, "top1", f"{100 * share:.2f}")
+        yield CsvRow("clip_benchmark-linear", model, task, "top1", f"{100 * share:.2f}")
 
 
 ZERO_SHOT_FILE, RETRIEVAL_FILE = "docs/openclip_results.csv", "docs/openclip_retrieval_results.csv"

@@ -1,4 +1,5 @@
 "use strict";
+// ``content``, ``make`` and ``byId`` are those of leaderboard.js, which the page has before this
 // published numbers: one task at a time; what is chosen is in the page's address
 {
   const { sources, models, tasks, costs } = content.published, AT_FIRST = 100;

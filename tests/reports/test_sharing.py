@@ -22,7 +22,7 @@ from reports.report import ReportRequest, build_report
 from reports.sharing import (
     check_results,
     export_results,
-    find_files,
+    load_files,
     read_archive,
     read_files,
     without_paths,
@@ -294,13 +294,13 @@ def test_a_server_that_sends_nothing_and_a_folder_are_one_line(tmp_path, monkeyp
     monkeypatch.setattr(sharing, "TIMEOUT", 0.1)
     (tmp_path / "folder.zip").mkdir()
     with pytest.raises(TrackingError, match=r"no file of `results export`"):
-        find_files([str(tmp_path)])
+        load_files([str(tmp_path)])
     server = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{server.getsockname()[1]}/x.zip"
     with server, pytest.raises(TrackingError, match="cannot fetch"):
-        find_files([url])
+        load_files([url])
     with pytest.raises(TrackingError, match="Cannot connect"):  # nobody listens any more
-        find_files([url])
+        load_files([url])
 
 
 class EndlessFile(BaseHTTPRequestHandler):
@@ -324,14 +324,14 @@ def test_a_download_without_an_end_is_one_line(limit, value, reason, monkeypatch
     with ThreadingHTTPServer(("127.0.0.1", 0), EndlessFile) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(TrackingError, match=f"cannot fetch .*{reason}"):
-            find_files([f"http://127.0.0.1:{server.server_port}/x.zip"])
+            load_files([f"http://127.0.0.1:{server.server_port}/x.zip"])
         server.shutdown()
 
 
 def test_a_large_file_is_not_read(shared_file, monkeypatch):
     monkeypatch.setattr(sharing, "LARGEST", 1000)
     with pytest.raises(TrackingError, match=r"others.zip has .* export some backbones at a time"):
-        find_files([str(shared_file)])
+        load_files([str(shared_file)])
 
 
 def test_scores_that_were_copied_to_other_seeds_count_once(folder, monkeypatch):
@@ -339,7 +339,7 @@ def test_scores_that_were_copied_to_other_seeds_count_once(folder, monkeypatch):
     monkeypatch.setattr(synthetic, "scores", lambda *args: original(*args[:2], 0, args[3]))
     copies = tracker_with(folder / "copies", "c", range(3))
     export_results(Store(copies.uri), ["paper"], folder / "copies.zip")
-    files = find_files([str(folder / "copies.zip")])
+    files = load_files([str(folder / "copies.zip")])
     (results,) = read_files(files)
     assert [cell.seed for cell in results.cells] == [0, 0] and len(results.notes) == 4
     monkeypatch.setattr(sharing, "SEEDED", {"neighbours"})  # as of a probe that draws nothing
@@ -378,7 +378,7 @@ def test_a_changed_byte_and_other_files_are_refused(shared_file, folder):
     with pytest.raises(TrackingError, match=r"runs.json is not what was exported"):
         read_archive((folder / "edited.zip").read_bytes(), "edited")
     with pytest.raises(TrackingError, match="no shared results at nowhere"):
-        find_files(["nowhere"])
+        load_files(["nowhere"])
 
 
 def test_another_protocol_has_its_own_column_and_other_versions_do_not(folder, mine, shared_file):

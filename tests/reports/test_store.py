@@ -12,7 +12,7 @@ import pytest
 from reports.records import GALLERY, PER_IMAGE, PROTOCOL, Cell, TrackingError, metric_key
 from reports.report import ReportRequest, build_report
 from reports.selection import default_experiments
-from reports.store import Store, tidy
+from reports.store import Store, metrics_frame
 from reports.tracking import Tracker
 from tests.reports.synthetic import write_run
 
@@ -47,7 +47,7 @@ def check(store: Store) -> None:
     assert failed.failure == "failed: RuntimeError: loss is nan" and not failed.metrics
     assert store.history(cells[0].run_id, "train/loss") == ([0, 1, 2], [3.0, 2.0, 1.0])
     assert default_experiments(store) == ["paper"]
-    table = tidy(cells)
+    table = metrics_frame(cells)
     assert len(table) == sum(len(cell.metrics) for cell in cells)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import probes.catalog  # noqa: F401  registers the metrics of every kind
-from reports.comparison import Key
+from reports.comparison import NumberKey
 from reports.leaderboard import Leaderboard
 from reports.sharing import read_archive
 from reports.statistics import MetricSample
@@ -24,7 +24,7 @@ NINE = 9  # backbones with text, clip first, which have all tasks
 
 
 @functools.cache
-def stored() -> dict[str, dict[Key, MetricSample]]:
+def stored() -> dict[str, dict[NumberKey, MetricSample]]:
     """Backbone → its samples."""
     board = Leaderboard()
     board.add(read_archive(RUN.read_bytes(), RUN.stem))
@@ -41,11 +41,12 @@ def stored() -> dict[str, dict[Key, MetricSample]]:
 
 
 def renamed(
-    samples: Mapping[Key, MetricSample], name: str, seeds: Sequence[int]
-) -> Iterator[tuple[Key, MetricSample]]:
+    samples: Mapping[NumberKey, MetricSample], name: str, seeds: Sequence[int]
+) -> Iterator[tuple[NumberKey, MetricSample]]:
     """Samples of these seeds under a name, as seeds 0, 1 …"""
     for (_, column, metric), sample in samples.items():
-        yield (name, column, metric), replace(sample.of(seeds), seeds=tuple(range(len(seeds))))
+        renumbered = replace(sample.with_seeds(seeds), seeds=tuple(range(len(seeds))))
+        yield (name, column, metric), renumbered
 
 
 def run_null(seeds: int, reports: int, rng: np.random.Generator) -> Rates:

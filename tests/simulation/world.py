@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from reports.comparison import Judgement, Key, judge_differences
+from reports.comparison import Judgement, NumberKey, judge_differences
 from reports.leaderboard import SharedColumn, rank_backbones
 from reports.records import Cell, Metric
 from reports.selection import Selection, TaskColumn
@@ -83,7 +83,7 @@ def _weights(images: int) -> np.ndarray:
     return np.random.default_rng(images).multinomial(images, shares, RESAMPLES).astype(np.float32)
 
 
-def simulate(world: World, rng: np.random.Generator) -> dict[Key, MetricSample]:
+def simulate(world: World, rng: np.random.Generator) -> dict[NumberKey, MetricSample]:
     """The samples of one report."""
 
     def noise(*shape: int) -> np.ndarray:
@@ -123,7 +123,7 @@ def simulate(world: World, rng: np.random.Generator) -> dict[Key, MetricSample]:
     return samples
 
 
-def judge(samples: Mapping[Key, MetricSample], baseline: str = "base") -> Judgement:
+def judge(samples: Mapping[NumberKey, MetricSample], baseline: str = "base") -> Judgement:
     """The judgement of samples."""
     names = list(dict.fromkeys(name for name, _, _ in samples))
     columns = list(dict.fromkeys(column for _, column, _ in samples))
@@ -196,7 +196,7 @@ def run(
     return rates(results)
 
 
-def shared_columns(samples: Mapping[Key, MetricSample]) -> list[SharedColumn]:
+def shared_columns(samples: Mapping[NumberKey, MetricSample]) -> list[SharedColumn]:
     """Samples as columns of a leaderboard."""
     columns: dict[TaskColumn, SharedColumn] = {}
     for (name, of, _), sample in samples.items():
