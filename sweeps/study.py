@@ -151,7 +151,9 @@ def queue_trials(study: optuna.Study, space: Space) -> None:
         trial.user_attrs.get("setting") or space.name(trial.params)
         for trial in study.get_trials(states=(TrialState.WAITING, TrialState.COMPLETE))
     }
-    sampled = [trial.params for trial in interrupted if trial.params.keys() == space.base.keys()]
+    # a driver may die while it takes a trial from the queue, before the trial has its params
+    begun = [trial.system_attrs.get("fixed_params", trial.params) for trial in interrupted]
+    sampled = [params for params in begun if params.keys() == space.base.keys()]
     for params in space.combinations() or sampled:
         if space.name(params) not in names:
             study.enqueue_trial(params, user_attrs={"setting": space.name(params)})

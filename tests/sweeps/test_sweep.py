@@ -26,6 +26,8 @@ from sweeps.study import (
     create_study,
     fix_identity,
     load_study,
+    next_trial,
+    queue_trials,
     sole_driver,
     storage_errors,
     storage_url,
@@ -120,11 +122,15 @@ def test_a_driver_killed_anywhere_is_followed_by_one_that_finishes(
     assert set(statuses(tracker)) <= {"done", "interrupted"}
 
 
-def test_a_trial_that_died_between_two_of_its_params_is_drawn_again(tmp_path, tracker):
+@pytest.mark.parametrize("queued", [False, True])
+def test_a_trial_that_died_between_two_of_its_params_is_drawn_again(queued, tmp_path, tracker):
     died, undisturbed = (
         sweep_of(f"sqlite:///{tmp_path}/{name}.db", tracker, search="tpe", trials=3)
         for name in ("died", "undisturbed")
     )
+    if queued:  # by a second driver, after the first had died with all of its params
+        next_trial(died.study, died.space)
+        queue_trials(died.study, died.space)
     died.study.ask().suggest_float("lambda_clip", 0.01, 100, log=True)
     assert values(finish(died, width=1)) == values(finish(undisturbed, width=1))
 
