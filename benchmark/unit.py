@@ -199,7 +199,7 @@ class Unit:
 
     def __getstate__(self) -> dict[str, Any]:
         content = pickle.dumps((self.function, self.args))
-        call = _PickledCall(self.function.__module__, plugins.loaded(), content)
+        call = _PickledCall(self.function.__module__, plugins.plugin_sources(), content)
         return {**vars(self), "function": call, "args": ()}
 
     def call(self) -> Any:

@@ -225,7 +225,7 @@ class _MMLabPredictor(Predictor):
             if module not in sys.modules and not module.startswith("probes."):
                 raise UserError(
                     f"the head of {self.task} needs {module}; import it, or name its file in"
-                    f" {registry.VARIABLE}"
+                    f" {registry.PLUGINS_VARIABLE}"
                 )
             with suppress(ModuleNotFoundError):  # ours has moved: what it had comes with others
                 import_module(module)

@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 ContrastiveLoss = Callable[..., Tensor]
 Summed = tuple[Tensor, Tensor]  # (sum, count), so that ranks and micro-batches can be added up
-IGNORE = -100  # of targets of classes, as of torch's cross-entropy; in files it is ``UNKNOWN``
+IGNORE = (
+    -100
+)  # of targets of classes, as of torch's cross-entropy; in files it is ``UNKNOWN_CLASS``
 
 
 def contrastive_loss(clip: nn.Module, rank: int = 0, world: int = 1) -> ContrastiveLoss:

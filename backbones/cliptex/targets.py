@@ -35,7 +35,7 @@ from backbones.cliptex.losses import (
     segmentation_loss,
 )
 from cliptex_common.images import (
-    DEEP,
+    GREY16_MODES,
     MIRRORED,
     normal_picture,
     open_image,
@@ -553,7 +553,7 @@ class InverseDepth(ScalarMap):
 
     def read(self, path: Path) -> np.ndarray:
         """A 16-bit PNG in millimetres, 0 unknown → inverse depth in 1/m."""
-        stored = read_stored(path, DEEP, "a depth map is a 16-bit grey PNG in millimetres")
+        stored = read_stored(path, GREY16_MODES, "a depth map is a 16-bit grey PNG in millimetres")
         metres = stored.astype(np.float32) / 1000
         return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
 
