@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import probes.train.frozen_backbone  # noqa: F401  registers what encoders name
-from backbones.backbone import DENSE, versions
+from backbones.backbone import DENSE_LIBRARIES, versions
 from cliptex_common.device import Halving, is_accelerator, takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.files import content_key, derive_seed
@@ -465,7 +465,7 @@ class MapViews(Views):
             "precision": self.frozen.precision,
             "data_preprocessor": self.dataset.encoder["data_preprocessor"],
             "device": self.context.device.type,
-            "libraries": versions(*DENSE),
+            "libraries": versions(*DENSE_LIBRARIES),
         }
         if upsampler := dict(self.dataset.encoder["backbone"].get("upsampler") or {}):
             identity["upsampler"] = {**upsampler, **upsampler_identity(upsampler["name"])}

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from backbones.backbone import (
-    WHOLE_IMAGES,
+    IMAGE_LIBRARIES,
     Backbone,
     Preprocessing,
     in_memory_format,
@@ -160,7 +160,7 @@ class ImageViews(Views):
             **{name: value for name, value in fields if name not in EDITS or value},
             "size": self.size,
             "device": self.context.device.type,
-            "libraries": versions(*WHOLE_IMAGES),
+            "libraries": versions(*IMAGE_LIBRARIES),
         }
         # disk space: as long as the embedding, or a token for each block and a mean
         width = max(backbone.embed_dim, *backbone.channels)

@@ -67,7 +67,7 @@ class FitSettings:
 class Expert(nn.Module, ABC):
     """A model that labels images. Frozen and in eval mode, except while it is trained.
 
-    A subclass is one file. It gives ``name``, ``task`` and ``settings_type`` (a frozen dataclass of
+    A subclass gives ``name``, ``task`` and ``settings_type`` (a frozen dataclass of
     JSON-able fields that says how it is built and trained), builds itself from its settings, and
     implements ``predict``; those that can be trained here implement ``loss``; those whose
     weights come from elsewhere override ``load`` to read them.

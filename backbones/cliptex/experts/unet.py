@@ -27,7 +27,8 @@ LONGEST = 8  # of a long side in short ones
 
 
 class LastOutput:
-    """A function that returns its last output again where the next input is equal."""
+    """A function that returns its last output again where the next input is equal: experts with
+    one encoder see the same images one after another."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         self.function = function
