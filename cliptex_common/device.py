@@ -288,7 +288,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 T = TypeVar("T")
-log = logging.getLogger("cliptex.memory")
+memory_log = logging.getLogger("cliptex.memory")
 
 
 def out_of_memory(error: BaseException, advice: str) -> OutOfMemory:
@@ -358,6 +358,6 @@ class Halving:
             f"{self.about}: at most {self.size} at once instead of {self._largest}, which do not"
             " fit the memory of the device; sums may be rounded differently"
         )
-        log.warning(note)
+        memory_log.warning(note)
         self.notes[:] = [line for line in self.notes if not line.startswith(f"{self.about}: ")]
         self.notes.append(note)

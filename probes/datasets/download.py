@@ -87,14 +87,14 @@ def move_children(source: Path, to: Path) -> None:
         path.replace(to / path.name)
 
 
-def unchanged(below: str, files: Mapping[str, Path], to: Path) -> None:
+def unpack_layout(below: str, files: Mapping[str, Path], to: Path) -> None:
     """Archives that hold the layout in their folder ``below``."""
     for archive in files.values():
         with extracted(archive, to, below) as source:
             move_children(source, to)
 
 
-def voc(files: Mapping[str, Path], to: Path) -> None:
+def unpack_voc(files: Mapping[str, Path], to: Path) -> None:
     """VOC 2012 and, from the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), the 10,582
     images of ``trainaug``: all that either has for training, without VOC's validation images."""
     from scipy.io import loadmat
@@ -115,7 +115,7 @@ def voc(files: Mapping[str, Path], to: Path) -> None:
     (to / LISTS / "trainaug.txt").write_text(trainaug)
 
 
-def flickr(name: str, files: Mapping[str, Path], to: Path) -> None:
+def unpack_flickr(name: str, files: Mapping[str, Path], to: Path) -> None:
     """Karpathy's captions of ``name``, and the images, if any, all in ``images``."""
     for archive in files.values():
         with extracted(archive, to) as source:
@@ -127,7 +127,7 @@ def flickr(name: str, files: Mapping[str, Path], to: Path) -> None:
                     path.replace(to / "images" / path.name)
 
 
-def imagenet(files: Mapping[str, Path], to: Path) -> None:
+def unpack_imagenet(files: Mapping[str, Path], to: Path) -> None:
     """ILSVRC 2012 as ``train/<wnid>`` and ``val/<wnid>``, of the archives that are given."""
     from torchvision.datasets import imagenet as torchvision
 
@@ -324,7 +324,7 @@ MAT, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
 SCENES = "scenes.tsv"  # image, tab, scene
 
 
-def labelled(files: Mapping[str, Path], to: Path) -> None:
+def unpack_nyu(files: Mapping[str, Path], to: Path) -> None:
     """The 795 training and 654 test images as PNG, and their depth in millimetres, 16 bits.
 
     Depth is what the Kinect measured (``rawDepths``, 0 where it saw nothing), not the file's
@@ -368,7 +368,7 @@ def millimetres(metres: np.ndarray) -> np.ndarray:
     return np.rint(np.where(valid, metres, 0) * 1000).astype(np.uint16)
 
 
-def raw_frames(files: Mapping[str, Path], to: Path) -> None:
+def unpack_nyu_frames(files: Mapping[str, Path], to: Path) -> None:
     """The frames that the lists of ``nyu.zip`` name, called as mmseg's converter calls them:
     ``kitchen_0028b/rgb_00045.jpg`` becomes ``images/train/kitchen_0028b_00045.jpg``."""
     (archive,) = files.values()
@@ -490,7 +490,7 @@ _ENTRIES = (
                 "md5:82b4d87ceb2ed10f6038a1cba92111cb",
             ),
         ),
-        voc,
+        unpack_voc,
         2_100_000_000,
         (
             "JPEGImages",
@@ -513,7 +513,7 @@ _ENTRIES = (
                 "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
             ),
         ),
-        partial(unchanged, "ADEChallengeData2016"),
+        partial(unpack_layout, "ADEChallengeData2016"),
         1_100_000_000,
         ("images", "annotations"),
     ),
@@ -523,7 +523,7 @@ _ENTRIES = (
         "coco",
         ("coco",),
         COCO,
-        partial(unchanged, ""),
+        partial(unpack_layout, ""),
         21_000_000_000,
         ("train2017", "val2017", "annotations"),
     ),
@@ -540,7 +540,7 @@ _ENTRIES = (
             ),
             Archive(f"{HORATIO}/indoor_seg_sup/{SPLITS}", 3_000),
         ),
-        labelled,
+        unpack_nyu,
         1_200_000_000,
         ("images", "annotations"),
         "h5py",
@@ -561,7 +561,7 @@ _ENTRIES = (
                 ),
             ),
         ),
-        raw_frames,
+        unpack_nyu_frames,
         4_200_000_000,
         ("images", "annotations"),
     ),
@@ -576,7 +576,7 @@ _ENTRIES = (
                 830_000_000,
             ),
         ),
-        partial(unchanged, "DAVIS"),
+        partial(unpack_layout, "DAVIS"),
         850_000_000,
         ("JPEGImages", "Annotations", "ImageSets"),
     ),
@@ -596,7 +596,7 @@ _ENTRIES = (
                 ),
             ),
         ),
-        partial(flickr, "flickr30k"),
+        partial(unpack_flickr, "flickr30k"),
         4_600_000_000,
     ),
     Download(
@@ -605,7 +605,7 @@ _ENTRIES = (
         "imagenet",
         ("imagenet",),
         IMAGENET,
-        imagenet,
+        unpack_imagenet,
         155_000_000_000,
     ),
 )

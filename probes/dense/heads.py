@@ -95,7 +95,7 @@ def reads_several(head: type[nn.Module], options: Mapping[str, Any]) -> bool:
     return is_list or not SEVERAL.isdisjoint(each.__name__ for each in head.__mro__)
 
 
-def summary(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """``error_summary``; the message alone of what a user can correct, and of an assertion without
     a message the line that failed."""
     if isinstance(error, UserError):

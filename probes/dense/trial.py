@@ -20,7 +20,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.images import image_size
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import complete_model
-from probes.dense.heads import has_own_loss, head_class, summary
+from probes.dense.heads import describe_error, has_own_loss, head_class
 from probes.dense.losses import TaskObjective
 from probes.dense.segmentation import Segmentation
 from probes.dense.settings import DenseSettings, head_input, round_up
@@ -91,7 +91,8 @@ def try_head(
             hint += "; try batch_size=2: some layers need two images to train"
         raise UserError(
             f"head {requested['type']} with {options or 'its defaults'} on maps of"
-            f" {', '.join(str(width) for width, _ in inputs)} channels: {summary(error)}{hint}"
+            f" {', '.join(str(width) for width, _ in inputs)} channels:"
+            f" {describe_error(error)}{hint}"
         ) from error
 
 

@@ -219,7 +219,7 @@ def train_step(
 
 
 ROWS = 8192  # samples at once when the statistics of all features are measured
-Pair = tuple[float, float]  # learning rate for a batch of 256, weight decay
+RateAndDecay = tuple[float, float]  # learning rate for a batch of 256, weight decay
 
 
 @dataclass
@@ -345,7 +345,7 @@ class LinearHeads(nn.Module):
 
 
 def sgd(
-    grids: Iterable[Any], settings: LinearSettings, pairs: Sequence[Pair], batch_size: int
+    grids: Iterable[Any], settings: LinearSettings, pairs: Sequence[RateAndDecay], batch_size: int
 ) -> torch.optim.SGD:
     """An optimizer in which each head of a grid has the learning rate and weight decay of its pair.
 
@@ -377,7 +377,11 @@ def zero_heads(
 
 
 def train_linear(
-    heads: LinearHeads, samples: Samples, grid: Sequence[Pair], settings: LinearSettings, seed: int
+    heads: LinearHeads,
+    samples: Samples,
+    grid: Sequence[RateAndDecay],
+    settings: LinearSettings,
+    seed: int,
 ) -> Iterator[tuple[int, list[float]]]:
     """Train classifiers, each with its pair of a grid.
 
@@ -412,8 +416,8 @@ def train_linear(
 
 @torch.no_grad()
 def evaluate_grid(
-    heads: LinearHeads, grid: Sequence[Pair], samples: Samples, device: torch.device
-) -> list[Candidate[Pair]]:
+    heads: LinearHeads, grid: Sequence[RateAndDecay], samples: Samples, device: torch.device
+) -> list[Candidate[RateAndDecay]]:
     """Top-1 and mean cross-entropy of each head on held-out samples."""
     count, exact = len(grid), float64_device(device)
     hits, total = (torch.zeros(count, dtype=torch.float64, device=exact) for _ in range(2))
@@ -432,7 +436,7 @@ def evaluate_grid(
     ]
 
 
-def pair_name(pair: Pair) -> str:
+def pair_name(pair: RateAndDecay) -> str:
     """``lr_0.05``, ``lr_0.05_wd_0.001``."""
     return f"lr_{pair[0]:g}" + (f"_wd_{pair[1]:g}" if pair[1] else "")
 
@@ -538,7 +542,7 @@ def train_on_random_crops(context: Context) -> Trained:
         iterations, held_out = train_heads(context, grids, optimizer, encode, advice)
     features, labels = encode_split(context, "train", held_out), targets(context, "train")
     samples = Samples(features, labels[held_out], len(context.data.classes))
-    candidates: list[Candidate[Pair]] = []
+    candidates: list[Candidate[RateAndDecay]] = []
     for heads in grids:
         candidates += evaluate_grid(heads, settings.grid, samples, device)
     log_scores(context.log, "top1", candidates, iterations)

@@ -48,7 +48,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 import probes.train.config  # noqa: F401  registers what configs name
 from cliptex_common.device import (
     is_out_of_memory,
-    log,
+    memory_log,
     out_of_memory,
     prefers_bf16,
     takes_pinned_memory,
@@ -333,7 +333,9 @@ def _score(
         note = f"evaluation: {half} images at once instead of {count}, which do not fit the memory"
         if not any(line.startswith("evaluation: ") for line in trainer.cost.notes):
             trainer.cost.notes.append(f"{note} of the device; sums may be rounded differently")
-    log.warning("evaluation: batches of %s images do not fit the memory of the device", count)
+    memory_log.warning(
+        "evaluation: batches of %s images do not fit the memory of the device", count
+    )
     for rows in (slice(0, half), slice(half, count)):
         remaining = [trainer for trainer in too_large_for if trainer.error is None]
         _score(remaining, dataset, preprocessor, rows_of(data, rows))
