@@ -60,6 +60,9 @@ KeypointLayers: Any = _layer_or("last")
 ImageFeatures: Any = _layer_or("projected", "pre_projection")
 
 
+# From a setting to a map: ``requested_layer`` is what the setting names, ``layer_number`` its
+# number from 1, ``requested_map`` the index, from 0, of its map, and ``map_index`` that or the last
+# one.
 def requested_layer(settings: Any) -> Layer | None:
     """The layer that a task's settings name by number or share; None if they name none."""
     field = axes_of(type(settings)).get("layers")  # type: ignore[arg-type]

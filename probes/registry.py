@@ -18,7 +18,8 @@ from reports.records import DECLARERS, Metric
 PROBES: Registry[Probe] = Registry(
     "probe", "probes", instance_of(Probe, lambda probe: f"{probe.kind}/{probe.name}")
 )
-# ``probes.dense.probe.register_head`` fills it, and ``PROBES`` with the probes of each head
+# kinds of dense heads, not trained ones: ``probes.dense.probe.register_head`` fills it, and
+# ``PROBES`` with the probes of each
 HEADS: Registry[Any] = Registry("head", "heads")
 DATASETS: Registry[DatasetSpec] = Registry(
     "dataset", "datasets", instance_of(DatasetSpec), ("probes.catalog", "probes.experts")

@@ -1,22 +1,8 @@
 """``data get``: datasets from where they are published, in the layouts that ``data check`` expects.
 
-Convert archives as they are published to the layouts of ``probes.datasets``. An unpacker gets
-the archives by name and fills a new folder.
-
-Download a file by HTTP, resuming an interrupted download, and compute its checksum.
-
-Webdataset folders (``wds_NAME``) from the Hugging Face hub, which resumes downloads itself.
-
-NYU Depth v2 in mmseg's layout: the labelled set from its MATLAB file, and the 24,231 raw frames
-from BTS's ``nyu.zip``.
-
-The datasets that ``data get`` downloads, and their sources.
-
-Checksums are those that are published and widely used: torchvision has the MD5s of VOC, SBD and
-ImageNet, GluonCV the SHA-1s of COCO and ADE20K, several loaders the same MD5 of NYU's file. For the
-others the SHA-256 of the file is printed.
-
-Download, verify and unpack the archives of a dataset into its folder."""
+In this order: unpackers of archives, downloads by HTTP, webdataset folders from the Hugging Face
+hub, NYU Depth v2, the table of what can be downloaded (``ENTRIES``), and ``get``, which downloads,
+verifies and unpacks."""
 
 from __future__ import annotations
 
@@ -52,7 +38,8 @@ from probes.registry import DATASETS
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-Unpacker = Callable[[Mapping[str, Path], Path], None]  # (name of an archive → its path, folder)
+# (name of an archive → its path, new folder): fills the folder in the layout of the dataset
+Unpacker = Callable[[Mapping[str, Path], Path], None]
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 LISTS = "ImageSets/Segmentation"
 
@@ -153,7 +140,8 @@ TRANSIENT = (408, 425, 429)  # and 5xx
 
 
 def download(url: str, path: Path, progress: Progress) -> None:
-    """Download ``url`` to ``path``; until it is complete, what has come is in ``path.part``.
+    """Download ``url`` to ``path``; until it is complete, what has come is in ``path.part``, from
+    which an interrupted download resumes.
 
     Raises:
         UserError: there is no such file, or the server does not answer after four attempts.
@@ -291,6 +279,7 @@ def hub_files(name: str, train: bool = False) -> tuple[str, str, list[RepoSiblin
 
 def get_webdataset(name: str, to: Path, train: bool = False) -> Path:
     """Download ``wds_NAME`` into ``to`` and verify the sha256 of its shards; returns its folder.
+    The hub resumes downloads itself.
 
     Raises:
         UserError: see ``hub_files``; or a shard is damaged, and is deleted.
@@ -325,7 +314,8 @@ SCENES = "scenes.tsv"  # image, tab, scene
 
 
 def unpack_nyu(files: Mapping[str, Path], to: Path) -> None:
-    """The 795 training and 654 test images as PNG, and their depth in millimetres, 16 bits.
+    """NYU Depth v2 from its MATLAB file, in mmseg's layout: the 795 training and 654 test images as
+    PNG, and their depth in millimetres, 16 bits.
 
     Depth is what the Kinect measured (``rawDepths``, 0 where it saw nothing), not the file's
     in-painted ``depths``: published evaluations score it (Lee et al. 2019). Names are theirs too:
@@ -369,8 +359,8 @@ def millimetres(metres: np.ndarray) -> np.ndarray:
 
 
 def unpack_nyu_frames(files: Mapping[str, Path], to: Path) -> None:
-    """The frames that the lists of ``nyu.zip`` name, called as mmseg's converter calls them:
-    ``kitchen_0028b/rgb_00045.jpg`` becomes ``images/train/kitchen_0028b_00045.jpg``."""
+    """The 24,231 raw frames that the lists of BTS's ``nyu.zip`` name, called as by mmseg's
+    converter: ``kitchen_0028b/rgb_00045.jpg`` becomes ``images/train/kitchen_0028b_00045.jpg``."""
     (archive,) = files.values()
     with extracted(archive, to, "nyu") as source:
         try:
@@ -405,7 +395,9 @@ class Archive:
     Attributes:
         url: its address; of a manual one its name.
         size: in bytes, about.
-        checksum: ``md5:…``, ``sha1:…`` or ``sha256:…``; empty if none is published.
+        checksum: ``md5:…``, ``sha1:…`` or ``sha256:…``, published and widely used: torchvision has
+            those of VOC, SBD and ImageNet, GluonCV those of COCO and ADE20K, several loaders that
+            of NYU's file. Empty if there is none; then the sha256 of the file is printed.
         manual: how a person gets it, if it cannot be downloaded. It is passed with ``--archive``,
             and may be left out.
     """

@@ -196,7 +196,8 @@ def webdataset(
 
 def register_folders(data_root: Path | None) -> list[str]:
     """Register every other ``wds_NAME`` in ``data_root`` as the dataset NAME, if its type is
-    supported; returns the new names."""
+    supported; returns the new names. Called where options are read, and by each unit of work in its
+    own process."""
     registered = []
     for path in sorted(Path(data_root).glob("wds_*")) if data_root else ():
         name = path.name.removeprefix("wds_")

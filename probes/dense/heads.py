@@ -133,6 +133,7 @@ class ModuleHead(BaseDecodeHead):
             **kwargs,
         )
         self.conv_seg = nn.Identity()  # the module has a last layer of its own
+        # of a task's ``first_output``, in place of the bias of a last layer
         self.register_buffer("start", torch.zeros(self.num_classes))
         options = dict(module)
         kind = head_class(options.pop("type"))
@@ -305,6 +306,7 @@ class MultiWidthDPTHead(dpt_head.DPTHead):
                         unit.conv.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        # the neck gives one tensor, as to any dense head
         return super().forward(inputs[self.in_index].split(self.map_channels, dim=1))
 
     def _transform_inputs(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
@@ -356,6 +358,7 @@ class Probe3dHead(BaseDecodeHead):
         self.conv_seg = nn.Conv2d(channels, self.out_channels, 3, padding=1)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        # the neck gives one tensor, as to any dense head
         maps = self._transform_inputs(inputs).split(self.map_channels, dim=1)
         maps = [self._enlarge(layer(x), 2) for layer, x in zip(self.project, maps, strict=True)]
         fused = self.after[-1](maps[-1])

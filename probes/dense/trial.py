@@ -79,9 +79,10 @@ def try_head(
         UserError: the head cannot be built, fails, or returns other shapes.
     """
     batch = min(batch, 2)  # normalisation over a batch needs two images; more change no shape
+    # on fake tensors first, which cost nothing; they have no values, which some heads read
     with suppress(Exception), FakeTensorMode(allow_non_fake_inputs=True):
         return _run(config, inputs, batch, sizes)
-    try:  # fake tensors have no values, which some heads read
+    try:
         _run(config, inputs, batch, sizes)
     except Exception as error:
         options = {name: value for name, value in requested.items() if name != "type"}

@@ -128,7 +128,8 @@ Encoded = tuple[Sequence[Tensor], Sequence[Metadata]]  # (N, …) tensors, and N
 
 class Views(ABC):
     """Views of images, which a frozen backbone encodes. Loading processes decode while it computes;
-    batches are of one shape, and are halved where the memory of the device ends.
+    batches are of one shape, and are halved where the memory of the device ends. ``computed`` gives
+    the features batch by batch, ``items`` one by one, and ``features`` from the store where it can.
 
     Attributes:
         context: what computes.
@@ -357,6 +358,7 @@ class FeatureDataset:
         stores: of features and perhaps ground truth, while they are open.
     """
 
+    # no ABC: a subclass is also a dataset of mmengine's
     encoder: Mapping[str, Any]
     scope: str
     name: str

@@ -54,7 +54,7 @@ def encode_split(context: Context, split: Split, members: Tensor | None = None) 
     if trained_on and encoding == encoding_of(context.training) and data.root == trained_on.root:
         index = {sample.image: row for row, sample in enumerate(trained_on.samples[split])}
         rows = [index.get(sample.image, -1) for sample in data.samples[split]]
-        if -1 not in rows:  # some of its images, which are encoded once
+        if -1 not in rows:  # all are images of that dataset, encoded in the same way: once
             return encode_split(context.training, split)[rows]
     samples, used = data.encoded(split), data.train_indices if split == "train" else ()
     if members is not None:

@@ -1,8 +1,5 @@
-"""Metrics of whole images as functions of how often each image counts, in percent.
-
-See ``reports.per_image``. Importing this imports nothing that computes but numpy.
-
-What the probes of classification share: targets, ranks and scores."""
+"""Metrics of whole images as functions of how often each image counts, in percent; see
+``reports.per_image``. Importing this imports nothing that computes but numpy."""
 
 from __future__ import annotations
 
@@ -124,8 +121,7 @@ def _by_class(
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """``mean_of_classes``, added in the order of torch, whose last digits stored metrics have."""
-
+    """``mean_of_classes``, added in the order of torch: stored metrics have its last digits."""
     import torch
 
     rows = torch.from_numpy(values)

@@ -1,9 +1,6 @@
-"""Matching of two views of an object or a scene.
-
-Views: images with the points in space that their pixels show, as probe3d prepares them.
-
-``view-matching``, without training: a point of one view matches the point of the other whose
-features are nearest by cosine; how far both are from each other in space, and in the image.
+"""``view-matching``, without training: a point of one view of an object or a scene matches the
+point of the other whose features are nearest by cosine; how far both are from each other in space,
+and in the image.
 
 As El Banani et al. (CVPR 2024) evaluate NAVI and ScanNet: of the matches of a pair those count
 whose nearest neighbour is clearest before the second nearest. Recall is the share of these within a
@@ -47,7 +44,7 @@ SPARSE = 4  # every fourth pixel in a row and in a column has a point
 
 @dataclass(frozen=True)
 class PosedImage:
-    """An image, and the points that it shows.
+    """A view: an image, and the points in space that it shows, as probe3d prepares them.
 
     Attributes:
         pixels: (3, H, W) uint8.
@@ -143,7 +140,8 @@ VIEWS: Mapping[str, Callable[[Path, Sample, int], PosedImage]] = {
 
 
 class PosedViews(Views):
-    """Views and their feature maps, (C, h, w) float32 on the device.
+    """The feature maps of ``PosedImage``s, (C, h, w) float32 on the device, with the images as
+    their metadata.
 
     An image that is no whole number of patches is padded on all sides with the mean colour, and its
     map is stretched over the image without them.
@@ -155,7 +153,8 @@ class PosedViews(Views):
         self.samples = samples
         encoding = context.settings.encoding(context.device.type)
         name = f"{context.backbone.name} on {context.data.spec.name}"
-        super().__init__(context, name, encoding.batch_size, [()] * len(samples))
+        one_size = [()] * len(samples)  # all views of a task: they share batches
+        super().__init__(context, name, encoding.batch_size, one_size)
         self._normalise = Preprocessing(context.backbone.data, context.device).normalise
 
     def load(self, item: int) -> PosedImage:
@@ -199,7 +198,7 @@ PAIRS, PAIR_SIDE = 6, 768  # pairs of the preview, and pixels of their longest s
 LINES = 48  # matches of a pair that are drawn
 RIGHT, WRONG = (0, 200, 80), (230, 40, 40)
 SamplePair = tuple[Sample, Sample]
-MapAndImage = tuple[Tensor, PosedImage]  # its feature map (C, h, w), and the view
+MapAndImage = tuple[Tensor, PosedImage]  # feature map (C, h, w), and the image
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class AnyUp(HubOperators):
 
         def apply(values: Tensor) -> Tensor:
             upsampled: Tensor = self.attend(queries, keys, values, q_chunk_size=QUERIES)
-            # it caches a mask of pixels × cells for each size of an image
+            # AnyUp's own module caches a mask of pixels × cells for each size of an image
             self.attend.forward.__globals__["compute_attention_mask"].cache_clear()
             return upsampled
 
