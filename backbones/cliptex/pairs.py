@@ -226,6 +226,7 @@ def open_pairs(
             )
         return TablePairs(Path(text))
     paths = _list_shards(text)
+    # fetched files in the places of their URLs
     fetched = iter(fetch_shards([path for path in paths if isinstance(path, str)], progress))
     tars = [path if isinstance(path, Path) else next(fetched) for path in paths]
     return TarPairs(hide_secrets(text), tars, progress, keep)

@@ -225,9 +225,10 @@ class LinearHead(BaseDecodeHead):
             inputs = (inputs[0].features,)
         maps = self._transform_inputs(inputs)
         if self.dropout is not None and not self.dropout_first:
-            return self.cls_seg(self.norm(maps))
+            return self.cls_seg(self.norm(maps))  # mmseg's: dropout, then ``conv_seg``
         if self.dropout is not None:
             maps = self.dropout(maps)
+        # two ways to the same: where it pays, norm and convolution are one product
         on_cpu = not is_accelerator(maps.device)  # a GPU's time is not in this head
         if self.has_norm and on_cpu and self.training and not maps.requires_grad:
             return self._normalise_and_project(maps)

@@ -133,7 +133,7 @@ def in_space(metres: Tensor, camera: Tensor) -> Tensor:
     return (camera.inverse() @ rays.flatten(1)).unflatten(1, (height, width))
 
 
-VIEWS: Mapping[str, Callable[[Path, Sample, int], PosedImage]] = {
+VIEW_LOADERS: Mapping[str, Callable[[Path, Sample, int], PosedImage]] = {
     "object-views": object_view,
     "scene-views": scene_view,
 }
@@ -160,7 +160,7 @@ class PosedViews(Views):
     def load(self, item: int) -> PosedImage:
         data, sample = self.context.data, self.samples[item]
         try:
-            return VIEWS[data.spec.kind](data.root, sample, self.context.settings.size)
+            return VIEW_LOADERS[data.spec.kind](data.root, sample, self.context.settings.size)
         except IMAGE_ERRORS as error:
             raise UserError(
                 f"cannot read {data.root / sample.image} or its depth ({first_line(error)})"
