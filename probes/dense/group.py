@@ -20,13 +20,13 @@ import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmseg.registry import METRICS as MMSEG_METRICS
 
 from cliptex_common.files import content_key
 from cliptex_common.images import spread_indices, write_grid
 from probes.base import Context, Probe, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import dense_config
-from probes.dense.metrics import METRICS as EVALUATORS
 from probes.dense.metrics import TaskScores
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.transforms import image_only
@@ -268,7 +268,7 @@ def best_constant(data: PreparedDataset) -> Any:
 
 def _score(val: Any, field: str, evaluator: Any, constant: Any) -> dict[str, float]:
     """The metrics of ``constant`` at every pixel of ``val``."""
-    metric = EVALUATORS.build(dict(evaluator))
+    metric = MMSEG_METRICS.build(dict(evaluator))
     for index in range(len(val)):
         sample = val.ground_truth(index)
         target = sample.get(f"gt_{field}").data
