@@ -36,7 +36,9 @@ __all__ = [
 ]
 
 
-MODULES = ("registry", "bridges", "backbone", "checkpoint")  # those without torch first
+# modules with the names of ``__all__``, imported in this order until one has the requested name:
+# those without torch first
+MODULES = ("registry", "bridges", "backbone", "checkpoint")
 
 
 def __getattr__(name: str) -> Any:

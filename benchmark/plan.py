@@ -182,7 +182,7 @@ class Plan:
             "head": list(options.heads),
             "data-root": options.data_root and str(options.data_root.absolute()),
             "experiment": self.experiment,
-            "plugin": [path for path, _ in registry.loaded()],
+            "plugin": [path for path, _ in registry.plugin_sources()],
         }
         return {key: value for key, value in values.items() if value or key == "seed"}
 

@@ -339,7 +339,9 @@ class Row:
             config = self.plan.as_config_file()
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             run.log_text(text, records.OPTIONS)
-            for number, (path, source) in enumerate(registry.loaded()):  # names may be equal
+            for number, (path, source) in enumerate(
+                registry.plugin_sources()
+            ):  # names may be equal
                 name = f"plugins/{number}-{Path(path).name}"
                 run.log_text(source.decode(errors="replace"), name)
             run.log_models(inputs=[self.model_id])

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from backbones.backbone import PROBING, Backbone, Weights, versions
+from backbones.backbone import PROBING_LIBRARIES, Backbone, Weights, versions
 from benchmark.suites import SUITES, Suite
 from cliptex_common.errors import UserError, report_malformed, suggest
 from cliptex_common.files import content_key
@@ -175,7 +175,7 @@ class PlannedTask:
         conditions: dict[str, Any] = {
             "task": self.name,
             "version": self.probe.version,
-            "libraries": versions(*PROBING),
+            "libraries": versions(*PROBING_LIBRARIES),
             "settings": {
                 name: value
                 for name, value in asdict(self.settings).items()

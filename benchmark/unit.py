@@ -201,7 +201,7 @@ class Unit:
     def __getstate__(self) -> dict[str, Any]:
         """In a worker ``function`` is a ``_PickledCall`` of both, which ``call`` unpacks."""
         content = pickle.dumps((self.function, self.args))
-        call = _PickledCall(self.function.__module__, plugins.loaded(), content)
+        call = _PickledCall(self.function.__module__, plugins.plugin_sources(), content)
         return {**vars(self), "function": call, "args": ()}
 
     def call(self) -> Any:

@@ -2,10 +2,8 @@
 
 Nothing else names a type of accelerator: what one of them can do is asked here, and here it is
 asked of torch, by ``torch.accelerator``, by the backend's module (``torch.get_device_module``), or
-by a trial where torch has no answer.
-
-What happens where the memory of a device ends: batches of frozen passes are halved, and what
-does not fit at all fails with one line."""
+by a trial where torch has no answer. Where the memory of a device ends, batches of frozen passes
+are halved (``Halving``), and what does not fit at all fails with one line."""
 
 from __future__ import annotations
 
@@ -42,7 +40,7 @@ OUT_OF_MEMORY = (
     "nable to find an engine",
 )
 
-# parts of ``torch.backends`` that have ``fp32_precision`` since torch 2.9
+# parts of ``torch.backends`` with a switch ``fp32_precision`` of their own, since torch 2.9
 PRODUCTS = (
     *("cuda.matmul", "cudnn.conv", "cudnn.rnn"),
     *("mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn"),
@@ -131,7 +129,8 @@ def float32_products(*, tf32: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
         for name, switch in switches.items():
-            if not name.endswith("matmul"):  # else set already; the flag lets others inherit
+            is_set = name.endswith("matmul")  # by set_float32_matmul_precision
+            if not is_set:  # ``allow_tf32 = False`` lets it inherit, which may be TF32
                 switch.fp32_precision = "tf32" if tf32 and name.startswith("cudnn") else "ieee"
         yield
     finally:
@@ -289,7 +288,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 T = TypeVar("T")
-log = logging.getLogger("cliptex.memory")
+memory_log = logging.getLogger("cliptex.memory")
 
 
 def out_of_memory(error: BaseException, advice: str) -> OutOfMemory:
@@ -359,6 +358,6 @@ class Halving:
             f"{self.about}: at most {self.size} at once instead of {self._largest}, which do not"
             " fit the memory of the device; sums may be rounded differently"
         )
-        log.warning(note)
+        memory_log.warning(note)
         self.notes[:] = [line for line in self.notes if not line.startswith(f"{self.about}: ")]
         self.notes.append(note)

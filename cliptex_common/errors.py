@@ -1,5 +1,5 @@
 """Errors that a user can cause: one line that says what is wrong and what to do; the command line
-exits with 2."""
+exits with 2. And two that end a run as FAILED: ``NonFiniteLoss``, ``OutOfMemory``."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def user_error_message(error: BaseException) -> str | None:
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss or its gradient became NaN or infinite; the message says where. The run ends FAILED
-    with this reason."""
+    """A loss, its gradient, or features of images or texts became NaN or infinite; the message says
+    where. The run ends FAILED with this reason."""
 
 
 class OutOfMemory(RuntimeError):

@@ -1,11 +1,6 @@
-"""Files that others rely on: written beside the target and renamed, so that a killed write never
-looks finished.
+"""Files and locks that processes share: atomic writes, users' files, keys of contents, locks.
 
-One process at a time: locks under ``$CLIPTEX_HOME``, by ``filelock``.
-
-A lock is the operating system's (``flock``), so it ends with its process. Lock files are never
-removed: that would let a second process in beside one that waits. After a wait, look again for the
-result: the process that held the lock has probably created it."""
+A file is written beside its target and renamed, so that a killed write never looks finished."""
 
 from __future__ import annotations
 
@@ -28,7 +23,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from cliptex_common.errors import DISK_FULL, UserError
 
-MAX_SEED = 2**31 - 1  # the largest seed that every library accepts
+MAX_SEED = 2**31 - 1  # the largest seed that every library accepts; see ``derive_seed``
 MAX_SOCKET_PATH = 107  # bytes, on Linux
 SOCKET_NAME = "/pymp-12345678/listener-12345678"  # of multiprocessing, below the temporary folder
 
@@ -236,7 +231,11 @@ def lock_path(name: str, subject: object) -> Path:
 def locked(
     path: Path, on_wait: Callable[[], None] = lambda: None, *, wait: bool = True
 ) -> Iterator[None]:
-    """Hold the lock during the block.
+    """Hold the lock during the block, as the only process. After a wait, look again for the result:
+    the process that held the lock has probably created it.
+
+    The lock is the operating system's (``flock``), so it ends with its process. Its file is never
+    removed: that would let a second process in beside one that waits.
 
     Args:
         path: see ``lock_path``.
@@ -331,11 +330,12 @@ def is_in_use(folder: Path) -> bool:
     return any(map(is_locked, folder.glob("*.lock")))
 
 
-_in_use: dict[tuple[int, Path], FileLock] = {}  # by process and path
+_in_use: dict[tuple[int, Path], FileLock] = {}  # by process (a fork holds none) and path
 
 
 def mark_in_use(path: Path) -> None:
-    """Keep ``path`` from being removed until this process ends (see ``guard_removal``)."""
+    """Keep ``path`` from being removed until this process ends (see ``guard_removal``), by a
+    liveness lock that is never released."""
     key = os.getpid(), path.absolute()
     with locked(lock_path("users", "")):
         if key not in _in_use:

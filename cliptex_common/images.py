@@ -1,18 +1,6 @@
-"""Images and maps with a class, a number or a vector for each pixel: read, turned, drawn.
+"""Images and maps with a class, a number or a vector for each pixel: read, drawn, and COCO's masks.
 
-COCO's instance files, whose masks are checked before pycocotools reads them: it reads past the
-end of a run-length code that is too short.
-
-What geometry does to the values of a map: a crop or a change of size does nothing, a left-right
-flip turns vectors.
-
-Maps as pictures, the legends of these, and grids of pictures.
-
-Pixels as every reader of this package sees them.
-
-Reading maps from files of the official layouts: classes, depth, normals.
-
-Pixels are as stored: orientation tags are ignored, as in ``cliptex_common.images``."""
+Pixels are as stored, for images and maps alike: orientation tags are ignored."""
 
 from __future__ import annotations
 
@@ -61,7 +49,8 @@ def read_instances(path: Path) -> tuple[dict[int, str], Instances]:
 
 
 def mask_error(mask: Any, height: int, width: int) -> str:
-    """What is wrong with a ``segmentation`` in an image of this size; empty if it is valid.
+    """What is wrong with a ``segmentation`` in an image of this size; empty if it is valid. Ask
+    before pycocotools reads it: it reads past the end of a run-length code that is too short.
 
     A mask is a list of polygons ``[x, y, x, y, x, y, …]``, or a run-length code
     ``{"size": [height, width], "counts": …}``, whose counts are numbers or packed as text.
@@ -115,7 +104,8 @@ def _unpack(text: str) -> list[int] | None:
 
 
 # of every normal in this project: in the datasets' files, in what probes and experts predict, and
-# in stored labels. Positions in an image count y downwards; normals do not.
+# in stored labels. Positions in an image count y downwards; normals do not. A crop or a change of
+# size leaves the values of a map as they are, a left-right flip turns vectors.
 AXES = "x right, y up, z towards the camera"
 MIRRORED = (-1.0, 1.0, 1.0)  # what a flip multiplies x, y and z of a vector by
 
@@ -123,7 +113,7 @@ MIRRORED = (-1.0, 1.0, 1.0)  # what a flip multiplies x, y and z of a vector by
 INK, PALE, PAPER = (32, 32, 32), (96, 96, 96), (255, 255, 255)
 GAP = 8  # pixels between the pictures of a grid
 TILE = 256  # longest side of a picture of a grid, pixels
-IGNORED = (224, 224, 192)  # PASCAL VOC's cream: no class has it
+IGNORED_COLOUR = (224, 224, 192)  # PASCAL VOC's cream: no class has it
 UNKNOWN_COLOUR = (128, 128, 128)  # grey is not in viridis
 
 
@@ -150,7 +140,7 @@ def palette(classes: int) -> np.ndarray:
 def label_picture(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """(H, W) class indices → (H, W, 3) uint8; cream where there is no class."""
     is_class = np.logical_and(labels >= 0, labels < len(colours))
-    all_colours = np.vstack([colours, np.array(IGNORED, np.uint8)])
+    all_colours = np.vstack([colours, np.array(IGNORED_COLOUR, np.uint8)])
     return all_colours.take(np.where(is_class, labels, len(colours)), axis=0)
 
 
@@ -326,9 +316,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-UNKNOWN = 255  # in stored maps of classes of 8 bits; of 16 bits 65535
-DEEP = ("I", "I;16")  # Pillow's modes of 16-bit grey
-GREY = ("L", "1", *DEEP)
+UNKNOWN_CLASS = 255  # in stored maps of classes of 8 bits; of 16 bits 65535
+GREY16_MODES = ("I", "I;16")  # Pillow's modes of 16-bit grey
+GREY_MODES = ("L", "1", *GREY16_MODES)
 ImageFile = str | Path | IO[bytes]
 
 
@@ -354,7 +344,9 @@ def read_classes(file: ImageFile) -> np.ndarray:
     Raises:
         OSError, ValueError: it is no such file.
     """
-    stored = read_stored(file, ("P", *GREY), "a mask has one number a pixel (palette or grey)")
+    stored = read_stored(
+        file, ("P", *GREY_MODES), "a mask has one number a pixel (palette or grey)"
+    )
     return stored.astype(np.uint8 if stored.dtype in (np.uint8, np.bool_) else np.uint16)
 
 
@@ -365,7 +357,7 @@ def read_scalars(file: ImageFile, low: float, high: float) -> np.ndarray:
     Raises:
         OSError, ValueError: it is no such file.
     """
-    stored = read_stored(file, GREY, "a map of numbers is a grey PNG")
+    stored = read_stored(file, GREY_MODES, "a map of numbers is a grey PNG")
     white = {np.bool_: 1, np.uint8: 255}.get(stored.dtype.type, 65535)
     return (low + stored / white * (high - low)).astype(np.float32)
 
@@ -427,7 +419,7 @@ def read_depth(path: str, scale: float, rotated_bits: int = 0) -> np.ndarray:
         UserError: the file cannot be read.
     """
     with _report_unreadable("depth", path):
-        stored = read_stored(path, GREY, "it must be a PNG with one channel")
+        stored = read_stored(path, GREY_MODES, "it must be a PNG with one channel")
     return unrotated(stored, rotated_bits).astype(np.float32) * np.float32(scale)
 
 

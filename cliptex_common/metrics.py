@@ -1,8 +1,5 @@
-"""The arithmetic of metrics: scores of one map, and means over images that count with weights.
-
-Scores of one predicted map against its ground truth, where the model computes.
-
-Means over images that count with weights: the arithmetic of metrics, and of their resamples."""
+"""The arithmetic of metrics: scores of one predicted map, computed where the model computes, and
+means over images that count with weights, as reports resample them."""
 
 from __future__ import annotations
 
@@ -82,7 +79,7 @@ def angles(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 Arrays = Mapping[str, np.ndarray]
-BINS = 15  # of confidences
+CONFIDENCE_BINS = 15
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -93,8 +90,9 @@ def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def bins_of(confidence: np.ndarray) -> np.ndarray:
-    """The bin of each confidence among ``BINS`` of equal width, [a, b); the last has 1, too."""
-    return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence, side="right")
+    """The bin of each confidence among ``CONFIDENCE_BINS`` of equal width, [a, b); the last has 1,
+    too."""
+    return np.searchsorted(np.linspace(0, 1, CONFIDENCE_BINS + 1)[1:-1], confidence, side="right")
 
 
 def mean_of_images(

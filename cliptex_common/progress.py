@@ -1,7 +1,5 @@
-"""When to do what is done again and again: the state of a training is saved, a process shows that
-it is alive.
-
-What a caller gives to long work: a log for curves, and a progress bar."""
+"""What accompanies long work: a pace for saving its state, calls that repeat beside it, and what
+its caller gives it, a log for curves and a progress bar."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-MAX_SHARE = 0.02  # of the time
+MAX_SHARE = 0.02  # of the time that work takes, for what ``Pace`` times
 
 
 class Pace:
@@ -38,7 +36,8 @@ class Pace:
 
 @contextmanager
 def repeating(function: Callable[[], object], seconds: float) -> Iterator[None]:
-    """Call ``function`` every ``seconds`` from a thread during the block, whatever it raises."""
+    """Call ``function`` every ``seconds`` from a thread during the block, whatever it raises: so a
+    process shows that it is alive."""
     over = threading.Event()
 
     def repeat() -> None:

@@ -1,22 +1,13 @@
-"""Plugins: a user's Python files that register backbones, datasets, probes … by the calls that the
-files of this project use.
+"""Registries by name – backbones, experts, datasets, probes, suites, executors – and the plugins
+and entry points by which others add to them.
 
-A process imports those that ``load`` is given, and, when it first looks for a name that it does not
-have, those of ``$CLIPTEX_PLUGINS``. A registry records which plugin an entry came from
-(``Registry.origin``).
-
-Registries by name: backbones, experts, datasets, probes, suites and executors.
-
-Others add entries by a plugin, a file that calls what the files of this project call, or, in an
-installed package, by an entry point of the registry's group in its setup.cfg::
+A plugin is a user's Python file that registers entries by the calls that the files of this project
+use. An installed package does it by an entry point of the registry's group in its setup.cfg::
 
     [options.entry_points]
     cliptex_benchmark.suites =
         my-suite = my_package.my_module:SUITE
-
-A registry is a dictionary of what was registered so far. A name that it lacks may be one of a
-plugin in ``$CLIPTEX_PLUGINS``, of an entry point, or of a module of this project that is slow to
-import (``register_lazy``), which are imported in this order when the name is looked up."""
+"""
 
 from __future__ import annotations
 
@@ -47,14 +38,15 @@ from cliptex_common.errors import UserError, error_summary, suggest
 from cliptex_common.files import expand_user, read_bytes
 from cliptex_common.settings import read_value
 
-VARIABLE = "CLIPTEX_PLUGINS"  # files, separated as in PATH
-TIMEOUT = "CLIPTEX_PLUGIN_TIMEOUT"  # seconds; imports on a busy machine take minutes
+PLUGINS_VARIABLE = "CLIPTEX_PLUGINS"  # files, separated as in PATH
+TIMEOUT_VARIABLE = "CLIPTEX_PLUGIN_TIMEOUT"  # seconds; imports on a busy machine take minutes
 CATCHES = 3  # of the error of the time limit, one a second
 
 
 @dataclass(eq=False)
 class Plugin:
-    """A plugin's file as this process has imported it.
+    """A plugin's file as this process has imported it: because ``load`` was given it, or
+    because ``$CLIPTEX_PLUGINS`` names it and a registry first lacked a name.
 
     Attributes:
         path: absolute, without links.
@@ -109,7 +101,7 @@ CATALOGS: list[str] = []
 READERS: list[str] = []
 
 
-def loaded() -> tuple[tuple[str, bytes], ...]:
+def plugin_sources() -> tuple[tuple[str, bytes], ...]:
     """Path and content of each plugin of this process: ``load`` of these in another process gives
     it the same entries, whether it sees the files or not."""
     return tuple((str(plugin.path), plugin.source) for plugin in LOADED.values())
@@ -133,7 +125,7 @@ def load_from_environment() -> None:
 
 
 def _paths_in_environment() -> list[Path]:
-    names = os.environ.get(VARIABLE, "").split(os.pathsep)
+    names = os.environ.get(PLUGINS_VARIABLE, "").split(os.pathsep)
     return [expand_user(name).resolve() for name in names if name]
 
 
@@ -186,12 +178,12 @@ def _time_limit(path: Path) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    seconds = read_value(TIMEOUT, os.environ.get(TIMEOUT, "600"), PositiveFloat)
+    seconds = read_value(TIMEOUT_VARIABLE, os.environ.get(TIMEOUT_VARIABLE, "600"), PositiveFloat)
 
     catches = count()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        message = f"it has not ended after {seconds:g} s; correct it, or raise {TIMEOUT}"
+        message = f"it has not ended after {seconds:g} s; correct it, or raise {TIMEOUT_VARIABLE}"
         if next(catches) == CATCHES:
             sys.stderr.write(f"error: plugin {path}: {message}\n")
             os._exit(2)
@@ -223,7 +215,11 @@ T = TypeVar("T")
 
 
 class Registry(UserDict[str, T]):
-    """Name → entry, in the order of registration.
+    """Name → entry, a dictionary of what was registered so far, in that order.
+
+    A name that it lacks may be one of a plugin in ``$CLIPTEX_PLUGINS``, of an entry point, or of a
+    module of this project that is slow to import (``register_lazy``): ``find`` imports these, in
+    this order.
 
     Args:
         kind: of entry, for messages (``suite``).
@@ -261,8 +257,9 @@ class Registry(UserDict[str, T]):
         """
         plugin = plugin or calling_plugin()
         exists = name in self.data or (plugin is not None and name in self._points())
+        # a module that is imported twice registers the same entry again
         is_repeated = self.data.get(name) is entry and self._plugins.get(name) is plugin
-        if exists and not is_repeated:  # a module may be imported twice
+        if exists and not is_repeated:
             owner = f", of plugin {self._plugins[name].path}" if name in self._plugins else ""
             raise UserError(f"{self.kind} {name!r} exists already{owner}; choose another name")
         if plugin is not None:
@@ -309,7 +306,8 @@ class Registry(UserDict[str, T]):
         raise UserError(f"no {self.kind} {name!r}; {suggest(name, {*self.data, *points})}{also}")
 
     def load_entry_points(self) -> Registry[T]:
-        """Import all entry points; a failure is remembered, and raised only by ``find``."""
+        """The registry itself, with all its entry points imported; a failure is remembered, and
+        raised only by ``find``."""
         load_from_environment()
         for point in self._points().values():
             self._load(point)

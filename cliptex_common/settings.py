@@ -132,8 +132,9 @@ def one_line_errors(name: str = "") -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        # what a validator or ``__post_init__`` raised says itself what is wrong
         if isinstance(own := first.get("ctx", {}).get("error"), UserError):
-            raise own from error  # it says itself what is wrong
+            raise own from error
         reason = first["msg"].removeprefix("Value error, ").partition(", unable to")[0]
         name = name or str(next(iter(first["loc"]), ""))
         reason = reason.replace("Input should be", "must be")
@@ -180,14 +181,15 @@ def parse_pairs(pairs: Iterable[str], option: str = "--set") -> dict[str, str]:
 def as_text(key: str, value: Any) -> str:
     """A setting's value as ``--set KEY=`` takes it. Items of a list are separated by commas; a list
     in a table (``head.in_index``) is written as a Python literal."""
-    if isinstance(value, list | tuple) and "." not in key:
+    in_table = "." in key
+    if isinstance(value, list | tuple) and not in_table:
         return ",".join(as_text(key, item) for item in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def split_task(key: str) -> tuple[str, str]:
-    """The task that a key is for and the setting: ``voc/head.head.type`` → (``voc/head``,
-    ``head.type``), ``lr`` → ('', ``lr``)."""
+    """The task that a key is for and the setting, of ``DATASET/PROBE.SETTING`` or ``SETTING``:
+    ``voc/head.head.type`` → (``voc/head``, ``head.type``), ``lr`` → ('', ``lr``)."""
     dataset, slash, rest = key.partition("/")
     probe, _, setting = rest.partition(".")
     return (f"{dataset}/{probe}", setting) if slash else ("", key)
@@ -239,7 +241,7 @@ def with_changes(settings: T, changes: Mapping[str, Any]) -> T:
         is_table = name in hints and Mapping in value_types(hints[name])
         if name not in field_names(type(settings)) or (path and not is_table):
             raise UserError(f"no setting {key!r}; {suggest(key, field_names(type(settings)))}")
-        if is_table:
+        if is_table:  # earlier changes of the same table count
             value = _merged(values.get(name, getattr(settings, name)), path, _plain(value))
             if not isinstance(value, Mapping):
                 raise UserError(f"{key}={value}: set its entries, such as {key}.type={value}")

@@ -1,12 +1,8 @@
-"""Large tables that are costly to build: arrays on disk, built once and mapped into memory.
+"""Arrays on disk, built once and mapped into memory; and tar files that are read at random by such
+an index.
 
-All processes of a machine share their pages, and opening one costs the same whatever its length.
-
-Tar files in the webdataset convention, indexed once and then read at random: ``KEY.SUFFIX`` →
-bytes.
-
-A key ends at the first dot of the file's name. An index (keys, offsets, sizes) is cached under
-``$CLIPTEX_HOME`` by path, size and modification time of its tar."""
+All processes of a machine share the pages of a table, and opening one costs the same whatever its
+length."""
 
 from __future__ import annotations
 
@@ -37,7 +33,8 @@ Contents = tuple[Mapping[str, np.ndarray], dict[str, Any]]  # arrays and metadat
 
 
 class Table:
-    """Arrays by name with JSON ``metadata``; cheap to pickle when stored in a file."""
+    """Arrays by name with JSON ``metadata``, each mapped when it is first used; cheap to pickle
+    when stored in a file."""
 
     def __init__(
         self,
@@ -108,7 +105,7 @@ def _load(file: Path) -> Table | None:
     return table
 
 
-VERSION = 4  # of the cached index
+INDEX_VERSION = 4  # of the cached index
 
 
 def read_member(path: Path, version: int, offset: int, size: int) -> bytes:
@@ -137,8 +134,9 @@ def tar_identity(tar: Path) -> tuple[str, int, int]:
 
 
 def index_tar(path: Path, suffixes: Sequence[str]) -> Table:
-    """``list_members`` of a tar, cached."""
-    subject = [*tar_identity(path), VERSION, *suffixes]
+    """``list_members`` of a tar, cached under ``$CLIPTEX_HOME`` by its path, size and modification
+    time."""
+    subject = [*tar_identity(path), INDEX_VERSION, *suffixes]
     return cached_table("tar-index", subject, lambda: list_members(path, suffixes))
 
 
@@ -161,7 +159,8 @@ def list_members(path: Path, suffixes: Sequence[str]) -> Contents:
 
 
 def walk_tar(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Key → suffix (lower case) → (offset, size), in the order of the tar.
+    """Key → suffix (lower case) → (offset, size), in the order of the tar, which is in the
+    webdataset convention: ``KEY.SUFFIX``, the key ends at the first dot of the file's name.
 
     Raises:
         UserError: the file is cut off, damaged or compressed, or holds a member twice.

@@ -30,7 +30,7 @@ def is_accelerator_name(name: str) -> bool:
 def accelerator_ids(kind: str, count: int) -> list[str]:
     """What the variables call each of the ``count`` accelerators of a type that this process
     sees."""
-    for variable in reversed(VARIABLES.get(kind, ())):
+    for variable in reversed(VARIABLES.get(kind, ())):  # as HIP reads them
         if os.environ.get(variable):
             return os.environ[variable].split(",")[:count]
     return list(map(str, range(count)))
@@ -38,7 +38,8 @@ def accelerator_ids(kind: str, count: int) -> list[str]:
 
 def restrict_accelerators(kind: str = "", number: str = "") -> dict[str, str]:
     """Variables with which a process sees only the accelerator ``number`` (of ``accelerator_ids``);
-    by default none, where a variable can hide them: an empty ZE_AFFINITY_MASK shows all."""
+    by default none."""
+    # without a type only CUDA's are hidden: an empty ZE_AFFINITY_MASK shows all
     return dict.fromkeys(VARIABLES.get(kind or "cuda", ()), number)
 
 

@@ -1,6 +1,5 @@
-"""The setting that says which layer of a backbone a probe reads, and one pass for all of them.
-
-The contract of a probe: what it gets for one task, and what it returns."""
+"""The contract of a probe: what it gets for one task (``Context``), what it returns
+(``TaskResult``), and the setting that says which layer of a backbone it reads."""
 
 from __future__ import annotations
 
@@ -61,6 +60,9 @@ KeypointLayers: Any = _layer_or("last")
 ImageFeatures: Any = _layer_or("projected", "pre_projection")
 
 
+# From a setting to a map: ``requested_layer`` is what the setting names, ``layer_number`` its
+# number from 1, ``requested_map`` the index, from 0, of its map, and ``map_index`` that or the last
+# one.
 def requested_layer(settings: Any) -> Layer | None:
     """The layer that a task's settings name by number or share; None if they name none."""
     field = axes_of(type(settings)).get("layers")  # type: ignore[arg-type]
@@ -87,8 +89,8 @@ def layer_number(layer: Layer, depth: int, backbone: str) -> int:
 
 
 def requested_map(settings: Any, backbone: Backbone) -> int | None:
-    """The index of the map that a task reads, of those of a backbone of ``at_layers``; None if it
-    names no layer."""
+    """The index of the map that a task reads, of those of a backbone of ``at_layers``, which reads
+    in one pass the layers of all tasks; None if it names no layer."""
     layer = requested_layer(settings)
     if layer is None:
         return None
@@ -109,8 +111,8 @@ Reuse = Literal["", "head", "train"]
 
 @dataclass
 class Cost:
-    """What a task costs: seconds and images by phase, ``encode``, ``text``, ``train`` and ``eval``,
-    and bytes of features that were stored.
+    """What a task costs: seconds and images by phase – ``encode``, ``text``, ``train``, ``eval``,
+    ``pictures`` and ``label_free`` – and bytes of features that were stored.
 
     ``images["encode"]`` counts what went through the backbone, each view of an image once.
     """
@@ -230,7 +232,8 @@ class Context(EncodeContext):
 
 @dataclass(frozen=True)
 class Head:
-    """A trained head without the frozen backbone; ``probes.predictor`` makes it predict again.
+    """The weights of a trained head, as a cell stores them, without the frozen backbone;
+    ``probes.predictor`` makes it predict again.
 
     Attributes:
         tensors: its weights, by name.
@@ -314,7 +317,8 @@ class SizedSettings(Protocol):
 
 @runtime_checkable
 class Probe(Protocol):
-    """A probe for one kind of dataset; ``probes.registry.PROBES`` has it as ``kind/name``.
+    """A probe for one kind of dataset; ``probes.registry.PROBES`` has it as ``kind/name``. A
+    protocol, so that any object with these attributes is one; a subclass has their defaults.
 
     Attributes:
         name: second half of a task's name (``linear``, ``pspnet``, ``mask-rcnn`` …).
@@ -453,7 +457,7 @@ class FeatureProbe(Probe):
 
     def run(self, context: Context) -> TaskResult:
         """Encode what is not cached, train what there is to train, and score ``val``."""
-        with context.cost.phase("eval"):
+        with context.cost.phase("eval"):  # less what runs in phases inside it, such as ``train``
             module, _, function = self.module.partition(":")
             result: TaskResult = getattr(import_module(module), function or "run")(context)
         return result

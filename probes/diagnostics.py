@@ -1,22 +1,5 @@
-"""What features look like, drawn and measured without labels.
-
-What a report draws of a backbone's last feature map: its principal components, and the likeness
-of any two parts of a few images.
-
-Components as DINOv3's notebook draws them (``notebooks/pca.ipynb`` of facebookresearch/dinov3):
-PCA of the patches, whitened, sigmoid(2x) as red, green and blue. There it is of one image, on a
-foreground that a trained classifier finds; here of all images together, so that a colour means the
-same in each, and without a mask.
-
-How a few images look to a backbone, part by part: by this a report sees where features change
-mode between two sizes (``reports.statistics``).
-
-Diagnostics of features that need no labels. They are descriptions, which nothing ranks by:
-sources disagree whether a higher intrinsic dimension is better.
-
-They depend on the number of features, so all are of the same number: the mean over ``SUBSAMPLES``
-subsamples without replacement, and their standard deviation. (A bootstrap has copies, which have no
-distance to their neighbours.) All in float64."""
+"""What features look like, drawn and measured without labels: principal components of a map, means
+of parts of images, and numbers that describe features. Nothing ranks by them."""
 
 from __future__ import annotations
 
@@ -65,7 +48,13 @@ def feature_pictures(
     size: tuple[int, int] | None = None,
     index: int = -1,
 ) -> dict[str, np.ndarray]:
-    """A feature map of N images, in float32, each image alone and squeezed to the size.
+    """A feature map of N images, in float32, each image alone and squeezed to the size; of it a
+    report draws the principal components, and the likeness of any two parts of the images.
+
+    Components as DINOv3's notebook draws them (``notebooks/pca.ipynb`` of
+    facebookresearch/dinov3): PCA of the patches, whitened, sigmoid(2x) as red, green and blue.
+    There it is of one image, on a foreground that a trained classifier finds; here of all images
+    together, so that a colour means the same in each, and without a mask.
 
     Args:
         root: folder that the images' names are relative to.
@@ -152,21 +141,22 @@ def _strip(images: Sequence[Tensor]) -> bytes:
     return buffer.getvalue()
 
 
-IMAGES = 4
+PART_IMAGES = 4
 GRID = 4  # parts along each side of an image
 _computed: WeakKeyDictionary[Backbone, dict[object, Tensor]] = WeakKeyDictionary()
 
 
 def part_features(context: Context) -> Mapping[str, np.ndarray]:
     """The means of the feature map that a task reads (else the last one) over the parts of evenly
-    spaced images of ``val``, squeezed to squares of the task's size.
+    spaced images of ``val``, squeezed to squares of the task's size. By them a report sees where
+    features change mode between two sizes (``reports.statistics``).
 
     Returns:
-        ``image`` (IMAGES,) names and ``features`` (IMAGES, GRID², C) float32.
+        ``image`` (PART_IMAGES,) names and ``features`` (PART_IMAGES, GRID², C) float32.
     """
     backbone, settings = context.backbone, context.settings
     samples = context.data.samples["val"]
-    names = [samples[index].image for index in spread_indices(len(samples), IMAGES)]
+    names = [samples[index].image for index in spread_indices(len(samples), PART_IMAGES)]
     paths = [context.data.root / name for name in names]
     size = (square_side(settings, backbone),) * 2
     encoding = Encoding(size, settings.precision, 1)
@@ -198,6 +188,10 @@ def log_label_free(context: Context, features: Tensor) -> None:
     ``features`` of a subsample: half of all, at most ``MOST``. Nothing of features that are not
     finite.
 
+    They depend on the number of features, so all are of the same number: the mean over
+    ``SUBSAMPLES`` subsamples without replacement, and their standard deviation. (A bootstrap has
+    copies, which have no distance to their neighbours.) All in float64.
+
     Args:
         features: (N, D) of training images or patches, as the backbone gives them.
     """
@@ -227,7 +221,8 @@ def _log(context: Context, features: Tensor, count: int) -> None:
 
 
 def label_free(features: Tensor) -> dict[str, float]:
-    """All diagnostics of (N, D) float64 features; NaN where one is not defined."""
+    """All diagnostics of (N, D) float64 features; NaN where one is not defined. Sources disagree
+    whether a higher intrinsic dimension is better."""
     squares = singular_squares(features)
     alpha, fit = alpha_req(singular_squares(features - features.mean(dim=0)))
     rank = rank_me(squares)
@@ -287,7 +282,7 @@ def two_nn(features: Tensor) -> float:
     if len(features) < 3:
         return math.nan
     nearest = torch.cdist(features, features).topk(3, largest=False).indices
-    # a product of matrices has found them; exact distances
+    # ``cdist`` found them by a product of matrices; here are the exact distances
     gaps = features[nearest] - features[:, None]
     _, first, second = gaps.norm(dim=2).sort(dim=1).values.unbind(1)
     return float(1 / (second / first).log().mean())

@@ -1,13 +1,5 @@
-"""OpenMMLab's libraries as the probes import them.
-
-The compiled operators of mmcv that our detectors use, from torchvision.
-
-mmcv's wheels for current versions of torch come without the compiled module ``mmcv._ext``, which
-``mmcv.ops`` imports. ``OperatorFinder``, which importing ``probes`` installs, has a module in its
-place.
-
-MMSegmentation without MMDetection, which takes 240 MB and two seconds to import: of its heads
-only those that predict masks import it, if it is installed, and no probe has these."""
+"""OpenMMLab's libraries as the probes import them: mmcv without its compiled operators, and
+MMSegmentation without MMDetection. Importing ``probes`` installs both finders."""
 
 from __future__ import annotations
 
@@ -21,11 +13,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAME = "mmcv._ext"
+MMCV_OPERATORS = "mmcv._ext"
 
 
 class TorchvisionOps(ModuleType):
-    """A stand-in for ``mmcv._ext``; operators that torchvision lacks fail when they are called."""
+    """A stand-in for ``mmcv._ext``, with the operators that our detectors use, from torchvision;
+    others fail when they are called.
+
+    ``mmcv.ops`` imports that compiled module, and mmcv's wheels for current versions of torch come
+    without it.
+    """
 
     @staticmethod
     def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> Tensor:
@@ -65,38 +62,41 @@ class OperatorFinder(MetaPathFinder, Loader):
     """Finds ``TorchvisionOps`` as ``mmcv._ext``; Python asks it last, where mmcv has none."""
 
     def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        return ModuleSpec(NAME, self) if name == NAME else None
+        return ModuleSpec(MMCV_OPERATORS, self) if name == MMCV_OPERATORS else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return TorchvisionOps(NAME)
+        return TorchvisionOps(MMCV_OPERATORS)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing is left to do."""
 
 
-LIBRARY = "mmdet"
-NAMES = tuple(f"mmseg.models.decode_heads.{name}_head" for name in ("mask2former", "maskformer"))
+MMDET = "mmdet"  # takes 240 MB and two seconds to import
+# of the heads of mmseg only those that predict masks import it; no probe has these
+MASK_HEAD_MODULES = tuple(
+    f"mmseg.models.decode_heads.{name}_head" for name in ("mask2former", "maskformer")
+)
 
 
 class MaskHeadLoader(SourceFileLoader):
-    """Loads a module as if ``LIBRARY`` were not installed, unless it was imported before."""
+    """Loads a module as if ``MMDET`` were not installed, unless it was imported before."""
 
     def exec_module(self, module: ModuleType) -> None:
-        if LIBRARY in sys.modules:
+        if MMDET in sys.modules:
             super().exec_module(module)
             return
-        sys.modules[LIBRARY] = None  # type: ignore[assignment]
+        sys.modules[MMDET] = None  # type: ignore[assignment]  # importing it fails as if absent
         try:
             super().exec_module(module)
         finally:
-            del sys.modules[LIBRARY]
+            del sys.modules[MMDET]
 
 
 class MaskHeadFinder(MetaPathFinder):
     """Finds the modules of heads that predict masks; Python asks it first."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, *_: Any) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path) if name in NAMES else None
+        spec = PathFinder.find_spec(name, path) if name in MASK_HEAD_MODULES else None
         if spec is not None and spec.origin is not None:
             spec.loader = MaskHeadLoader(name, spec.origin)
         return spec

@@ -1,6 +1,5 @@
-"""Files of trained heads, which are stored with their runs.
-
-The predictors that trained heads make with their backbone."""
+"""Files of trained heads, which are stored with their runs, and the predictors that these heads
+make with their backbone."""
 
 from __future__ import annotations
 
@@ -180,6 +179,7 @@ def load_predictor(
             f"{backbone.name!r} has weights {sha256[:12]}, the head of {metadata['task']} was"
             f" trained on {expected[:12]}; give that backbone"
         )
+    # heads on embeddings say how images are encoded; those on maps have a config of MMEngine's
     predictor = _ImageLevelPredictor if "encoding" in metadata else _MMLabPredictor
     with report_malformed(f"the head of {metadata['task']} is damaged", "name another run's"):
         return predictor(head, backbone, torch.device(device))
@@ -231,7 +231,7 @@ class _MMLabPredictor(Predictor):
             if module not in sys.modules and not module.startswith("probes."):
                 raise UserError(
                     f"the head of {self.task} needs {module}; import it, or name its file in"
-                    f" {registry.VARIABLE}"
+                    f" {registry.PLUGINS_VARIABLE}"
                 )
             with suppress(ModuleNotFoundError):  # ours has moved: what it had comes with others
                 import_module(module)

@@ -1,5 +1,5 @@
-"""Probes by ``kind of dataset/name``, datasets and dense heads by name: one file and one
-registration each."""
+"""Probes by ``kind of dataset/name``, datasets and dense heads by name; and the tasks that probes
+and datasets make."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from reports.records import DECLARERS, Metric
 PROBES: Registry[Probe] = Registry(
     "probe", "probes", instance_of(Probe, lambda probe: f"{probe.kind}/{probe.name}")
 )
-# ``probes.dense.probe.register_head`` fills it, and ``PROBES`` with the probes of each head
+# kinds of dense heads, not trained ones: ``probes.dense.probe.register_head`` fills it, and
+# ``PROBES`` with the probes of each
 HEADS: Registry[Any] = Registry("head", "heads")
 DATASETS: Registry[DatasetSpec] = Registry(
     "dataset", "datasets", instance_of(DatasetSpec), ("probes.catalog", "probes.experts")
@@ -43,7 +44,7 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
             f" {'; '.join(missing)}"
         )
     if not spec.module:
-        module = sys._getframe(1).f_globals["__name__"]
+        module = sys._getframe(1).f_globals["__name__"]  # of the caller
         if plugins.calling_plugin():  # configs cannot import a plugin's file
             module = __name__
         spec = replace(spec, module=module)
@@ -78,7 +79,7 @@ def _declared_metrics(task: str, kind: str, main_metric: str) -> dict[str, Metri
     return dict(PROBES[key].with_main_metric(main_metric).metrics)
 
 
-DECLARERS.append(_declared_metrics)
+DECLARERS.append(_declared_metrics)  # reports ask it for the metrics of a task
 
 
 def trained_task(name: str) -> str:

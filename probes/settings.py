@@ -23,7 +23,7 @@ from cliptex_common.settings import (
     settings_dataclass,
 )
 
-Schedule = Literal[
+Schedule = Literal[  # after the first three the keys of ``RATES``
     "poly", "cosine", "steps", "dinov3-segmentation", "dinov3-depth", "pixio", "probe3d"
 ]
 
@@ -77,7 +77,7 @@ class TrainingSettings:
         schedule: ``poly`` or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up;
             ``steps``, a tenth of the rate before at each of ``steps``, shares of the training; or
             one of a published source, which has its own warm-up and, of ``dinov3-depth``, beta 1:
-            see ``probes.settings``.
+            see ``RATES`` and ``BETAS``.
         power: of ``poly``.
         min_lr: what ``poly`` and ``cosine`` end at.
         warmup: share of the training over which the learning rate grows linearly; from 1 on a

@@ -10,12 +10,12 @@ from typing import Any, Literal
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import PositiveInt
 
-from backbones.cliptex.recipes import LAMBDA, Recipe
+from backbones.cliptex.recipes import LAMBDA_PREFIX, Recipe
 from backbones.cliptex.tasks import PAPER
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Seed, options_dataclass
 
-LAMBDAS = tuple(LAMBDA + loss for loss in ("clip", *PAPER))
+LAMBDAS = tuple(LAMBDA_PREFIX + loss for loss in ("clip", *PAPER))
 Value = float | int | bool | str
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
@@ -77,7 +77,8 @@ class Space:
     def name(self, params: Mapping[str, Value]) -> str:
         """Params as ``λseg 0.1 lr 0.001``: what differs from the base recipe, ``base`` for none."""
         changes = [
-            f"{name.replace(LAMBDA, 'λ')} {f'{value:.6g}' if isinstance(value, float) else value}"
+            f"{name.replace(LAMBDA_PREFIX, 'λ')}"
+            f" {f'{value:.6g}' if isinstance(value, float) else value}"
             for name, value in params.items()
             if value != self.base[name]
         ]

@@ -88,7 +88,7 @@ class OpenClipBackbone(Backbone):
             self.token_blocks = len(cast(Any, visual.trunk).feature_info)
         any_size = isinstance(visual, TimmModel) and not hasattr(visual.trunk, "set_input_size")
         copies = SizedCopies(visual, native_size(visual), set_image_size)
-        self._sized = None if any_size else copies
+        self._sized = None if any_size else copies  # None: the tower itself takes any size
 
     @property
     def visual(self) -> Any:
@@ -109,7 +109,8 @@ class OpenClipBackbone(Backbone):
 
     def encode_features(self, images: Tensor) -> Tensor:
         """As ``Backbone.encode_features``; the embedding where attention pooling includes the
-        projection (CLIP's ResNets)."""
+        projection (CLIP's ResNets). open_clip's own methods end behind the projection, so this
+        repeats what they do before it."""
         visual = self._at(images)
         if isinstance(visual, VisionTransformer):
             return visual._pool(visual.transformer(visual._embeds(images)))[0]
@@ -438,6 +439,8 @@ def encode_dense(visual: Any, images: Tensor) -> Tensor:
 
 
 def _encode_vit(visual: VisionTransformer, images: Tensor) -> Tensor:
+    """The forward pass of ``VisionTransformer``, with the last block's values in place of its
+    attention."""
     *blocks, last = visual.transformer.resblocks
     tokens = visual._embeds(images)
     for block in blocks:

@@ -58,8 +58,9 @@ class TimmBackbone(Backbone):
         self.divisor = max(self.strides)
         self._norm = len({layer["reduction"] for layer in info}) == 1
         native = getattr(getattr(model, "patch_embed", None), "img_size", None)
-        self._sized = SizedCopies(model, native, lambda copy, size: copy.set_input_size(size))
         # CNNs take any size, as do ViTs built with dynamic_img_size; others are copied for each
+        # size, but for those that ``_measure`` finds to take their own alone (``fixed_size``)
+        self._sized = SizedCopies(model, native, lambda copy, size: copy.set_input_size(size))
         self._any_size = not hasattr(model, "set_input_size") or bool(
             getattr(model, "dynamic_img_size", False)
         )
@@ -91,7 +92,7 @@ class TimmBackbone(Backbone):
 
     def _measure(self) -> tuple[tuple[int, ...], int]:
         """(channels, embed_dim) of the outputs, since some models differ from their declaration;
-        finds out whether the model takes other sizes than its own."""
+        sets ``fixed_size`` if the model takes no other size than its own."""
         native = tuple(resolve_model_data_config(self.model)["input_size"][-2:])
         reason = ""
         for size in ((4 * self.divisor, 6 * self.divisor), native):

@@ -33,7 +33,7 @@ class TorchHubBackbone(TokenBackbone):
     feature, or the mean of V-JEPA 2's patches.
 
     Args:
-        code: digest of the repository's Python files, part of the identity.
+        code_sha256: digest of the repository's Python files, part of the identity.
 
     Raises:
         UserError: it has none of the interfaces.
@@ -42,12 +42,12 @@ class TorchHubBackbone(TokenBackbone):
     libraries = ("torch",)
 
     def __init__(
-        self, model: nn.Module, *, name: str, entry: str, code: str, data: DataConfig
+        self, model: nn.Module, *, name: str, entry: str, code_sha256: str, data: DataConfig
     ) -> None:
         super().__init__()
         self.model: Any
         self.model = model.eval()
-        self.name, self.architecture, self.code = name, f"hub/{entry}", code
+        self.name, self.architecture, self.code_sha256 = name, f"hub/{entry}", code_sha256
         self.is_capi = hasattr(model, "prepare_tokens_and_drop")
         self.is_video = hasattr(model, "out_layers") and hasattr(model, "tubelet_size")
         patch: Any = getattr(model, "patch_size", 0)
@@ -99,7 +99,7 @@ class TorchHubBackbone(TokenBackbone):
         return model(images.unsqueeze(2).expand(-1, -1, frames, -1, -1))
 
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "code": self.code}
+        return {**super().identity(), "code": self.code_sha256}
 
 
 def build(request: Request) -> Backbone:
@@ -120,7 +120,7 @@ def build(request: Request) -> Backbone:
         raise UserError(f"{request.name!r} names no entry point; write hub/OWNER/REPO:ENTRY")
     arguments = dict(settings.get("model_args", {}) | settings.get("model_config", {}))
     pretrained = checkpoint is None and not request.random
-    model, code = load_entry(repo, function, arguments, repr(request.name), pretrained)
+    model, code_sha256 = load_entry(repo, function, arguments, repr(request.name), pretrained)
     native = (getattr(model, "img_height", 224), getattr(model, "img_width", 224))
     data = DataConfig(
         size=tuple(settings.get("size", native)),
@@ -133,7 +133,9 @@ def build(request: Request) -> Backbone:
         check_architecture(checkpoint, f"hub/{entry}")
         fit_state(model, checkpoint, f"hub/{entry}")
         data = checkpoint.data or data
-    backbone = TorchHubBackbone(model, name=request.name, entry=entry, code=code, data=data)
+    backbone = TorchHubBackbone(
+        model, name=request.name, entry=entry, code_sha256=code_sha256, data=data
+    )
     backbone.model_config = arguments
     backbone.weights = request.weights(backbone.model_state(), f"hub/{entry}")
     return backbone
@@ -159,7 +161,7 @@ def load_entry(
     """
     arguments = dict(arguments) if pretrained else {**arguments, "pretrained": False}
     try:
-        folder = Path(repo) if Path(repo).is_dir() else _code(repo, subject, pinned)
+        folder = Path(repo) if Path(repo).is_dir() else _fetch_code(repo, subject, pinned)
         model = torch.hub.load(str(folder), function, source="local", verbose=False, **arguments)
     except UserError:
         raise
@@ -187,7 +189,7 @@ def load_entry(
     return model, digest.hexdigest()
 
 
-def _code(repo: str, subject: str, pinned: bool) -> Path:
+def _fetch_code(repo: str, subject: str, pinned: bool) -> Path:
     """The folder of a repository's code, fetched if missing; torch.hub asks for trust first."""
     name = repo.partition(":")[0].replace("/", "_")
     if constants.HF_HUB_OFFLINE and not any(Path(torch.hub.get_dir()).glob(f"{name}_*")):

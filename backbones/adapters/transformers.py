@@ -223,7 +223,7 @@ class HfStages(Backbone):
         return self.encode_tokens(images, 1)[0][0]
 
     def _measure(self, native: tuple[int, int]) -> tuple[Sequence[Tensor], int]:
-        """(all maps of an image, its width); finds out whether it takes its own size only."""
+        """(all maps of an image, its width); sets ``fixed_size`` if it takes its own size only."""
         reason = ""
         for size in ((128, 128), native):
             try:
@@ -256,8 +256,9 @@ class HfBackbone(TokenBackbone):
         self.repo = repo  # of the tokenizer
         vision_config = getattr(config, "vision_config", config)
         self.vision = image_tower(self.model)
+        # architectures name their blocks differently; everywhere they are the longest list
         lists = [module for module in self.vision.modules() if isinstance(module, nn.ModuleList)]
-        self.blocks = max(lists, key=len, default=nn.ModuleList())  # the longest list
+        self.blocks = max(lists, key=len, default=nn.ModuleList())
         self.depth = self.token_blocks = len(self.blocks)
         self.divisor = patch_side(vision_config)
         layers = data.layers or evenly_spaced(vision_config.num_hidden_layers)

@@ -165,12 +165,12 @@ class TrainDataset(Dataset[Batch]):
         return self._assemble(samples, geometry)
 
     def validation(self, size: int = 64) -> Iterator[Batch]:
-        """This rank's share of the readable held-out pairs, without labels, in batches of ``size``;
-        prepared as the probes prepare images."""
+        """This rank's share of the readable held-out pairs in batches of ``size``, prepared as the
+        probes prepare images; their labels are not read, and their targets mean nothing."""
         share = np.array_split(self.held_out, self.world)[self.rank]
         for start in range(0, len(share), size):
             indices = share[start : start + size]
-            samples = [self._sample(int(index), labelled=False) for index in indices]
+            samples = [self._sample(int(index), with_labels=False) for index in indices]
             samples = [sample for sample in samples if sample.bad is None]
             if samples:
                 sizes = [sample.image.shape[:2] for sample in samples]
@@ -238,10 +238,10 @@ class TrainDataset(Dataset[Batch]):
             self._orders = orders
         return orders[epoch]
 
-    def _sample(self, index: int, labelled: bool = True) -> _DecodedPair:
-        return self._cache[index] if self._cache is not None else self._read(index, labelled)
+    def _sample(self, index: int, with_labels: bool = True) -> _DecodedPair:
+        return self._cache[index] if self._cache is not None else self._read(index, with_labels)
 
-    def _read(self, index: int, labelled: bool = True) -> _DecodedPair:
+    def _read(self, index: int, with_labels: bool = True) -> _DecodedPair:
         """Pair ``index``, or instead of an unreadable one the next that is readable and trained
         on."""
         bad = None
@@ -263,7 +263,7 @@ class TrainDataset(Dataset[Batch]):
                 f" {bad}; check the files"
             )
         sample = _DecodedPair(image, self.tokenizer([pair.caption])[0], {}, bad)
-        if self.labels is not None and labelled:
+        if self.labels is not None and with_labels:
             sample.labels = self._read_labels(self.labels, pair.key)
             sample.unlabelled = not sample.labels
         return sample

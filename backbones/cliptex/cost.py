@@ -3,8 +3,8 @@
 Counted are matrix products, convolutions and attention, by torch's own counter: a multiply and an
 add are two operations; backward passes are included, element-wise operations (norms, activations,
 optimizer) and decoding are not. One representative step is counted and multiplied by the number of
-steps, since the counter slows what it counts. A file of its own, since probes count
-without a training.
+steps, since the counter slows what it counts. A file of its own, since ``benchmark.cell`` counts
+the encoding of images without a training.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cliptex_common.errors import UserError, report_malformed
-from cliptex_common.images import UNKNOWN, mask_error, read_instances
+from cliptex_common.images import UNKNOWN_CLASS, mask_error, read_instances
 
 COCO = {
     "train": "annotations/instances_train2017.json",
@@ -117,7 +117,7 @@ def paint(image: dict[str, Any]) -> np.ndarray:
     for instance in sorted(image["annotations"], key=lambda instance: -instance.get("area", 0)):
         crowd = instance.get("iscrowd", 0)
         mask = _mask(instance["segmentation"], *size)
-        merged[mask] = UNKNOWN if crowd else instance["category_id"]
+        merged[mask] = UNKNOWN_CLASS if crowd else instance["category_id"]
     return merged
 
 

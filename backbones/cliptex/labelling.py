@@ -52,7 +52,7 @@ from cliptex_common.images import IMAGE_ERRORS, spread_indices, write_grid
 from cliptex_common.progress import Progress
 from cliptex_common.settings import settings_dataclass
 
-VERSION = 2
+LABELLING_VERSION = 2
 LabelSources = Sequence["Expert | ManualLabels"]  # of one task each
 Prediction = tuple[str, Sequence[int], dict[str, np.ndarray]]  # key, image size, maps by task
 IMAGE_PIXELS = 2**19  # of larger images fewer are in a batch, so that memory stays bounded
@@ -92,11 +92,11 @@ class LabelledShard:
 
 
 class Labeller:
-    """Labels shards of ``source`` with ``experts``.
+    """Labels shards of ``source`` with ``experts``, models or people.
 
     Args:
-        experts: one for each task at most, frozen and on their device, as ``load_experts`` gives
-            them, or ``ManualLabels``.
+        experts: one for each task at most: models, frozen and on their device, as ``load_experts``
+            gives them, or ``ManualLabels`` with what people made.
         writer: of the store, as ``labels_writer`` gives it for these.
         batch_size: images of one size that experts see at once; fewer above ``IMAGE_PIXELS``.
         num_workers: threads that decode images, and as many that encode labels; never changes a
@@ -117,6 +117,7 @@ class Labeller:
         self.manual = [expert for expert in experts if isinstance(expert, ManualLabels)]
         self.batch_size, self.num_workers = batch_size, max(1, num_workers)
         self.flops: dict[str, int] = {}
+        # of the current shard: images labelled, and seconds of each expert
         self.images, self.seconds = 0, dict.fromkeys((e.name for e in self.experts), 0.0)
         self._in_parts = {
             name: Halving(batch_size, f"labelling with {name}", []) for name in self.seconds
@@ -264,7 +265,7 @@ def labels_writer(
     if not experts:
         raise UserError("no experts to label with; give some as --experts NAME=WHERE")
     identity = {
-        "version": VERSION,
+        "version": LABELLING_VERSION,
         "pairs": source.fingerprint,
         "settings": vars(settings),
         "experts": [expert.identity() for expert in experts],

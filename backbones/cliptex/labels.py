@@ -43,8 +43,8 @@ class Labels(Protocol):
     classes: Mapping[str, Sequence[str]]
 
     def get(self, key: str, tasks: Collection[str] | None = None) -> Mapping[str, np.ndarray]:
-        """The pair's labels for those of ``tasks`` (None: all) that exist, as ``Task`` describes
-        them. Raises ``KeyError`` if the pair has none."""
+        """The pair's labels for those of ``tasks`` (None: all) that exist, as the ``LabelMap`` of
+        each task describes them. Raises ``KeyError`` if the pair has none."""
 
     def tasks_of(self, key: str) -> tuple[str, ...]:
         """The tasks that the pair has labels for."""
@@ -100,7 +100,9 @@ Classes = Mapping[str, Sequence[str]]
 def store_key(identity: Mapping[str, Any], classes: Classes) -> str:
     """``key`` in the manifest of a store of this identity: 32 hex digits."""
     named = {task: list(names) for task, names in classes.items()}
-    return content_key({"version": VERSION, "identity": dict(identity), "classes": named}, 32)
+    return content_key(
+        {"version": FORMAT_VERSION, "identity": dict(identity), "classes": named}, 32
+    )
 
 
 def encode(labels: Mapping[str, np.ndarray]) -> dict[str, bytes]:
@@ -169,7 +171,7 @@ class LabelWriter:
             return None
 
     def shard(self, name: str) -> AbstractContextManager[ShardWriter]:
-        """Begin (again) the shard ``name``."""
+        """Begin (again) the shard ``name``; its summary has the store's key as ``identity``."""
         return writing_shard(self.root, name, self.key)
 
     def finish(self, shards: Sequence[Mapping[str, Any]], **extra: Any) -> dict[str, Any]:
@@ -182,7 +184,7 @@ class LabelWriter:
         out, size = sum(shard["pairs"] for shard in shards), sum(shard["bytes"] for shard in shards)
         failed = [pair for shard in shards for pair in shard["failed"]]
         manifest = {
-            "version": VERSION,
+            "version": FORMAT_VERSION,
             "key": self.key,
             "identity": self.identity,
             "tasks": {
@@ -283,7 +285,7 @@ class LabelStore:
 
     @functools.cached_property
     def _table(self) -> Table:
-        inputs = [VERSION, str(self.root.resolve()), self.identity, self._mtimes]
+        inputs = [FORMAT_VERSION, str(self.root.resolve()), self.identity, self._mtimes]
         return cached_table("label-index", inputs, self._index)
 
     def _index(self) -> Contents:
@@ -343,12 +345,12 @@ def read_manifest(root: Path) -> dict[str, Any]:
         )
     with report_malformed(f"{path} is not readable", "make the labels again in another folder"):
         manifest = read_json(path)
-        if manifest["version"] != VERSION or not manifest.keys() >= FIELDS:
-            raise ValueError(f"not a manifest of format {VERSION}")
+        if manifest["version"] != FORMAT_VERSION or not manifest.keys() >= FIELDS:
+            raise ValueError(f"not a manifest of format {FORMAT_VERSION}")
     return manifest
 
 
-VERSION = 3
+FORMAT_VERSION = 3
 SUMMARY = {"identity", "sha256", "bytes", "pairs", "failed"}
 
 
@@ -401,7 +403,7 @@ def writing_shard(root: Path, name: str, identity: str) -> Iterator[ShardWriter]
                 raise
             tar.close()
         summary = {
-            "version": VERSION,
+            "version": FORMAT_VERSION,
             "identity": identity,
             "sha256": sha256_file(temporary),
             "bytes": temporary.stat().st_size,

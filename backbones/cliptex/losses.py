@@ -2,9 +2,9 @@
 
 A dense loss gives (sum, count), not a mean, so that ranks and micro-batches can be added up; where
 nothing is labelled, sum 0 with gradient 0, and count 0. (The objective divides by ``Task.count``,
-which needs no prediction.) After a change here raise ``recipes.VERSION``, or weights of the old
-formulas pass for those of the new. In order: the contrast, segmentation,
-depth, normals, and the likelihood of normals by which an expert learns.
+which needs no prediction.) After a change here raise ``recipes.RECIPE_VERSION``, or weights of the
+old formulas pass for those of the new. In order: the contrast, segmentation, depth, normals, and
+the likelihood of normals by which an expert learns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 ContrastiveLoss = Callable[..., Tensor]
 Summed = tuple[Tensor, Tensor]  # (sum, count), so that ranks and micro-batches can be added up
-IGNORE = -100  # of targets of classes, as of torch's cross-entropy; in files it is ``UNKNOWN``
+IGNORE = (
+    -100
+)  # of targets of classes, as of torch's cross-entropy; in files it is ``UNKNOWN_CLASS``
 
 
 def contrastive_loss(clip: nn.Module, rank: int = 0, world: int = 1) -> ContrastiveLoss:

@@ -78,7 +78,7 @@ def load_initial_clip(
     if init in ("random", "imagenet"):
         start = _build(model, seed, imagenet=init == "imagenet")
     elif Path(init).is_file():
-        start = backbones.create("cliptex", weights=init)
+        start = backbones.create("cliptex", weights=init)  # of whatever architecture they are
         start.weights = replace(start.weights, source=Path(init).name)
     else:
         start = backbones.create(init, seed=seed)
@@ -162,7 +162,12 @@ def _change_image_size(start: OpenClipBackbone, size: int) -> None:
 
 
 class CLIPWithHeads(nn.Module):
-    """An open_clip model and its task heads, which share one pass of the image tower."""
+    """An open_clip model and its task heads, which share one pass of the image tower.
+
+    Args:
+        layers: indices, from 0, of the blocks or stages whose maps the heads read.
+        heads: None without tasks.
+    """
 
     def __init__(self, clip: nn.Module, layers: tuple[int, ...], heads: TaskHeads | None) -> None:
         super().__init__()
@@ -250,6 +255,9 @@ class TaskHeads(nn.Module):
     Args:
         channels: of each feature map.
         outputs: task → output channels, see ``Task.output_channels``.
+        width: channels between the convolutions.
+        upsample: side of the square of sub-pixels that a head writes for each cell of the largest
+            map.
     """
 
     def __init__(
@@ -270,7 +278,7 @@ class TaskHeads(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Maps (N, channels[i], h_i, w_i) → task → prediction of ``size``, as its loss takes it."""
-        features = self.shared[1:](self._mix(maps))
+        features = self.shared[1:](self._mix(maps))  # ``_mix`` is shared[0]
         outputs = {task: head(features) for task, head in self.tasks.items()}
         with torch.autocast(features.device.type, enabled=False):
             return {

@@ -19,7 +19,13 @@ from backbones.cliptex.losses import ContrastiveLoss, contrastive_loss
 from backbones.cliptex.model import CLIPWithHeads
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.trainer import copy_buffers, restore_buffers, sum_over_ranks, world
+from backbones.cliptex.trainer import (
+    copy_buffers,
+    rank_and_world,
+    restore_buffers,
+    sum_over_ranks,
+    world_size,
+)
 from cliptex_common.device import is_accelerator, random_state, set_random_state
 from cliptex_common.errors import UserError
 
@@ -28,15 +34,15 @@ Number = TypeVar("Number", float, Tensor)
 
 
 def weighted_losses(
-    recipe: Recipe, losses: Mapping[str, Number], share: float
+    recipe: Recipe, losses: Mapping[str, Number], fraction_done: float
 ) -> tuple[Number, dict[str, Number]]:
     """L = λ_clip L_clip + Σ_task λ_task L_task (the paper's objective), and its terms λ L.
 
     Args:
         losses: L of ``clip`` and each task.
-        share: of the steps that are done: a λ may change, see ``Recipe.schedules``.
+        fraction_done: of the steps; a λ may change with it, see ``Recipe.schedules``.
     """
-    weights = recipe.loss_weights_at(share)
+    weights = recipe.loss_weights_at(fraction_done)
     terms = {name: weights[name] * loss for name, loss in losses.items()}
     return reduce(add, terms.values()), terms
 
@@ -44,16 +50,23 @@ def weighted_losses(
 def dense_losses(dense: Losses, targets: Losses, counts: Losses) -> Losses:
     """L of each task: the sum over this process's labels, over their number ``counts`` in the
     batch."""
-    return {
-        task: find_task(task).loss(dense[task], targets[task])[0] / count
-        for task, count in counts.items()
-    }
+    losses = {}
+    for task, count in counts.items():
+        loss_sum, _ = find_task(task).loss(dense[task], targets[task])
+        losses[task] = loss_sum / count
+    return losses
 
 
 class Passes:
-    """A recipe's forward and backward passes through ``model``, wrapped for DDP here.
+    """A recipe's forward and backward passes through ``model``.
 
-    ``label_size``: side of the dense predictions; 0 without tasks.
+    Args:
+        label_size: side of the dense predictions; 0 without tasks.
+
+    Attributes:
+        model: bare; it embeds without gradient.
+        parallel: the same in DDP's wrapper, where there are several processes; for passes with
+            gradient.
 
     Raises:
         UserError: the model cannot trade time for memory (``grad_checkpointing``).
@@ -63,7 +76,7 @@ class Passes:
         self, model: CLIPWithHeads, recipe: Recipe, label_size: int, device: torch.device
     ) -> None:
         self.model, self.recipe, self.label_size, self.device = model, recipe, label_size, device
-        self.contrast = contrastive_loss(model.clip, *world())
+        self.contrast = contrastive_loss(model.clip, *rank_and_world())
         clip: Any = model.clip
         if recipe.grad_checkpointing:
             try:
@@ -73,7 +86,7 @@ class Passes:
                     "this model has no gradient checkpointing; set grad_checkpointing=false"
                 ) from error
         self.parallel: nn.Module = model
-        distributed = world()[1] > 1
+        distributed = world_size() > 1
         # on CPUs each process normalises its own share: gloo has no synchronised batch norm
         if distributed and is_accelerator(device):
             self.parallel = self.model = convert_sync_batchnorm(model)
@@ -82,9 +95,10 @@ class Passes:
             self.parallel = DistributedDataParallel(self.parallel, device_ids=ids)
 
     def backward(
-        self, batch: Batch, norms: bool = False, share: float = 0.0
+        self, batch: Batch, norms: bool = False, fraction_done: float = 0.0
     ) -> tuple[Losses, dict[str, float]]:
-        """Add the gradient of the step's loss, averaged over the global batch, to the parameters.
+        """Compute the step's losses, and add the gradient of their sum, averaged over the global
+        batch, to the parameters.
 
         Args:
             batch: this process's share.
@@ -92,19 +106,21 @@ class Passes:
                 at the last block of the image tower, the last parameters that all share if the
                 heads read it (as GradNorm does, Chen et al. 2018); else those of tasks are 0.
                 Costs a fraction of a backward pass.
-            share: of the steps that are done.
+            fraction_done: of the steps.
 
         Returns:
             detached losses of this process (``clip`` and each task, without λ), and the norms.
         """
         counts = self._label_counts(batch)
         if self.recipe.accumulate > 1:
-            return self._accumulate(batch.split(self.recipe.accumulate), counts, norms, share)
+            return self._accumulate(
+                batch.split(self.recipe.accumulate), counts, norms, fraction_done
+            )
         with self.autocast():
             out = self.parallel(batch.images, batch.tokens, self.label_size)
         losses = {"clip": self.contrast(**_embeddings(out))}
         losses |= dense_losses(out["dense"], batch.targets, counts)
-        total, terms = weighted_losses(self.recipe, losses, share)
+        total, terms = weighted_losses(self.recipe, losses, fraction_done)
         gradients = self._gradients(terms) if norms else {}
         total.backward()
         return {name: loss.detach() for name, loss in losses.items()}, _norms(gradients)
@@ -115,7 +131,7 @@ class Passes:
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def _accumulate(
-        self, parts: Sequence[Batch], counts: Losses, norms: bool, share: float
+        self, parts: Sequence[Batch], counts: Losses, norms: bool, fraction_done: float
     ) -> tuple[Losses, dict[str, float]]:
         """Gradient caching: embed all micro-batches, then each again with gradient.
 
@@ -150,7 +166,9 @@ class Passes:
                 ]
                 surrogate = reduce(add, products)
                 dense = dense_losses(out["dense"], part.targets, counts)
-                total, terms = weighted_losses(self.recipe, {"clip": surrogate, **dense}, share)
+                total, terms = weighted_losses(
+                    self.recipe, {"clip": surrogate, **dense}, fraction_done
+                )
                 for name, own in self._gradients(terms).items() if norms else ():
                     earlier = summed.get(name, [0.0] * len(own))
                     summed[name] = [a + b for a, b in zip(earlier, own, strict=True)]
@@ -165,7 +183,7 @@ class Passes:
         if not tasks:
             return {}
         local = [find_task(task).count(batch.targets[task]) for task in tasks]
-        counts = sum_over_ranks(torch.stack(local)) / world()[1]
+        counts = sum_over_ranks(torch.stack(local)) / world_size()
         return {task: count.clamp(min=1e-6) for task, count in zip(tasks, counts, strict=True)}
 
     def _gradients(self, terms: Losses) -> dict[str, list[Tensor]]:
@@ -190,7 +208,7 @@ def _norms(gradients: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
     norms = {}
     for name, parts in gradients.items():
         flat = torch.cat([part.flatten() for part in parts])
-        norms[name] = (sum_over_ranks(flat) / world()[1]).norm().item()
+        norms[name] = (sum_over_ranks(flat) / world_size()).norm().item()
     return norms
 
 

@@ -191,9 +191,9 @@ class PairSource:
         return np.concatenate(order)
 
 
-IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
+IMAGE_SUFFIXES, CAPTION_SUFFIXES = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 MEMBERS = (("image", np.int64, 2), ("caption", np.int64, 2))  # offset and size
-VERSION = 2  # of the cached tables
+TABLE_VERSION = 2  # of the cached tables
 PARALLEL_BYTES = 1 << 26  # of shards that several processes index
 MAX_INDEXERS = 16
 
@@ -226,6 +226,7 @@ def open_pairs(
             )
         return TablePairs(Path(text))
     paths = _list_shards(text)
+    # fetched files in the places of their URLs
     fetched = iter(fetch_shards([path for path in paths if isinstance(path, str)], progress))
     tars = [path if isinstance(path, Path) else next(fetched) for path in paths]
     return TarPairs(hide_secrets(text), tars, progress, keep)
@@ -273,7 +274,7 @@ def _list_shards(text: str) -> list[Path | str]:
 class TarPairs(PairSource):
     """Pairs in webdataset tar shards. A key is ``SHARD/KEY``, for example ``00012/000120034``.
 
-    Their offsets are a table that all processes of a machine share; see ``tables``.
+    Their offsets are a table that all processes of a machine share; see ``cliptex_common.tables``.
     """
 
     def __init__(
@@ -284,7 +285,7 @@ class TarPairs(PairSource):
         identities = [tar_identity(path) for path in paths]
         self._table = cached_table(
             "pair-index",
-            [VERSION, identities, names],
+            [TABLE_VERSION, identities, names],
             lambda: _index(paths, names, progress),
             lambda: progress.start("another process indexes these shards", 1),
             keep=keep,
@@ -364,8 +365,8 @@ def _index_shard(path: Path) -> tuple[np.ndarray, list[str]]:
     """A shard's rows, and the keys that lack image or caption."""
     rows, incomplete = [], []
     for key, members in walk_tar(path).items():
-        image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
-        caption = next((members[suffix] for suffix in CAPTIONS if suffix in members), None)
+        image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+        caption = next((members[suffix] for suffix in CAPTION_SUFFIXES if suffix in members), None)
         if image and caption:
             rows.append((key.encode(), image, caption, "txt" in members))
         else:

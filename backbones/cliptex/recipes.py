@@ -31,16 +31,16 @@ from cliptex_common.settings import (
 if TYPE_CHECKING:
     from cliptex_common.device import Device
 
-VERSION = 4  # raised whenever the same recipe would give other weights
-LAMBDAS = {"clip": 1.0, "seg": 0.1, "depth": 1.0, "normal": 1.0}  # the paper's
-LAMBDA = "lambda_"  # λ of a loss is the setting lambda_LOSS
+RECIPE_VERSION = 4  # raised whenever the same recipe would give other weights
+PAPER_LAMBDAS = {"clip": 1.0, "seg": 0.1, "depth": 1.0, "normal": 1.0}
+LAMBDA_PREFIX = "lambda_"  # λ of a loss is the setting lambda_LOSS
 
 # share of the steps that are done, in [0, 1) → factor on a loss's λ
 Schedule = Callable[[float], float]
 SCHEDULES: Registry[Schedule] = Registry("schedule of a λ", "schedules")
-SCHEDULES.register("rise", lambda share: share)
-SCHEDULES.register("fall", lambda share: 1 - share)
-SCHEDULES.register("cosine", lambda share: 0.5 * (1 + math.cos(math.pi * share)))
+SCHEDULES.register("rise", lambda done: done)
+SCHEDULES.register("fall", lambda done: 1 - done)
+SCHEDULES.register("cosine", lambda done: 0.5 * (1 + math.cos(math.pi * done)))
 OPTIONAL = ("schedules", "layers")  # not part of a recipe that leaves them empty
 
 
@@ -58,8 +58,8 @@ class Recipe:
             or a JSON file with an open_clip model config.
         lambdas: weights of the losses of ``clip`` and each task, 1 where not given; the settings
             ``lambda_clip``, ``lambda_seg`` … of command lines, files and sweeps.
-        schedules: ``LOSS:SCHEDULE``, the λ that change in training: those of ``seg:rise`` and
-            ``depth:fall`` are multiplied by a name's function in ``SCHEDULES`` at each step.
+        schedules: ``LOSS:SCHEDULE``, the λ that change in training: with ``seg:rise``, λ_seg is
+            multiplied at each step by ``SCHEDULES["rise"]`` of the share of steps done.
         experts: tasks whose labels are used (see ``tasks``; plug-ins' too); the λ of the others
             counts as 0.
         epochs: passes over the pairs; may be a fraction.
@@ -81,8 +81,8 @@ class Recipe:
         image_size: square input in pixels; 0 keeps the model's own.
         crop_scale: range of the crop's area as a share of the largest square.
         flip: probability.
-        layers: whose maps the heads read, from 1, shallow to deep; by default those that a probe
-            reads.
+        layers: whose maps the heads read, from 1, shallow to deep; by default the tower's own
+            (``default_layers``: evenly spaced blocks).
         label_size: side of the maps that the dense losses compare; 0 takes four pixels for each
             patch.
         head_width: channels in the heads; 0 takes half of the image tower's, at most 256.
@@ -94,7 +94,7 @@ class Recipe:
     name: str = "cliptex"
     model: str = "mini"
     lambdas: Mapping[str, NonNegativeFloat] = field(
-        default_factory=lambda: dict(LAMBDAS), hash=False
+        default_factory=lambda: dict(PAPER_LAMBDAS), hash=False
     )
     schedules: tuple[str, ...] = ()
     experts: tuple[str, ...] = PAPER
@@ -143,9 +143,10 @@ class Recipe:
         lambdas |= {name: self.lambdas[name] for name in lambdas if name in self.lambdas}
         return {name: float(x) for name, x in lambdas.items() if x > 0 or name == "clip"}
 
-    def loss_weights_at(self, share: float) -> dict[str, float]:
-        """``loss_weights`` when ``share`` of the steps are done."""
-        factors = {loss: SCHEDULES.find(name)(share) for loss, name in self._schedules.items()}
+    def loss_weights_at(self, fraction_done: float) -> dict[str, float]:
+        """``loss_weights`` when this share of the steps is done, each λ times its schedule."""
+        schedules = self._schedules.items()
+        factors = {loss: SCHEDULES.find(name)(fraction_done) for loss, name in schedules}
         return {loss: x * factors.get(loss, 1.0) for loss, x in self.loss_weights.items()}
 
     @property
@@ -165,7 +166,7 @@ class Recipe:
         losses = ("clip", *ordered({*PAPER, *self.experts, *self.lambdas} - {"clip"}))
         return {
             "name": settings.pop("name"),
-            **{LAMBDA + loss: float(self.lambdas.get(loss, 1.0)) for loss in losses},
+            **{LAMBDA_PREFIX + loss: float(self.lambdas.get(loss, 1.0)) for loss in losses},
             **settings,
         }
 
@@ -179,11 +180,13 @@ class Recipe:
         if unknown := [name for name in changes if name not in names]:
             raise UserError(f"no setting {unknown[0]!r}; {suggest(unknown[0], names)}")
         lambdas = {
-            name.removeprefix(LAMBDA): read_value(name, value, NonNegativeFloat)
+            name.removeprefix(LAMBDA_PREFIX): read_value(name, value, NonNegativeFloat)
             for name, value in changes.items()
-            if name.startswith(LAMBDA)
+            if name.startswith(LAMBDA_PREFIX)
         }
-        rest = {name: value for name, value in changes.items() if not name.startswith(LAMBDA)}
+        rest = {
+            name: value for name, value in changes.items() if not name.startswith(LAMBDA_PREFIX)
+        }
         return with_changes(self, {**rest, "lambdas": lambdas})
 
     def with_precision(self, device: Device) -> Recipe:
@@ -205,7 +208,12 @@ class Recipe:
         plugins = {name: SCHEDULES.origin(name) for name in self._schedules.values()}
         if any(plugins.values()):
             settings["schedule_plugins"] = plugins
-        return {"version": VERSION, "lambdas": self.loss_weights, **settings, **origins(self.tasks)}
+        return {
+            "version": RECIPE_VERSION,
+            "lambdas": self.loss_weights,
+            **settings,
+            **origins(self.tasks),
+        }
 
     def _stated(self) -> dict[str, Any]:
         """All fields but optional ones that are empty."""
@@ -220,14 +228,14 @@ class Recipe:
 
 def setting_names() -> set[str]:
     """Names of all settings of a recipe, as users know them."""
-    lambdas = {LAMBDA + loss for loss in ("clip", *task_names())}
+    lambdas = {LAMBDA_PREFIX + loss for loss in ("clip", *task_names())}
     return field_names(Recipe) - {"lambdas"} | lambdas
 
 
-NO_TASKS = {"clip": 1.0, **dict.fromkeys(PAPER, 0.0)}
+CONTRAST_ALONE = {"clip": 1.0, **dict.fromkeys(PAPER, 0.0)}  # λ
 RECIPES: dict[str, Recipe] = {
-    "clip": Recipe(name="clip", lr=5e-4, weight_decay=0.2, lambdas=NO_TASKS),
-    "clip-ft": Recipe(name="clip-ft", lambdas=NO_TASKS),
+    "clip": Recipe(name="clip", lr=5e-4, weight_decay=0.2, lambdas=CONTRAST_ALONE),
+    "clip-ft": Recipe(name="clip-ft", lambdas=CONTRAST_ALONE),
     "cliptex": Recipe(name="cliptex"),
 }
 

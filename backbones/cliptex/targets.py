@@ -35,7 +35,7 @@ from backbones.cliptex.losses import (
     segmentation_loss,
 )
 from cliptex_common.images import (
-    DEEP,
+    GREY16_MODES,
     MIRRORED,
     normal_picture,
     open_image,
@@ -117,7 +117,7 @@ class LabelMap(Task):
     folders: ClassVar[MapFolders | None] = None
 
     def predict(self, output: Tensor) -> Tensor:
-        """The labels of N images in a head's output."""
+        """The labels of N images in a head's output, which is not activated yet."""
         return self.activate(output)
 
     @abstractmethod
@@ -298,8 +298,8 @@ def _grid(geometry: Geometry, size: int) -> Tensor:
 STEPS = 65534  # of a 16-bit file, whose 0 is unknown
 
 
-class KnownShape(LabelMap):
-    """What the shapes have in common."""
+class PixelMap(LabelMap):
+    """A label with a value for each pixel, known or unknown; the losses count the known ones."""
 
     @abstractmethod
     def valid(self, target: Tensor) -> Tensor:
@@ -309,7 +309,7 @@ class KnownShape(LabelMap):
         return self.valid(target).sum().float()
 
 
-class ClassMap(KnownShape):
+class ClassMap(PixelMap):
     """A class for each pixel.
 
     A label is (H, W) uint8 or uint16, the largest value of its type where unknown; a target is
@@ -358,7 +358,7 @@ class ClassMap(KnownShape):
         return np.where((label == np.iinfo(label.dtype).max)[..., None], 0, blend).astype(np.uint8)
 
 
-class ScalarMap(KnownShape):
+class ScalarMap(PixelMap):
     """A number for each pixel.
 
     A label is (H, W) float32 in ``value_range``, NaN where unknown; so is a target (N, size, size).
@@ -410,7 +410,7 @@ class ScalarMap(KnownShape):
         return picture * valid[..., None]
 
 
-class VectorMap(KnownShape):
+class VectorMap(PixelMap):
     """A direction in space for each pixel.
 
     A label is (3, H, W) float32 unit vectors, axes ``cliptex_common.images.AXES``, zero where
@@ -516,7 +516,8 @@ class SegLabels(ClassMap):
         ``object_acc`` (over pixels of objects), ``labelled`` (share not unknown) and
         ``labelled_acc`` (correct among those).
         """
-        # unknown predictions are of a class that no pixel has; targets above it are not scored
+        # one class more, which no pixel has, for unknown predictions; one after that, which
+        # ``confusion`` ignores, for targets that are not scored
         predicted = torch.from_numpy(np.minimum(outputs[self.name], classes).astype(np.int64))
         real = torch.from_numpy(np.where(target < classes, target, classes + 1).astype(np.int64))
         areas = class_areas(confusion(predicted, real, classes + 1, classes + 1))
@@ -549,11 +550,12 @@ class InverseDepth(ScalarMap):
         return depth_loss(prediction, target)
 
     def count(self, target: Tensor) -> Tensor:
+        # of images, as ``depth_loss`` counts them; aligned there again, since count comes first
         return align_target(target)[2].sum().float()
 
     def read(self, path: Path) -> np.ndarray:
         """A 16-bit PNG in millimetres, 0 unknown → inverse depth in 1/m."""
-        stored = read_stored(path, DEEP, "a depth map is a 16-bit grey PNG in millimetres")
+        stored = read_stored(path, GREY16_MODES, "a depth map is a 16-bit grey PNG in millimetres")
         metres = stored.astype(np.float32) / 1000
         return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
 

@@ -1,4 +1,4 @@
-"""Dense tasks by name: one file and one registration each.
+"""Dense tasks by name; the tasks themselves stand in ``targets``.
 
 Importing this imports neither torch nor a task.
 """

@@ -113,7 +113,7 @@ def train(
             recipe,
             tokenizer=start.tokenizer,
             data=start.data,
-            label_size=label_side(recipe, source),
+            label_size=prediction_side(recipe, source),
             rank=process.rank,
             world=process.world,
         )
@@ -245,9 +245,10 @@ def head_source(recipe: Recipe, start: Backbone) -> Backbone:
     return source
 
 
-def label_side(recipe: Recipe, source: Backbone) -> int:
-    """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest of
-    ``source``'s maps, at most the image's side.
+def prediction_side(recipe: Recipe, source: Backbone) -> int:
+    """Side of the dense predictions, and of the targets that they are compared with: the recipe's
+    ``label_size``, or four pixels for each cell of the finest of ``source``'s maps, at most the
+    image's side.
     """
     if not recipe.tasks:
         return 0
@@ -269,7 +270,7 @@ def build_heads(recipe: Recipe, source: Backbone, labels: Labels | None) -> Task
     width = recipe.head_width or min(256, max(source.channels) // 2)
     # no finer than the labels
     upsample = min(
-        4, math.ceil(label_side(recipe, source) / (source.data.size[0] // min(source.strides)))
+        4, math.ceil(prediction_side(recipe, source) / (source.data.size[0] // min(source.strides)))
     )
     return TaskHeads(source.channels, outputs, width, upsample)
 
@@ -314,7 +315,7 @@ class CLIPTrainer(Trainer):
         " lower batch_size or image_size"
     )
     model: CLIPWithHeads
-    share = 0.0  # of the steps that were done before the newest
+    fraction_done = 0.0  # of the steps that were done before the newest
 
     def __init__(
         self,
@@ -363,8 +364,8 @@ class CLIPTrainer(Trainer):
         return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     def backward(self, batch: Batch, norms: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
-        self.share = self.step / self.steps
-        return self.passes.backward(batch, norms, self.share)
+        self.fraction_done = self.step / self.steps
+        return self.passes.backward(batch, norms, self.fraction_done)
 
     def exported(self) -> torch.nn.Module:
         return self.model.clip
@@ -379,16 +380,16 @@ class CLIPTrainer(Trainer):
     def step_done(self, batch: Batch) -> None:
         self.unlabelled += batch.unlabelled
 
-    def _lambdas(self, share: float) -> dict[str, float]:
-        weights = self.recipe.loss_weights_at(share)
+    def _lambdas(self, fraction_done: float) -> dict[str, float]:
+        weights = self.recipe.loss_weights_at(fraction_done)
         return {f"train/lambda_{name}": value for name, value in weights.items()}
 
     def curves(self, losses: Mapping[str, float]) -> dict[str, float]:
         logit_scale: Any = self.model.clip.logit_scale
         return {
-            **(self._lambdas(self.share) if self.recipe.schedules else {}),
+            **(self._lambdas(self.fraction_done) if self.recipe.schedules else {}),
             **{f"train/loss_{name}": value for name, value in losses.items()},
-            "train/loss": weighted_losses(self.recipe, losses, self.share)[0],
+            "train/loss": weighted_losses(self.recipe, losses, self.fraction_done)[0],
             "train/logit_scale": logit_scale.exp().item(),
         }
 
@@ -407,7 +408,7 @@ class CLIPTrainer(Trainer):
             losses = {"clip": (out["image"] @ out["text"].T).float().mean()}  # its one product
             ones = dict.fromkeys(recipe.tasks, torch.ones((), device=part.images.device))
             losses |= dense_losses(out["dense"], part.targets, ones)
-            weighted_losses(recipe, losses, self.share)[0].backward()
+            weighted_losses(recipe, losses, self.fraction_done)[0].backward()
 
         total = count_flops(forward_and_backward)
         model.zero_grad(set_to_none=True)

@@ -254,6 +254,7 @@ class Trainer:
         self._unread_steps.append((step + 1, losses, norm))
         if self.ema and norm.isfinite():
             self.ema.update(self.exported(), step + 1)
+        # a step that is skipped leaves no trace; decided on the device, which nobody waits for
         restore_buffers(self.model, self._buffers, where=~norm.isfinite())
         self._buffers = copy_buffers(self.model)
         self.step_done(batch)
@@ -275,7 +276,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.grad_clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["multiple"]
-        if self.optimizer.defaults["fused"] and skips_fused_steps(norm.device):  # without a wait
+        if self.optimizer.defaults["fused"] and skips_fused_steps(norm.device):
+            # the kernel itself skips the step where this is 1, so nothing waits for the norm
             self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif norm.isfinite():
@@ -539,16 +541,21 @@ class DistContext:
             distributed.barrier()
 
 
-def world() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """(rank, number of processes); (0, 1) without torch.distributed."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
+def world_size() -> int:
+    """Number of processes of the training."""
+    return rank_and_world()[1]
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum of a tensor without gradient over all ranks, on all ranks."""
-    if world()[1] > 1:
+    if world_size() > 1:
         values = values.clone()
         distributed.all_reduce(values)
     return values
@@ -607,7 +614,7 @@ def processes(device: str | torch.device) -> Iterator[DistContext]:
         backend = distributed.get_default_backend_for_device(device)
         distributed.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield DistContext(*world(), device)
+        yield DistContext(*rank_and_world(), device)
     finally:
         if created:
             distributed.destroy_process_group()

@@ -464,7 +464,7 @@ class ShowFeatures(ConfigOptions, PluginOptions):
         from cliptex_common.images import spread_indices
         from probes.base import EncodeContext
         from probes.diagnostics import PICTURED_IMAGES, feature_pictures
-        from probes.features.files import IMAGES as SUFFIXES
+        from probes.features.files import IMAGE_SUFFIXES
         from reports.pages import write
         from reports.pictures import make_feature_pictures
         from reports.report import Report
@@ -473,10 +473,10 @@ class ShowFeatures(ConfigOptions, PluginOptions):
         if self.weights and len(self.backbones) != 1:
             raise UserError(f"--weights applies to one backbone, not to {len(self.backbones)}")
         files = sorted(
-            path for path in self.images.rglob("*") if path.suffix.lower()[1:] in SUFFIXES
+            path for path in self.images.rglob("*") if path.suffix.lower()[1:] in IMAGE_SUFFIXES
         )
         if not files:
-            raise UserError(f"--images {self.images}: no {', '.join(SUFFIXES)} file")
+            raise UserError(f"--images {self.images}: no {', '.join(IMAGE_SUFFIXES)} file")
         paths = [files[index] for index in spread_indices(len(files), PICTURED_IMAGES)]
         context = EncodeContext(choose_device(self.device), num_workers=0)
         size = (self.size, self.size) if self.size else None

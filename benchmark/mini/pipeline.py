@@ -14,9 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from backbones.backbone import Backbone
-from backbones.cliptex.experts.fit import VERSION as EXPERT_VERSION
-from backbones.cliptex.labelling import VERSION as LABEL_VERSION
-from backbones.cliptex.labelling import LabelSettings, ManualLabels, make_labels
+from backbones.cliptex.experts.fit import EXPERT_VERSION
+from backbones.cliptex.labelling import LABELLING_VERSION, LabelSettings, ManualLabels, make_labels
 from backbones.cliptex.labels import MANIFEST, LabelStore
 from backbones.cliptex.model import load_initial_clip
 from backbones.cliptex.pairs import open_pairs
@@ -181,7 +180,7 @@ class MiniPipeline:
     async def manual_labels(self) -> LabelStore:
         """Labels of a part of the pairs, as people would draw them."""
         await self.make_data()
-        key = content_key([self.root.name, MANUAL_SHARE, LABEL_VERSION], 8)
+        key = content_key([self.root.name, MANUAL_SHARE, LABELLING_VERSION], 8)
         path = home() / "labels" / f"{self.root.name}-manual-{key}"
         self._mark_in_use(path)
         if not (path / MANIFEST).is_file():

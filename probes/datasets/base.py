@@ -1,7 +1,5 @@
-"""A dataset: an official layout on disk, declared in one file and registered once.
-
-Shares of train, for curves of label efficiency: equal for all backbones, smaller ones inside
-larger ones."""
+"""What a dataset is: how one is declared (``DatasetSpec``), its samples, and what a probe gets once
+it is checked (``PreparedDataset``), perhaps with a share of train."""
 
 from __future__ import annotations
 
@@ -176,9 +174,11 @@ class PreparedDataset:
         fingerprint: hash of names and content of all samples used.
         partial: whether samples of the official dataset are missing (then part of the protocol).
         notes: what a reader of its scores should know, one line each.
-        full_train: all of train, if ``samples`` has a share of it (see ``with_share``).
+        full_train: all of train, if ``samples`` has a share of it (see ``with_share``): its
+            features are encoded (``encoded``) and cached for all shares.
         train_indices: of that share in ``full_train``.
-        trained_on: the dataset that probes are trained on, where it is another one.
+        trained_on: the dataset that probes are trained on, where it is another one; its name is
+            ``spec.trained_on``.
     """
 
     spec: DatasetSpec
@@ -217,7 +217,8 @@ class PreparedDataset:
 
     @property
     def without_unused(self) -> PreparedDataset:
-        """The dataset with no more of train than the share that is trained on."""
+        """The dataset with no more of train than the share that is trained on, as a config that
+        plain mmengine runs has it."""
         trained_on = self.trained_on and self.trained_on.without_unused
         return replace(self, full_train=(), train_indices=(), trained_on=trained_on)
 
@@ -231,7 +232,8 @@ def _listed(classes: Sequence[str]) -> str:
 def with_share(data: PreparedDataset, share: float, seed: int) -> PreparedDataset:
     """``data`` with ``share`` (0 to 1) of its training images (or those of the dataset that is
     trained on), at least one; for classification that share of each class. Seed and image content
-    decide which. Features of the full split are encoded, so all shares need one encoding.
+    decide which: the same for all backbones, smaller shares inside larger ones. Features of the
+    full split are encoded, so all shares need one encoding.
 
     Raises:
         UserError: an image cannot be read.

@@ -1,14 +1,8 @@
-"""Checks of copies of datasets: find one, count its samples, decode each of them.
-
-Verify single samples: decode the image, validate its ground truth, hash its bytes.
+"""Checks of copies of datasets, before hours of work start: find one, count its samples, decode and
+verify each of them; and ``data check``, which surveys a folder.
 
 ``Unreadable`` is raised for a single damaged file, which is skipped and reported; ``UserError`` if
-the dataset is not what its declaration says (labels out of range, sizes that differ).
-
-Find a dataset, count its samples and decode each of them, before hours of work start.
-
-``data check``: which datasets are in a folder, how complete they are, and which probes run on
-them."""
+the dataset is not what its declaration says (labels out of range, sizes that differ)."""
 
 from __future__ import annotations
 
@@ -57,7 +51,8 @@ from probes.registry import DATASETS, PROBES
 def verify(
     spec: DatasetSpec, classes: int, root: Path, sample: Sample, instances: Mapping[Any, Any]
 ) -> tuple[str, list[HashedFile]]:
-    """Verify a sample; the sha256 of its name and content, and the hashes of its files.
+    """Verify a sample: decode its image, validate its ground truth. Returns the sha256 of its name
+    and content, and the hashes of its files.
 
     Args:
         classes: number of classes.
@@ -88,7 +83,7 @@ def verify(
             _check_captions(spec, image, sample.target)
         elif spec.kind == "video":
             _check_masks(root / sample.target, size)
-        elif spec.kind.endswith("-views"):
+        elif spec.kind.endswith("-views"):  # object-views, scene-views
             _check_depth(root / sample.files[0])
         ground_truth = canonical_json(sample.target).encode()
         for path in sample.files:
@@ -218,7 +213,7 @@ def check_instance(name: str, annotation: Mapping[str, Any], size: tuple[int, in
         raise UserError(f"{name} has {error}")
 
 
-VERSION = 3  # raised whenever the checks change: older results no longer count
+CHECK_VERSION = 3  # raised whenever the checks change: older results no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
 ALL: Mapping[Split, int | None] = dict.fromkeys(SPLITS)
 MAX_UNREADABLE = 0.01  # of a split; one sample is always accepted
@@ -289,8 +284,8 @@ def prepare(
     progress: Progress | None = None,
     cached_only: bool = False,
 ) -> PreparedDataset:
-    """List, count and decode every sample of the copy at ``root``. The result is cached: a second
-    call only compares names, sizes and times of the files.
+    """List, count and decode every sample of the copy at ``root``, and return it as a dataset. The
+    result is cached: a second call only compares names, sizes and times of the files.
 
     Args:
         splits: that the probe uses (``val`` alone for zero-shot and retrieval) → number of samples
@@ -317,7 +312,7 @@ def prepare(
         )
     inventory.validate_splits()
 
-    identity = {"version": VERSION, "root": str(root.resolve()), "files": inventory.stats}
+    identity = {"version": CHECK_VERSION, "root": str(root.resolve()), "files": inventory.stats}
     identity |= {"spec": content_identity(spec, root), "expected": spec.expected}
     identity |= DATASETS.origin(spec.name)
     cache = home() / "datasets" / f"{spec.name}-{content_key(identity)}.json"
@@ -607,9 +602,10 @@ def survey(
     only: Container[str] | None = None,
     splits: Sequence[Split] = SPLITS,
 ) -> list[DatasetState]:
-    """One row for each registered dataset (of those in ``only``) in order, by names and counts of
-    ``splits``; with every sample decoded if ``full``. Generated datasets are left out unless they
-    are in ``data_dirs``.
+    """``data check``: which datasets are in a folder, how complete they are, and which probes run
+    on them. One row for each registered dataset (of those in ``only``) in order, by names and
+    counts of ``splits``; with every sample decoded if ``full``. Generated datasets are left out
+    unless they are in ``data_dirs``.
 
     Raises:
         UserError: a folder in ``data_dirs`` does not exist, or belongs to no dataset.

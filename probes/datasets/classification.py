@@ -1,17 +1,4 @@
-"""Datasets with a class for each image.
-
-A user's own classification set: ``train/<class>/`` and ``val/<class>/``; classes are the sorted
-folder names.
-
-Readable names for prompts come from ``classnames.json`` (folder → name, or a list in folder order)
-or ``wnid_to_name.txt`` (``<folder><tab><name>[, synonyms]``) in the root; WordNet ids of
-ImageNet-1k are known without either.
-
-ImageNet-1k (ILSVRC 2012): ``train/<wnid>/``, ``val/<wnid>/``, or a flat ``val/`` with
-``meta/val.txt``.
-
-Places365-Standard in its 'easy directory' form: ``train/<scene>/`` and ``val/<scene>/``, 365
-scenes."""
+"""Datasets with a class for each image: a user's own folders, ImageNet-1k, Places365."""
 
 from __future__ import annotations
 
@@ -47,6 +34,9 @@ def folder_classes(root: Path) -> tuple[str, ...]:
 
 
 def readable_names(root: Path, folders: list[str]) -> dict[str, str]:
+    """Folder → name for prompts: from ``classnames.json`` (folder → name, or a list in folder
+    order) or ``wnid_to_name.txt`` (``<folder><tab><name>[, synonyms]``) in the root; WordNet ids of
+    ImageNet-1k are known without either."""
     if (path := root / "classnames.json").is_file():
         names = read_annotations(path)
         if isinstance(names, list) and len(names) == len(folders):
@@ -70,6 +60,7 @@ def list_imagefolder(root: Path, split: Split) -> list[Sample]:
     return image_folder(root, split, folder_names(root))
 
 
+# ``train/<class>/`` and ``val/<class>/``; classes are the sorted folder names
 register_dataset(
     DatasetSpec(
         name="imagefolder",
@@ -100,8 +91,8 @@ def imagenet_classes(root: Path) -> tuple[str, ...]:
 
 
 def list_imagenet(root: Path, split: Split) -> list[Sample]:
-    """Of folders, or of the flat layout: lines ``ILSVRC2012_val_00000001.JPEG 65`` in
-    ``meta/<split>.txt``."""
+    """Of folders (``train/<wnid>/``, ``val/<wnid>/``), or of a flat ``val/``: lines
+    ``ILSVRC2012_val_00000001.JPEG 65`` in ``meta/<split>.txt``."""
     if any(entry.is_dir() for entry in require_folder(root, split).iterdir()):
         return image_folder(root, split, wnids())
     path = require_file(root, f"meta/{split}.txt")
@@ -130,6 +121,7 @@ def scene_classes(root: Path) -> tuple[str, ...]:
     return tuple(name.replace("_", " ").replace("-", " ") for name in folder_names(root))
 
 
+# in its 'easy directory' form: ``train/<scene>/`` and ``val/<scene>/``
 register_dataset(
     DatasetSpec(
         name="places365",

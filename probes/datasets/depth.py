@@ -1,39 +1,4 @@
-"""Datasets with depth or surface normals.
-
-KITTI depth, the split of Eigen et al. (NIPS 2014): street scenes with the depths of a laser
-scanner, up to 80 m.
-
-Layout and lists of the Monocular-Depth-Estimation-Toolbox: ``input/DATE/DRIVE/image_02/data/N.png``
-(KITTI's raw data), ``gt_depth/DRIVE/proj_depth/groundtruth/image_02/N.png`` (its depth annotations:
-16 bits, 1/256 m, 0 where unknown) and ``kitti_eigen_{train,test}.txt``. 45 of the 697 test images
-have no annotation, ``None`` in the list, and are left out.
-
-Images have several sizes; ``train_area`` and ``test_area`` have names for KITTI's crops.
-
-NYU Depth v2: metric depth and surface normals of the same images, scored on the official 654
-test images (``val``).
-
-Layout of mmseg's ``NYUDataset``: ``images/{train,test}`` (jpg or png, scene folders allowed) and,
-under the same names, the ground truth as PNG.
-
-``data get nyu`` and ``data get nyu-24k`` make its images and depths (``probes.datasets.download``).
-
-* ``nyu-depth``: ``annotations/{train,test}``, 16 bits, millimetres, 0 where there is none; scored
-  inside the Eigen crop. The train set is the 795 images of the labelled set, or the 24,231 frames
-  of the raw videos (Lee et al. 2019, "BTS") that most published depth heads are trained on, as
-  mmseg's ``tools/dataset_converters/nyu.py`` lays out their ``nyu.zip``
-  (``kitchen_0028b/rgb_00045.jpg`` becomes ``images/train/kitchen_0028b_00045.jpg``). The number of
-  a copy's images says which train set it has, and this is part of the protocol.
-* ``nyu-normal``: ``normals/{train,test}``, 8-bit RGB: n = png / 127.5 - 1, then scaled to unit
-  length. Axes: x right, y up, z towards the camera. A stored (0, 0, 0), which would decode to (-1,
-  -1, -1), means 'no normal here' and is neither trained on nor scored.
-
-SUN RGB-D's depth, scored with heads that were trained on NYU-v2, as in DINOv2's depth results.
-
-Layout and list of MDET (zhyever/Monocular-Depth-Estimation-Toolbox, ``splits``): a folder with
-``SUNRGBD/`` and ``SUNRGBD_val_splits.txt``, whose lines are an image and its depth, both from that
-folder. Stored depths are millimetres, rotated by three bits. As in MDET's ``sunrgbd.py`` they and
-the predictions are cut at 8 m, and rows 45 to 470, columns 41 to 600 of each image are scored."""
+"""Datasets with depth or surface normals: KITTI, NYU Depth v2, SUN RGB-D."""
 
 from __future__ import annotations
 
@@ -57,6 +22,11 @@ PARTS = {"train": "train", "val": "test"}
 
 
 def list_kitti(root: Path, split: Split) -> list[Sample]:
+    """Layout and lists of the Monocular-Depth-Estimation-Toolbox (MDET):
+    ``input/DATE/DRIVE/image_02/data/N.png`` (KITTI's raw data),
+    ``gt_depth/DRIVE/proj_depth/groundtruth/image_02/N.png`` (its depth annotations: 16 bits, 1/256
+    m, 0 where unknown) and ``kitti_eigen_{train,test}.txt``. 45 of the 697 test images have no
+    annotation, ``None`` in the list, and are left out."""
     for folder in ("input", "gt_depth"):
         require_folder(root, folder)
     name = f"kitti_eigen_{PARTS[split]}.txt"
@@ -76,6 +46,8 @@ def drives(root: Path) -> dict[str, str]:
     return {sample.image: sample.target.split("/")[1] for sample in list_kitti(root, "val")}
 
 
+# street scenes with the depths of a laser scanner (Eigen et al., NIPS 2014). Images have several
+# sizes; ``train_area`` and ``test_area`` have names for KITTI's crops
 register_dataset(
     DatasetSpec(
         name="kitti-depth",
@@ -100,14 +72,22 @@ register_dataset(
 )
 
 
+# NYU Depth v2 in the layout of mmseg's ``NYUDataset``: ``images/{train,test}`` (jpg or png, scene
+# folders allowed) and, under the same names, the ground truth as PNG. ``data get nyu`` and ``data
+# get nyu-24k`` make its images and depths
 EXPECTED = {"train": 795, "val": 654}
 RAW_FRAMES = 24231
-IMAGES = "images/train"
+TRAIN_IMAGES = "images/train"
 
 
 def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:
-    """With the frames of the raw videos the train split is another one, and so is the protocol."""
-    if not (root / IMAGES).is_dir() or len(walk(root, IMAGES, IMAGE_SUFFIXES)) <= EXPECTED["train"]:
+    """With the 24,231 frames of the raw videos (Lee et al. 2019, "BTS") that most published depth
+    heads are trained on the train split is another one, and so is the protocol; the number of a
+    copy's images says which it has. mmseg's ``tools/dataset_converters/nyu.py`` lays them out."""
+    if (
+        not (root / TRAIN_IMAGES).is_dir()
+        or len(walk(root, TRAIN_IMAGES, IMAGE_SUFFIXES)) <= EXPECTED["train"]
+    ):
         return spec
     extra = {**spec.extra, "split": "24k/654", "train_list": "24,231 raw frames"}
     return replace(spec, expected={**spec.expected, "train": RAW_FRAMES}, extra=extra)
@@ -120,6 +100,7 @@ def scenes(root: Path) -> dict[str, str]:
     return dict(line.split("\t") for line in lines)
 
 
+# ``annotations/{train,test}``, 16 bits, 0 where there is no depth
 DEPTH = register_dataset(
     DatasetSpec(
         name="nyu-depth",
@@ -143,6 +124,8 @@ DEPTH = register_dataset(
         ),
     )
 )
+# ``normals/{train,test}``: decoded, then scaled to unit length. A stored (0, 0, 0), which would
+# decode to (-1, -1, -1), means 'no normal here' and is neither trained on nor scored
 NORMAL = register_dataset(
     DatasetSpec(
         name="nyu-normal",
@@ -166,7 +149,8 @@ NORMAL = register_dataset(
 
 
 def list_sun_rgbd(root: Path, split: Split) -> list[Sample]:
-    """The images of the list that have a depth."""
+    """The images of MDET's list that have a depth: a folder with ``SUNRGBD/`` and
+    ``SUNRGBD_val_splits.txt``, whose lines are an image and its depth, both from that folder."""
     path = require_file(root, "SUNRGBD_val_splits.txt")
     with report_malformed(f"{path} needs lines of an image and its depth"):
         pairs = [line.split()[:2] for line in read_lines(path)]
@@ -177,6 +161,8 @@ def list_sun_rgbd(root: Path, split: Split) -> list[Sample]:
         ]
 
 
+# scored with heads that were trained on NYU-v2, as in DINOv2's depth results. Stored depths are
+# millimetres, rotated by three bits; cut and crop as in MDET's ``sunrgbd.py``
 register_dataset(
     DatasetSpec(
         name="sun-rgbd",

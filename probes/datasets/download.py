@@ -1,22 +1,8 @@
 """``data get``: datasets from where they are published, in the layouts that ``data check`` expects.
 
-Convert archives as they are published to the layouts of ``probes.datasets``. An unpacker gets
-the archives by name and fills a new folder.
-
-Download a file by HTTP, resuming an interrupted download, and compute its checksum.
-
-Webdataset folders (``wds_NAME``) from the Hugging Face hub, which resumes downloads itself.
-
-NYU Depth v2 in mmseg's layout: the labelled set from its MATLAB file, and the 24,231 raw frames
-from BTS's ``nyu.zip``.
-
-The datasets that ``data get`` downloads, and their sources.
-
-Checksums are those that are published and widely used: torchvision has the MD5s of VOC, SBD and
-ImageNet, GluonCV the SHA-1s of COCO and ADE20K, several loaders the same MD5 of NYU's file. For the
-others the SHA-256 of the file is printed.
-
-Download, verify and unpack the archives of a dataset into its folder."""
+In this order: unpackers of archives, downloads by HTTP, webdataset folders from the Hugging Face
+hub, NYU Depth v2, the table of what can be downloaded (``ENTRIES``), and ``get``, which downloads,
+verifies and unpacks."""
 
 from __future__ import annotations
 
@@ -52,7 +38,8 @@ from probes.registry import DATASETS
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-Unpacker = Callable[[Mapping[str, Path], Path], None]  # (name of an archive → its path, folder)
+# (name of an archive → its path, new folder): fills the folder in the layout of the dataset
+Unpacker = Callable[[Mapping[str, Path], Path], None]
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 LISTS = "ImageSets/Segmentation"
 
@@ -87,14 +74,14 @@ def move_children(source: Path, to: Path) -> None:
         path.replace(to / path.name)
 
 
-def unchanged(below: str, files: Mapping[str, Path], to: Path) -> None:
+def unpack_layout(below: str, files: Mapping[str, Path], to: Path) -> None:
     """Archives that hold the layout in their folder ``below``."""
     for archive in files.values():
         with extracted(archive, to, below) as source:
             move_children(source, to)
 
 
-def voc(files: Mapping[str, Path], to: Path) -> None:
+def unpack_voc(files: Mapping[str, Path], to: Path) -> None:
     """VOC 2012 and, from the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), the 10,582
     images of ``trainaug``: all that either has for training, without VOC's validation images."""
     from scipy.io import loadmat
@@ -115,7 +102,7 @@ def voc(files: Mapping[str, Path], to: Path) -> None:
     (to / LISTS / "trainaug.txt").write_text(trainaug)
 
 
-def flickr(name: str, files: Mapping[str, Path], to: Path) -> None:
+def unpack_flickr(name: str, files: Mapping[str, Path], to: Path) -> None:
     """Karpathy's captions of ``name``, and the images, if any, all in ``images``."""
     for archive in files.values():
         with extracted(archive, to) as source:
@@ -127,7 +114,7 @@ def flickr(name: str, files: Mapping[str, Path], to: Path) -> None:
                     path.replace(to / "images" / path.name)
 
 
-def imagenet(files: Mapping[str, Path], to: Path) -> None:
+def unpack_imagenet(files: Mapping[str, Path], to: Path) -> None:
     """ILSVRC 2012 as ``train/<wnid>`` and ``val/<wnid>``, of the archives that are given."""
     from torchvision.datasets import imagenet as torchvision
 
@@ -153,7 +140,8 @@ TRANSIENT = (408, 425, 429)  # and 5xx
 
 
 def download(url: str, path: Path, progress: Progress) -> None:
-    """Download ``url`` to ``path``; until it is complete, what has come is in ``path.part``.
+    """Download ``url`` to ``path``; until it is complete, what has come is in ``path.part``, from
+    which an interrupted download resumes.
 
     Raises:
         UserError: there is no such file, or the server does not answer after four attempts.
@@ -291,6 +279,7 @@ def hub_files(name: str, train: bool = False) -> tuple[str, str, list[RepoSiblin
 
 def get_webdataset(name: str, to: Path, train: bool = False) -> Path:
     """Download ``wds_NAME`` into ``to`` and verify the sha256 of its shards; returns its folder.
+    The hub resumes downloads itself.
 
     Raises:
         UserError: see ``hub_files``; or a shard is damaged, and is deleted.
@@ -324,8 +313,9 @@ MAT, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
 SCENES = "scenes.tsv"  # image, tab, scene
 
 
-def labelled(files: Mapping[str, Path], to: Path) -> None:
-    """The 795 training and 654 test images as PNG, and their depth in millimetres, 16 bits.
+def unpack_nyu(files: Mapping[str, Path], to: Path) -> None:
+    """NYU Depth v2 from its MATLAB file, in mmseg's layout: the 795 training and 654 test images as
+    PNG, and their depth in millimetres, 16 bits.
 
     Depth is what the Kinect measured (``rawDepths``, 0 where it saw nothing), not the file's
     in-painted ``depths``: published evaluations score it (Lee et al. 2019). Names are theirs too:
@@ -368,9 +358,9 @@ def millimetres(metres: np.ndarray) -> np.ndarray:
     return np.rint(np.where(valid, metres, 0) * 1000).astype(np.uint16)
 
 
-def raw_frames(files: Mapping[str, Path], to: Path) -> None:
-    """The frames that the lists of ``nyu.zip`` name, called as mmseg's converter calls them:
-    ``kitchen_0028b/rgb_00045.jpg`` becomes ``images/train/kitchen_0028b_00045.jpg``."""
+def unpack_nyu_frames(files: Mapping[str, Path], to: Path) -> None:
+    """The 24,231 raw frames that the lists of BTS's ``nyu.zip`` name, called as by mmseg's
+    converter: ``kitchen_0028b/rgb_00045.jpg`` becomes ``images/train/kitchen_0028b_00045.jpg``."""
     (archive,) = files.values()
     with extracted(archive, to, "nyu") as source:
         try:
@@ -405,7 +395,9 @@ class Archive:
     Attributes:
         url: its address; of a manual one its name.
         size: in bytes, about.
-        checksum: ``md5:…``, ``sha1:…`` or ``sha256:…``; empty if none is published.
+        checksum: ``md5:…``, ``sha1:…`` or ``sha256:…``, published and widely used: torchvision has
+            those of VOC, SBD and ImageNet, GluonCV those of COCO and ADE20K, several loaders that
+            of NYU's file. Empty if there is none; then the sha256 of the file is printed.
         manual: how a person gets it, if it cannot be downloaded. It is passed with ``--archive``,
             and may be left out.
     """
@@ -490,7 +482,7 @@ _ENTRIES = (
                 "md5:82b4d87ceb2ed10f6038a1cba92111cb",
             ),
         ),
-        voc,
+        unpack_voc,
         2_100_000_000,
         (
             "JPEGImages",
@@ -513,7 +505,7 @@ _ENTRIES = (
                 "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
             ),
         ),
-        partial(unchanged, "ADEChallengeData2016"),
+        partial(unpack_layout, "ADEChallengeData2016"),
         1_100_000_000,
         ("images", "annotations"),
     ),
@@ -523,7 +515,7 @@ _ENTRIES = (
         "coco",
         ("coco",),
         COCO,
-        partial(unchanged, ""),
+        partial(unpack_layout, ""),
         21_000_000_000,
         ("train2017", "val2017", "annotations"),
     ),
@@ -540,7 +532,7 @@ _ENTRIES = (
             ),
             Archive(f"{HORATIO}/indoor_seg_sup/{SPLITS}", 3_000),
         ),
-        labelled,
+        unpack_nyu,
         1_200_000_000,
         ("images", "annotations"),
         "h5py",
@@ -561,7 +553,7 @@ _ENTRIES = (
                 ),
             ),
         ),
-        raw_frames,
+        unpack_nyu_frames,
         4_200_000_000,
         ("images", "annotations"),
     ),
@@ -576,7 +568,7 @@ _ENTRIES = (
                 830_000_000,
             ),
         ),
-        partial(unchanged, "DAVIS"),
+        partial(unpack_layout, "DAVIS"),
         850_000_000,
         ("JPEGImages", "Annotations", "ImageSets"),
     ),
@@ -596,7 +588,7 @@ _ENTRIES = (
                 ),
             ),
         ),
-        partial(flickr, "flickr30k"),
+        partial(unpack_flickr, "flickr30k"),
         4_600_000_000,
     ),
     Download(
@@ -605,7 +597,7 @@ _ENTRIES = (
         "imagenet",
         ("imagenet",),
         IMAGENET,
-        imagenet,
+        unpack_imagenet,
         155_000_000_000,
     ),
 )

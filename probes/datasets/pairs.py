@@ -1,49 +1,7 @@
-"""Datasets of pairs: images and captions, two views, frames of a video, queries and galleries.
+"""Datasets of pairs: images and captions (Flickr), two views (NAVI, ScanNet, SPair), frames of a
+video (DAVIS), queries and galleries (AmsterTime, Revisited Oxford and Paris).
 
-AmsterTime (Yildiz et al., ICPR 2022): 1,231 old photographs of Amsterdam, and what a street view
-of each place shows today.
-
-``old/0000.jpg`` and ``new/0000.png``, as its archive unpacks. Each image is a query that searches
-its place among those of the other time.
-
-DAVIS 2017 (Pont-Tuset et al. 2017): videos whose objects are outlined in every frame; 30 videos,
-1,999 frames, are val.
-
-``JPEGImages/480p/VIDEO/00000.jpg``, ``Annotations/480p/VIDEO/00000.png`` and the lists
-``ImageSets/2017/{train,val}.txt``, as its archive unpacks.
-
-Flickr30k and Flickr8k, the Karpathy splits: 29,000 or 6,000 train and 1,000 test images, 5
-captions each.
-
-``dataset_flickr30k.json`` or ``dataset_flickr8k.json`` (Karpathy's) and the images in one folder,
-in any of their usual places. ``val`` is the test split, which retrieval is scored on; a sample's
-target is the list of its raw captions.
-
-NAVI (Jampani et al. 2023): photographs of 36 objects with poses and depth; here its 35
-collections in the wild, 2,298 images.
-
-``OBJECT/wild_set/{annotations.json,images/000.jpg,depth/000.png}`` and the list of pairs
-``custom_splits/pairwise_pixel_correspondences/pairs-wild_set.txt``, as its archive unpacks.
-
-Revisited Oxford and Paris (Radenović et al., CVPR 2018): photographs of landmarks, 70 queries
-each.
-
-``jpg/NAME.jpg`` and ``gnd_roxford5k.mat`` or ``gnd_rparis6k.mat``, the official lists and ground
-truth. Those in a ``.pkl`` are not read: it could run any code.
-
-The 1,500 pairs of frames of 100 rooms of ScanNet (Dai et al. 2017) that matchers are tested on
-(Sarlin et al. 2020).
-
-``scene0707_00/{color/N.jpg,depth/N.png,pose/N.txt}`` … and the lists ``test.npz`` and
-``intrinsics.npz``, all in one folder; LoFTR's repository has the lists and says where the frames
-are.
-
-SPair-71k (Min et al. 2019): 70,958 pairs of photographs of 18 categories with the keypoints that
-both show; tested on 12,234.
-
-``JPEGImages/CATEGORY/NAME.jpg``, ``PairAnnotation/test/*.json`` and the list
-``Layout/large/test.txt``, as its archive unpacks. An image is a sample with the pairs that it is
-the source of."""
+Layouts are those that the datasets' own archives unpack to."""
 
 from __future__ import annotations
 
@@ -72,6 +30,9 @@ TIMES = {"new": "old", "old": "new"}
 
 
 def list_amstertime(root: Path, split: Split) -> list[Sample]:
+    """``old/0000.jpg`` and ``new/0000.png``: old photographs of Amsterdam (Yildiz et al., ICPR
+    2022), and what a street view of each place shows today. Each image is a query that searches its
+    place among those of the other time."""
     if split == "train":
         return []
     images = {
@@ -117,7 +78,12 @@ register_dataset(
 
 
 def list_davis(root: Path, split: Split) -> list[Sample]:
-    """The frames of the videos of a split's list, in their order."""
+    """The frames of the videos of a split's list, in their order; objects are outlined in each
+    (Pont-Tuset et al. 2017).
+
+    ``JPEGImages/480p/VIDEO/00000.jpg``, ``Annotations/480p/VIDEO/00000.png`` and the lists
+    ``ImageSets/2017/{train,val}.txt``.
+    """
     samples = []
     for video in read_lines(require_file(root, f"ImageSets/2017/{split}.txt")):
         frames, masks = f"JPEGImages/480p/{video}", f"Annotations/480p/{video}"
@@ -154,7 +120,9 @@ register_dataset(
 
 
 def list_captions(name: str, root: Path, split: Split) -> list[Sample]:
-    """Samples of Flickr8k or Flickr30k."""
+    """Samples of Flickr8k or Flickr30k: ``dataset_NAME.json`` (Karpathy's) and the images in one
+    folder, in any of their usual places. ``val`` is the test split, which retrieval is scored on; a
+    sample's target is the list of its raw captions."""
     path = require_file(
         root, *(f"{folder}dataset_{name}.json" for folder in ("", "annotations/", "karpathy/"))
     )
@@ -197,7 +165,11 @@ PAIRS = "custom_splits/pairwise_pixel_correspondences/pairs-wild_set.txt"
 
 
 def list_navi(root: Path, split: Split) -> list[Sample]:
-    """The images of all objects, in the order of their names."""
+    """The images of all objects, in the order of their names: of 36 objects with poses and depth
+    (Jampani et al. 2023) the 35 collections in the wild.
+
+    ``OBJECT/wild_set/{annotations.json,images/000.jpg,depth/000.png}`` and the list ``PAIRS``.
+    """
     if split == "train":
         return []
     pairs = listed_pairs(root)
@@ -269,7 +241,12 @@ register_dataset(
 
 
 def list_revisited(name: str, root: Path, split: Split) -> list[Sample]:
-    """The gallery and, after it, the queries, which are no part of it."""
+    """The gallery and, after it, the 70 queries, which are no part of it: photographs of landmarks
+    (Radenović et al., CVPR 2018).
+
+    ``jpg/NAME.jpg`` and ``gnd_NAME.mat``, the official lists and ground truth. Those in a ``.pkl``
+    are not read: it could run any code.
+    """
     from scipy.io import loadmat
 
     if split == "train":
@@ -335,7 +312,13 @@ for _name, _images, _about in (
 
 
 def list_scannet(root: Path, split: Split) -> list[Sample]:
-    """The frames of all pairs, in the order of the list."""
+    """The frames of all pairs, in the order of the list: the 1,500 pairs of 100 rooms of ScanNet
+    (Dai et al. 2017) that matchers are tested on (Sarlin et al. 2020).
+
+    ``scene0707_00/{color/N.jpg,depth/N.png,pose/N.txt}`` … and the lists ``test.npz`` and
+    ``intrinsics.npz``, all in one folder; LoFTR's repository has the lists and says where the
+    frames are.
+    """
     if split == "train":
         return []
     pairs, cameras = (read_list(root, name) for name in ("test.npz", "intrinsics.npz"))
@@ -404,7 +387,13 @@ PARTS = {"train": "trn", "val": "test"}
 
 
 def list_spair(root: Path, split: Split) -> list[Sample]:
-    """The images of a split's pairs, in the order of their names."""
+    """The images of a split's pairs, in the order of their names, each with the pairs that it is
+    the source of: photographs of 18 categories with the keypoints that both show (Min et al. 2019);
+    12,234 of the 70,958 pairs are tested.
+
+    ``JPEGImages/CATEGORY/NAME.jpg``, ``PairAnnotation/test/*.json`` and the list
+    ``Layout/large/test.txt``.
+    """
     root, part = Path(root), PARTS[split]
     annotations = require_folder(root, f"PairAnnotation/{part}")
     pairs_of_image: dict[str, list[dict[str, Any]]] = {}

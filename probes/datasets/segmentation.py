@@ -1,31 +1,5 @@
-"""Datasets with a class for each pixel.
-
-ADE20K scene parsing (MIT Scene Parsing Benchmark): 150 classes; the stored 0 means
-unlabelled.
-
-CamVid: road scenes, 11 classes; declared as a dataset of your own would be.
-
-Cityscapes (Cordts et al., CVPR 2016): street scenes of 50 cities, 2048 × 1024, 19 classes.
-
-``leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png`` and
-``gtFine/{train,val}/CITY/NAME_gtFine_labelTrainIds.png``, which ``csCreateTrainIdLabelImgs`` of the
-package cityscapesscripts makes of the annotations as they are downloaded.
-
-COCO-Stuff 164k (Caesar, Uijlings, Ferrari, CVPR 2018): 171 classes of things and stuff, in
-MMSegmentation's layout.
-
-``images/{train,val}2017/ID.jpg`` and ``annotations/{train,val}2017/ID_labelTrainIds.png``.
-
-PASCAL-Context (Mottaghi et al., CVPR 2014), the 59 most frequent classes, without or with
-background, on VOC 2010 in MMSegmentation's layout.
-
-``JPEGImages/NAME.jpg``, ``SegmentationClassContext/NAME.png`` (0 background, 1 to 59 the classes)
-and ``ImageSets/SegmentationContext/{train,val}.txt``; MMSegmentation's
-``tools/dataset_converters/pascal_context.py`` makes the label maps and lists of
-``trainval_merged.json``.
-
-PASCAL VOC 2012 segmentation: 21 classes with background; with the augmented train list (SBD)
-where it is present."""
+"""Datasets with a class for each pixel: ADE20K, CamVid, Cityscapes, COCO-Stuff, PASCAL-Context,
+PASCAL VOC."""
 
 from __future__ import annotations
 
@@ -45,6 +19,7 @@ from probes.datasets.layouts import (
 )
 from probes.registry import register_dataset
 
+# MIT Scene Parsing Benchmark; the stored 0 means unlabelled
 register_dataset(
     DatasetSpec(
         name="ade20k",
@@ -64,6 +39,7 @@ register_dataset(
 )
 
 
+# declared as a dataset of your own would be
 register_dataset(
     DatasetSpec(
         name="camvid",
@@ -87,6 +63,9 @@ IMAGE, LABELS = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"
 
 
 def list_cityscapes(root: Path, split: Split) -> list[Sample]:
+    """``leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png`` and
+    ``gtFine/{train,val}/CITY/NAME_gtFine_labelTrainIds.png``, which ``csCreateTrainIdLabelImgs`` of
+    the package cityscapesscripts makes of the annotations as they are downloaded."""
     images, labels = f"leftImg8bit/{split}", f"gtFine/{split}"
     names = [name[: -len(IMAGE)] for name in walk(root, images, (IMAGE.lower(),))]
     if not any(require_folder(root, labels).glob(f"*/*{LABELS}")):
@@ -97,6 +76,7 @@ def list_cityscapes(root: Path, split: Split) -> list[Sample]:
     return [Sample(f"{images}/{name}{IMAGE}", f"{labels}/{name}{LABELS}") for name in names]
 
 
+# Cordts et al., CVPR 2016: street scenes of 50 cities, 2048 × 1024
 register_dataset(
     DatasetSpec(
         name="cityscapes",
@@ -113,6 +93,7 @@ register_dataset(
 )
 
 
+# Caesar, Uijlings, Ferrari, CVPR 2018: things and stuff
 register_dataset(
     DatasetSpec(
         name="coco-stuff",
@@ -132,6 +113,11 @@ register_dataset(
 
 
 def list_pascal_context(root: Path, split: Split) -> list[Sample]:
+    """VOC 2010 in MMSegmentation's layout: ``JPEGImages/NAME.jpg``,
+    ``SegmentationClassContext/NAME.png`` (0 background, 1 to 59 the classes) and
+    ``ImageSets/SegmentationContext/{train,val}.txt``; MMSegmentation's
+    ``tools/dataset_converters/pascal_context.py`` makes the label maps and lists of
+    ``trainval_merged.json``."""
     require_folder(root, "JPEGImages")
     require_folder(root, "SegmentationClassContext")
     names = read_lines(require_file(root, f"ImageSets/SegmentationContext/{split}.txt"))
@@ -140,6 +126,7 @@ def list_pascal_context(root: Path, split: Split) -> list[Sample]:
     ]
 
 
+# Mottaghi et al., CVPR 2014: the 59 most frequent classes, without or with background
 for _classes, _class, _background in (
     (59, "PascalContextDataset59", "background ignored"),
     (60, "PascalContextDataset", "background is a class"),
@@ -172,6 +159,7 @@ def augmented(root: Path) -> bool:
 
 
 def list_voc(root: Path, split: Split) -> list[Sample]:
+    """The official lists; of train the augmented one (SBD) where the copy has it."""
     require_folder(root, "JPEGImages")
     require_folder(root, "SegmentationClass")
     names = official = read_lines(require_file(root, f"{LISTS}/{split}.txt"))

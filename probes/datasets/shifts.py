@@ -1,27 +1,9 @@
-"""Other test sets of ImageNet's classes: shifts, corruptions, images of unknown classes.
-
-Images of no class of ImageNet, for out-of-distribution detection: any number of ``near`` sets
-(SSB-hard, NINCO …) and ``far`` ones (iNaturalist, Textures, OpenImage-O …)::
-
-    imagenet-ood/near/SET/…/*.jpg       a folder of images, nested or not
-    imagenet-ood/far/SET.txt            or a list: a path from imagenet-ood on each line, perhaps
-                                        followed by a number, as in OpenOOD's lists
-
-Other test sets for what was trained on ImageNet-1k (``imagenet``): ImageNet-V2, -A, -R, -Sketch
-and ObjectNet (in ``webdataset``'s folders or in the layouts of their authors), -ReaL and -C.
+"""Other test sets for what was trained on ImageNet-1k (``imagenet``): shifts (ImageNet-V2, -A, -R,
+-Sketch, ObjectNet), other labels (-ReaL), corruptions (-C), images of unknown classes.
 
 Of a set with fewer classes only the scores of its own count, as DINOv2's ``LinearPostprocessor``
-masks them; ``imagenet-val-a`` … are the images of ImageNet's val of these classes, to compare with.
-ObjectNet's 113 classes stand for 125 of ImageNet; the highest score of those counts, and the red
-border of its images is cut off (2 px, as in wise-ft). ImageNet-C's images are not resized where the
-backbone takes 224 px.
-
-::
-
-    imagenetv2-matched-frequency-format-val/0 … 999/*.jpeg
-    imagenet-a, imagenet-r: <wnid>/*.jpg      sketch: <wnid>/*.JPEG
-    objectnet-1.0/images/<class>/*.png
-    imagenet-c/<corruption>/1 … 5/<wnid>/*.JPEG"""
+masks them; ``imagenet-val-a`` … are the images of ImageNet's val of these classes, to compare
+with."""
 
 from __future__ import annotations
 
@@ -51,7 +33,13 @@ from probes.registry import register_dataset
 
 
 def list_samples(root: Path, split: Split) -> list[Sample]:
-    """The images of all sets; the target is ``near/SET`` or ``far/SET``."""
+    """The images of all sets, of no class of ImageNet; the target is ``near/SET`` (SSB-hard, NINCO
+    …) or ``far/SET`` (iNaturalist, Textures, OpenImage-O …)::
+
+        imagenet-ood/near/SET/…/*.jpg   a folder of images, nested or not
+        imagenet-ood/far/SET.txt        or a list: a path from imagenet-ood on each line, perhaps
+                                        followed by a number, as in OpenOOD's lists
+    """
     samples = []
     for distance in ("near", "far"):
         folder = root / distance
@@ -122,7 +110,11 @@ def folders_of(root: Path, folders: Mapping[str, int], below: str = "") -> list[
 
 @dataclass(frozen=True)
 class Shift:
-    """A set in its authors' layout.
+    """A set in its authors' layout::
+
+        imagenetv2-matched-frequency-format-val/0 … 999/*.jpeg
+        imagenet-a, imagenet-r: <wnid>/*.jpg      sketch: <wnid>/*.JPEG
+        objectnet-1.0/images/<class>/*.png
 
     Attributes:
         folders: names of its folder.
@@ -172,6 +164,8 @@ SHIFTS = {
     "imagenet-a": Shift(("imagenet-a",), groups=indices("imagenet_a")),
     "imagenet-r": Shift(("imagenet-r",), groups=indices("imagenet_r")),
     "imagenet_sketch": Shift(("sketch", "ImageNet-Sketch", "imagenet-sketch"), "sketch"),
+    # 113 classes stand for 125 of ImageNet; the highest score of those counts. The red border of
+    # its images is cut off, as in wise-ft
     "objectnet": Shift(
         ("objectnet-1.0", "objectnet"),
         "images",
@@ -252,11 +246,11 @@ def require_official_names(spec: DatasetSpec, root: Path) -> DatasetSpec:
 
 
 def list_corrupted(root: Path, split: Split) -> list[Sample]:
-    """The images of ImageNet-C, of the corruptions that the copy has; a sample's group is the
-    number of its corruption and level."""
+    """The images of ImageNet-C (``<corruption>/1 … 5/<wnid>/*.JPEG``), of the corruptions that the
+    copy has; a sample's group is the number of its corruption and level."""
     folders = {wnid: index for index, wnid in enumerate(classification.wnids())}
     samples = []
-    for number, corruption in enumerate(ALEXNET_ERRORS):
+    for number, corruption in enumerate(ALEXNET_ERRORS):  # mCE has the same names in this order
         if not (root / corruption).is_dir():
             continue
         for level in LEVELS:
@@ -302,7 +296,7 @@ register_dataset(
         expected={"val": 50000 * len(LEVELS) * len(ALEXNET_ERRORS)},
         classes=classification.imagenet_classes,
         extra={"main_metric": "mCE"},
-        transfer={"squash": True},
+        transfer={"squash": True},  # not resized where the backbone takes 224 px
         about="ImageNet-C (zenodo.org/records/2235448): CORRUPTION/{1..5}/<wnid>, 15 corruptions",
     )
 )

@@ -31,7 +31,7 @@ from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Lister, Sample, Split
 from probes.datasets.layouts import read_annotations, read_lines, require_file, require_folder
 from probes.datasets.shifts import as_shift
-from probes.features.files import IMAGES, members, read_bytes
+from probes.features.files import IMAGE_SUFFIXES, members, read_bytes
 from probes.registry import DATASETS, register_dataset
 
 FOLDERS: Mapping[Split, str] = {"train": "train", "val": "test"}
@@ -78,7 +78,7 @@ def list_samples(root: Path, split: Split, column: int | None = None) -> list[Sa
         names = members(root / tar)
         for name in names:
             key, _, suffix = name.rpartition(".")
-            if suffix not in IMAGES:
+            if suffix not in IMAGE_SUFFIXES:
                 continue
             label = f"{key}.{'txt' if captions else 'cls'}"
             if label not in names:
@@ -116,7 +116,7 @@ def list_candidates(root: Path, split: Split) -> list[Sample]:
         name.rpartition(".")[0]: f"{tar}/{name}"
         for tar in tars(Path(root), split)
         for name in members(Path(root) / tar)
-        if name.rpartition(".")[2] in IMAGES
+        if name.rpartition(".")[2] in IMAGE_SUFFIXES
     }
     targets: dict[str, list[Any]] = {}
     with report_malformed(f"{path} must list cue, candidates and associations of each instance"):
@@ -196,7 +196,8 @@ def webdataset(
 
 def register_folders(data_root: Path | None) -> list[str]:
     """Register every other ``wds_NAME`` in ``data_root`` as the dataset NAME, if its type is
-    supported; returns the new names."""
+    supported; returns the new names. Called where options are read, and by each unit of work in its
+    own process."""
     registered = []
     for path in sorted(Path(data_root).glob("wds_*")) if data_root else ():
         name = path.name.removeprefix("wds_")

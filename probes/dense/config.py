@@ -80,6 +80,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     complete_pipelines(config, spec, classes, settings, crop, prepare["mean"])
     train, val = config.train_dataloader, config.val_dataloader
     train.dataset.update(dataset_of(train_data, "train"))
+    # the pipelines are complete for the data that are trained on; scored are perhaps others
     for part in val.dataset.pipeline:
         if part["type"] == "LoadGroundTruth":
             part.update(ground_truth_config(val_data.spec, classes, settings))
@@ -126,6 +127,7 @@ def complete_model(
         head.setdefault(name, value)
     if not task.has_classes:
         with DefaultScope.overwrite_default_scope("mmseg"):
+            # mmseg's name for the outputs of a pixel
             head.setdefault("num_classes", MODELS.build(head.loss_decode).channels)
         head.threshold = 0.0  # which mmseg would warn of
     inputs = complete_head(model, head_input(settings, backbone))

@@ -37,7 +37,7 @@ class ConfigProbe(DenseProbe):
 
     def __init__(self, name: str, config: Config, task: DenseTask) -> None:
         super().__init__(DenseHead(name, version=2), task)
-        self.is_shipped, self._config = False, config
+        self.is_shipped, self._config = False, config  # a user's head is tried, even if mmseg's
         self.defaults, self.fixed = stated_settings(config, self.settings_type)
         self.defaults |= stated_sizes(config)
         wrapper = config.get("optim_wrapper", {})
@@ -75,7 +75,7 @@ def register_config(plugin: Plugin) -> None:
             f"config file {plugin.path.name} states {', '.join(unwanted)}; leave it out, backbone,"
             " dataset and settings decide"
         )
-    evaluator = config.get("val_evaluator", {})
+    evaluator = config.get("val_evaluator", {})  # it alone says what the file is a probe of
     if (kind := evaluator.get("task")) not in DENSE_TASKS:
         raise UserError(f"val_evaluator.type={evaluator.get('type')} is of no dense task")
     probe = ConfigProbe(name, config, DENSE_TASKS[kind])

@@ -102,7 +102,7 @@ class DenseDataset(FeatureDataset, BaseDataset):
         images = [
             self.data_list[index]["image"] for index in spread_indices(len(self), GALLERY_IMAGES)
         ]
-        self._metainfo["gallery"] = frozenset(images)
+        self._metainfo["gallery"] = frozenset(images)  # what ``TaskScores`` keeps to be drawn
 
     def load_data_list(self) -> list[dict[str, Any]]:
         return [
@@ -129,15 +129,16 @@ class DenseDataset(FeatureDataset, BaseDataset):
         return self._sample(index, self._draw_item(index))
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """Height and width of a test image; of features, those of the padded image before them."""
+        """(height, width) of a test image; of features (height, width, height, width): those of the
+        padded image first. Images of one shape can share a batch."""
         if not self.encoder:
             return self.resized_shape(index)
         metadata = self.feature_store().metadata(index)
         return *metadata["pad_shape"][:2], *metadata["img_shape"][:2]
 
     def resized_shape(self, index: int) -> tuple[int, int]:
-        """(height, width) of an image as the test pipeline resizes it."""
-        width, height = self.own_size(index)
+        """(height, width) of an image as the test pipeline resizes it, without decoding it."""
+        width, height = self.own_size(index)  # in this order, as mmcv counts
         for part in self.pipeline.transforms:
             if isinstance(part, ReadArea):
                 y1, y2, x1, x2 = bounds_read(part.area, height, width)

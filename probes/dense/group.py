@@ -20,13 +20,13 @@ import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmseg.registry import METRICS as MMSEG_METRICS
 
 from cliptex_common.files import content_key
 from cliptex_common.images import spread_indices, write_grid
 from probes.base import Context, Probe, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import dense_config
-from probes.dense.metrics import METRICS as EVALUATORS
 from probes.dense.metrics import TaskScores
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.transforms import image_only
@@ -35,7 +35,7 @@ from probes.pictures import GALLERY_IMAGES, write_gallery
 from probes.select import Candidate, held_out_by_content, log_scores, select_candidate
 from probes.train.loop import HeadTrainer, config_text, train_together
 
-Task = tuple[Probe, Context]
+ProbeAndContext = tuple[Probe, Context]
 
 
 def group_key(probe: Probe, context: Context) -> str:
@@ -62,7 +62,7 @@ def group_key(probe: Probe, context: Context) -> str:
     return content_key([*shared, images, geometry])
 
 
-def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
+def run_group(tasks: Sequence[ProbeAndContext]) -> list[TaskResult | Exception]:
     """Train the heads of tasks with one ``group_key`` in one loop, on the same batches, and score
     ``val``, at the resolution of its labels, in another. Rates of an ``lr_grid`` are chosen before.
     Returns, in the order of the tasks, the result of each or its error.
@@ -76,7 +76,8 @@ def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
         try:
             probe.fits(context.backbone, context.data, context.settings)
             config = dense_config(probe, context)
-            if context.head is not None:  # nothing is trained
+            # nothing is trained, and train need not be on this disk: the loop opens val twice
+            if context.head is not None:
                 config.train_dataloader.dataset = config.val_dataloader.dataset
             heads[index] = config, context
         except Exception as error:
@@ -149,9 +150,7 @@ def with_rate(context: Context, rate: float) -> Context:
     return replace(context, settings=replace(context.settings, lr=rate, lr_grid=()))
 
 
-def choose(
-    tasks: Mapping[int, tuple[Probe, Context]], description: str
-) -> dict[int, Choice | Exception]:
+def choose(tasks: Mapping[int, ProbeAndContext], description: str) -> dict[int, Choice | Exception]:
     """Train a head with each rate of each task's grid in one loop, and compare those of a task by
     its main metric on the held-out images. Returns the choice of each task, or its error. Of equals
     the lower rate wins; a head that fails is left out, and a task of which all fail has the error
@@ -166,9 +165,9 @@ def choose(
         for rate in sorted(context.settings.lr_grid):
             folder = context.work_dir / f"lr_{rate:g}"
             folder.mkdir(parents=True, exist_ok=True)
-            head = with_rate(context, rate)
-            head = replace(head, work_dir=folder, log=_SuffixedLog(context.log, f"/lr_{rate:g}"))
-            heads[index, rate] = dense_config(probe, head, images), head
+            log = _SuffixedLog(context.log, f"/lr_{rate:g}")
+            of_rate = replace(with_rate(context, rate), work_dir=folder, log=log)
+            heads[index, rate] = dense_config(probe, of_rate, images), of_rate
     trained = train_together(heads, description=description, leave_out=held_out)
     choices = {}
     for index, (probe, context) in tasks.items():
@@ -269,7 +268,7 @@ def best_constant(data: PreparedDataset) -> Any:
 
 def _score(val: Any, field: str, evaluator: Any, constant: Any) -> dict[str, float]:
     """The metrics of ``constant`` at every pixel of ``val``."""
-    metric = EVALUATORS.build(dict(evaluator))
+    metric = MMSEG_METRICS.build(dict(evaluator))
     for index in range(len(val)):
         sample = val.ground_truth(index)
         target = sample.get(f"gt_{field}").data

@@ -95,7 +95,7 @@ def reads_several(head: type[nn.Module], options: Mapping[str, Any]) -> bool:
     return is_list or not SEVERAL.isdisjoint(each.__name__ for each in head.__mro__)
 
 
-def summary(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """``error_summary``; the message alone of what a user can correct, and of an assertion without
     a message the line that failed."""
     if isinstance(error, UserError):
@@ -133,6 +133,7 @@ class ModuleHead(BaseDecodeHead):
             **kwargs,
         )
         self.conv_seg = nn.Identity()  # the module has a last layer of its own
+        # of a task's ``first_output``, in place of the bias of a last layer
         self.register_buffer("start", torch.zeros(self.num_classes))
         options = dict(module)
         kind = head_class(options.pop("type"))
@@ -224,9 +225,10 @@ class LinearHead(BaseDecodeHead):
             inputs = (inputs[0].features,)
         maps = self._transform_inputs(inputs)
         if self.dropout is not None and not self.dropout_first:
-            return self.cls_seg(self.norm(maps))
+            return self.cls_seg(self.norm(maps))  # mmseg's: dropout, then ``conv_seg``
         if self.dropout is not None:
             maps = self.dropout(maps)
+        # two ways to the same: where it pays, norm and convolution are one product
         on_cpu = not is_accelerator(maps.device)  # a GPU's time is not in this head
         if self.has_norm and on_cpu and self.training and not maps.requires_grad:
             return self._normalise_and_project(maps)
@@ -305,6 +307,7 @@ class MultiWidthDPTHead(dpt_head.DPTHead):
                         unit.conv.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        # the neck gives one tensor, as to any dense head
         return super().forward(inputs[self.in_index].split(self.map_channels, dim=1))
 
     def _transform_inputs(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
@@ -356,6 +359,7 @@ class Probe3dHead(BaseDecodeHead):
         self.conv_seg = nn.Conv2d(channels, self.out_channels, 3, padding=1)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        # the neck gives one tensor, as to any dense head
         maps = self._transform_inputs(inputs).split(self.map_channels, dim=1)
         maps = [self._enlarge(layer(x), 2) for layer, x in zip(self.project, maps, strict=True)]
         fused = self.after[-1](maps[-1])

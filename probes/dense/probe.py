@@ -27,7 +27,8 @@ class DenseProbe(Probe):
     """A head on datasets of one dense task; see ``probes.base.Probe``.
 
     Attributes:
-        is_shipped: whether its head is one of this package's, which need not be tried.
+        is_shipped: whether its head is one of this package's, which need not be tried: it has no
+            setting ``head`` (``DenseHead.config`` is None), but a config file.
     """
 
     reuse: Reuse = "head"

@@ -256,7 +256,8 @@ def bounds_read(area: Sequence[Any], height: int, width: int) -> Bounds:
 
 
 def bounds_scored(area: Sequence[Any], height: int, width: int) -> Bounds:
-    """The pixels of a label map that are scored. Raises as ``bounds_read``."""
+    """The pixels of a label map that are scored: where KITTI's areas name them, others than
+    ``bounds_read`` reads. Raises as it does."""
     top, bottom, left, right = read = bounds_read(area, height, width)
     if area == ("kb-garg-frame",):
         top, bottom, left, right = 0, height, 0, width

@@ -83,6 +83,7 @@ class DenseTask:
         super().__init_subclass__()
         if not hasattr(cls, "field"):
             cls.field = f"{cls.name}_map"
+        # a probe's settings are those of its task and those of its kind of head
         heads = {"shipped_settings": ShippedHeadSettings, "head_settings": ModuleHeadSettings}
         for name, of_head in heads.items():
             # named by where it is found, so that it can be pickled
@@ -151,7 +152,9 @@ class DenseTask:
         valid = np.isfinite(values) & (values != self.unknown)
         return valid if values.ndim == 1 else valid.any(axis=1)
 
-    # --- learning
+    # --- learning: of a head's output first ``read_output``, then it is resized (and averaged where
+    # crops overlap, between ``to_average`` and ``from_average``); then ``batch_loss`` in training,
+    # and ``decode_output``, which gives what is scored
 
     def bound(self, **options: Any) -> Self:
         """The task with attributes that follow from a dataset and settings: those that

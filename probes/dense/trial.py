@@ -20,7 +20,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.images import image_size
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import complete_model
-from probes.dense.heads import has_own_loss, head_class, summary
+from probes.dense.heads import describe_error, has_own_loss, head_class
 from probes.dense.losses import TaskObjective
 from probes.dense.segmentation import Segmentation
 from probes.dense.settings import DenseSettings, head_input, round_up
@@ -79,9 +79,10 @@ def try_head(
         UserError: the head cannot be built, fails, or returns other shapes.
     """
     batch = min(batch, 2)  # normalisation over a batch needs two images; more change no shape
+    # on fake tensors first, which cost nothing; they have no values, which some heads read
     with suppress(Exception), FakeTensorMode(allow_non_fake_inputs=True):
         return _run(config, inputs, batch, sizes)
-    try:  # fake tensors have no values, which some heads read
+    try:
         _run(config, inputs, batch, sizes)
     except Exception as error:
         options = {name: value for name, value in requested.items() if name != "type"}
@@ -91,7 +92,8 @@ def try_head(
             hint += "; try batch_size=2: some layers need two images to train"
         raise UserError(
             f"head {requested['type']} with {options or 'its defaults'} on maps of"
-            f" {', '.join(str(width) for width, _ in inputs)} channels: {summary(error)}{hint}"
+            f" {', '.join(str(width) for width, _ in inputs)} channels:"
+            f" {describe_error(error)}{hint}"
         ) from error
 
 

@@ -183,7 +183,7 @@ class CocoInstances(FeatureDataset, mmdet.datasets.CocoDataset):
     def _resized(self, image: Mapping[str, Any]) -> tuple[int, int]:
         size = image["width"], image["height"]
         for step in self.pipeline.transforms:
-            if hasattr(step, "keep_ratio"):
+            if hasattr(step, "keep_ratio"):  # a resize of mmcv's or mmdet's
                 size = mmcv.rescale_size(size, step.scale) if step.keep_ratio else step.scale
         return size[1], size[0]
 
@@ -269,6 +269,7 @@ class CocoMeanAP(BaseMetric):
             for detection in result["detections"]
         ]
         kinds, metrics = ("bbox", "segm") if self.masks else ("bbox",), dict[str, float]()
+        # metrics of all images by faster-coco-eval, then matches of each image by pycocotools
         for kind in kinds:
             metrics |= mean_ap(ground_truth, self.detections, self.image_ids, categories, kind)
         self.class_objects = add_matches(

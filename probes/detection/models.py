@@ -98,6 +98,7 @@ def complete_detector(model: Any, backbone: Backbone, classes: int, settings: An
         model: of a config file, with the settings' literals.
         settings: ``MaskRCNNSettings`` or ``SSDSettings``.
     """
+    # each detector has settings of its own
     complete = mask_rcnn if isinstance(settings, MaskRCNNSettings) else ssd
     indices, neck = complete(model, backbone, classes, settings)
     model.backbone.backbone.out_indices, model.backbone.neck = indices, neck

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cliptex_common.images import open_image, palette, spread_indices, to_rgb, write_grid
 from probes.pictures import GALLERY_IMAGES, write_gallery
 
-IMAGES = 6
+PREVIEW_IMAGES = 6
 SIDE = 400  # longest side of a picture, pixels
 SMALL = 256  # of a picture in the gallery: names must be readable
 SCORE_THRESHOLD = 0.3
@@ -74,7 +74,10 @@ def draw_preview(
         ((images[image], draw(image, SMALL)) for image in gallery),
         side=SMALL,
     )
-    pairs = [draw(with_objects[index], SIDE) for index in spread_indices(len(with_objects), IMAGES)]
+    pairs = [
+        draw(with_objects[index], SIDE)
+        for index in spread_indices(len(with_objects), PREVIEW_IMAGES)
+    ]
     tiles = [pair[role] for pair in pairs for role in ("truth", "prediction")]
     titles = ("ground truth", f"prediction (score {SCORE_THRESHOLD} and more, or the best 3)")
     rows = [tiles[start : start + 4] for start in range(0, len(tiles), 4)]

@@ -29,7 +29,7 @@ from backbones.cliptex.experts import torchvision_mask_rcnn as torchvision
 from backbones.cliptex.experts.base import BACKGROUND, Expert
 from cliptex_common.errors import UserError, first_line, suggest
 from cliptex_common.files import canonical_json
-from cliptex_common.images import UNKNOWN
+from cliptex_common.images import UNKNOWN_CLASS
 from cliptex_common.settings import Probability, settings_dataclass
 from probes.mmdet import mmdet
 
@@ -69,9 +69,10 @@ class MaskRCNN(Expert):
         self, settings: MergeSettings, classes: tuple[str, ...], model: Mapping[str, Any]
     ) -> None:
         super().__init__(settings, classes)
-        if len(classes) > UNKNOWN:
+        if len(classes) > UNKNOWN_CLASS:
             raise UserError(
-                f"mask-rcnn: {len(classes) - 1} classes; at most {UNKNOWN - 1} fit a map of 8 bits"
+                f"mask-rcnn: {len(classes) - 1} classes; at most {UNKNOWN_CLASS - 1} fit a map of 8"
+                " bits"
             )
         # plain JSON, as part of the identity
         self.model_config: dict[str, Any] = json.loads(canonical_json(model))
@@ -254,7 +255,9 @@ def merge(
     merged = np.zeros(size, np.uint8)
     for index in np.argsort(scores, kind="stable"):
         if scores[index] >= ignore_threshold:
-            merged[masks[index]] = classes[index] if scores[index] >= score_threshold else UNKNOWN
+            merged[masks[index]] = (
+                classes[index] if scores[index] >= score_threshold else UNKNOWN_CLASS
+            )
     return merged
 
 

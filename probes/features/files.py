@@ -1,18 +1,8 @@
-"""Files that features are made of, and the room that features may take. Importing this imports
-nothing that computes.
+"""Files that features are made of, their sha256, and the room that features may take. Importing
+this imports no torch.
 
-The limit of the cache is ``$CLIPTEX_CACHE_GB``. The default is 20 GB, but at most half of the space
-that is free or used by the cache. Before a store is written, stores that no process uses are
-deleted, least recently used first.
-
-Files may be members of a tar: ``test/0.tar/s0000001.webp`` is read from within the tar. A path is
+A file may be a member of a tar: ``test/0.tar/s0000001.webp`` is read from within the tar. A path is
 that of a plain file unless a folder in it ends in ``.tar``.
-
-sha256 of files, so that whatever is cached about an image follows its content, not its name:
-``content_hashes`` of many, whose hashes are stored on disk, ``content_hash`` of one. A hash is
-stored with the file's size, time and inode, one file of ``$CLIPTEX_HOME/content_hashes`` for each
-folder, to which processes append lines. A dataset's check reads every file anyway and stores its
-hashes, so that a large dataset is read once.
 """
 
 from __future__ import annotations
@@ -38,7 +28,7 @@ from cliptex_common.files import (
 )
 from cliptex_common.tables import index_tar, read_member, tar_identity
 
-VARIABLE = "CLIPTEX_CACHE_GB"
+LIMIT_VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0
 GB = 10**9
 
@@ -53,7 +43,7 @@ def chosen_limit() -> int | None:
     Raises:
         UserError: it is not a number of gigabytes.
     """
-    text = os.environ.get(VARIABLE)
+    text = os.environ.get(LIMIT_VARIABLE)
     if not text:
         return None
     try:
@@ -61,12 +51,15 @@ def chosen_limit() -> int | None:
     except ValueError:
         limit = -1.0
     if not 0 <= limit < math.inf:
-        raise UserError(f"{VARIABLE}={text!r} is not a number of gigabytes; set one such as 20")
+        raise UserError(
+            f"{LIMIT_VARIABLE}={text!r} is not a number of gigabytes; set one such as 20"
+        )
     return int(limit * GB)
 
 
 def size_limit(folder: Path) -> int:
-    """Bytes that all stores in ``folder`` may take together. Raises as ``chosen_limit``."""
+    """Bytes that all stores in ``folder`` may take together: ``chosen_limit``, or ``DEFAULT_GB``,
+    but at most half of the space that is free or used by them. Raises as ``chosen_limit``."""
     if (limit := chosen_limit()) is not None:
         return limit
     used = sum(map(size_of, stores(folder)))
@@ -74,7 +67,8 @@ def size_limit(folder: Path) -> int:
 
 
 def make_room(folder: Path, size: int, about: str, delete: Callable[[Path], bool]) -> None:
-    """Delete stores in ``folder``, least recently used first, until ``size`` more bytes fit.
+    """Before a store is written, delete others in ``folder`` that no process uses, least recently
+    used first, until its ``size`` bytes fit.
 
     Args:
         about: the features that need the space, for the message.
@@ -95,7 +89,8 @@ def make_room(folder: Path, size: int, about: str, delete: Callable[[Path], bool
         raise CacheFull(
             f"features of {about} take {gigabytes(size)}, but {gigabytes(used)} of the cache's"
             f" {gigabytes(limit)} are in use and {gigabytes(free)} are free on its disk; raise"
-            f" {VARIABLE}, set CLIPTEX_HOME to a larger disk, or encode each time with cache=none"
+            f" {LIMIT_VARIABLE}, set CLIPTEX_HOME to a larger disk, or encode each time with"
+            " cache=none"
         )
 
 
@@ -139,10 +134,10 @@ def free_bytes(folder: Path) -> int:
 FileState = tuple[int, int, int]  # size, time of the last change in ns, inode
 
 
-IMAGES = ("webp", "png", "jpg", "jpeg")
+IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 
 
-SUFFIXES = (*IMAGES, "cls", "txt", "npy", "json")  # of the members that are indexed
+MEMBER_SUFFIXES = (*IMAGE_SUFFIXES, "cls", "txt", "npy", "json")  # of the members that are indexed
 
 
 def read_bytes(path: Path | str) -> bytes:
@@ -172,7 +167,8 @@ def state_of(path: Path | str) -> FileState:
 
 
 def members(tar: Path) -> dict[str, tuple[int, int]]:
-    """Name (``KEY.SUFFIX``) → (offset, size) of the members with one of ``SUFFIXES``, in order.
+    """Name (``KEY.SUFFIX``) → (offset, size) of the members with one of ``MEMBER_SUFFIXES``, in
+    order.
 
     Raises:
         UserError: see ``index_tar``.
@@ -182,11 +178,11 @@ def members(tar: Path) -> dict[str, tuple[int, int]]:
 
 @lru_cache(maxsize=4096)
 def _members(tar: Path, version: tuple[int, int | str]) -> dict[str, tuple[int, int]]:
-    index = index_tar(tar, SUFFIXES)
+    index = index_tar(tar, MEMBER_SUFFIXES)
     return {
         f"{key.decode()}.{suffix}": (int(offset), int(size))
         for key, positions in zip(index["keys"], index["spans"], strict=True)
-        for suffix, (offset, size) in zip(SUFFIXES, positions, strict=True)
+        for suffix, (offset, size) in zip(MEMBER_SUFFIXES, positions, strict=True)
         if size >= 0
     }
 
@@ -207,7 +203,9 @@ HashedFile = tuple[Path, FileState, str]  # with its sha256
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:
-    """The sha256 of each file. A file is read only if its size, time or inode have changed.
+    """The sha256 of each file, so that whatever is cached about an image follows its content, not
+    its name. A file is read only if its size, time or inode have changed since its hash was stored
+    (``record_of``); a dataset's check reads every file anyway and stores its hashes.
 
     Raises:
         UserError: a file cannot be read.
@@ -232,7 +230,8 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
 
 
 def content_hash(path: str | Path) -> str:
-    """The sha256 of a file, which this process reads once unless it changes. Raises ``OSError``."""
+    """The sha256 of a file, which this process reads once unless it changes; it is remembered in
+    memory alone, not stored as by ``content_hashes``. Raises ``OSError``."""
     return _sha256_of_state(Path(path), state_of(path))
 
 
@@ -254,7 +253,8 @@ def _sha256_of_state(path: Path, state: FileState) -> str:
 
 
 def record_of(folder: Path) -> Path:
-    """Where the hashes of a folder's files are stored."""
+    """Where the hashes of a folder's files are stored, each with its file's size, time and inode:
+    a file to which processes append lines."""
     return home() / "content_hashes" / f"{content_key(folder.absolute(), 32)}.jsonl"
 
 

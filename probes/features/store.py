@@ -49,7 +49,7 @@ from probes.features.files import (
     touch,
 )
 
-VERSION = 4  # raised whenever the same key would give other bytes
+STORE_VERSION = 4  # raised whenever the same key would give other bytes
 SHARD_BYTES = 64 * 2**20
 DTYPES = {
     "fp32": torch.float32,
@@ -88,7 +88,7 @@ class CacheKey:
     @property
     def digest(self) -> str:
         """The name of the store's folder."""
-        content = [VERSION, self.kind, self.identity, self.dtypes, len(self.item_bytes)]
+        content = [STORE_VERSION, self.kind, self.identity, self.dtypes, len(self.item_bytes)]
         return content_key(content, 32)
 
     @property
@@ -192,7 +192,7 @@ def get_or_build(
         on_wait: called once if another process is building the store, before waiting for it.
 
     Raises:
-        CacheFull: it does not fit into the cache or on the disk (see ``probes.features.store``).
+        CacheFull: it does not fit into the cache or on the disk (see ``make_room``).
     """
     folder, notes, built_bytes = key.folder, list[str](), 0
     with locked(store_lock(folder), on_wait):

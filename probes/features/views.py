@@ -1,18 +1,8 @@
-"""Features of views of images, computed or read from the store.
-
-Repeatable crops of training images: position, size and flip follow from the image's content
-alone.
-
-So each crop is encoded once, and all backbones and all tasks on the same images see the same crops.
-
-Features of views of images – resized or cropped, perhaps mirrored – by a frozen backbone.
+"""Features of views of images – resized or cropped, perhaps mirrored – by a frozen backbone.
 
 They are computed, or read from the store, which is filled first; whoever asks gets the same
-numbers. Loading processes decode while the backbone computes. Batches are of one shape, and are
-halved where the memory of the device ends.
-
-Datasets of mmengine's that deliver feature maps in place of images where their config has an
-``encoder``: heads, losses, schedules and evaluators are the same either way."""
+numbers. ``Views`` is the interface, ``FeatureDataset`` brings it to datasets of mmengine's, and
+``FixedCrop`` makes views that can be stored."""
 
 from __future__ import annotations
 
@@ -33,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import probes.train.frozen_backbone  # noqa: F401  registers what encoders name
-from backbones.backbone import DENSE, versions
+from backbones.backbone import DENSE_LIBRARIES, versions
 from cliptex_common.device import Halving, is_accelerator, takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.files import content_key, derive_seed
@@ -81,7 +71,8 @@ def draw_crop(fixed_crops: int, flip: float) -> Crop:
 @TRANSFORMS.register_module()
 class FixedCrop(BaseTransform):
     """Resize, crop and flip an image, and its ground truth if loaded, to one of ``fixed_crops``
-    crops.
+    crops, which follow from the image's content alone. So each crop is encoded once, and all
+    backbones and all tasks on the same images see the same crops.
 
     Number 0 is the centre crop at scale 1. Any other is resized by a factor of ``scale_range`` and
     cropped at a random position; the seed is (sha256 of the image file, number). ``draw_crop``
@@ -136,7 +127,9 @@ Encoded = tuple[Sequence[Tensor], Sequence[Metadata]]  # (N, …) tensors, and N
 
 
 class Views(ABC):
-    """Views of images, which a frozen backbone encodes.
+    """Views of images, which a frozen backbone encodes. Loading processes decode while it computes;
+    batches are of one shape, and are halved where the memory of the device ends. ``computed`` gives
+    the features batch by batch, ``items`` one by one, and ``features`` from the store where it can.
 
     Attributes:
         context: what computes.
@@ -242,9 +235,8 @@ class Views(ABC):
         return open_store(key, lambda shards: self.items(shards, key.dtypes[0]), self.context)
 
     def features(self, items: Sequence[int]) -> Iterator[tuple[int, Sequence[Tensor], Metadata]]:
-        """(item, features, metadata) of some items: in their order from the store; in any order,
-        and computed each time, rounded as the store has them, where the disk has no room or they
-        are not stored.
+        """(item, features, metadata) of some items, in any order: from the store; or computed each
+        time, rounded as the store has them, where the disk has no room or they are not stored.
 
         Only the filling of a store shows its progress.
         """
@@ -353,7 +345,8 @@ def collate_views(items: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 class FeatureDataset:
     """What datasets of mmengine's share that deliver images or, with an ``encoder``, the feature
-    maps of a frozen backbone. Then no image is decoded once the features are in the store.
+    maps of a frozen backbone: heads, losses, schedules and evaluators are the same either way. No
+    image is decoded once the features are in the store.
 
     An item has ``inputs``, an image (3, H, W) or its maps (C, h, w) in the precision of the store,
     and ``data_samples`` with its ground truth.
@@ -365,6 +358,7 @@ class FeatureDataset:
         stores: of features and perhaps ground truth, while they are open.
     """
 
+    # no ABC: a subclass is also a dataset of mmengine's
     encoder: Mapping[str, Any]
     scope: str
     name: str
@@ -465,7 +459,7 @@ class MapViews(Views):
             "precision": self.frozen.precision,
             "data_preprocessor": self.dataset.encoder["data_preprocessor"],
             "device": self.context.device.type,
-            "libraries": versions(*DENSE),
+            "libraries": versions(*DENSE_LIBRARIES),
         }
         if upsampler := dict(self.dataset.encoder["backbone"].get("upsampler") or {}):
             identity["upsampler"] = {**upsampler, **upsampler_identity(upsampler["name"])}

@@ -109,9 +109,9 @@ def score(
     head: Head | None = None,
     more: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> TaskResult:
-    """Metrics of (N, C) logits of ``val``, C the classes that the probe was trained on; ``top5``
-    with more than five classes; see ``probes.image_level.metrics.classification``. ``more`` are
-    other numbers of the images."""
+    """The result of a task by (N, C) logits of ``val``, C the classes that it was trained on;
+    ``top5`` with more than five classes; see ``probes.image_level.metrics.classification``.
+    ``more`` are other numbers of the images."""
     samples, logits = context.data.samples["val"], own_classes(context, logits)
     labels = best_targets(context, logits)
     per_image = {
@@ -123,6 +123,7 @@ def score(
     }
     notes = list(notes)
     if context.data.spec.extra.get("main_metric") == "mCE":
+        # CORRUPTION/LEVEL/WNID/NAME
         folders = [sample.image.split("/") for sample in samples]
         per_image["corruption"] = np.array(["/".join(parts[:2]) for parts in folders])
         per_image["unit"] = np.array(["/".join(parts[2:]) for parts in folders])  # photographs

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from backbones.backbone import (
-    WHOLE_IMAGES,
+    IMAGE_LIBRARIES,
     Backbone,
     Preprocessing,
     in_memory_format,
@@ -54,7 +54,7 @@ def encode_split(context: Context, split: Split, members: Tensor | None = None) 
     if trained_on and encoding == encoding_of(context.training) and data.root == trained_on.root:
         index = {sample.image: row for row, sample in enumerate(trained_on.samples[split])}
         rows = [index.get(sample.image, -1) for sample in data.samples[split]]
-        if -1 not in rows:  # some of its images, which are encoded once
+        if -1 not in rows:  # all are images of that dataset, encoded in the same way: once
             return encode_split(context.training, split)[rows]
     samples, used = data.encoded(split), data.train_indices if split == "train" else ()
     if members is not None:
@@ -160,7 +160,7 @@ class ImageViews(Views):
             **{name: value for name, value in fields if name not in EDITS or value},
             "size": self.size,
             "device": self.context.device.type,
-            "libraries": versions(*WHOLE_IMAGES),
+            "libraries": versions(*IMAGE_LIBRARIES),
         }
         # disk space: as long as the embedding, or a token for each block and a mean
         width = max(backbone.embed_dim, *backbone.channels)

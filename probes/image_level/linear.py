@@ -1,20 +1,11 @@
-"""Training of several heads at once, each with its own rates, on one frozen pass over fresh random
-crops.
-
-``linear`` classification: a grid of learning rates and weight decays trained at once.
+"""``linear`` classification: a grid of learning rates and weight decays trained at once, on
+features that are encoded once or, with ``random_crops``, on one frozen pass over fresh random
+crops, by which ``attentive`` heads are trained as well.
 
 All classifiers of a grid see the same batches in the same order, and one matrix product gives the
 scores of all. Each comes out as if it had been trained alone (tested). The best pair is chosen on a
 held-out part of train. The labels of ``val`` are used once, to score the classifier that was chosen
-without them.
-
-Features are encoded once; or, with ``random_crops``, heads read the tokens of fresh random crops,
-as in DINOv2's linear classification of ImageNet (Oquab et al. 2024; ``dinov2/eval/linear.py`` of
-facebookresearch/dinov2): the class tokens of the last n blocks, without and with the mean of the
-last patch tokens, one for each learning rate; ``RandomResizedCrop`` and a flip, SGD with momentum,
-a cosine to zero, no weight decay. Weights start from N(0, 0.01²). DINOv2 chooses the best head on
-the validation set. Here no head is trained on the part of train that decides; the chosen one is not
-trained again on it, which would cost another pass."""
+without them."""
 
 from __future__ import annotations
 
@@ -219,7 +210,7 @@ def train_step(
 
 
 ROWS = 8192  # samples at once when the statistics of all features are measured
-Pair = tuple[float, float]  # learning rate for a batch of 256, weight decay
+RateAndDecay = tuple[float, float]  # learning rate for a batch of 256, weight decay
 
 
 @dataclass
@@ -345,7 +336,7 @@ class LinearHeads(nn.Module):
 
 
 def sgd(
-    grids: Iterable[Any], settings: LinearSettings, pairs: Sequence[Pair], batch_size: int
+    grids: Iterable[Any], settings: LinearSettings, pairs: Sequence[RateAndDecay], batch_size: int
 ) -> torch.optim.SGD:
     """An optimizer in which each head of a grid has the learning rate and weight decay of its pair.
 
@@ -377,7 +368,11 @@ def zero_heads(
 
 
 def train_linear(
-    heads: LinearHeads, samples: Samples, grid: Sequence[Pair], settings: LinearSettings, seed: int
+    heads: LinearHeads,
+    samples: Samples,
+    grid: Sequence[RateAndDecay],
+    settings: LinearSettings,
+    seed: int,
 ) -> Iterator[tuple[int, list[float]]]:
     """Train classifiers, each with its pair of a grid.
 
@@ -412,8 +407,8 @@ def train_linear(
 
 @torch.no_grad()
 def evaluate_grid(
-    heads: LinearHeads, grid: Sequence[Pair], samples: Samples, device: torch.device
-) -> list[Candidate[Pair]]:
+    heads: LinearHeads, grid: Sequence[RateAndDecay], samples: Samples, device: torch.device
+) -> list[Candidate[RateAndDecay]]:
     """Top-1 and mean cross-entropy of each head on held-out samples."""
     count, exact = len(grid), float64_device(device)
     hits, total = (torch.zeros(count, dtype=torch.float64, device=exact) for _ in range(2))
@@ -432,7 +427,7 @@ def evaluate_grid(
     ]
 
 
-def pair_name(pair: Pair) -> str:
+def pair_name(pair: RateAndDecay) -> str:
     """``lr_0.05``, ``lr_0.05_wd_0.001``."""
     return f"lr_{pair[0]:g}" + (f"_wd_{pair[1]:g}" if pair[1] else "")
 
@@ -461,7 +456,8 @@ def stored_logits(context: Context, head: Head) -> Tensor:
     """(N, C) logits of ``val`` by a stored head, on the CPU."""
     heads = LinearHeads.of(head).to(context.device)
     if not context.settings.random_crops:
-        heads.columns = slice(None)  # only those of its layer are read from the store
+        # stored are the columns of its layer among those of all; ``encode_split`` reads them alone
+        heads.columns = slice(None)
     return logits_of(context, heads, 0)
 
 
@@ -472,6 +468,7 @@ def logits_of(context: Context, heads: LinearHeads, number: int) -> Tensor:
     return torch.cat([heads(part.to(context.device))[number].cpu() for part in val.split(4096)])
 
 
+# heads, number of the chosen one, temperature, notes; see ``train_on_features``
 Trained = tuple[LinearHeads, int, float | None, list[str]]
 
 
@@ -528,9 +525,17 @@ def held_out_temperature(
 
 
 def train_on_random_crops(context: Context) -> Trained:
-    """As ``train_on_features``, on the tokens of random crops."""
+    """As ``train_on_features``, on the tokens of random crops, as in DINOv2's linear classification
+    of ImageNet (Oquab et al. 2024; ``dinov2/eval/linear.py`` of facebookresearch/dinov2): the class
+    tokens of the last n blocks, without and with the mean of the last patch tokens, one head for
+    each learning rate; ``RandomResizedCrop`` and a flip, SGD with momentum, a cosine to zero, no
+    weight decay.
+
+    DINOv2 chooses the best head on the validation set. Here no head is trained on the part of train
+    that decides; the chosen one is not trained again on it, which would cost another pass.
+    """
     settings, device = context.settings, context.device
-    grids: Any = create_heads(context).to(device)
+    grids: Any = create_heads(context).to(device)  # a grid of heads for each choice of tokens
     optimizer = sgd(grids, settings, settings.grid, settings.batch_size)
     encode = encoder(context.backbone, settings.encoding(device.type))
     with context.cost.phase("train"):
@@ -538,7 +543,7 @@ def train_on_random_crops(context: Context) -> Trained:
         iterations, held_out = train_heads(context, grids, optimizer, encode, advice)
     features, labels = encode_split(context, "train", held_out), targets(context, "train")
     samples = Samples(features, labels[held_out], len(context.data.classes))
-    candidates: list[Candidate[Pair]] = []
+    candidates: list[Candidate[RateAndDecay]] = []
     for heads in grids:
         candidates += evaluate_grid(heads, settings.grid, samples, device)
     log_scores(context.log, "top1", candidates, iterations)
@@ -558,7 +563,8 @@ class TokenHeads(nn.ModuleList):
 
 
 def create_heads(context: Context) -> TokenHeads:
-    """Untrained heads; the initial weights of each depend on the seed and its own name alone."""
+    """Untrained heads; the initial weights of each, from N(0, 0.01²), depend on the seed and its
+    own name alone."""
     settings: LinearSettings = context.settings
     encoding, device = settings.encoding(context.device.type), context.device
     size = input_size(encoding.size, context.backbone)

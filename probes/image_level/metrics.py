@@ -1,8 +1,5 @@
-"""Metrics of whole images as functions of how often each image counts, in percent.
-
-See ``reports.per_image``. Importing this imports nothing that computes but numpy.
-
-What the probes of classification share: targets, ranks and scores."""
+"""Metrics of whole images as functions of how often each image counts, in percent; see
+``reports.per_image``. Importing this imports nothing that computes but numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from cliptex_common.metrics import BINS, Arrays, bins_of, mean_of_images, ratio
+from cliptex_common.metrics import CONFIDENCE_BINS, Arrays, bins_of, mean_of_images, ratio
 from probes.image_level.settings import ALEXNET_ERRORS, OOD_SCORES, RECALL_AT
 from reports.per_image import SCORERS, ImageScores, MetricFunction
 
@@ -58,7 +55,7 @@ def classification(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
 
 def _calibration_error(confidence: np.ndarray, gap: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """In percent: the mean over images of their bin's difference of accuracy and confidence."""
-    member = (bins_of(confidence)[:, None] == np.arange(BINS)).astype(np.float64)
+    member = (bins_of(confidence)[:, None] == np.arange(CONFIDENCE_BINS)).astype(np.float64)
     gaps = np.abs(weights @ (gap[:, None] * member)).sum(axis=1)
     return 100 * ratio(gaps, weights.sum(axis=1, dtype=np.float64))
 
@@ -70,7 +67,7 @@ def _adaptive_error(confidence: np.ndarray, gap: np.ndarray, weights: np.ndarray
     errors = []
     for row in weights[:, order].astype(np.float64):
         count, gaps = (np.concatenate([[0], np.cumsum(each)]) for each in (row, row * gap[order]))
-        edges = np.interp(np.linspace(0, count[-1], BINS + 1), count, gaps)
+        edges = np.interp(np.linspace(0, count[-1], CONFIDENCE_BINS + 1), count, gaps)
         errors.append(np.abs(np.diff(edges)).sum() / count[-1])
     return 100 * np.array(errors)
 
@@ -124,8 +121,7 @@ def _by_class(
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """``mean_of_classes``, added in the order of torch, whose last digits stored metrics have."""
-
+    """``mean_of_classes``, added in the order of torch: stored metrics have its last digits."""
     import torch
 
     rows = torch.from_numpy(values)

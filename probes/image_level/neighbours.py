@@ -1,17 +1,4 @@
-"""Classification from a few images or from neighbours, without training.
-
-``few-shot`` classification in closed form: least squares on a few images of each class.
-
-As in big_vision's ``fewshot_lsr`` features are whitened, classes are ±1, and a constant feature of
-100 is a bias that is hardly penalised. One eigendecomposition serves every strength of the penalty
-and gives the leave-one-out error of each image. The strength is chosen by that error, so no label
-beyond the shots is used. With one shot a class without its image has no sample left; then the
-strength is 2¹⁰, which big_vision always uses.
-
-``knn`` classification: the nearest training images vote (Wu et al. 2018, section 3.4).
-
-As in DINO's ``eval_knn.py`` a neighbour at cosine s counts exp(s / 0.07). The number of neighbours
-is chosen on a held-out part of train; DINO reports the best on val."""
+"""Classification without training: ``few-shot`` in closed form, and ``knn``."""
 
 from __future__ import annotations
 
@@ -42,6 +29,10 @@ DEFAULT_L2 = 2.0**10
 
 class LeastSquares:
     """Least squares on whitened features with a bias, for any strength of the penalty; float64.
+
+    As in big_vision's ``fewshot_lsr`` classes are ±1, and a constant feature of 100 is a bias that
+    is hardly penalised. One eigendecomposition serves every strength and gives the leave-one-out
+    error of each image.
 
     With X X' = Q diag(e) Q' (or X'X, where that is the smaller) the weights are
     ``basis`` (diag(e) + λ)⁻¹ ``projections``.
@@ -91,7 +82,8 @@ class LeastSquares:
 
 
 def run_few_shot(context: Context) -> TaskResult:
-    """See ``probes.base.FeatureProbe``."""
+    """``few-shot``: least squares on a few images of each class. See
+    ``probes.base.FeatureProbe``."""
     settings: FewShotSettings = context.settings
     training = context.training
     device, classes = float64_device(context.device), len(training.data.classes)
@@ -121,7 +113,9 @@ def sample_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
 def choose_few_shot(
     fits: LeastSquares, labels: Tensor, settings: FewShotSettings
 ) -> tuple[float, str]:
-    """The strength of the penalty that is best by leave-one-out top-1, and why."""
+    """The strength of the penalty that is best by leave-one-out top-1, so that no label beyond the
+    shots is used; and why. With one shot a class without its image has no sample left; then it is
+    2¹⁰, which big_vision always uses."""
     if len(settings.l2) == 1:
         return settings.l2[0], "fixed"
     if int(torch.bincount(labels).max()) < 2:
@@ -137,7 +131,9 @@ def choose_few_shot(
 
 
 def run_knn(context: Context) -> TaskResult:
-    """See ``probes.base.FeatureProbe``."""
+    """``knn``: the nearest training images vote (Wu et al. 2018, section 3.4), as in DINO's
+    ``eval_knn.py``. The number of neighbours is chosen on a held-out part of train; DINO reports
+    the best on val. See ``probes.base.FeatureProbe``."""
     settings: KnnSettings = context.settings
     training = context.training
     labels, classes = targets(training, "train").to(context.device), len(training.data.classes)
@@ -180,7 +176,8 @@ def votes(
     temperature: float,
     classes: int,
 ) -> list[Tensor]:
-    """For each number of ``neighbours`` the votes of each class, (N, classes) float64 on the CPU.
+    """For each number of ``neighbours`` the votes of each class, (N, classes) float64 on the CPU; a
+    neighbour at cosine s counts exp(s / ``temperature``).
 
     Args:
         queries: (N, D), memory: (M, D) unit vectors.

@@ -95,6 +95,7 @@ CALIBRATION = FeatureProbe(
     reuse="head",
     head_of="linear",
 )
+# named as the probe whose head it uses (``reuse``)
 OOD = FeatureProbe(
     "linear",
     "unknown-images",

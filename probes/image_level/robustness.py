@@ -1,17 +1,4 @@
-"""What else a trained classifier shows: calibration, and images of unknown classes.
-
-``calibration`` of the ``linear`` classifier: are its probabilities shares of right answers?
-
-Its head is scored as it is, and with its logits divided by a temperature that minimises the loss on
-the training images held out for the choice of its learning rate (Guo et al. 2017), by the head that
-was chosen there: the one that is scored has seen these images. That changes no prediction.
-
-``linear`` on images of no class that was trained on: are they told from those of ``val``?
-
-Three scores of an image, higher for what looks foreign: ``msp``, minus the largest probability of
-the head (Hendrycks and Gimpel 2017); ``energy``, minus the log of the sum of its exponentiated
-logits (Liu et al. 2020); ``knn``, the distance to the 50th nearest training image, of features of
-unit length (Sun et al. 2022; OpenOOD chooses the number on other sets)."""
+"""What else the classifier of ``linear`` shows: calibration, and images of unknown classes."""
 
 from __future__ import annotations
 
@@ -32,7 +19,15 @@ from probes.image_level.metrics import KNOWN, detection_of_unknown
 
 
 def run_calibration(context: Context) -> TaskResult:
-    """See ``probes.base.FeatureProbe``. Raises ``UserError`` if the head has no temperature."""
+    """``calibration``: are the probabilities of the ``linear`` classifier shares of right answers?
+
+    Its head is scored as it is, and with its logits divided by a temperature, which changes no
+    prediction. The temperature minimises the loss on the training images held out for the choice of
+    its learning rate (Guo et al. 2017), by the head that was chosen there: the one that is scored
+    has seen these images.
+
+    See ``probes.base.FeatureProbe``. Raises ``UserError`` if the head has no temperature.
+    """
     assert context.head is not None
     if "temperature" not in context.head.metadata:
         trained = f"{context.training.data.spec.name}/linear"
@@ -76,7 +71,14 @@ NEIGHBOUR = 50
 
 
 def run_ood(context: Context) -> TaskResult:
-    """See ``probes.base.FeatureProbe``."""
+    """``linear`` on images of no class that was trained on: are they told from those of ``val``?
+
+    Three scores of an image, higher for what looks foreign: ``msp``, minus the largest probability
+    of the head (Hendrycks and Gimpel 2017); ``energy``, minus the log of the sum of its
+    exponentiated logits (Liu et al. 2020); ``knn``, the distance to the 50th nearest training
+    image, of features of unit length (Sun et al. 2022; OpenOOD chooses the number on other sets).
+    See ``probes.base.FeatureProbe``.
+    """
     assert context.head is not None
     training, device = context.training, context.device
     train = normalize(on_device_if_small(encode_split(training, "train"), device), dim=1)

@@ -1,25 +1,5 @@
-"""Probes that compare images with texts: zero-shot, association, retrieval.
-
-``zero-shot`` association (WinoGAViL, Bitton et al. 2022): which of 5 to 12 images belong to a
-cue, by cosine.
-
-As many images are selected as are right; an instance's score is the Jaccard index of the two sets.
-DataComp's figure is the mean over instances of 10 or 12 candidates.
-
-``retrieval``: captions by image and images by caption, by cosine; recall at 1, 5 and 10.
-
-An image is right if any of its captions is among the first k (the field's reading for Flickr30k and
-COCO). A caption that describes several images is right for each of them, and each of them for it:
-no model could tell equal texts apart. Answers at equal cosine share their ranks (the expected rank
-over all orders), so that no order of equals decides: a backbone which gives every image the same
-embedding has the mean rank of chance, which is no hit.
-
-clip-benchmark (``zeroshot_retrieval.recall_at_k``) counts a caption as right for its own image only
-and leaves ties to ``torch.topk``; open_clip (``get_clip_metrics``) likewise, by ``argsort``.
-Without repeated captions and ties the figures are theirs (tested).
-
-``zero-shot`` classification: an image is of the class whose description is nearest (Radford et
-al. 2021, section 3.1)."""
+"""Probes that compare images with texts by cosine: association, retrieval, zero-shot
+classification."""
 
 from __future__ import annotations
 
@@ -44,7 +24,10 @@ from probes.image_level.settings import RetrievalSettings
 
 
 def run_association(context: Context) -> TaskResult:
-    """See ``probes.base.FeatureProbe``."""
+    """``zero-shot`` association (WinoGAViL, Bitton et al. 2022): which of 5 to 12 images belong to
+    a cue. As many images are selected as are right; an instance's score is the Jaccard index of the
+    two sets. DataComp's figure is the mean over instances of 10 or 12 candidates. See
+    ``probes.base.FeatureProbe``."""
     instances: dict[int, list[tuple[int, str, bool]]] = defaultdict(list)
     for index, sample in enumerate(context.data.samples["val"]):
         for number, cue, belongs in sample.target:
@@ -86,7 +69,20 @@ TIE = 1e-9
 
 
 def run_retrieval(context: Context) -> TaskResult:
-    """See ``probes.base.FeatureProbe``."""
+    """``retrieval``: captions by image and images by caption; recall at 1, 5 and 10.
+
+    An image is right if any of its captions is among the first k (the field's reading for Flickr30k
+    and COCO). A caption that describes several images is right for each of them, and each of them
+    for it: no model could tell equal texts apart. Answers at equal cosine share their ranks (the
+    expected rank over all orders), so that no order of equals decides: a backbone which gives every
+    image the same embedding has the mean rank of chance, which is no hit.
+
+    clip-benchmark (``zeroshot_retrieval.recall_at_k``) counts a caption as right for its own image
+    only and leaves ties to ``torch.topk``; open_clip (``get_clip_metrics``) likewise, by
+    ``argsort``. Without repeated captions and ties the figures are theirs (tested).
+
+    See ``probes.base.FeatureProbe``.
+    """
     settings: RetrievalSettings = context.settings
     samples = context.data.samples["val"]
     texts = [
@@ -175,7 +171,8 @@ TCL_TEMPLATES = (
 
 
 def run_zero_shot(context: Context) -> TaskResult:
-    """See ``probes.base.FeatureProbe``."""
+    """``zero-shot`` classification: an image is of the class whose description is nearest (Radford
+    et al. 2021, section 3.1). See ``probes.base.FeatureProbe``."""
     set_name, templates = templates_for(context.settings.templates, context.data.spec)
     weights = embed_names(context, class_names(context), templates)
     images = normalize(encode_split(context, "val"), dim=1)

@@ -97,7 +97,7 @@ def average_precision(right: np.ndarray, positives: int, by: str) -> float:
     Args:
         right: (N,) bool, whether each image is a positive, the best first.
         positives: of the query, whether they are in the ranking or not; 0 gives 0.
-        by: ``trapezoids`` or ``steps``; see above.
+        by: ``trapezoids`` or ``steps``; see the head of this file.
     """
     ranks = np.flatnonzero(right)
     before = np.arange(len(ranks))  # positives that are ranked higher
@@ -123,7 +123,7 @@ class RetrievalViews(ImageViews):
         paths = [context.data.root / sample.image for sample in self.samples]
         encoding, name = settings.encoding(context.device.type), f"{context.data.spec.name} (val)"
         super().__init__(context, context.backbone, paths, encoding, name, squash=True)
-        if settings.resize == "long-side":
+        if settings.resize == "long-side":  # in place of the squares that ``squash`` makes
             self.transform = self._with_shape
             self.sizes = [self._size(*self._own_size(item)) for item in self.every]
 

@@ -30,7 +30,7 @@ from probes.image_level.settings import CorrespondenceSettings
 
 ALPHAS = ("0.05", "0.1")
 STEPS = 8  # positions from one patch to the next
-Pair = tuple[str, Mapping[str, Any]]  # source image, and the rest as in ``Sample.target``
+KeypointPair = tuple[str, Mapping[str, Any]]  # source image, and the rest as in ``Sample.target``
 ImageMap = tuple[Tensor, tuple[int, int]]  # see ``encode_maps``
 
 
@@ -71,7 +71,7 @@ def run(context: Context) -> TaskResult:
     return TaskResult(metrics, per_image, notes=notes)
 
 
-def folder_of(pair: Pair) -> str:
+def folder_of(pair: KeypointPair) -> str:
     """The folder of the source: a category, whose maps are in memory together."""
     return str(Path(pair[0]).parent)
 

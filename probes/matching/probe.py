@@ -1,15 +1,6 @@
-"""The probes that match patches or whole images: declarations, settings, metrics. Importing this
-imports no torch.
-
-``retrieval`` of instances: its settings and metrics. Importing this imports no torch.
-
-Metrics of matched patches as functions of how often each object or pair counts, in percent.
-
-See ``reports.per_image``. Importing this imports nothing that computes but numpy.
-
-Protocols of the probes that match patches; every field is part of a task's identity.
-
-The probes that match patches of frames and of views, without training."""
+"""The probes that match patches or whole images, without training: their settings, every field of
+which is part of a task's identity, their metrics in percent (see ``reports.per_image``), and their
+declarations. Importing this imports no torch."""
 
 from __future__ import annotations
 

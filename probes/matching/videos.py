@@ -1,13 +1,10 @@
-"""Label propagation through videos.
-
-How well a mask fits: region similarity J and contour accuracy F (Perazzi et al., CVPR 2016).
-
-``label-propagation`` through videos, without training: a patch gets the labels of the patches of
+"""``label-propagation`` through videos, without training: a patch gets the labels of the patches of
 other frames that look most like it.
 
 The masks of a video's first frame are known. Each frame is labelled from the first and those before
-it (Jabri et al. 2020; Caron et al. 2021). J and F of an object are means over frames without the
-first and the last, as the DAVIS challenge scores; main figure: their mean over objects."""
+it (Jabri et al. 2020; Caron et al. 2021). Scores are region similarity J and contour accuracy F
+(Perazzi et al., CVPR 2016): of an object means over frames without the first and the last, as the
+DAVIS challenge scores; main figure: their mean over objects."""
 
 from __future__ import annotations
 
@@ -99,6 +96,7 @@ def run(context: Context) -> TaskResult:
     shown: dict[str, list[Frame]] = {}
     for name, samples in videos.items():
         targets = [read_masks(context.data.root / sample.target) for sample in samples]
+        # ``maps`` goes through the frames of all videos: this takes those of one
         predicted = propagate_masks(
             islice(maps, len(samples)), targets[0], context.settings, stride
         )

@@ -1,9 +1,6 @@
-"""Matching of two views of an object or a scene.
-
-Views: images with the points in space that their pixels show, as probe3d prepares them.
-
-``view-matching``, without training: a point of one view matches the point of the other whose
-features are nearest by cosine; how far both are from each other in space, and in the image.
+"""``view-matching``, without training: a point of one view of an object or a scene matches the
+point of the other whose features are nearest by cosine; how far both are from each other in space,
+and in the image.
 
 As El Banani et al. (CVPR 2024) evaluate NAVI and ScanNet: of the matches of a pair those count
 whose nearest neighbour is clearest before the second nearest. Recall is the share of these within a
@@ -46,8 +43,8 @@ SPARSE = 4  # every fourth pixel in a row and in a column has a point
 
 
 @dataclass(frozen=True)
-class View:
-    """An image, and the points that it shows.
+class PosedImage:
+    """A view: an image, and the points in space that it shows, as probe3d prepares them.
 
     Attributes:
         pixels: (3, H, W) uint8.
@@ -61,7 +58,7 @@ class View:
     camera: Tensor
 
 
-def object_view(root: Path, sample: Sample, side: int) -> View:
+def object_view(root: Path, sample: Sample, side: int) -> PosedImage:
     """The square around an object of NAVI, resized to ``side`` pixels; errors are in those of a
     square of 512."""
     pixels = torch.from_numpy(np.array(to_rgb(reduced(root / sample.image, "BILINEAR"))))
@@ -77,14 +74,14 @@ def object_view(root: Path, sample: Sample, side: int) -> View:
     rows, columns = square_around(metres[0] > 0)
     points = in_space(metres, camera)[:, rows, columns]
     focal *= SIDE / points.shape[1]
-    return View(
+    return PosedImage(
         resized(pixels[:, rows, columns], side),
         resized(points, SIDE)[:, ::SPARSE, ::SPARSE],
         torch.diag(torch.tensor([focal, focal, 1.0])),
     )
 
 
-def scene_view(root: Path, sample: Sample, side: int) -> View:
+def scene_view(root: Path, sample: Sample, side: int) -> PosedImage:
     """A frame of ScanNet, resized so that its short side is ``side``; errors are in pixels of 120 ×
     160, as many as there are points."""
     with open_image(root / sample.image) as image:
@@ -95,7 +92,7 @@ def scene_view(root: Path, sample: Sample, side: int) -> View:
     metres = F.interpolate(depth[None, None], scale_factor=1 / SPARSE, mode="nearest")[0]
     camera = torch.tensor(sample.target["camera"], dtype=torch.float32)
     camera[:2] /= SPARSE
-    return View(torch.from_numpy(pixels).permute(2, 0, 1), in_space(metres, camera), camera)
+    return PosedImage(torch.from_numpy(pixels).permute(2, 0, 1), in_space(metres, camera), camera)
 
 
 def reduced(path: Path, method: str) -> Image.Image:
@@ -136,14 +133,15 @@ def in_space(metres: Tensor, camera: Tensor) -> Tensor:
     return (camera.inverse() @ rays.flatten(1)).unflatten(1, (height, width))
 
 
-VIEWS: Mapping[str, Callable[[Path, Sample, int], View]] = {
+VIEW_LOADERS: Mapping[str, Callable[[Path, Sample, int], PosedImage]] = {
     "object-views": object_view,
     "scene-views": scene_view,
 }
 
 
-class EncodedViews(Views):
-    """Views and their feature maps, (C, h, w) float32 on the device.
+class PosedViews(Views):
+    """The feature maps of ``PosedImage``s, (C, h, w) float32 on the device, with the images as
+    their metadata.
 
     An image that is no whole number of patches is padded on all sides with the mean colour, and its
     map is stretched over the image without them.
@@ -155,13 +153,14 @@ class EncodedViews(Views):
         self.samples = samples
         encoding = context.settings.encoding(context.device.type)
         name = f"{context.backbone.name} on {context.data.spec.name}"
-        super().__init__(context, name, encoding.batch_size, [()] * len(samples))
+        one_size = [()] * len(samples)  # all views of a task: they share batches
+        super().__init__(context, name, encoding.batch_size, one_size)
         self._normalise = Preprocessing(context.backbone.data, context.device).normalise
 
-    def load(self, item: int) -> View:
+    def load(self, item: int) -> PosedImage:
         data, sample = self.context.data, self.samples[item]
         try:
-            return VIEWS[data.spec.kind](data.root, sample, self.context.settings.size)
+            return VIEW_LOADERS[data.spec.kind](data.root, sample, self.context.settings.size)
         except IMAGE_ERRORS as error:
             raise UserError(
                 f"cannot read {data.root / sample.image} or its depth ({first_line(error)})"
@@ -176,7 +175,7 @@ class EncodedViews(Views):
             maps = backbone(in_memory_format(padded, backbone))[index]
         return [maps.float()], [{"view": view} for view in batch]
 
-    def all(self) -> list[tuple[Tensor, View]]:
+    def all(self) -> list[tuple[Tensor, PosedImage]]:
         """The map, on the device, and the view of each sample, in their order."""
         items = self.items([range(len(self.samples))], progress=Silent())
         device = self.context.device
@@ -198,8 +197,8 @@ TINY = 1e-9  # nothing is divided by less
 PAIRS, PAIR_SIDE = 6, 768  # pairs of the preview, and pixels of their longest side
 LINES = 48  # matches of a pair that are drawn
 RIGHT, WRONG = (0, 200, 80), (230, 40, 40)
-Pair = tuple[Sample, Sample]
-EncodedView = tuple[Tensor, View]  # its feature map (C, h, w), and the view
+SamplePair = tuple[Sample, Sample]
+MapAndImage = tuple[Tensor, PosedImage]  # feature map (C, h, w), and the image
 
 
 @dataclass(frozen=True)
@@ -232,7 +231,7 @@ def run(context: Context) -> TaskResult:
     for _, group in groupby(pairs, lambda pair: folder_of(pair[0])):
         members = list(group)
         used = {sample.image: sample for pair in members for sample in pair}
-        encoded = EncodedViews(context, list(used.values())).all()
+        encoded = PosedViews(context, list(used.values())).all()
         views = dict(zip(used, encoded, strict=True))
         for first, second in members:
             images, pose = [first.image, second.image], relative_pose(first, second)
@@ -263,14 +262,14 @@ def folder_of(sample: Sample) -> str:
     return Path(sample.image).parts[0]
 
 
-def listed_pairs(samples: Sequence[Sample]) -> list[Pair]:
+def listed_pairs(samples: Sequence[Sample]) -> list[SamplePair]:
     """The pairs that the dataset lists, by the object or room of the first view."""
     by_name = {sample.image: sample for sample in samples}
     pairs = [(sample, by_name[name]) for sample in samples for name in sample.target["pairs"]]
     return sorted(pairs, key=lambda pair: folder_of(pair[0]))
 
 
-def sampled_pairs(samples: Sequence[Sample]) -> list[Pair]:
+def sampled_pairs(samples: Sequence[Sample]) -> list[SamplePair]:
     """To every fourth image another of its object, at most ``MAX_ANGLE`` degrees away."""
     generator = torch.Generator().manual_seed(SEED)
     pairs = []
@@ -307,7 +306,7 @@ def angle_of(pose: Tensor) -> float:
 
 
 def match_views(
-    first: EncodedView, second: EncodedView, pose: Tensor, matches: int, kind: str
+    first: MapAndImage, second: MapAndImage, pose: Tensor, matches: int, kind: str
 ) -> PairMatches:
     """The clearest matches of two views.
 
@@ -328,7 +327,7 @@ def match_views(
     return PairMatches(lengths, (known0[source.cpu()], known1[target.cpu()]), moved.cpu())
 
 
-def at_points(feature_map: Tensor, view: View, kind: str) -> tuple[Tensor, Tensor]:
+def at_points(feature_map: Tensor, view: PosedImage, kind: str) -> tuple[Tensor, Tensor]:
     """Unit features (N, C) and coordinates (N, 3) of the known points of a view.
 
     Args:
@@ -367,7 +366,7 @@ def project(points: Tensor, camera: Tensor) -> Tensor:
 
 
 def draw_pairs(
-    path: Path, pairs: Mapping[str, tuple[tuple[View, View], PairMatches]], kind: str
+    path: Path, pairs: Mapping[str, tuple[tuple[PosedImage, PosedImage], PairMatches]], kind: str
 ) -> Path:
     """Write the preview, some pairs with their matches, and a gallery; the path of the preview.
 
@@ -377,7 +376,9 @@ def draw_pairs(
     recall, unit, limit = RECALLS[kind][0]
     distance = recall.removeprefix("recall_")
 
-    def pictures(views: tuple[View, View], matches: PairMatches) -> dict[str, np.ndarray]:
+    def pictures(
+        views: tuple[PosedImage, PosedImage], matches: PairMatches
+    ) -> dict[str, np.ndarray]:
         shown = spread_indices(len(matches.moved), LINES)
         first, second = (cells[shown] for cells in matches.cells)
         # a point that is unknown is at the camera, and nearest to none
@@ -399,7 +400,7 @@ def draw_pairs(
 
 
 def side_by_side(
-    views: tuple[View, View], first: Tensor, second: Tensor, is_right: Tensor
+    views: tuple[PosedImage, PosedImage], first: Tensor, second: Tensor, is_right: Tensor
 ) -> np.ndarray:
     """Both views, (H, 2W, 3) uint8, and a line from a cell of the first to one of the second for
     each match (N,)."""
@@ -414,7 +415,7 @@ def side_by_side(
     return np.asarray(sheet)
 
 
-def pixels_of(view: View, cells: Tensor) -> Tensor:
+def pixels_of(view: PosedImage, cells: Tensor) -> Tensor:
     """The middle x, y (N, 2) in an image of cells (N,) of the grid over it."""
     height, width = view.points.shape[1:]
     scale = torch.tensor([view.pixels.shape[2] / width, view.pixels.shape[1] / height])

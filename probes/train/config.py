@@ -68,6 +68,7 @@ def parse_config(name: str, source: bytes) -> Config:
     """
     with TemporaryDirectory() as folder:
         path = Path(folder, name)
+        # mmengine itself looks for ``PACKAGE::FILE`` in the folder ``.mim`` of an installed package
         path.write_bytes(source.replace(b"probes::", f"{FOLDER}/".encode()))
         return read_config(path)
 

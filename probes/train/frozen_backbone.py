@@ -29,7 +29,8 @@ from probes.train.sampling import isolated_rng
 from probes.upsamplers.upsample import Upsampler
 
 Maps = tuple[Tensor, ...]
-# the last backbone, by its config, while something uses it
+# the last backbone, by its config, while something uses it: a config can only name a backbone, and
+# building it again would load its weights again
 _shared: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
 
 
@@ -127,7 +128,7 @@ class FrozenBackbone(nn.Module):
         self.memo_key = id(self.backbone), precision, rounded, maps, options
         levels = list(zip(self.backbone.channels, self.backbone.strides, strict=True))
         self.levels: list[tuple[int, float]] = [levels[index] for index in self.out_indices]
-        self._upsampler: tuple[Upsampler, ...] = ()
+        self._upsampler: tuple[Upsampler, ...] = ()  # at most one; a tuple for the same reason
         if upsampler:
             with isolated_rng():
                 self._upsampler = (Upsampler(self.backbone, **upsampler),)
@@ -158,7 +159,7 @@ class FrozenBackbone(nn.Module):
                 " size_divisor (mmseg)"
             )
         selected = [] if self._upsampler else self._encode(images)
-        for upsampler in self._upsampler:
+        for upsampler in self._upsampler:  # none, or one
             with torch.autocast(images.device.type, enabled=False):
                 upsampled = upsampler(self._encode, images)
             if not isinstance(upsampled, Tensor):

@@ -48,7 +48,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 import probes.train.config  # noqa: F401  registers what configs name
 from cliptex_common.device import (
     is_out_of_memory,
-    log,
+    memory_log,
     out_of_memory,
     prefers_bf16,
     takes_pinned_memory,
@@ -178,6 +178,7 @@ def train_together(
             for loader in ("train_dataloader", "val_dataloader")
         )
         group_context, notes = replace(context, cost=Cost()), list[str]()
+        # each a ``FeatureDataset``
         for dataset in (*train.datasets, *val.datasets):
             stack.callback(dataset.close)  # till then no other process can remove the features
             dataset.open(group_context)
@@ -198,7 +199,7 @@ def train_together(
         for key, trainer in trainers.items():
             trainer.notes = notes
             trainer.cost.add(group_context.cost, 1 / len(heads))
-            with failing_alone(trainer):
+            with failing_alone(trainer):  # an error of ``finish`` is the trainer's, too
                 if trainer.error is None:
                     results[key] = finish(key, trainer)
             results[key] = trainer.error or results[key]
@@ -333,7 +334,9 @@ def _score(
         note = f"evaluation: {half} images at once instead of {count}, which do not fit the memory"
         if not any(line.startswith("evaluation: ") for line in trainer.cost.notes):
             trainer.cost.notes.append(f"{note} of the device; sums may be rounded differently")
-    log.warning("evaluation: batches of %s images do not fit the memory of the device", count)
+    memory_log.warning(
+        "evaluation: batches of %s images do not fit the memory of the device", count
+    )
     for rows in (slice(0, half), slice(half, count)):
         remaining = [trainer for trainer in too_large_for if trainer.error is None]
         _score(remaining, dataset, preprocessor, rows_of(data, rows))
@@ -399,7 +402,7 @@ class HeadTrainer:
         train_dataset, val_dataset: of this head's ground truth.
         cost: of training (with that of killed processes up to their last state), evaluation and
             encoding: equal shares among the heads of the group.
-        notes: on the features, for the user.
+        notes: on the features, for the user; ``train_together`` sets them.
     """
 
     notes: list[str]
@@ -449,7 +452,7 @@ class HeadTrainer:
             for schedule in config.get("param_scheduler") or []
         ]
         self.evaluator = Evaluator(config.val_evaluator)
-        if context.head is not None:
+        if context.head is not None:  # it is scored, and never trained
             context.head.load_into(self.model)
             self.iteration = self.max_iters
         else:

@@ -248,7 +248,8 @@ class GroupDataset(Dataset):
         more_samples = zip(*data.get("more_samples", []), strict=True)
         for samples in preprocessor.cast_data(list(more_samples)):  # type: ignore[operator]
             for sample, prepared in zip(samples, first["data_samples"], strict=True):
-                added = set(prepared.metainfo) - set(sample.metainfo)  # shapes with padding
+                # the preprocessor says how it padded an image in the first sample alone
+                added = set(prepared.metainfo) - set(sample.metainfo)
                 sample.set_metainfo({name: prepared.metainfo[name] for name in added})
             batches.append({**first, "data_samples": list(samples)})
         return [batches[index] for index in self.indices]

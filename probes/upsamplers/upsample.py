@@ -1,14 +1,9 @@
 """Upsamplers of feature maps, with and without weights.
 
-Upsamplers with weights: code of torch.hub at a commit, and a file of weights with its sha256.
-
-**This runs the code of their repositories**, see ``backbones.adapters.torch_hub``.
-
-Feature maps at a finer resolution.
-
 An upsampler makes an operator of the colours of images and of a map of them. It applies to the map,
 and, where it is linear in it, as well to what a linear layer makes of the map: the outputs have
-fewer channels."""
+fewer channels. So ``Upsampler`` may hand on ``UpsampledMaps``, which a ``LinearHead`` projects
+before they are upsampled."""
 
 from __future__ import annotations
 
@@ -33,7 +28,9 @@ QUERIES = 4096  # pixels that attend at once, of AnyUp
 
 
 def load_upsampler(name: str, backbone: Backbone) -> HubOperators:
-    """A published upsampler, as a ``MakeOperator``.
+    """A published upsampler, as a ``MakeOperator``: code of torch.hub at a commit, and a file of
+    weights with its sha256. **This runs the code of its repository**, see
+    ``backbones.adapters.torch_hub``.
 
     Raises:
         UserError: it has none for this backbone; code or weights cannot be fetched, or are not
@@ -116,7 +113,7 @@ class AnyUp(HubOperators):
 
         def apply(values: Tensor) -> Tensor:
             upsampled: Tensor = self.attend(queries, keys, values, q_chunk_size=QUERIES)
-            # it caches a mask of pixels × cells for each size of an image
+            # AnyUp's own module caches a mask of pixels × cells for each size of an image
             self.attend.forward.__globals__["compute_attention_mask"].cache_clear()
             return upsampled
 

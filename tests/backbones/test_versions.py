@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 
 import probes
-from backbones.backbone import DENSE, PROBING, WHOLE_IMAGES, versions
+from backbones.backbone import DENSE_LIBRARIES, IMAGE_LIBRARIES, PROBING_LIBRARIES, versions
 
 
 def test_versions_are_those_of_the_distributions_that_bring_the_library():
-    installed = versions(*PROBING, "no_such_library")
-    assert list(installed) == [*PROBING, "no_such_library"]
+    installed = versions(*PROBING_LIBRARIES, "no_such_library")
+    assert list(installed) == [*PROBING_LIBRARIES, "no_such_library"]
     assert installed["torch"] == torch.__version__.partition("+")[0]
     assert installed["PIL"] == version("pillow")
     assert installed["open_clip"] == version("open_clip_torch")
     assert installed["no_such_library"] == "absent"
-    assert "absent" not in {installed[name] for name in PROBING}
+    assert "absent" not in {installed[name] for name in PROBING_LIBRARIES}
 
 
 def test_the_versions_of_all_libraries_that_probes_import_are_part_of_a_number_s_identity():
@@ -45,4 +45,7 @@ def test_the_versions_of_all_libraries_that_probes_import_are_part_of_a_number_s
         "mlflow",
     }  # scipy reads a table of labels, mlflow keeps heads; h5py and huggingface_hub: `data get`
     libraries = imported - set(sys.stdlib_module_names) - no_numbers
-    assert libraries == set(PROBING) and set(PROBING) >= {*WHOLE_IMAGES, *DENSE}
+    assert libraries == set(PROBING_LIBRARIES) and set(PROBING_LIBRARIES) >= {
+        *IMAGE_LIBRARIES,
+        *DENSE_LIBRARIES,
+    }

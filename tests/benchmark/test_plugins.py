@@ -85,7 +85,7 @@ def test_every_way_to_name_a_plugin(plugin, way, monkeypatch, capsys):
         Path("run.yaml").write_text("plugins: [mine.py]\n")
         words += ["--config", "run.yaml"]
     else:
-        monkeypatch.setenv(registry.VARIABLE, "mine.py")
+        monkeypatch.setenv(registry.PLUGINS_VARIABLE, "mine.py")
     assert main(words) == 2 and "mine" in registry.LOADED[plugin].module
     assert "mine: folder val is missing" in capsys.readouterr().err
 
@@ -125,7 +125,7 @@ def test_a_plugin_may_be_a_family_of_backbones(plugin, capsys, monkeypatch):
         "    return RANDOM.build(replace(request, settings=RANDOM.settings))\n"
         "FAMILIES.register('my', Family('my', 'my/SIZE', 'mine', build))\n"
     )
-    monkeypatch.setenv(registry.VARIABLE, str(plugin))
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, str(plugin))
     backbone = backbones.create("random/my/small")
     digest = registry.LOADED[plugin].sha256
     assert backbone.identity() == {**backbones.create("random").identity(), "plugin": digest}

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cliptex_common.images import IGNORED, depth_picture, label_picture, normal_picture, palette
+from cliptex_common.images import (
+    IGNORED_COLOUR,
+    depth_picture,
+    label_picture,
+    normal_picture,
+    palette,
+)
 from cliptex_common.images import UNKNOWN_COLOUR as UNKNOWN
 
 
@@ -28,6 +34,6 @@ def test_labels_have_pascal_vocs_colours():
     colours = palette(255)
     voc = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 7: (128, 128, 128), 20: (0, 64, 128)}
     assert {index: tuple(colours[index].tolist()) for index in voc} == voc
-    assert len(np.unique(colours, axis=0)) == 255 and list(IGNORED) not in colours.tolist()
+    assert len(np.unique(colours, axis=0)) == 255 and list(IGNORED_COLOUR) not in colours.tolist()
     picture = label_picture(np.array([[0, 1], [2, 255]]), palette(3))
-    assert picture.tolist() == [[[0, 0, 0], [128, 0, 0]], [[0, 128, 0], list(IGNORED)]]
+    assert picture.tolist() == [[[0, 0, 0], [128, 0, 0]], [[0, 128, 0], list(IGNORED_COLOUR)]]

@@ -51,7 +51,7 @@ def test_a_broken_plugin_is_one_line_and_leaves_nothing(write, source, message):
         registry.load(path)
     assert f"plugin {path}" in str(raised.value) and message in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert list(ENTRIES) == ["ours"] and not registry.loaded()
+    assert list(ENTRIES) == ["ours"] and not registry.plugin_sources()
 
 
 def test_a_missing_file_is_one_line(tmp_path):
@@ -67,11 +67,11 @@ def test_a_pipe_or_the_kernels_file_is_not_read(tmp_path, make):
 
 
 def test_a_plugin_that_never_ends_is_interrupted(write, monkeypatch):
-    monkeypatch.setenv(registry.TIMEOUT, "0.1")
-    message = rf"mine.py:2: it has not ended after 0.1 s; .* {registry.TIMEOUT}"
+    monkeypatch.setenv(registry.TIMEOUT_VARIABLE, "0.1")
+    message = rf"mine.py:2: it has not ended after 0.1 s; .* {registry.TIMEOUT_VARIABLE}"
     with pytest.raises(UserError, match=message):
         registry.load(write("x = 1\nwhile x: x = 1"))
-    monkeypatch.delenv(registry.TIMEOUT)
+    monkeypatch.delenv(registry.TIMEOUT_VARIABLE)
     registry.load(write(f"{REGISTER}'mine', 'a')"))
     assert ENTRIES["mine"] == "a"
 
@@ -135,7 +135,7 @@ def test_an_entry_of_this_project_is_refused_though_nothing_has_imported_it(tmp_
     code = "from probes.registry import DATASETS; DATASETS.find('mine')"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, registry.VARIABLE: str(path)},
+        env={**os.environ, registry.PLUGINS_VARIABLE: str(path)},
         capture_output=True,
         text=True,
         timeout=600,
@@ -146,7 +146,7 @@ def test_an_entry_of_this_project_is_refused_though_nothing_has_imported_it(tmp_
 def test_another_process_needs_the_content_not_the_file(write):
     path = write(f"{REGISTER}'mine', 'a')")
     registry.load(path)
-    ((name, source),) = registry.loaded()
+    ((name, source),) = registry.plugin_sources()
     registry.LOADED[path].remove()
     path.unlink()
     registry.load(name, source)
@@ -155,8 +155,8 @@ def test_another_process_needs_the_content_not_the_file(write):
 
 def test_plugins_of_the_environment_are_imported_for_names_that_are_not_there(write, monkeypatch):
     paths = [write(f"{REGISTER}'{name}', 'a')", f"{name}.py") for name in ("first", "second")]
-    monkeypatch.setenv(registry.VARIABLE, os.pathsep.join(map(str, paths)))
-    assert ENTRIES.find("ours") == "a" and not registry.loaded()
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, os.pathsep.join(map(str, paths)))
+    assert ENTRIES.find("ours") == "a" and not registry.plugin_sources()
     assert ENTRIES.find("second") == "a" and {"first", "second"} <= set(ENTRIES)
     with pytest.raises(UserError, match="no thing 'third'"):
         ENTRIES.find("third")

@@ -16,7 +16,7 @@ from probes import mmlab  # before mmcv, whose operators it brings
 from mmcv.ops import RoIAlign, nms, roi_align
 
 pytestmark = pytest.mark.skipif(
-    not isinstance(sys.modules[mmlab.NAME], mmlab.TorchvisionOps),
+    not isinstance(sys.modules[mmlab.MMCV_OPERATORS], mmlab.TorchvisionOps),
     reason="mmcv has compiled operators",
 )
 ROIS = torch.tensor([[0, 1.3, 2.1, 17.7, 12.9], [1, 0, 0, 31, 23], [0, -9, -5, 6, 40]])

@@ -26,7 +26,7 @@ import probes.catalog  # noqa: F401
 from cliptex_common.settings import with_changes
 from probes.matching.probe import ANGLES, view_pairs
 from probes.matching.views import (
-    VIEWS,
+    VIEW_LOADERS,
     angle_of,
     listed_pairs,
     match_views,
@@ -235,7 +235,7 @@ def _suite(folder: Path, name: str) -> dict[str, Any]:
     settings: Any = with_changes(find_task(f"{name}/view-matching")[1].settings_type(), preset)
     samples = spec.list_samples(root, "val")
     pairs = sampled_pairs(samples) if name == "navi" else listed_pairs(samples)
-    views = [VIEWS[spec.kind](root, sample, settings.size) for sample in pairs[0]]
+    views = [VIEW_LOADERS[spec.kind](root, sample, settings.size) for sample in pairs[0]]
     maps = feature_maps(f"{spec.kind}/view-matching")
     transform = relative_pose(*pairs[0])
     encoded = tuple(zip(maps, views, strict=True))

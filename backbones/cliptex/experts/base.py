@@ -28,7 +28,7 @@ from backbones.cliptex.tasks import find_label_map, ordered
 from cliptex_common.device import prefers_bf16
 from cliptex_common.errors import UserError, first_line, report_malformed
 from cliptex_common.files import atomic_write, content_key, read_json, write_json
-from cliptex_common.images import IMAGE_ERRORS, UNKNOWN, open_image, to_rgb
+from cliptex_common.images import IMAGE_ERRORS, UNKNOWN_CLASS, open_image, to_rgb
 from cliptex_common.progress import Progress
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.settings import ShareRange, one_line_errors, settings_dataclass
@@ -67,7 +67,7 @@ class FitSettings:
 class Expert(nn.Module, ABC):
     """A model that labels images. Frozen and in eval mode, except while it is trained.
 
-    A subclass is one file. It gives ``name``, ``task`` and ``settings_type`` (a frozen dataclass of
+    A subclass gives ``name``, ``task`` and ``settings_type`` (a frozen dataclass of
     JSON-able fields that says how it is built and trained), builds itself from its settings, and
     implements ``predict``; those that can be trained here implement ``loss``; those whose
     weights come from elsewhere override ``load`` to read them.
@@ -129,7 +129,7 @@ class Expert(nn.Module, ABC):
     @property
     def ignore_index(self) -> int:
         """Value of ``seg`` where the expert is not sure."""
-        return UNKNOWN if len(self.classes) <= UNKNOWN else 65535
+        return UNKNOWN_CLASS if len(self.classes) <= UNKNOWN_CLASS else 65535
 
     @property
     def device(self) -> torch.device:
@@ -357,7 +357,7 @@ def load_data(root: Path, task: str, split: str, size: int, progress: Progress) 
         if classes:
             data.pixels += torch.bincount(batch[1].flatten().long(), minlength=256)[:256]
         progress.advance(len(batch[0]))
-    numbers = data.pixels[:UNKNOWN].nonzero().flatten().tolist()
+    numbers = data.pixels[:UNKNOWN_CLASS].nonzero().flatten().tolist()
     if numbers and numbers[-1] >= len(classes):
         raise UserError(
             f"the {split} maps of {task} have class {numbers[-1]}, but only {len(classes)} names"

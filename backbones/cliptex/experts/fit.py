@@ -42,7 +42,7 @@ from cliptex_common.files import content_key
 from cliptex_common.progress import Progress
 from cliptex_common.settings import with_changes
 
-VERSION = 3  # raised whenever the same settings and data would give other weights
+EXPERT_VERSION = 3  # raised whenever the same settings and data would give other weights
 CURVE_POINTS = 200
 STATES = "training-state"  # folder of a running training, in the expert's
 Batch = tuple[Tensor, Tensor]
@@ -83,7 +83,7 @@ def train_expert(
         load_data(data_root, kind.task, split, chosen.size, context.progress)
         for split in ("train", "val")
     )
-    inputs = {"version": VERSION, "expert": name, "settings": asdict(chosen), "seed": seed}
+    inputs = {"version": EXPERT_VERSION, "expert": name, "settings": asdict(chosen), "seed": seed}
     inputs = {**inputs, **EXPERTS.origin(name), **origins([kind.task])}
     key = content_key({**inputs, "train": train.fingerprint, "val": val.fingerprint}, 32)
     if (out / CONFIG).is_file():
@@ -133,6 +133,7 @@ class ExpertTrainer(Trainer):
 
     def __init__(self, expert: Expert, data: ExpertData, context: TrainContext, seed: int) -> None:
         settings: FitSettings = expert.settings
+        # ``Trainer`` needs these attributes, and an optimizer of what ``loss`` has made ready
         self.loss = expert.to(context.device).train().loss(data)
         self.data, self.settings = data, settings
         self.prefix, self.name = f"expert/{data.task}", f"the {data.task} expert"

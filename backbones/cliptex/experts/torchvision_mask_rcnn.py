@@ -1,4 +1,5 @@
-"""torchvision's Mask R-CNN from its own checkpoints, for the expert ``mask-rcnn``.
+"""torchvision's Mask R-CNN from its own checkpoints, for the expert ``mask-rcnn``, which stands in
+``probes.experts`` because MMDetection, the other source of its networks, is used there alone.
 
 They are ``maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth``, ``maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth``
 and others that were trained with torchvision's references, as bare state dicts or as its training

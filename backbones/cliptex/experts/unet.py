@@ -20,14 +20,15 @@ from backbones.cliptex.encoders import PACKAGED, Normalise, timm_encoder
 from backbones.cliptex.experts.base import Expert, ExpertData, FitSettings, Loss, resize
 from backbones.cliptex.losses import IGNORE
 from backbones.cliptex.tasks import find_label_map
-from cliptex_common.images import UNKNOWN
+from cliptex_common.images import UNKNOWN_CLASS
 from cliptex_common.settings import settings_dataclass
 
 LONGEST = 8  # of a long side in short ones
 
 
 class LastOutput:
-    """A function that returns its last output again where the next input is equal."""
+    """A function that returns its last output again where the next input is equal: experts with
+    one encoder see the same images one after another."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         self.function = function
@@ -232,7 +233,7 @@ class UNetSeg(UNetExpert):
         best, index = output.softmax(1).max(1)
         sure = best >= self.settings.score_threshold
         labels = torch.where(sure, index, self.ignore_index)
-        return labels.to(torch.uint8 if self.ignore_index == UNKNOWN else torch.uint16)
+        return labels.to(torch.uint8 if self.ignore_index == UNKNOWN_CLASS else torch.uint16)
 
     def loss(self, data: ExpertData) -> Loss:
         weight = _class_weights(data, self.settings.balance).to(self.device)

@@ -2,6 +2,7 @@
 
 _base_ = "dense.py"
 
+# of ``dense.py``, but for ``cat_max_ratio``: a config replaces lists as a whole
 train_pipeline = [
     dict(type="LoadImageFromFile", color_type="color_ignore_orientation"),
     dict(type="LoadGroundTruth"),

@@ -1,6 +1,7 @@
 """Random crops in changed colours that fill a memory, as Open-Hummingbird makes them.
 
-Each follows from the image's content and the number of the crop alone.
+Each follows from the image's content and the number of the crop alone, as a ``FixedCrop`` does; its
+distribution is another one.
 """
 
 from __future__ import annotations

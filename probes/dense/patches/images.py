@@ -142,6 +142,7 @@ class PatchImages:
         dataset = {"type": "DenseDataset", "pipeline": pipeline, "encoder": source}
         with DefaultScope.overwrite_default_scope("mmseg"):
             self.dataset: Any = DATASETS.build({**dataset, **dataset_of(data, split)})
+        # the dataset reads them from a ``FixedCrop``, which this pipeline has not
         self.dataset.crops = all_crops(crops, flip=0.0)
         self.views: MapViews = self.dataset.views(context, encoder)
         images = (split == "train" and data.train_indices) or range(len(self.dataset))
@@ -257,6 +258,7 @@ def evaluate_patches(
             context.progress.start(f"segmenting {data.spec.name}", len(images))
         labels = images.labels(patches)
         info = images.dataset.get_data_info(patches.index)
+        # not ``metric.process``, which takes samples of mmengine's
         areas = metric.task.score(prediction[None], labels[None])
         scores[patches.index] = {"image": info["image"], **areas}
         if patches.index in gallery:
@@ -273,5 +275,6 @@ def evaluate_patches(
         preview = draw_preview(
             pictures.__getitem__, images.dataset, "segmentation", context.work_dir / "preview.png"
         )
+    # beside the arrays over images the names that reports need
     per_image = {**metric.per_image, "classes": np.array(names)}
     return TaskResult(metrics, per_image, preview=preview, notes=notes)

@@ -34,7 +34,7 @@ from probes.features.search import nearest_neighbours
 from probes.image_level.linear import Standardiser
 from probes.select import Candidate, log_scores, select_candidate
 
-Pair = tuple[int, str]  # neighbours, distance
+CountAndDistance = tuple[int, str]  # neighbours, distance
 
 
 def key_maker(standardise: Standardiser, distance: str) -> Callable[[Tensor], Tensor]:
@@ -110,7 +110,7 @@ def most_frequent(labels: Tensor, context: Context) -> Tensor:
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     settings: PatchKnnSettings = context.settings
-    pairs: list[Pair] = list(product(settings.neighbours, settings.distances))
+    pairs: list[CountAndDistance] = list(product(settings.neighbours, settings.distances))
     with context.cost.phase("train"):
         memory = remember(context, settings.votes == "pixels")
         log_label_free(context, memory.features)
@@ -128,13 +128,13 @@ def run(context: Context) -> TaskResult:
 
 
 def choose(
-    memory: Memory, standardise: Standardiser, pairs: Sequence[Pair], context: Context
-) -> tuple[Pair, str]:
+    memory: Memory, standardise: Standardiser, pairs: Sequence[CountAndDistance], context: Context
+) -> tuple[CountAndDistance, str]:
     """The pair with the best mIoU on held-out images, of equals fewer neighbours; and why."""
     settings: PatchKnnSettings = context.settings
     held_out = held_out_images(context)
     context.progress.start("choosing the neighbours", len(settings.distances) * len(held_out))
-    scores: dict[Pair, float] = {}
+    scores: dict[CountAndDistance, float] = {}
     for distance in settings.distances:
         knn = PatchKnn(memory, standardise, distance, context, held_out)
         predict = partial(knn.label_maps, counts=settings.neighbours)

@@ -151,6 +151,7 @@ def order_labels(labels: Tensor, context: Context) -> Tensor:
     classes, spec = len(context.data.classes), context.data.spec
     void = 0 if context.settings.void == "background" else classes
     labels = torch.where(labels == spec.ignore_index, void, labels)
+    # void, number ``classes``, becomes 0 where it is stored as 0, and all others one more
     ordered = (labels + (spec.label_offset < 0)) % (classes + 1)
     return ordered.to(torch.uint8 if classes < 256 else torch.int16)
 

@@ -13,7 +13,7 @@ import torch
 from cliptex_common.device import CPU
 from cliptex_common.settings import field_names
 from probes.base import Probe, TaskResult
-from probes.matching.views import EncodedViews
+from probes.matching.views import PosedViews
 from probes.predictor import load_predictor, write_head
 from probes.registry import PROBES
 from probes.upsamplers.upsample import AnyUp
@@ -106,7 +106,7 @@ def test_views_are_matched_where_they_are_encoded(tmp_path, device):
     probe = PROBES["object-views/view-matching"]
     data = write_data(probe, tmp_path / "data")
     task = make_task(probe, tmp_path / "work", device, data, small(probe, {}))
-    views = EncodedViews(task, data.samples["val"]).all()
+    views = PosedViews(task, data.samples["val"]).all()
     assert {feature_map.device.type for feature_map, _ in views} == {device.type}
 
 

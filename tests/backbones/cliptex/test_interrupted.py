@@ -90,7 +90,7 @@ def test_killed_and_started_again_is_bit_identical(pairs, tmp_path):
 
 def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):
     for epochs, message in (
-        (2.0, "5 times .* last at step 6 .*clip .*lower lr"),
+        (2.0, "in 5 of 6 steps.* last at step 6 .*clip .*lower lr"),
         (10.0, "10 times"),
     ):
         recipe = replace(CLIPTEX, lr=1e30, warmup=0.0, epochs=epochs)

@@ -247,7 +247,7 @@ def test_the_least_recently_used_stores_are_deleted_for_a_new_one(monkeypatch):
         folders.append(store.folder)
     get_or_build(cache_key(number=0), builder()).close()  # used again
     size = budget.size_of(folders[0])
-    monkeypatch.setenv(budget.VARIABLE, str((3 * size + 100) / 1e9))
+    monkeypatch.setenv(budget.LIMIT_VARIABLE, str((3 * size + 100) / 1e9))
     get_or_build(cache_key(number=3), builder()).close()
     assert [folder.exists() for folder in folders] == [True, False, True]
 
@@ -260,14 +260,14 @@ def test_values_beyond_fp16_are_refused():
 
 def test_a_full_cache_refuses_a_store(monkeypatch):
     store = get_or_build(cache_key(), builder())
-    monkeypatch.setenv(budget.VARIABLE, str(budget.size_of(store.folder) / 1e9))
+    monkeypatch.setenv(budget.LIMIT_VARIABLE, str(budget.size_of(store.folder) / 1e9))
     with pytest.raises(budget.CacheFull, match="are in use"):
         get_or_build(cache_key(number=1), builder())
     assert is_correct(store)
-    monkeypatch.setenv(budget.VARIABLE, "0.000001")
+    monkeypatch.setenv(budget.LIMIT_VARIABLE, "0.000001")
     with pytest.raises(budget.CacheFull, match=r"features of a test take 0\.0 MB.*; raise"):
         get_or_build(cache_key(number=1), builder())
-    monkeypatch.setenv(budget.VARIABLE, "many")
+    monkeypatch.setenv(budget.LIMIT_VARIABLE, "many")
     with pytest.raises(UserError, match="not a number of gigabytes"):
         get_or_build(cache_key(number=1), builder())
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import backbones
 from backbones.adapters.module import ModuleBackbone
-from probes.diagnostics import GRID, IMAGES, part_features
+from probes.diagnostics import GRID, PART_IMAGES, part_features
 from reports.statistics import MIN_LIKENESS, part_likeness
 from tests.probes import tiny_dense, tiny_mmlab
 
@@ -41,8 +41,11 @@ def likeness(data, backbone, folder, sizes=(224, 448, 672)):
     for size in sizes:
         settings = SimpleNamespace(size=size, precision="fp32")
         parts = part_features(replace(context, settings=settings))
-        assert len(parts["image"]) == IMAGES and parts["features"].shape[:2] == (IMAGES, GRID**2)
-        features.append(parts["features"].reshape(IMAGES * GRID**2, -1))
+        assert len(parts["image"]) == PART_IMAGES and parts["features"].shape[:2] == (
+            PART_IMAGES,
+            GRID**2,
+        )
+        features.append(parts["features"].reshape(PART_IMAGES * GRID**2, -1))
     return [part_likeness(small, large) for small, large in pairwise(features)]
 
 

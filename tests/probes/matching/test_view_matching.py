@@ -13,7 +13,7 @@ import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare, survey
 from probes.matching.probe import OBJECT_VIEWS, SCENE_VIEWS
-from probes.matching.views import View, in_space, match_views, sampled_pairs
+from probes.matching.views import PosedImage, in_space, match_views, sampled_pairs
 from probes.protocols.base import check_required
 from probes.registry import DATASETS
 from reports.per_image import image_scores
@@ -34,7 +34,7 @@ POSE = torch.tensor(
 )
 
 
-def views_of_a_plane() -> list[tuple[torch.Tensor, View]]:
+def views_of_a_plane() -> list[tuple[torch.Tensor, PosedImage]]:
     """A plane half a metre before the first camera, and features that follow from its points."""
     frequencies = 60 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     views = []
@@ -47,7 +47,7 @@ def views_of_a_plane() -> list[tuple[torch.Tensor, View]]:
         world = torch.tensordot(rotation.T, points - offset[:, None, None], dims=1)
         phases = torch.tensordot(frequencies.T, world, dims=1)
         features = torch.cat([phases.sin(), phases.cos()])
-        views.append((features, View(torch.zeros(3, 1, 1), points, CAMERA)))
+        views.append((features, PosedImage(torch.zeros(3, 1, 1), points, CAMERA)))
     return views
 
 
