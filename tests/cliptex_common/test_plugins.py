@@ -87,7 +87,7 @@ while not ENDED:
 
 
 def test_a_plugin_that_catches_the_time_limit_ends_the_process(write, monkeypatch, capsys):
-    monkeypatch.setenv(registry.TIMEOUT, "0.1")
+    monkeypatch.setenv(registry.TIMEOUT_VARIABLE, "0.1")
     monkeypatch.setattr(registry, "CATCHES", 1)
     monkeypatch.setattr(os, "_exit", ENDED.append)
     with pytest.raises(UserError):
