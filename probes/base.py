@@ -348,14 +348,14 @@ class Probe(Protocol):
 
     @property
     def setting_names(self) -> set[str]:
-        """Names of its settings."""
-        return field_names(self.settings_type)
+        """Names of its settings and axes, as ``--set`` takes them."""
+        return field_names(self.settings_type) | self.axes.keys()
 
     @property
     def train_size(self) -> str:
         """The axis of how much it is trained on, whose values alone name a variant
         (``voc/linear:0.1``): ``shots`` or ``train_share``; '' if it is not trained."""
-        if "shots" in self.setting_names:
+        if "shots" in field_names(self.settings_type):
             return "shots"
         return "train_share" if "train" in self.splits else ""
 

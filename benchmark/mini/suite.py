@@ -39,14 +39,15 @@ DETECT = {
 }
 
 
-def mini_tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, dict]:
-    """The tasks without some probes; detectors train for ``detect_iters`` iterations."""
-    dense = {**DENSE, "max_iters": iters}
+def mini_suite(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, dict]:
+    """``tasks`` without some probes, and what is ``unlisted``; detectors train for
+    ``detect_iters`` iterations."""
+    dense, detect = {**DENSE, "max_iters": iters}, {**DETECT, "max_iters": detect_iters}
     settings_by_task: dict[str, dict] = {
         "mini-seg/linear": dense,
         "mini-seg/pspnet": dense,
         "mini-seg/in-context": {"size": 64, "feature_stride": 8, "memory": 10_000},
-        "mini-det/mask-rcnn": {**DETECT, "max_iters": detect_iters},
+        "mini-det/mask-rcnn": detect,
         "mini-depth/linear": dense,
         "mini-normal/linear": dense,
         "mini-class/linear": {"size": 64},
@@ -54,10 +55,15 @@ def mini_tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> di
         "mini-class/zero-shot": {},
         "mini-retrieval/retrieval": {},
     }
-    return {
+    tasks = {
         name: settings
         for name, settings in settings_by_task.items()
         if name.split("/")[1] not in without
+    }
+    dense_datasets = ("mini-seg", "mini-depth", "mini-normal")
+    return {
+        "tasks": tasks,
+        "unlisted": {**dict.fromkeys(dense_datasets, dense), "mini-det": detect},
     }
 
 
@@ -86,16 +92,16 @@ SWEEP = (
     "the mini suite for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a"
     " task, no detection"
 )
-for name, about, suite_tasks in (
-    ("mini", ABOUT, mini_tasks(200, 200, without=["pspnet"])),
-    ("smoke", "the mini suite, tiny, for tests", mini_tasks(20, 10, without=NEIGHBOURS)),
-    ("sweep", SWEEP, mini_tasks(100, 100, without=["pspnet", "mask-rcnn", *NEIGHBOURS])),
+for name, about, content in (
+    ("mini", ABOUT, mini_suite(200, 200, without=["pspnet"])),
+    ("smoke", "the mini suite, tiny, for tests", mini_suite(20, 10, without=NEIGHBOURS)),
+    ("sweep", SWEEP, mini_suite(100, 100, without=["pspnet", "mask-rcnn", *NEIGHBOURS])),
 ):
     register_suite(
         Suite(
             name=name,
             about=about,
-            tasks=suite_tasks,
+            **content,
             default_backbones=BACKBONE_SETS["cliptex"],
             backbone_sets=BACKBONE_SETS,
             pipeline=partial(pipeline, name),

@@ -66,8 +66,9 @@ def test_a_requested_variant_fixes_its_axis_beside_shares_and_shots():
     ], "ten shots are the default, which has no name"
 
 
-def test_a_suite_may_give_an_axis_several_values_and_the_user_others():
-    suite = replace(find_suite("own"), tasks={"camvid/linear": {"size": "64,96", "lr": 0.5}})
+@pytest.mark.parametrize("sizes", ["64,96", (64, 96)])
+def test_a_suite_may_give_an_axis_several_values_and_the_user_others(sizes):
+    suite = replace(find_suite("own"), tasks={"camvid/linear": {"size": sizes, "lr": 0.5}})
     tasks = {task.name: task for task in plan_tasks(suite, [], {})}
     assert list(tasks) == ["camvid/linear:size=64", "camvid/linear:size=96"]
     assert all(task.settings.lr == 0.5 for task in tasks.values())

@@ -103,7 +103,24 @@ def test_precision_is_decided_where_the_device_is(options, precision, monkeypatc
         ),
         ("own", ["imagefolder/linear:0"], {}, "train_share=0"),
         ("own", ["imagefolder/zero-shot:0.5"], {}, "trains on nothing"),
-        ("own", ["imagefolder/knn"], {"k": "5,many"}, "--set k=5,many: the tasks take numbers"),
+        (
+            "own",
+            ["imagefolder/knn"],
+            {"k": "many"},
+            "knn does not take it; neighbours=many",
+        ),
+        (
+            "own",
+            ["imagefolder/knn"],
+            {"k": "5,many"},
+            "knn does not take many; name the tasks that do, --set TASK.k=5,many",
+        ),
+        (
+            "mini",
+            ["mini-seg/linear", "mini-class/linear"],
+            {"layers": "last,50%"},
+            "linear does not take last; name the tasks that do, --set TASK.layers=last,50%",
+        ),
         (
             "own",
             ["imagefolder/linear:0.1"],
@@ -160,7 +177,7 @@ def test_tasks_choose_the_suite(tasks, suite):
     assert make_plan(RunOptions(backbones=["random"], tasks=tasks)).suite.name == suite
 
 
-def test_an_unlisted_task_has_the_settings_that_tasks_on_its_dataset_share():
+def test_an_unlisted_task_has_the_settings_that_its_suite_declares_as_far_as_its_probe_has_them():
     paper, tasks = find_suite("paper"), ["nyu-depth/dpt-probe3d"]
     (own,), (preset,) = (
         plan_tasks(paper, tasks, {}),
@@ -175,9 +192,21 @@ def test_an_unlisted_task_has_the_settings_that_tasks_on_its_dataset_share():
     linear, dpt, knn = plan_tasks(mini, tasks, {})
     assert dpt.settings == linear.settings
     assert (knn.settings.size, knn.settings.feature_stride) == (64, 8)  # trains nothing
-    differing = {"voc/linear": {"size": 64, "lr": 0.5}, "voc/pspnet": {"size": 64, "lr": 0.1}}
-    suite = replace(find_suite("paper"), tasks=differing)
-    assert settings_in(suite, "voc/deeplabv3") == {"size": 64}
+    (untuned,) = plan_tasks(mini, ["mini-class/few-shot"], {})
+    assert untuned.settings.size is None, "whatever the others on its dataset have"
+    unlisted = {"": {"size": 64}, "voc": {"size": 96, "lr": 0.5}, "voc/pspnet": {"lr": 0.1}}
+    suite = replace(paper, unlisted=unlisted)
+    names = ["voc/dpt", "ade20k/dpt", "voc/patch-knn"]
+    settings = [settings_in(suite, name) for name in names]
+    assert settings == [{"size": 96, "lr": 0.5}, {"size": 64}, {"size": 96}]
+    listed = replace(suite, tasks={"voc/linear": {}})
+    assert settings_in(listed, "voc/pspnet") == {"lr": 0.1}
+
+
+def test_a_suite_does_not_misspell_a_setting():
+    suite = replace(find_suite("paper"), tasks={"voc/linear": {"max_itres": 3}})
+    with pytest.raises(UserError, match="no setting 'max_itres'; did you mean max_iters"):
+        plan_tasks(suite, [], {})
 
 
 def test_tasks_of_several_suites_have_the_settings_of_their_own():
