@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import benchmark.mini.world  # noqa: F401 – registers mini-seg, mini-det …
 from benchmark.mini.sizes import LABELLED, SIZES, SUBSETS
@@ -39,7 +39,7 @@ DETECT = {
 }
 
 
-def mini_suite(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, dict]:
+def mini_suite(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, Any]:
     """``tasks`` without some probes, and what is ``unlisted``; detectors train for
     ``detect_iters`` iterations."""
     dense, detect = {**DENSE, "max_iters": iters}, {**DETECT, "max_iters": detect_iters}
