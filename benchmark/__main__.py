@@ -25,7 +25,7 @@ def entry() -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
 
     from benchmark import unit
-    from benchmark.commands.main import main
+    from benchmark.parser import main
     from benchmark.unit import redact_streams
 
     redact_streams()

@@ -15,11 +15,10 @@ from typing import Any, Self
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from benchmark.cell import describe_backbone
-from benchmark.executor import Executor
-from benchmark.executor_options import decide_precision
+from benchmark.executor import Executor, decide_precision
 from benchmark.options import DataOptions, FolderOptions, RunOptions
 from benchmark.progress import reporter
-from benchmark.suites import SUITES, BackboneSource, Pipeline, Suite, find_suite
+from benchmark.suites import SUITES, BackboneSource, Pipeline, Suite
 from benchmark.tasks import (
     BackboneInfo,
     Job,
@@ -36,8 +35,7 @@ from probes.base import NotApplicable, Probe
 from probes.datasets.base import PreparedDataset, Split, UnfitCopy
 from probes.datasets.check import DatasetNotFound, find_folder, prepare
 from probes.features.files import chosen_limit
-from probes.protocols.base import check_required
-from probes.registry import find_task
+from probes.registry import check_required, find_task
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -197,7 +195,7 @@ def make_plan(options: RunOptions) -> Plan:
     """
     chosen_limit()  # a wrong one would only show when features are first cached
     heads = stored_heads(options.heads)
-    suite = find_suite(options.suite) if options.suite else choose_suite(options.tasks)
+    suite = SUITES.find(options.suite) if options.suite else choose_suite(options.tasks)
     tasks = plan_tasks(suite, options.tasks, options.overrides, heads)
     names, notes = _backbones(suite, options)
     if options.weights is not None and len(names) != 1:

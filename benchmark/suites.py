@@ -133,11 +133,6 @@ def register_suite(suite: Suite) -> Suite:
     return SUITES.register(suite.name, suite)
 
 
-def find_suite(name: str) -> Suite:
-    """The suite called ``name``; raises ``UserError`` with the nearest name."""
-    return SUITES.find(name)
-
-
 def cross(
     datasets: Sequence[str], probes: Sequence[str], **settings: Any
 ) -> dict[str, dict[str, Any]]:

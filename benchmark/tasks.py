@@ -32,9 +32,16 @@ from cliptex_common.settings import (
 )
 from probes.base import Context, Layer, Probe, requested_layer
 from probes.datasets.base import DatasetSpec, PreparedDataset, Split, with_share
-from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
-from probes.registry import DATASETS, PROBES, find_task, trained_task
-from probes.upsamplers.names import upsampler_identity
+from probes.registry import (
+    DATASETS,
+    PROBES,
+    PROTOCOLS,
+    find_preset,
+    find_task,
+    preset_deviations,
+    trained_task,
+)
+from probes.upsamplers.names import HUB_SOURCES
 from reports.records import Cell, cell_key
 
 # values of settings that change nothing; not part of identities, which are older than the settings
@@ -196,8 +203,8 @@ class PlannedTask:
             conditions["preset_version"] = PROTOCOLS.find(preset).version
             if origin := PROTOCOLS.origin(preset):
                 conditions["preset_origin"] = origin
-        if upsampler := upsampler_identity(getattr(self.settings, "upsampler", "")):
-            conditions["upsampler"] = upsampler
+        if upsampler := HUB_SOURCES.get(getattr(self.settings, "upsampler", "")):
+            conditions["upsampler"] = asdict(upsampler)
         if self.train_share < 1:
             conditions["train_share"] = self.train_share
         if isinstance(self.scored_with, StoredHeads):

@@ -8,4 +8,11 @@ from probes.mmlab import MaskHeadFinder, OperatorFinder
 # before anything imports mmcv's operators, or mmseg
 sys.meta_path.append(OperatorFinder())
 sys.meta_path.insert(0, MaskHeadFinder())
-keep_importable({"probes.dense.tasks.base": "probes.dense.task"})
+keep_importable(
+    {
+        "probes.datasets.layouts": "probes.datasets.base",
+        "probes.dense.tasks.base": "probes.dense.task",
+        "probes.dense.transforms": "probes.dense.dataset",
+        "probes.protocols.base": "probes.registry",
+    }
+)

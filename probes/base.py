@@ -1,13 +1,15 @@
-"""The setting that says which layer of a backbone a probe reads, and one pass for all of them.
+"""The contract of a probe: what it gets for one task, and what it returns; the setting that says
+which layer of a backbone it reads; and the file that a training resumes from.
 
-The contract of a probe: what it gets for one task, and what it returns."""
+Importing this does not import torch.
+"""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, ru
 from pydantic import BeforeValidator
 
 from cliptex_common.errors import UserError
+from cliptex_common.files import atomic_write
 from cliptex_common.progress import Progress, RunLog, Silent
 from cliptex_common.settings import Axis, axes_of, field_names
 from probes.datasets.base import PreparedDataset, Split
@@ -259,6 +262,17 @@ class Head:
         }
         return cls(dict(tensors), shared | metadata)
 
+    def write(self, path: Path) -> None:
+        """Write safetensors, with the metadata as a Python literal in the header;
+        ``probes.predictor.read_head`` reads them."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone()
+            for name, tensor in self.tensors.items()
+        }
+        save_file(tensors, path, {"head": repr(self.metadata)})
+
     def load_into(self, module: torch.nn.Module) -> None:
         """Give ``module`` the weights. Raises ``UserError`` if it has others, by their names and
         shapes."""
@@ -387,7 +401,8 @@ class Probe(Protocol):
             raise NotApplicable("no text tower")
         if self.needs_dense_text and not backbone.has_dense_text:
             raise NotApplicable("its patch features are not aligned with its text encoder")
-        if reason := upsampler_misfit(settings, backbone):
+        upsampled = getattr(settings, "upsampler", "bilinear") != "bilinear"
+        if upsampled and (reason := upsampler_misfit(settings, backbone)):
             raise NotApplicable(reason)
         if data.spec.trained_on and "train" in self.splits and not self.reuse:
             raise UserError(
@@ -478,3 +493,29 @@ class GroupedProbe(Probe, Protocol):
 
     def run_group(self, tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Exception]:
         """``run`` of tasks with one key: the result of each in their order, or its own error."""
+
+
+def save_state(path: Path, key: str, state: Mapping[str, Any]) -> None:
+    """Replace the state of the training ``key``."""
+    import torch
+
+    with atomic_write(path) as temporary:
+        torch.save({"key": key, **state}, temporary)
+
+
+def load_state(path: Path, key: str, warn: Callable[[str], object]) -> dict[str, Any] | None:
+    """The state of the training ``key``, on the CPU; None where there is none. One that is damaged
+    or of another training is not used, and ``warn`` gets the reason."""
+    import torch
+
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many types: a damaged file breaks torch, zip or pickle
+        warn(f"cannot read {path} ({error}): starting anew")
+        return None
+    if state.get("key") != key:
+        warn(f"{path} is of another training: starting anew")
+        return None
+    return state

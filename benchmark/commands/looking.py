@@ -36,8 +36,7 @@ from benchmark.suites import SUITES
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import atomic_write
 from cliptex_common.settings import Folder, Names, options_dataclass
-from probes.protocols.base import PROTOCOLS
-from probes.registry import DATASETS, PROBES
+from probes.registry import DATASETS, PROBES, PROTOCOLS
 from probes.registry import tasks as registered_tasks
 
 
@@ -469,14 +468,14 @@ class ShowFeatures(ConfigOptions, PluginOptions):
     def main(self) -> int:
         """Write the page; print its path."""
         import backbones
-        from benchmark.executor_options import choose_device
+        from benchmark.executor import choose_device
         from benchmark.progress import console
         from cliptex_common.device import float32_products
         from cliptex_common.images import spread_indices
         from probes.base import EncodeContext
-        from probes.diagnostics import PICTURED_IMAGES as IMAGES
-        from probes.diagnostics import feature_pictures
         from probes.features.files import IMAGES as SUFFIXES
+        from probes.pictures import PICTURED_IMAGES as IMAGES
+        from probes.pictures import feature_pictures
         from reports.pages import write
         from reports.pictures import make_feature_pictures
         from reports.report import Report

@@ -26,10 +26,10 @@ from cliptex_common.images import spread_indices, write_grid
 from probes.base import Context, Probe, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import dense_config
-from probes.dense.metrics import METRICS as EVALUATORS
-from probes.dense.metrics import TaskScores
+from probes.dense.dataset import image_only
+from probes.dense.losses import METRICS as EVALUATORS
+from probes.dense.losses import TaskScores
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.transforms import image_only
 from probes.features.files import content_hashes
 from probes.pictures import GALLERY_IMAGES, write_gallery
 from probes.select import Candidate, held_out_by_content, log_scores, select_candidate

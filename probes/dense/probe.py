@@ -15,7 +15,6 @@ from typing import Any
 from backbones.cliptex.tasks import TASKS
 from cliptex_common.errors import UserError
 from probes.base import Context, Probe, Reuse, TaskResult, requested_layer
-from probes.configs import config_files
 from probes.datasets.base import PreparedDataset
 from probes.dense.settings import SHIPPED, DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
@@ -42,7 +41,7 @@ class DenseProbe(Probe):
 
     def read_config(self) -> Any:
         """The config of its files, to be completed."""
-        from probes.train.config import read_config
+        from probes.train.config import config_files, read_config
 
         return read_config(*config_files(self.kind, self.name if self.is_shipped else "head"))
 

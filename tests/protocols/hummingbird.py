@@ -26,8 +26,7 @@ from probes.dense.patches.images import PatchImages
 from probes.dense.patches.memory import class_count, rarest, remember
 from probes.dense.patches.pixels import Patches, class_shares
 from probes.dense.segmentation import hungarian_miou
-from probes.protocols.base import PROTOCOLS, find_preset
-from probes.registry import DATASETS, PROBES
+from probes.registry import DATASETS, PROBES, PROTOCOLS, find_preset
 from tests.probes.tiny_mmlab import context
 from tests.protocols import segmented, sources
 

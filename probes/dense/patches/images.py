@@ -20,13 +20,13 @@ from cliptex_common.images import spread_indices
 from probes.base import Context, TaskResult, requested_map
 from probes.datasets.base import Split
 from probes.dense.config import dataset_of, preprocessor
+from probes.dense.dataset import LOAD, ground_truth_config
 from probes.dense.group import Predicted, constant_note, draw_preview
-from probes.dense.metrics import TaskScores
+from probes.dense.losses import TaskScores
 from probes.dense.patches.crops import region_of, resize_region
 from probes.dense.patches.pixels import Patches, resize_labels, windows
 from probes.dense.patches.settings import has_void_class
 from probes.dense.settings import native_stride, round_up
-from probes.dense.transforms import LOAD, ground_truth_config
 from probes.features.store import DTYPES
 from probes.features.views import MapViews, all_crops, encoder_config
 from probes.pictures import GALLERY_IMAGES

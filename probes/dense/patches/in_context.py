@@ -19,8 +19,8 @@ from probes.dense.patches.images import PatchImages, evaluate_patches
 from probes.dense.patches.memory import remember
 from probes.dense.patches.pixels import Patches, label_map
 from probes.dense.patches.settings import InContextSettings
-from probes.diagnostics import log_label_free
 from probes.features.search import nearest_neighbours
+from probes.pictures import log_label_free
 
 ROWS_AT_ONCE = 2**10  # queries whose neighbours' values are in memory at once
 

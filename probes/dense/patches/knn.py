@@ -29,9 +29,9 @@ from probes.dense.patches.memory import (
 )
 from probes.dense.patches.pixels import Patches, label_map, pixel_map
 from probes.dense.patches.settings import PatchKnnSettings, has_void_class
-from probes.diagnostics import log_label_free
 from probes.features.search import nearest_neighbours
 from probes.image_level.linear import Standardiser
+from probes.pictures import log_label_free
 from probes.select import Candidate, log_scores, select_candidate
 
 Pair = tuple[int, str]  # neighbours, distance
