@@ -608,7 +608,7 @@ def trained_together(
     for task, context in contexts:
         key = None
         if isinstance(task.probe, GroupedProbe) and context.head is None:
-            key = task.probe.group_key(context)
+            key, context = task.probe.join_group(context)
         lists.setdefault(key or task.name, []).append((task, context))
     return list(lists.values())
 

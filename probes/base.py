@@ -200,6 +200,7 @@ class Context(EncodeContext):
         log: of curves.
         cost: what the task costs; the caller records it.
         head: of the task whose head this one uses; None where it trains its own.
+        config: by which the task is trained, once it is resolved; see ``GroupedProbe.join_group``.
     """
 
     backbone: Backbone
@@ -210,6 +211,7 @@ class Context(EncodeContext):
     work_dir: Path
     log: RunLog
     head: Head | None = None
+    config: Any = None
 
     @property
     def training(self) -> Context:
@@ -487,12 +489,13 @@ class GroupedProbe(Probe, Protocol):
     Each result is as if the probe were trained alone; ``run`` is the same for a single probe.
     """
 
-    def group_key(self, context: Context) -> str | None:
-        """Equal for tasks of one backbone and seed that one training loop can train on the same
-        batches; None to run alone."""
+    def join_group(self, context: Context) -> tuple[str | None, Context]:
+        """A key that is equal for tasks of one backbone and seed that one training loop can train
+        on the same batches, None to run alone; and the context with its resolved ``config``."""
 
     def run_group(self, tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Exception]:
-        """``run`` of tasks with one key: the result of each in their order, or its own error."""
+        """``run`` of tasks with one key, in the contexts of ``join_group``: the result of each in
+        their order, or its own error."""
 
 
 def save_state(path: Path, key: str, state: Mapping[str, Any]) -> None:

@@ -38,11 +38,12 @@ from probes.train.loop import HeadTrainer, config_text, train_together
 Task = tuple[Probe, Context]
 
 
-def group_key(probe: Probe, context: Context) -> str:
-    """Equal for tasks that one loop can train on the same batches: those of one seed and of the
-    same crops of the same photographs for one frozen backbone. Ground truth, head, optimizer,
-    schedule and length may differ."""
+def join_group(probe: Probe, context: Context) -> tuple[str, Context]:
+    """A key that is equal for tasks that one loop can train on the same batches: those of one seed
+    and of the same crops of the same photographs for one frozen backbone. Ground truth, head,
+    optimizer, schedule and length may differ. And the context with its resolved config."""
     config, settings = dense_config(probe, context), context.settings
+    context = replace(context, config=config)
     shared: list[Any] = ["dense", context.seed, settings.batch_size, context.data.train_indices]
     shared += [
         settings.shuffle,
@@ -53,18 +54,19 @@ def group_key(probe: Probe, context: Context) -> str:
     ]
     train, val = (config[name].dataset.to_dict() for name in ("train_dataloader", "val_dataloader"))
     if any("cat_max_ratio" in part for part in train["pipeline"]):  # crops follow from the labels
-        return content_key([*shared, train, val])
+        return content_key([*shared, train, val]), context
     images = [
         content_hashes([context.data.root / sample.image for sample in samples])
         for samples in context.data.samples.values()
     ]
     geometry = image_only([*train["pipeline"], *val["pipeline"]])
-    return content_key([*shared, images, geometry])
+    return content_key([*shared, images, geometry]), context
 
 
 def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
-    """Train the heads of tasks with one ``group_key`` in one loop, on the same batches, and score
-    ``val``, at the resolution of its labels, in another. Rates of an ``lr_grid`` are chosen before.
+    """Train the heads of tasks with one key (``join_group``) in one loop, on the same batches, and
+    score ``val``, at the resolution of its labels, in another. Rates of an ``lr_grid`` are chosen
+    before.
     Returns, in the order of the tasks, the result of each or its error.
 
     Raises:
@@ -75,7 +77,7 @@ def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
     for index, (probe, context) in enumerate(tasks):
         try:
             probe.fits(context.backbone, context.data, context.settings)
-            config = dense_config(probe, context)
+            config = context.config or dense_config(probe, context)
             if context.head is not None:  # nothing is trained
                 config.train_dataloader.dataset = config.val_dataloader.dataset
             heads[index] = config, context
@@ -146,7 +148,8 @@ Choice = tuple[Context, list[str]]  # of a head with the best rate, and notes fo
 
 def with_rate(context: Context, rate: float) -> Context:
     """``context`` for a head with this learning rate, without a grid."""
-    return replace(context, settings=replace(context.settings, lr=rate, lr_grid=()))
+    settings = replace(context.settings, lr=rate, lr_grid=())
+    return replace(context, settings=settings, config=None)
 
 
 def choose(

@@ -95,11 +95,11 @@ class DenseProbe(Probe):
             context = with_rate(context, rates[0])
         return config_text(None, context, lambda used: dense_config(self, used))
 
-    def group_key(self, context: Context) -> str:
-        """See ``probes.dense.group.group_key``."""
-        from probes.dense.group import group_key
+    def join_group(self, context: Context) -> tuple[str, Context]:
+        """See ``probes.dense.group.join_group``."""
+        from probes.dense.group import join_group
 
-        return group_key(self, context)
+        return join_group(self, context)
 
     def run_group(self, tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Exception]:
         """See ``probes.dense.group.run_group``."""
