@@ -366,15 +366,6 @@ class Executor(ABC):
         self.overview.end(unit.folder, unit.kind, future.exception() is None)
         return future
 
-    def check_store(self, uri: str) -> None:
-        """Raise ``UserError`` for a database file that other machines would have to write to."""
-        if self.is_remote and uri.startswith("sqlite:"):
-            raise UserError(
-                f"--executor {self.options.executor} runs units on other machines, which cannot"
-                f" share the file {uri}; start `mlflow server` and give --tracking-uri"
-                " http://HOST:PORT"
-            )
-
     def __enter__(self) -> Self:
 
         if not self.is_remote:
@@ -410,7 +401,17 @@ class Executor(ABC):
         bug = None
         try:
             while not self.closing:
-                self._step()
+                self._wake.wait(POLL)
+                self._wake.clear()
+                with suppress(OSError):
+                    self._poll()
+                for queued in list(self._running):
+                    self._show(queued)
+                    if queued.worker_future.done():
+                        self._finish(queued)
+                        self._running.remove(queued)
+                self._start_waiting()
+                self.overview.show(self.slots)
         except Exception as error:
             self.closing, bug = True, error
         deadline = time.monotonic() + SAVE_SECONDS
@@ -420,7 +421,9 @@ class Executor(ABC):
                 queued.unit.stop_file.touch()
         with suppress(Exception):
             self._stop()
-        while self._is_busy() and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if all(queued.worker_future.done() for queued in self._running):
+                break
             with suppress(Exception):
                 self._poll()
             time.sleep(0.05)
@@ -429,22 +432,6 @@ class Executor(ABC):
                 with suppress(Exception):  # one of them may have ended before the bug
                     self._end(queued, error=bug)
             self._waiting, self._running = [], []
-
-    def _is_busy(self) -> bool:
-        return not all(queued.worker_future.done() for queued in self._running)
-
-    def _step(self) -> None:
-        self._wake.wait(POLL)
-        self._wake.clear()
-        with suppress(OSError):
-            self._poll()
-        for queued in list(self._running):
-            self._show(queued)
-            if queued.worker_future.done():
-                self._finish(queued)
-                self._running.remove(queued)
-        self._start_waiting()
-        self.overview.show(self.slots)
 
     def _start_waiting(self) -> None:
         """Start waiting units by priority, those with GPUs and those without separately.
@@ -591,7 +578,13 @@ def start_executor(executor: Executor, experiment: str) -> Iterator[Tracker]:
     tracker = None
     try:
         with executor:
-            executor.check_store(tracking_uri())
+            uri = tracking_uri()
+            if executor.is_remote and uri.startswith("sqlite:"):
+                raise UserError(
+                    f"--executor {executor.options.executor} runs units on other machines, which"
+                    f" cannot share the file {uri}; start `mlflow server` and give --tracking-uri"
+                    " http://HOST:PORT"
+                )
             tracker = Tracker(experiment)
             for name in tracker.close_stale():
                 console.print(

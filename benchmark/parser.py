@@ -25,7 +25,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BeforeValidator
 
-from benchmark import unit
+from benchmark.unit import exit_on_next_signal, handle_signals, received
 from cliptex_common.errors import UserError, first_line, suggest, user_error_message
 from cliptex_common.files import parse_file, shorten_socket_paths, write_text
 from cliptex_common.registry import load_plugins
@@ -230,7 +230,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    unit.handle_signals()
+    handle_signals()
     shorten_socket_paths()
     if not sys.warnoptions:  # libraries' deprecation notes are not for users
         warnings.simplefilter("ignore")
@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(exit_.code or 0)
         code = command.main()
         sys.stdout.flush()  # raises here if the disk behind `> FILE` is full
-        if unit.received():  # it waited for an import, or a library swallowed it
+        if received():  # it waited for an import, or a library swallowed it
             return _interrupted(argv)
         return code
     except SystemExit as exit_:
@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:
-        if unit.received():  # an error after the signal is part of the interruption
+        if received():  # an error after the signal is part of the interruption
             return _interrupted(argv)
         message = user_error_message(error)
         if message is None:
@@ -290,8 +290,8 @@ def parse(argv: Sequence[str]) -> Any:
 
 
 def _interrupted(argv: Sequence[str]) -> int:
-    code = 128 + (unit.received() or signal.SIGINT)
-    unit.exit_on_next_signal(code)
+    code = 128 + (received() or signal.SIGINT)
+    exit_on_next_signal(code)
     command = hide_secrets(shlex.join(argv))
     sys.stderr.write(f"\ninterrupted; finished work is kept. Go on with: {PROGRAM} {command}\n")
     return code

@@ -9,7 +9,7 @@ task for each of its values (``--set layers=3,6,9,12``)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -569,7 +569,10 @@ def plan_tasks(
     requests = {split_task(key): text for key, text in overrides.items()}
     applied: set[tuple[str, str]] = set()  # task and setting
     probes: dict[str, list[Probe]] = {"": []}
-    for name in _in_order(suite, requested or list(suite.tasks)):
+    order = {name: position for position, name in enumerate(suite.tasks)}  # then others
+    for name in sorted(
+        requested or order, key=lambda name: order.get(name.partition(":")[0], len(order))
+    ):
         listed, base = settings_in(suite, name), name.partition(":")[0]
         if listed is None:
             owner = choose_suite([base]).name
@@ -596,9 +599,15 @@ def plan_tasks(
         ranges |= {axis: [value] for axis, value in fixed.items()}
         axes = [axis for axis in probe.axes if axis in ranges]  # variants' names have this order
         planned = replace(_planned(trained, listed, changes), name=base)
+        changed = {*changes, *ranges}
         for values in product(*map(ranges.__getitem__, axes)):
             variant = _variant(planned, dict(zip(axes, values, strict=True)))
-            _check_settings(variant, {*changes, *ranges})
+            epochs = getattr(variant.settings, "epochs", 0)
+            if epochs and "max_iters" in changed and "epochs" not in changed:
+                raise UserError(
+                    f"--set max_iters changes nothing in {variant.name}, whose length is"
+                    f" epochs={epochs:g}; set epochs=0 as well, or epochs"
+                )
             tasks[variant.name] = variant
     for (task, key), text in requests.items():
         if task not in probes:
@@ -608,28 +617,23 @@ def plan_tasks(
     for name in heads.keys() - requested:  # not trained again, although the suite lists it
         tasks.pop(name, None)
     for name, planned in list(tasks.items()):
-        other = _training_task(planned)
-        stored = heads.get(other.name) if other else None
-        if other and stored and planned.probe.reuse == "head" and stored.kind == planned.spec.kind:
+        base, *parts = name.split(":")
+        if (trained := trained_task(base)) == base:
+            continue
+        other = replace(planned, name=":".join([trained, *parts]))  # it trains, the same settings
+        stored, keeps_head = heads.get(other.name), planned.probe.reuse == "head"
+        if stored and keeps_head and stored.kind == planned.spec.kind:
             tasks[name] = _with_heads(planned, stored, requests)
-        elif other:
-            tasks[name] = replace(planned, scored_with=other)
-            if planned.probe.reuse == "head":
-                tasks.setdefault(other.name, other)
+            continue
+        tasks[name] = replace(planned, scored_with=other)
+        if keeps_head:
+            tasks.setdefault(other.name, other)
     used_heads = {each.stored_heads.name for each in tasks.values() if each.stored_heads}
     if unused := heads.keys() - used_heads:
         raise UserError(f"--head: no chosen task is scored with the head of {', '.join(unused)}")
     layers = [requested_layer(planned.settings) for planned in tasks.values()]
     encoded = tuple(dict.fromkeys(layer for layer in layers if layer is not None))
     return [replace(planned, encoded_layers=encoded) for planned in tasks.values()]
-
-
-def _training_task(task: PlannedTask) -> PlannedTask | None:
-    """The task, under the same settings, that trains what ``task`` is scored with; None if that is
-    itself, or if nothing is trained."""
-    name, *variant = task.name.split(":")
-    trained = trained_task(name)
-    return None if trained == name else replace(task, name=":".join([trained, *variant]))
 
 
 def _with_heads(
@@ -648,12 +652,6 @@ def _with_heads(
                 f" {getattr(settings, setting_of(key))}, and heads keep their settings"
             )
     return replace(task, settings=settings, scored_with=heads)
-
-
-def _in_order(suite: Suite, names: Sequence[str]) -> list[str]:
-    """Names of tasks in the suite's order, then those that it does not list."""
-    order = {name: position for position, name in enumerate(suite.tasks)}
-    return sorted(names, key=lambda name: order.get(name.partition(":")[0], len(order)))
 
 
 def _unused_override(task: str, key: str, text: str, probes: Sequence[Probe]) -> UserError:
@@ -697,13 +695,3 @@ def _planned(name: str, listed: Mapping[str, Any], changes: Mapping[str, str]) -
         values["protocol"] = protocol
     defaults = with_changes(probe.settings_type(), probe.defaults)
     return PlannedTask(name, with_changes(defaults, {**values, **changes}))
-
-
-def _check_settings(task: PlannedTask, changed: Collection[str]) -> None:
-    """Raise ``UserError`` where a setting that the user, or an axis, sets changes nothing."""
-    epochs = getattr(task.settings, "epochs", 0)
-    if "max_iters" in changed and "epochs" not in changed and epochs:
-        raise UserError(
-            f"--set max_iters changes nothing in {task.name}, whose length is epochs={epochs:g};"
-            " set epochs=0 as well, or epochs"
-        )

@@ -164,10 +164,9 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
 
     def main(self) -> int:
         """Run, print the table and where the results are."""
-        from benchmark import run as dry_run
         from benchmark.progress import console
         from benchmark.result import as_json, check_writable, show, write_report
-        from benchmark.run import run
+        from benchmark.run import dry_run, dump_config, run
         from cliptex_common.files import write_json
         from cliptex_common.secrets import hide_secrets
         from reports.store import using
@@ -176,10 +175,10 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
             raise UserError("--json needs a run; leave out --dry-run and --dump-config")
         with using(self.tracking_uri) as uri:
             if self.dump_config:
-                dry_run.dump_config(self)
+                dump_config(self)
                 return 0
             if self.dry_run:
-                dry_run.dry_run(self)
+                dry_run(self)
                 return 0
             if self.json:
                 check_writable(self.json)
