@@ -1,33 +1,13 @@
-"""The suites that come with this package. Importing this registers every dataset, probe and suite,
-and imports nothing that computes.
+"""The suites that come with this package: ``paper``, ``companion``, ``own``, ``dense``,
+``profile``, ``robustness``, ``card``, ``zeroshot38`` and ``imagenet-shifts``.
 
-The tasks of the CLIPTeX paper, on the real datasets.
+Importing this registers every dataset, probe and suite, and imports nothing that computes.
 
-The frozen backbone computes in bf16 on a GPU that does, else in fp32 (heads, losses and scores
-always in fp32); ``--set precision=fp32`` and ``=bf16`` decide it. The settings are this suite's
-own; those of published protocols are presets: ``--set protocol=NAME``, see ``list protocols``.
-
-``own``: the user's data, with examples of datasets that are declared in one file.
-
-``dense``: patch features of a frozen backbone, with and without training.
-
-``profile``: which layer and which resolution of a backbone to read.
-
-Probes without training on a few images of each dataset that is present: a quick look, with wide
-intervals.
-
-``robustness``: heads that are trained once on ImageNet, and k-NN, on its other test sets; their
-calibration, and out-of-distribution detection.
-
-``card``: the columns of today's model cards (DINOv2's, DINOv3's), on the datasets that are
-present.
-
-Where a card does not say how a number was made, the settings are this suite's own.
-
-Zero-shot on webdataset folders: ``zeroshot38``, the 38 tasks of DataComp and OpenCLIP (the
-paper's Table 4), and ``imagenet-shifts``.
-
-The backbone computes in fp32, as in DataComp's evaluation."""
+Settings are the suites' own, also where a model card does not say how a number was made; those of
+published protocols are presets: ``--set protocol=NAME``, see ``list protocols``. With
+``precision=auto`` the frozen backbone computes in bf16 on a GPU that does, else in fp32 (heads,
+losses and scores always in fp32). The zero-shot suites compute in fp32, as DataComp's evaluation.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,10 @@
-"""The unit of work of probing: the cells of one backbone and seed on tasks that share images.
+"""The unit of work of probing: the cells of one backbone and seed on tasks that share images, as
+runs in MLflow, computed or read back if finished.
 
-What work costs: peak memory, and a backbone's parameters, operations, speed and memory.
-
-A backbone's costs follow from its architecture, not from its weights. They are measured once for
-each architecture on each kind of device and cached under ``$CLIPTEX_HOME``.
-
-Cells – backbone × task × seed – as runs in MLflow: computed, or read back if finished.
-
-The units of work of probing: describe a backbone, and probe it on tasks that share
-images."""
+Beside the metrics a cell has its costs. Those of the backbone (parameters, operations, speed,
+memory) follow from its architecture, not from its weights: they are measured once for each
+architecture on each kind of device and cached under ``$CLIPTEX_HOME``.
+"""
 
 from __future__ import annotations
 

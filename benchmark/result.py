@@ -1,10 +1,5 @@
-"""What a run returns: its JSON, its report, its table.
-
-What a run returns, and its JSON (the contract of ``run --json``).
-
-The report on a run.
-
-The table in the terminal at the end of a run."""
+"""What a run returns: its JSON (the contract of ``run --json``), its report, its table in the
+terminal."""
 
 from __future__ import annotations
 

@@ -1,13 +1,6 @@
-"""Experts, labels and weights: the stages before probing, each logged to MLflow.
-
-What commands and their stages share: the executor, the MLflow experiment, and a run of each
-stage.
-
-Experts: a training as one unit of work, in an MLflow run of its own.
-
-Labelling: one MLflow run, and a unit of work for each shard of pairs.
-
-Trainings as units of work, each with an MLflow run that stores the weights."""
+"""Experts, labels and weights: the stages before probing. A training is one unit of work, labelling
+a unit for each shard of pairs; each stage has an MLflow run of its own, and that of a training
+stores the weights."""
 
 from __future__ import annotations
 

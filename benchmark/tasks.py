@@ -1,11 +1,9 @@
-"""The tasks of a run: settings, axes, conditions, and the heads that they use.
+"""The tasks of a run: settings, axes, conditions, the heads that they use, and the values that the
+parts of a run hand to each other, which any process can read.
 
-What the parts of a run hand to each other: plain values that any process can read.
-
-Heads of earlier runs, by their MLflow runs or their files.
-
-The tasks of a run with their settings. A setting that is declared an axis makes a variant of a
-task for each of its values (``--set layers=3,6,9,12``)."""
+A setting that its probe declares an axis makes a variant of a task for each of its values
+(``--set layers=3,6,9,12``).
+"""
 
 from __future__ import annotations
 

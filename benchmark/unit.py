@@ -1,13 +1,10 @@
-"""What a worker does with a unit of work: signals, streams, and the call itself.
-
-Ctrl-C, SIGTERM and SIGHUP as ``KeyboardInterrupt``.
+"""A unit of work as a worker receives it, and how a worker runs it, the same for all executors:
+Ctrl-C, SIGTERM and SIGHUP as ``KeyboardInterrupt``, and standard streams that hide secrets and
+replace characters that their encoding lacks.
 
 A signal is remembered: one that goes to the whole process group also kills the loading processes,
 whose death must not be taken for the failure of a unit.
-
-Standard streams that hide secrets and replace characters that their encoding lacks.
-
-A unit of work as a worker receives it, and how a worker runs it: the same for all executors."""
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Files of trained heads, which are stored with their runs.
-
-The predictors that trained heads make with their backbone."""
+"""Heads that were stored with their runs, and the predictors that they make with their backbone."""
 
 from __future__ import annotations
 

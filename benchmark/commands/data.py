@@ -1,8 +1,5 @@
-"""``data``: datasets on this machine; ``cache``: what was made of them.
-
-``cache ls`` and ``cache rm``: reusable artifacts under ``$CLIPTEX_HOME``.
-
-``data check``: which datasets are present and complete; ``data get``: download them."""
+"""``data check``: which datasets are present and complete; ``data get``: download them; ``cache
+ls`` and ``cache rm``: reusable artifacts under ``$CLIPTEX_HOME``."""
 
 from __future__ import annotations
 

@@ -1,16 +1,6 @@
-"""Commands that look: ``list``, ``show``, ``report``, ``results``, ``ui``.
-
-Lines that several commands print.
-
-``list``: names with a line about each.
-
-``report``: compare the results in MLflow, as a page and as tables.
-
-``results``: share results with what their intervals need, and check or show shared ones.
-
-``show``: what the features of backbones look like, on a page.
-
-``ui``: MLflow's own UI on the right store, on loopback."""
+"""Commands that look: ``list`` names, ``show`` features of backbones, ``report`` a comparison of
+results, ``results`` to share or check, ``ui`` of MLflow on the right store; and what several
+commands print."""
 
 from __future__ import annotations
 

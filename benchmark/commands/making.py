@@ -1,10 +1,6 @@
-"""Commands that make weights and what they need: ``experts``, ``labels``, ``train``.
-
-``experts train``: train a model that writes pseudo-labels.
-
-``labels``: predict pseudo-labels of image-caption pairs, store manual ones, check and draw.
-
-``train``: train a backbone on image-caption pairs by a recipe; also under ``torchrun``."""
+"""Commands that make weights and what they need: ``experts`` that write pseudo-labels, ``labels``
+of image-caption pairs (predicted, or manual ones), ``train`` by a recipe, also under
+``torchrun``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,5 @@
-"""Commands that probe: ``run``, ``watch``, ``reproduce``.
-
-``reproduce``: run a published protocol and compare with the published number.
-
-``run``: probe backbones on a suite's tasks.
-
-``watch``: probe the checkpoints of a folder while a training writes them."""
+"""Commands that probe: ``run`` a suite's tasks, ``watch`` the checkpoints of a training,
+``reproduce`` a published protocol."""
 
 from __future__ import annotations
 

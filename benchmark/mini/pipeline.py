@@ -1,9 +1,6 @@
-"""What the mini suites make for themselves, and their manual labels.
-
-Labels as people would draw them: the exact ground truth of a part of the mini world's pairs.
-
-What the mini suites make for themselves: the world, and on it CLIP, the experts, their labels,
-CLIP-FT and CLIPTeX."""
+"""What the mini suites make for themselves: the world, and on it CLIP, the experts, their labels,
+CLIP-FT and CLIPTeX; and labels as people would draw them, the exact ground truth of a part of the
+pairs."""
 
 from __future__ import annotations
 

@@ -1,14 +1,10 @@
-"""Checks of copies of datasets: find one, count its samples, decode each of them.
-
-Verify single samples: decode the image, validate its ground truth, hash its bytes.
+"""Checks of copies of datasets before hours of work start: find one, count its samples, decode each
+image, validate its ground truth, hash its bytes; and ``data check``, which datasets are in a
+folder, how complete they are, and which probes run on them.
 
 ``Unreadable`` is raised for a single damaged file, which is skipped and reported; ``UserError`` if
 the dataset is not what its declaration says (labels out of range, sizes that differ).
-
-Find a dataset, count its samples and decode each of them, before hours of work start.
-
-``data check``: which datasets are in a folder, how complete they are, and which probes run on
-them."""
+"""
 
 from __future__ import annotations
 

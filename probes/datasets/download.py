@@ -1,22 +1,15 @@
-"""``data get``: datasets from where they are published, in the layouts that ``data check`` expects.
+"""``data get``: datasets from where they are published, downloaded, verified and unpacked in the
+layouts that ``data check`` expects.
 
-Convert archives as they are published to the layouts of ``probes.datasets``. An unpacker gets
-the archives by name and fills a new folder.
-
-Download a file by HTTP, resuming an interrupted download, and compute its checksum.
-
-Webdataset folders (``wds_NAME``) from the Hugging Face hub, which resumes downloads itself.
-
-NYU Depth v2 in mmseg's layout: the labelled set from its MATLAB file, and the 24,231 raw frames
-from BTS's ``nyu.zip``.
-
-The datasets that ``data get`` downloads, and their sources.
+Downloads by HTTP resume and are hashed; webdataset folders (``wds_NAME``) come from the Hugging
+Face hub, which resumes itself. An unpacker gets archives by name and fills a new folder. NYU Depth
+v2 becomes mmseg's layout: the labelled set from its MATLAB file, the 24,231 raw frames from BTS's
+``nyu.zip``.
 
 Checksums are those that are published and widely used: torchvision has the MD5s of VOC, SBD and
 ImageNet, GluonCV the SHA-1s of COCO and ADE20K, several loaders the same MD5 of NYU's file. For the
 others the SHA-256 of the file is printed.
-
-Download, verify and unpack the archives of a dataset into its folder."""
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Metrics of whole images as functions of how often each image counts, in percent.
+"""Metrics of whole images as functions of how often each image counts, in percent (see
+``reports.per_image``); and what the probes of classification share: targets, ranks and scores.
 
-See ``reports.per_image``. Importing this imports nothing that computes but numpy.
-
-What the probes of classification share: targets, ranks and scores."""
+Importing this imports nothing that computes but numpy.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,9 @@
-"""The probes that match patches or whole images: declarations, settings, metrics. Importing this
-imports no torch.
+"""The probes that match patches or whole images without training: settings, every field of which is
+part of a task's identity; metrics as functions of how often each object or pair counts, in percent
+(see ``reports.per_image``); and the probes.
 
-``retrieval`` of instances: its settings and metrics. Importing this imports no torch.
-
-Metrics of matched patches as functions of how often each object or pair counts, in percent.
-
-See ``reports.per_image``. Importing this imports nothing that computes but numpy.
-
-Protocols of the probes that match patches; every field is part of a task's identity.
-
-The probes that match patches of frames and of views, without training."""
+Importing this imports nothing that computes but numpy.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,11 @@
-"""Label propagation through videos.
-
-How well a mask fits: region similarity J and contour accuracy F (Perazzi et al., CVPR 2016).
-
-``label-propagation`` through videos, without training: a patch gets the labels of the patches of
+"""``label-propagation`` through videos, without training: a patch gets the labels of the patches of
 other frames that look most like it.
 
 The masks of a video's first frame are known. Each frame is labelled from the first and those before
-it (Jabri et al. 2020; Caron et al. 2021). J and F of an object are means over frames without the
-first and the last, as the DAVIS challenge scores; main figure: their mean over objects."""
+it (Jabri et al. 2020; Caron et al. 2021). How well a mask fits is its region similarity J and
+contour accuracy F (Perazzi et al., CVPR 2016); those of an object are means over frames without the
+first and the last, as the DAVIS challenge scores; main figure: their mean over objects.
+"""
 
 from __future__ import annotations
 

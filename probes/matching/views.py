@@ -1,13 +1,12 @@
-"""Matching of two views of an object or a scene.
-
-Views: images with the points in space that their pixels show, as probe3d prepares them.
-
-``view-matching``, without training: a point of one view matches the point of the other whose
-features are nearest by cosine; how far both are from each other in space, and in the image.
+"""``view-matching``, without training: a point of one view of an object or a scene matches the
+point of the other whose features are nearest by cosine; how far both are from each other in space,
+and in the image. Views are images with the points in space that their pixels show, as probe3d
+prepares them.
 
 As El Banani et al. (CVPR 2024) evaluate NAVI and ScanNet: of the matches of a pair those count
 whose nearest neighbour is clearest before the second nearest. Recall is the share of these within a
-distance, a mean over pairs; also by bins of the angle between the cameras."""
+distance, a mean over pairs; also by bins of the angle between the cameras.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,12 @@
-"""Upsamplers of feature maps, with and without weights.
-
-Upsamplers with weights: code of torch.hub at a commit, and a file of weights with its sha256.
-
-**This runs the code of their repositories**, see ``backbones.adapters.torch_hub``.
-
-Feature maps at a finer resolution.
+"""Feature maps at a finer resolution, with and without weights.
 
 An upsampler makes an operator of the colours of images and of a map of them. It applies to the map,
 and, where it is linear in it, as well to what a linear layer makes of the map: the outputs have
-fewer channels."""
+fewer channels.
+
+One with weights is code of torch.hub at a commit, and a file of weights with its sha256. **This
+runs the code of their repositories**, see ``backbones.adapters.torch_hub``.
+"""
 
 from __future__ import annotations
 
