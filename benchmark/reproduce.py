@@ -1,16 +1,10 @@
-"""``reproduce``: run a published protocol, compare with the published number, and name the causes
-of a difference that can be checked on this machine.
+"""``reproduce``: run a published protocol whose preset is here, judge each difference from the
+published number, and name the known causes that can be checked on this machine. ``--quick`` runs
+each preset for a few iterations, to see that everything is in place.
 
-What can be reproduced: published numbers whose protocol is a preset here.
-
-Known causes of a number that does not reproduce, each checked from what a run leaves behind.
-
-Each check returns a sentence with what it saw where the cause fits, else an empty string. None is
-inferred from the number alone, except ``classes_averaged``.
-
-Ours beside theirs: run the tasks of a protocol, and judge each difference.
-
-``reproduce --quick``: each preset for a few iterations, to see that everything is in place."""
+The check of a cause returns a sentence with what it saw in what a run leaves behind, if the cause
+fits, else an empty string. None is inferred from the number alone, except ``classes_averaged``.
+"""
 
 from __future__ import annotations
 

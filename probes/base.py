@@ -118,8 +118,8 @@ class Cost:
     ``images["encode"]`` counts what went through the backbone, each view of an image once.
     """
 
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    images: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: dict[str, float] = field(default_factory=partial(defaultdict, float))
+    images: dict[str, float] = field(default_factory=partial(defaultdict, float))
     disk_bytes: float = 0.0
     notes: list[str] = field(default_factory=list)
 

@@ -99,7 +99,7 @@ def _tasks() -> Rows:
     suites = SUITES.load_entry_points().values()
     accepting: dict[str, list[str]] = {}  # dataset → suites that list tasks on it
     for suite in suites:
-        for dataset in {task.partition("/")[0] for task in suite.tasks}:
+        for dataset in suite.datasets:
             accepting.setdefault(dataset, []).append(suite.name)
     own = [suite.name for suite in suites if suite.any_dataset]
     rows = []

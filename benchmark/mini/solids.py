@@ -1,23 +1,20 @@
 """From solids to pictures: the geometry, objects, scenes and rendering of the mini world.
 
-Convex solids, and exact intersections of rays with them.
+Convex solids, and exact intersections of rays with them. A solid is a box, a ball or a frustum
+(cylinder, cone) that fills [-1, 1]³ in its own coordinates. A ray is inside a convex solid between
+two parameters, which have closed forms. All arithmetic is elementwise, without matrix products or
+transcendental functions, whose last bits differ between machines. Vectors are (3, …), units are
+metres.
 
-A solid is a box, a ball or a frustum (cylinder, cone) that fills [-1, 1]³ in its own coordinates. A
-ray is inside a convex solid between two parameters, which have closed forms. All arithmetic is
-elementwise, without matrix products or transcendental functions, whose last bits differ between
-machines. Vectors are (3, …), units are metres.
+The ten object classes are compositions of solids, told apart by shape and not by colour. Each has a
+function of a random generator that returns the parts of one object, which stands on z = 0 and faces
+-y; slot 0 has the colour that captions name.
 
-The ten object classes: compositions of solids, told apart by shape and not by colour.
-
-Each class has a function of a random generator that returns the parts of one object, which stands
-on z = 0 and faces -y; slot 0 has the colour that captions name.
-
-Scenes: a room or a counter with one to five objects, a camera and a light.
-
-The subject, which the camera is aimed at, stands at the origin, z is up; the camera is on its -y
-side, the room is turned around both. On a counter everything is smaller.
-
-Rendering: a picture with textures, light and shadow, and its exact ground truth."""
+A scene is a room or a counter with one to five objects, a camera and a light. The subject, which
+the camera is aimed at, stands at the origin, z is up; the camera is on its -y side, the room is
+turned around both. On a counter everything is smaller. It is rendered as a picture with textures,
+light and shadow, and its exact ground truth.
+"""
 
 from __future__ import annotations
 

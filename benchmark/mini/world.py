@@ -1,21 +1,14 @@
-"""The mini world on disk: its sizes, captions, files and datasets.
+"""The mini world on disk, rendered once from its seed, in parallel, chunk by chunk, in official
+layouts: VOC masks, COCO json, NYU depth and normals, ImageFolder, Karpathy json and webdataset
+pairs; and its datasets, which are read like the official ones. Folders are relative to the world's
+root, which takes the place of ``--data-root``.
 
-Captions: noisy and incomplete like on the web, or five clean ones for retrieval.
-
-Sizes and chunks of a mini world.
-
-The files of the mini world in official layouts: VOC masks, COCO json, NYU depth and normals,
-ImageFolder, Karpathy json and webdataset pairs.
-
-The mini world's datasets: its classes in official layouts, read like the official datasets.
-
-Folders are relative to the world's root, which takes the place of ``--data-root``.
-
-The mini world on disk, rendered once from its seed, in parallel, chunk by chunk.
+Captions are noisy and incomplete like on the web, or five clean ones for retrieval.
 
 A chunk is a webdataset shard, or a hundred pictures of another split. It writes its files first and
 its record, with their sizes, last; ``manifest.json`` is written at the end. So ``build_world``
-resumes a killed build, and renders chunks again whose files are missing or cut short."""
+resumes a killed build, and renders chunks again whose files are missing or cut short.
+"""
 
 from __future__ import annotations
 
