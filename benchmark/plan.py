@@ -97,10 +97,26 @@ class Plan:
 
     @cached_property
     def units(self) -> list[list[PlannedTask]]:
-        """``split_into_units`` of the plan; without data a unit for each task."""
+        """The tasks of each unit of work: those that are scored on the same photographs (by their
+        names), such as three probes of VOC, or depth and normals of NYU, and those that are scored
+        on other images with what was trained for these. A detector is alone. Variants of different
+        sizes share no features and are apart. Without data a unit for each task."""
         if not self.data:
             return [[task] for task in self.tasks]
-        return split_into_units(self.tasks, self.data)
+        stem_keys: dict[int, str] = {}  # id of a dataset → key, as a million names take seconds
+        units: dict[str, list[PlannedTask]] = {}
+        for task in self.tasks:
+            dataset = self.data[task.name].trained_on or self.data[task.name]
+            if id(dataset) not in stem_keys:
+                stem_keys[id(dataset)] = content_key(
+                    [Path(sample.image).stem for sample in dataset.samples["val"]]
+                )
+            is_detection = task.spec.kind == "detection"
+            key = task.name if is_detection else stem_keys[id(dataset)]
+            if task.varies("size"):
+                key += f" {task.settings.size}"
+            units.setdefault(key, []).append(task)
+        return list(units.values())
 
     @cached_property
     def conditions(self) -> dict[str, dict[str, Any]]:
@@ -133,8 +149,18 @@ class Plan:
         return BackboneInfo.of(self.pipeline.architecture(), {})
 
     def inapplicable_tasks(self, backbone: BackboneInfo) -> dict[str, str]:
-        """Task → why it does not apply to a backbone. Raises as ``check_fit``."""
-        return check_fit(self.tasks, self.folders, backbone)
+        """Task → why it does not apply to a backbone, of those that do not. Raises ``UserError`` if
+        a probe does not fit the backbone or its dataset."""
+        reasons = {}
+        for task in self.tasks:
+            root = self.folders[task.spec.name]
+            data = PreparedDataset(task.spec.at(root), root, {})
+            try:
+                task.probe.fits(backbone, data, task.settings)
+                Probe.fits(task.probe, backbone, data, task.settings)  # a plugin's may not call it
+            except NotApplicable as error:
+                reasons[task.name] = str(error)
+        return reasons
 
     def job(self, tasks: Sequence[PlannedTask], experiment: str, **of_row: Any) -> Job:
         """The unit of work that probes ``tasks``, one of ``units`` or those of it that are not
@@ -354,49 +380,3 @@ def prepare_data(
             dataset.check_classes(dataset.trained_on.classes)
         data[task.name] = dataset
     return data
-
-
-def check_fit(
-    tasks: Sequence[PlannedTask], folders: Mapping[str, Path], backbone: BackboneInfo
-) -> dict[str, str]:
-    """Task → why it does not apply to a backbone, of those that do not.
-
-    Args:
-        folders: dataset → folder, see ``find_folders``.
-
-    Raises:
-        UserError: a probe does not fit the backbone or its dataset.
-    """
-    reasons = {}
-    for task in tasks:
-        root = folders[task.spec.name]
-        data = PreparedDataset(task.spec.at(root), root, {})
-        try:
-            task.probe.fits(backbone, data, task.settings)
-            Probe.fits(task.probe, backbone, data, task.settings)  # a plugin's may not call it
-        except NotApplicable as error:
-            reasons[task.name] = str(error)
-    return reasons
-
-
-def split_into_units(
-    tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]
-) -> list[list[PlannedTask]]:
-    """The tasks of each unit of work: those that are scored on the same photographs (by their
-    names), such as three probes of VOC, or depth and normals of NYU, and those that are scored on
-    other images with what was trained for these. A detector is alone. Variants of different sizes
-    share no features and are apart."""
-    stem_keys: dict[int, str] = {}  # id of a dataset → key, as a million names take seconds
-    units: dict[str, list[PlannedTask]] = {}
-    for task in tasks:
-        dataset = data[task.name].trained_on or data[task.name]
-        if id(dataset) not in stem_keys:
-            stem_keys[id(dataset)] = content_key(
-                [Path(sample.image).stem for sample in dataset.samples["val"]]
-            )
-        is_detection = task.spec.kind == "detection"
-        key = task.name if is_detection else stem_keys[id(dataset)]
-        if task.varies("size"):
-            key += f" {task.settings.size}"
-        units.setdefault(key, []).append(task)
-    return list(units.values())

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from backbones import BACKBONES, Entry, find, register
-from benchmark.plan import split_into_units
+from benchmark.plan import Plan
 from benchmark.suites import SUITES
 from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
@@ -90,7 +90,9 @@ def test_words_of_one_setting_are_not_those_of_another_that_shares_its_axis():
 def test_sizes_are_units_of_their_own_and_layers_share_one(tmp_path):
     tasks = plan_tasks(SUITES.find("profile"), ["camvid/patch-knn"], {})
     data = PreparedDataset(tasks[0].spec, tmp_path, {"val": []})
-    units = split_into_units(tasks, {task.name: data for task in tasks})
+    units = Plan(
+        None, SUITES.find("profile"), tasks, data={task.name: data for task in tasks}
+    ).units
     assert [[task.settings.size for task in unit] for unit in units] == [
         [size] * 4 for size in (224, 448, 672)
     ]
