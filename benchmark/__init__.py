@@ -32,7 +32,8 @@ keep_importable(
     {
         "benchmark.execution": "benchmark.executor",
         "benchmark.execution.base": "benchmark.executor",
-        "benchmark.execution.options": "benchmark.executor_options",
+        "benchmark.execution.options": "benchmark.executor",
+        "benchmark.executor_options": "benchmark.executor",
         "benchmark.execution.progress": "benchmark.progress",
         "benchmark.execution.unit": "benchmark.unit",
         "benchmark.suites.catalog": "benchmark.catalog",

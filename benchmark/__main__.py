@@ -24,13 +24,12 @@ def entry() -> NoReturn:
         if getattr(sys, name) is None:  # closed by `>&-`
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
 
-    from benchmark import unit
-    from benchmark.commands.main import main
-    from benchmark.unit import redact_streams
+    from benchmark.parser import main
+    from benchmark.unit import exit_on_next_signal, redact_streams
 
     redact_streams()
     code = main()
-    unit.exit_on_next_signal(code)
+    exit_on_next_signal(code)
     raise SystemExit(code)
 
 

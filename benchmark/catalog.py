@@ -33,6 +33,7 @@ register_suite(
             **cross(["imagenet"], ["zero-shot"], **ENCODER),
             **cross(["flickr30k"], ["retrieval"], **ENCODER),
         },
+        unlisted={"": ENCODER},
         default_backbones=COMPARED,
     )
 )
@@ -49,6 +50,7 @@ register_suite(
             **cross(["imagenet"], ["zero-shot"], **ENCODER),
             **cross(["flickr30k"], ["retrieval"], **ENCODER),
         },
+        unlisted={"": ENCODER, "voc": SHORT, "nyu-depth": SHORT},
     )
 )
 
@@ -80,27 +82,28 @@ register_suite(
             **cross(["coco-stuff"], ["open-vocabulary"], **ENCODER),
             **cross(["nyu-depth", "nyu-normal"], ["linear"], **ENCODER),
         },
+        unlisted={"": ENCODER},
         default_backbones=COMPARED,
         skips_absent_data=True,
     )
 )
 
 
-PATCHES = {
+PROFILE = {
     **ENCODER,
-    "layers": "25%,50%,75%,100%",
-    "size": "224,448,672",
+    "layers": ("25%", "50%", "75%", "100%"),
+    "size": (224, 448, 672),
     "memory": 10_000,
-    "neighbours": (10, 30),
-    "distances": ("cosine",),
 }
+NEIGHBOURS = {"neighbours": (10, 30), "distances": ("cosine",)}
 
 register_suite(
     Suite(
         name="profile",
         about="which layer, which resolution: k-NN of patches at four depths × three sizes, on 24"
         " images of each dataset that is present",
-        tasks=cross(["camvid", "voc", "ade20k"], ["patch-knn"], **PATCHES),
+        tasks=cross(["camvid", "voc", "ade20k"], ["patch-knn"], **PROFILE, **NEIGHBOURS),
+        unlisted={"": PROFILE},
         default_backbones=COMPARED,
         skips_absent_data=True,
         images=24,
@@ -132,12 +135,16 @@ register_suite(
             **cross(["imagenet", "imagenetv2", "imagenet-a"], ["calibration"], **ENCODER),
             **cross(["imagenet-ood"], ["linear"], **ENCODER),
         },
+        unlisted={"": ENCODER},
         default_backbones=COMPARED,
         skips_absent_data=True,
     )
 )
 
 
+# as MMSegmentation's configs of both: images as large as they are, and 480 px
+CITYSCAPES = {**ENCODER, "size": 1024, "crop": (512, 1024)}
+CONTEXT = {**ENCODER, "size": 480}
 # as the Monocular-Depth-Estimation-Toolbox reads and scores KITTI
 KITTI = {
     **ENCODER,
@@ -160,11 +167,16 @@ register_suite(
             **cross(["davis"], ["label-propagation"], **ENCODER),
             **cross(["navi"], ["view-matching"], **ENCODER),
             **cross(["ade20k", "voc"], ["linear"], **ENCODER),
-            # as MMSegmentation's configs of both: images as large as they are, and 480 px
-            **cross(["cityscapes"], ["linear"], **ENCODER, size=1024, crop=(512, 1024)),
-            **cross(["pascal-context-59"], ["linear"], **ENCODER, size=480),
+            **cross(["cityscapes"], ["linear"], **CITYSCAPES),
+            **cross(["pascal-context-59"], ["linear"], **CONTEXT),
             **cross(["nyu-depth", "sun-rgbd"], ["linear"], **ENCODER),
             **cross(["kitti-depth"], ["linear"], **KITTI),
+        },
+        unlisted={
+            "": ENCODER,
+            "cityscapes": CITYSCAPES,
+            "pascal-context-59": CONTEXT,
+            "kitti-depth": KITTI,
         },
         default_backbones=COMPARED,
         skips_absent_data=True,

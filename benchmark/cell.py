@@ -27,7 +27,7 @@ import benchmark.catalog  # noqa: F401 – registers every dataset, probe and su
 from backbones import Backbone
 from backbones.backbone import in_memory_format, versions
 from backbones.cliptex.cost import count_flops
-from benchmark.executor_options import choose_device
+from benchmark.executor import choose_device
 from benchmark.progress import console, reporter
 from benchmark.tasks import BackboneInfo, Job, PlannedTask, StoredHeads
 from benchmark.unit import WorkerLost, as_interrupt, keep_last_model
@@ -65,9 +65,9 @@ from cliptex_common.settings import Precision
 from probes.base import Context, GroupedProbe, Head, Probe, TaskResult
 from probes.datasets.webdataset import register_folders
 from probes.dense.tasks import DENSE_TASKS
-from probes.diagnostics import part_features, task_feature_pictures
-from probes.predictor import load_head, write_head
-from probes.upsamplers.names import credit
+from probes.pictures import part_features, task_feature_pictures
+from probes.predictor import load_head
+from probes.upsamplers.names import HUB_SOURCES
 from reports import records
 from reports.records import TAGS, Cell, cell_key, cost_metrics, to_columns
 from reports.store import PARENT_TAG
@@ -394,8 +394,10 @@ def _with_result(
     metrics = {name: result.metrics[name] for name in cell.declared if name in result.metrics}
     if not np.isfinite(metrics.get(cell.main, np.nan)):
         raise RuntimeError(f"the probe returned no finite {cell.main}")
-    of_task = filter(None, [cell.differs, credit(getattr(task.settings, "upsampler", ""))])
-    notes = [*result.notes, *context.cost.notes, *of_task, *data.notes]
+    notes = [*result.notes, *context.cost.notes, *filter(None, [cell.differs]), *data.notes]
+    name = getattr(task.settings, "upsampler", "")
+    if name in HUB_SOURCES:
+        notes.append(f"upsampler={name}: {HUB_SOURCES[name].credit}")
     emulates_bf16 = is_accelerator(device) and not prefers_bf16(device)
     if emulates_bf16 and getattr(task.settings, "precision", "") == "bf16":
         notes.append(f"{device_name(device)} emulates bf16; precision=fp32 is faster there")
@@ -425,7 +427,7 @@ def _log_head(run: Run, head: Head, conditions: Mapping[str, Any], seed: int) ->
     head = replace(head, metadata=metadata)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, PurePath(records.HEAD).name)
-        write_head(head, path)
+        head.write(path)
         digest = sha256_file(path)
         run.log_file(path, str(PurePath(records.HEAD).parent))
     run.set_tags({TAGS["head"]: digest})
@@ -509,7 +511,8 @@ def probe_unit(job: Job) -> list[Cell]:
         errors that the user can correct (``user_error_message``): a full disk, an unreachable
             store.
     """
-    register_folders(job.data_root)
+    if job.data_root:
+        register_folders(job.data_root)
     job, tracker = job.with_specs(), Tracker(job.experiment)
     # with --force, only what this same unit finished before its worker died
     parent_id = job.parent_id if job.force else ""
@@ -602,7 +605,7 @@ def trained_together(
     for task, context in contexts:
         key = None
         if isinstance(task.probe, GroupedProbe) and context.head is None:
-            key = task.probe.group_key(context)
+            key, context = task.probe.join_group(context)
         lists.setdefault(key or task.name, []).append((task, context))
     return list(lists.values())
 

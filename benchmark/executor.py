@@ -1,4 +1,5 @@
-"""The interface of executors, which run units of work on this machine, SLURM or Ray.
+"""Executors, which run units of work on this machine, SLURM or Ray behind one interface, and their
+options.
 
 An executor takes module-level functions with plain arguments and returns
 ``concurrent.futures.Future``. The base class queues units by priority, runs a unit again if its
@@ -8,23 +9,33 @@ worker died, shows the progress and output of units, and lets interrupted units 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import math
+import os
 import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Future
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from benchmark.executor_options import ExecutionOptions
+from pydantic import AfterValidator, NonNegativeInt
+
 from benchmark.progress import Bar, Overview, ProgressLine, console, reporter, reporting
 from benchmark.unit import (
+    GPUS,
     Outcome,
     Unit,
     WorkerLost,
@@ -37,7 +48,128 @@ from benchmark.unit import (
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import home, lock_path, locked, locked_async, make_folder
 from cliptex_common.registry import Registry, instance_of
-from cliptex_common.visible_devices import is_accelerator_name
+from cliptex_common.settings import Precision, options_dataclass
+from cliptex_common.visible_devices import describe_variables, is_accelerator_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from cliptex_common.device import Device
+    from reports.tracking import Tracker
+
+
+def _check_device(name: str) -> str:
+    """Raise ``UserError`` for a device that torch does not know."""
+    if name not in ("auto", "cpu"):
+        from cliptex_common.device import is_available  # needs torch
+
+        is_available(name)
+    return name
+
+
+DeviceName = Annotated[str, AfterValidator(_check_device)]
+
+
+@options_dataclass
+class ExecutionOptions:
+    """Where units of work run.
+
+    Attributes:
+        multi_node: whether a unit may compute in several processes and on several nodes
+            (``--executor-arg nodes=2``).
+    """
+
+    multi_node = False  # no option: only `train` has it
+    executor: str = "local"
+    """local, slurm or ray; see `list executors`"""
+    executor_arg: Mapping[str, str] = field(default_factory=dict)
+    """a setting of the executor (repeatable): partition=gpu, time=240, address=auto …"""
+    jobs: NonNegativeInt = 0
+    """units of work at once, which share the cores; 0: one per GPU, else one per quarter of the
+    cores (at most 8 cores each); 1: in this process"""
+    num_workers: NonNegativeInt | None = None
+    """data-loading processes of each unit of work; on a CPU results do not depend on them (default:
+    cores divided by units at once; 2 on SLURM)"""
+    device: DeviceName = "auto"
+    """auto, cpu, or an accelerator as torch names it, perhaps with its number"""
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether units compute on GPUs, if there are any."""
+        return self.device == "auto" or is_accelerator_name(self.device)
+
+    def executor_integer(self, key: str, default: int, minimum: int = 1) -> int:
+        """A setting of the executor. Raises ``UserError`` if it is below ``minimum``."""
+        text = self.executor_arg.get(key, str(default))
+        if not text.isdecimal() or int(text) < minimum:
+            raise UserError(f"--executor-arg {key}={text}: give an integer, {minimum} or more")
+        return int(text)
+
+    def executor_library(self, name: str) -> Any:
+        """A module that only this executor needs. Raises ``UserError`` if it is not installed."""
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            raise UserError(
+                f"--executor {self.executor} needs {name}: pip install -e '.[scale]' in the"
+                " checkout"
+            ) from None
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``; for ``auto`` the accelerator of this machine, or the CPU if there
+    is none or this unit was assigned none.
+
+    Raises:
+        UserError: the device does not exist, or this unit was assigned a GPU that torch does not
+            find: it would compute on the CPU for days.
+    """
+    import torch
+
+    from cliptex_common.device import current_device, is_accelerator, is_available
+
+    if name != "auto":
+        if not is_available(name):
+            raise UserError(f"no device {name!r} on this machine; use cpu or auto")
+        return torch.device(name)
+    assigned = os.environ.get(GPUS)
+    device = torch.device("cpu") if assigned == "0" else current_device()
+    if assigned not in (None, "0") and not is_accelerator(device):
+        raise UserError(
+            f"this task was assigned a GPU ({describe_variables() or 'of all'}) but torch finds"
+            " none; use --device cpu"
+        )
+    return device
+
+
+def decide_precision(options: ExecutionOptions, option: str = "--set") -> tuple[Precision, str]:
+    """What replaces the setting ``precision=auto``: bf16 where the units' device is an accelerator
+    that computes in it, else fp32.
+
+    That device is the one of ``options``; if it is ``auto``, an accelerator on a cluster, else what
+    this machine has. If this machine has no such device, the precision stays ``auto``, and a worker
+    is asked (``benchmark.run.ask_for_precision``).
+
+    Args:
+        option: the option that changes a task's settings, which the note names.
+
+    Returns:
+        the precision, and a note to print.
+    """
+    from cliptex_common.device import current_device, is_available, planned_device, prefers_bf16
+
+    device: Device = options.device
+    if device == "auto":
+        is_cluster = options.executor == "slurm" or "address" in options.executor_arg
+        device = planned_device() if is_cluster else current_device()
+    if not is_available(device):
+        choice = f"{option} precision=fp32 or bf16 decides"
+        return "auto", f"precision bf16 if the workers' {device} computes in it ({choice})"
+    name = str(device) if is_accelerator_name(str(device)) else "the CPU"
+    precision: Precision = "bf16" if prefers_bf16(device) else "fp32"
+    opposite = "fp32" if precision == "bf16" else "bf16"
+    return precision, f"precision {precision} on {name} ({option} precision={opposite})"
+
 
 MAX_LOST = 2  # times that a unit whose worker died is run again
 MAX_PREEMPTED = 20  # times that a unit that was stopped, and has saved its state, is run again
@@ -232,18 +364,8 @@ class Executor(ABC):
         self.overview.end(unit.folder, unit.kind, future.exception() is None)
         return future
 
-    def check_store(self, uri: str) -> None:
-        """Raise ``UserError`` for a database file that other machines would have to write to."""
-        if self.is_remote and uri.startswith("sqlite:"):
-            raise UserError(
-                f"--executor {self.options.executor} runs units on other machines, which cannot"
-                f" share the file {uri}; start `mlflow server` and give --tracking-uri"
-                " http://HOST:PORT"
-            )
-
     def __enter__(self) -> Self:
         """Check the device, clear folders of lost units, and start the scheduler."""
-        from benchmark.executor_options import choose_device  # needs torch
 
         if not self.is_remote:
             choose_device(self.options.device)  # raises if this machine does not have it
@@ -278,7 +400,17 @@ class Executor(ABC):
         bug = None
         try:
             while not self.closing:
-                self._step()
+                self._wake.wait(POLL)
+                self._wake.clear()
+                with suppress(OSError):
+                    self._poll()
+                for queued in list(self._running):
+                    self._show(queued)
+                    if queued.worker_future.done():
+                        self._finish(queued)
+                        self._running.remove(queued)
+                self._start_waiting()
+                self.overview.show(self.slots)
         except Exception as error:
             self.closing, bug = True, error
         deadline = time.monotonic() + SAVE_SECONDS
@@ -288,7 +420,9 @@ class Executor(ABC):
                 queued.unit.stop_file.touch()
         with suppress(Exception):
             self._stop()
-        while self._is_busy() and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if all(queued.worker_future.done() for queued in self._running):
+                break
             with suppress(Exception):
                 self._poll()
             time.sleep(0.05)
@@ -297,22 +431,6 @@ class Executor(ABC):
                 with suppress(Exception):  # one of them may have ended before the bug
                     self._end(queued, error=bug)
             self._waiting, self._running = [], []
-
-    def _is_busy(self) -> bool:
-        return not all(queued.worker_future.done() for queued in self._running)
-
-    def _step(self) -> None:
-        self._wake.wait(POLL)
-        self._wake.clear()
-        with suppress(OSError):
-            self._poll()
-        for queued in list(self._running):
-            self._show(queued)
-            if queued.worker_future.done():
-                self._finish(queued)
-                self._running.remove(queued)
-        self._start_waiting()
-        self.overview.show(self.slots)
 
     def _start_waiting(self) -> None:
         """Start waiting units by priority, those with GPUs and those without separately.
@@ -428,6 +546,55 @@ def make_executor(options: ExecutionOptions, bar: Bar) -> Executor:
         UserError: unknown executor or setting, or a library that it needs is not installed.
     """
     return EXECUTORS.find(options.executor)(options, bar)
+
+
+@contextmanager
+def open_executor_and_tracker(
+    options: ExecutionOptions, experiment: str
+) -> Iterator[tuple[Executor, Tracker]]:
+    """The executor, started, and the MLflow experiment of a command that submits units of work.
+
+    Raises:
+        UserError: no such executor, or as ``start_executor``.
+        TrackingError: as ``start_executor``.
+    """
+    with Bar() as bar:
+        executor = make_executor(options, bar)
+        with start_executor(executor, experiment) as tracker:
+            yield executor, tracker
+
+
+@contextmanager
+def start_executor(executor: Executor, experiment: str) -> Iterator[Tracker]:
+    """Start an executor and open the MLflow experiment that its units log to. Runs whose process
+    has vanished are closed before and after.
+
+    Raises:
+        UserError, TrackingError: no such device, or a store that cannot be used (by units on other
+            machines).
+    """
+    from reports.store import tracking_uri
+    from reports.tracking import Tracker
+
+    tracker = None
+    try:
+        with executor:
+            uri = tracking_uri()
+            if executor.is_remote and uri.startswith("sqlite:"):
+                raise UserError(
+                    f"--executor {executor.options.executor} runs units on other machines, which"
+                    f" cannot share the file {uri}; start `mlflow server` and give --tracking-uri"
+                    " http://HOST:PORT"
+                )
+            tracker = Tracker(experiment)
+            for name in tracker.close_stale():
+                console.print(
+                    f"closed the run {name!r}, whose process had vanished", style="yellow"
+                )
+            yield tracker
+    finally:
+        if tracker is not None:
+            tracker.close_stale()
 
 
 def exclusive(out: Path) -> AbstractContextManager[None]:

@@ -19,8 +19,7 @@ from contextlib import suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
-from benchmark.executor import Executor
-from benchmark.executor_options import ExecutionOptions
+from benchmark.executor import ExecutionOptions, Executor
 from benchmark.progress import Bar
 from benchmark.unit import Outcome, Unit, environment_variables, execute
 from cliptex_common.errors import UserError

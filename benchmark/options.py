@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveInt
 
-from benchmark.executor_options import ExecutionOptions
+from benchmark.executor import ExecutionOptions
 from cliptex_common import registry as plugins
 from cliptex_common.errors import UserError
 from cliptex_common.files import MAX_SEED
@@ -86,9 +86,11 @@ class FolderOptions(PluginOptions):
             return
         import benchmark.catalog  # noqa: F401 – registers every dataset
         from probes.datasets.check import check_names
-        from probes.datasets.webdataset import register_folders
 
-        register_folders(self.data_root)  # each ``wds_NAME`` in it is a dataset, too
+        if self.data_root:
+            from probes.datasets.webdataset import register_folders
+
+            register_folders(self.data_root)  # each ``wds_NAME`` in it is a dataset, too
         check_names(self.data)
 
 

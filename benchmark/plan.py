@@ -14,11 +14,10 @@ from typing import Any, Self
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from benchmark.cell import describe_backbone
-from benchmark.executor import Executor
-from benchmark.executor_options import decide_precision
+from benchmark.executor import Executor, decide_precision
 from benchmark.options import DataOptions, FolderOptions, RunOptions
 from benchmark.progress import reporter
-from benchmark.suites import SUITES, BackboneSource, Pipeline, Suite, find_suite
+from benchmark.suites import SUITES, BackboneSource, Pipeline, Suite
 from benchmark.tasks import (
     BackboneInfo,
     Job,
@@ -35,8 +34,7 @@ from probes.base import NotApplicable, Probe
 from probes.datasets.base import PreparedDataset, Split, UnfitCopy
 from probes.datasets.check import DatasetNotFound, find_folder, prepare
 from probes.features.files import chosen_limit
-from probes.protocols.base import check_required
-from probes.registry import find_task
+from probes.registry import check_required, find_task
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -98,10 +96,26 @@ class Plan:
 
     @cached_property
     def units(self) -> list[list[PlannedTask]]:
-        """``split_into_units`` of the plan; without data a unit for each task."""
+        """The tasks of each unit of work: those that are scored on the same photographs (by their
+        names), such as three probes of VOC, or depth and normals of NYU, and those that are scored
+        on other images with what was trained for these. A detector is alone. Variants of different
+        sizes share no features and are apart. Without data a unit for each task."""
         if not self.data:
             return [[task] for task in self.tasks]
-        return split_into_units(self.tasks, self.data)
+        stem_keys: dict[int, str] = {}  # id of a dataset → key, as a million names take seconds
+        units: dict[str, list[PlannedTask]] = {}
+        for task in self.tasks:
+            dataset = self.data[task.name].trained_on or self.data[task.name]
+            if id(dataset) not in stem_keys:
+                stem_keys[id(dataset)] = content_key(
+                    [Path(sample.image).stem for sample in dataset.samples["val"]]
+                )
+            is_detection = task.spec.kind == "detection"
+            key = task.name if is_detection else stem_keys[id(dataset)]
+            if task.varies("size"):
+                key += f" {task.settings.size}"
+            units.setdefault(key, []).append(task)
+        return list(units.values())
 
     @cached_property
     def conditions(self) -> dict[str, dict[str, Any]]:
@@ -134,8 +148,18 @@ class Plan:
         return BackboneInfo.of(self.pipeline.architecture(), {})
 
     def inapplicable_tasks(self, backbone: BackboneInfo) -> dict[str, str]:
-        """Task → why it does not apply to a backbone. Raises as ``check_fit``."""
-        return check_fit(self.tasks, self.folders, backbone)
+        """Task → why it does not apply to a backbone, of those that do not. Raises ``UserError`` if
+        a probe does not fit the backbone or its dataset."""
+        reasons = {}
+        for task in self.tasks:
+            root = self.folders[task.spec.name]
+            data = PreparedDataset(task.spec.at(root), root, {})
+            try:
+                task.probe.fits(backbone, data, task.settings)
+                Probe.fits(task.probe, backbone, data, task.settings)  # a plugin's may not call it
+            except NotApplicable as error:
+                reasons[task.name] = str(error)
+        return reasons
 
     def job(self, tasks: Sequence[PlannedTask], experiment: str, **of_row: Any) -> Job:
         """The unit of work that probes ``tasks``, one of ``units`` or those of it that are not
@@ -196,7 +220,7 @@ def make_plan(options: RunOptions) -> Plan:
     """
     chosen_limit()  # raises for a wrong one, which would only show when features are first cached
     heads = stored_heads(options.heads)
-    suite = find_suite(options.suite) if options.suite else choose_suite(options.tasks)
+    suite = SUITES.find(options.suite) if options.suite else choose_suite(options.tasks)
     tasks = plan_tasks(suite, options.tasks, options.overrides, heads)
     names, notes = _backbones(suite, options)
     if options.weights is not None and len(names) != 1:
@@ -358,49 +382,3 @@ def prepare_data(
             dataset.check_classes(dataset.trained_on.classes)
         data[task.name] = dataset
     return data
-
-
-def check_fit(
-    tasks: Sequence[PlannedTask], folders: Mapping[str, Path], backbone: BackboneInfo
-) -> dict[str, str]:
-    """Task → why it does not apply to a backbone, of those that do not.
-
-    Args:
-        folders: dataset → folder, see ``find_folders``.
-
-    Raises:
-        UserError: a probe does not fit the backbone or its dataset.
-    """
-    reasons = {}
-    for task in tasks:
-        root = folders[task.spec.name]
-        data = PreparedDataset(task.spec.at(root), root, {})
-        try:
-            task.probe.fits(backbone, data, task.settings)
-            Probe.fits(task.probe, backbone, data, task.settings)  # a plugin's may not call it
-        except NotApplicable as error:
-            reasons[task.name] = str(error)
-    return reasons
-
-
-def split_into_units(
-    tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]
-) -> list[list[PlannedTask]]:
-    """The tasks of each unit of work: those that are scored on the same photographs (by their
-    names), such as three probes of VOC, or depth and normals of NYU, and those that are scored on
-    other images with what was trained for these. A detector is alone. Variants of different sizes
-    share no features and are apart."""
-    stem_keys: dict[int, str] = {}  # id of a dataset → key, as a million names take seconds
-    units: dict[str, list[PlannedTask]] = {}
-    for task in tasks:
-        dataset = data[task.name].trained_on or data[task.name]
-        if id(dataset) not in stem_keys:
-            stem_keys[id(dataset)] = content_key(
-                [Path(sample.image).stem for sample in dataset.samples["val"]]
-            )
-        is_detection = task.spec.kind == "detection"
-        key = task.name if is_detection else stem_keys[id(dataset)]
-        if task.varies("size"):
-            key += f" {task.settings.size}"
-        units.setdefault(key, []).append(task)
-    return list(units.values())

@@ -12,8 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from benchmark.executor import Executor
-from benchmark.executor_options import ExecutionOptions
+from benchmark.executor import ExecutionOptions, Executor
 from benchmark.progress import Bar, console
 from benchmark.unit import Outcome, Unit, WorkerLost, execute, threads_per_unit
 from cliptex_common.errors import UserError, first_line

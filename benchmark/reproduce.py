@@ -30,8 +30,7 @@ from probes.datasets.base import PreparedDataset
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
-from probes.protocols.base import PROTOCOLS, Preset, find_preset
-from probes.registry import tasks
+from probes.registry import PROTOCOLS, Preset, find_preset, tasks
 from probes.settings import TrainingSettings
 from probes.train.config import learning_rates
 from reports.comparison import Analysis

@@ -34,13 +34,18 @@ from benchmark.cell import (
     probe_unit,
     report_failure,
 )
-from benchmark.executor import Executor, Priority, make_executor
-from benchmark.executor_options import choose_device
+from benchmark.executor import (
+    Executor,
+    Priority,
+    choose_device,
+    make_executor,
+    open_executor_and_tracker,
+    start_executor,
+)
 from benchmark.options import RunOptions
 from benchmark.plan import Plan, make_plan
 from benchmark.progress import Bar, console
 from benchmark.result import RunResult, suite_average
-from benchmark.stages import open_executor_and_tracker, start_executor
 from benchmark.suites import BackboneSource, NotMade
 from benchmark.tasks import BackboneInfo, Job, PlannedTask, unit_title
 from benchmark.unit import drop_last_model

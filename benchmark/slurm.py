@@ -14,8 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmark.executor import SAVE_SECONDS, Executor
-from benchmark.executor_options import ExecutionOptions
+from benchmark.executor import SAVE_SECONDS, ExecutionOptions, Executor
 from benchmark.progress import Bar
 from benchmark.unit import STOP_SIGNALS, Outcome, Unit, WorkerLost, execute, threads_per_unit
 from cliptex_common.errors import UserError

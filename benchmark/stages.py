@@ -44,9 +44,14 @@ from backbones.cliptex.trainer import (
     first_process,
     torchrun_environment,
 )
-from benchmark.executor import Executor, Priority, exclusive, exclusive_async, make_executor
-from benchmark.executor_options import ExecutionOptions, choose_device
-from benchmark.progress import Bar, console, reporter
+from benchmark.executor import (
+    Executor,
+    Priority,
+    choose_device,
+    exclusive,
+    exclusive_async,
+)
+from benchmark.progress import console, reporter
 from benchmark.unit import as_interrupt, drop_last_model, keep_last_model
 from cliptex_common.device import device_name
 from cliptex_common.errors import UserError
@@ -55,48 +60,7 @@ from cliptex_common.progress import Progress, RunLog, Silent
 from cliptex_common.secrets import hide_secrets
 from reports.environment import environment
 from reports.records import TAGS, cost_metrics
-from reports.store import tracking_uri
 from reports.tracking import Run, Tracker, logged_model
-
-
-@contextmanager
-def open_executor_and_tracker(
-    options: ExecutionOptions, experiment: str
-) -> Iterator[tuple[Executor, Tracker]]:
-    """The executor, started, and the MLflow experiment of a command that submits units of work.
-
-    Raises:
-        UserError: no such executor, or as ``start_executor``.
-        TrackingError: as ``start_executor``.
-    """
-    with Bar() as bar:
-        executor = make_executor(options, bar)
-        with start_executor(executor, experiment) as tracker:
-            yield executor, tracker
-
-
-@contextmanager
-def start_executor(executor: Executor, experiment: str) -> Iterator[Tracker]:
-    """Start an executor and open the MLflow experiment that its units log to. Runs whose process
-    has vanished are closed before and after.
-
-    Raises:
-        UserError, TrackingError: no such device, or a store that cannot be used (by units on other
-            machines).
-    """
-    tracker = None
-    try:
-        with executor:
-            executor.check_store(tracking_uri())
-            tracker = Tracker(experiment)
-            for name in tracker.close_stale():
-                console.print(
-                    f"closed the run {name!r}, whose process had vanished", style="yellow"
-                )
-            yield tracker
-    finally:
-        if tracker is not None:
-            tracker.close_stale()
 
 
 def print_note(line: str) -> None:

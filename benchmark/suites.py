@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -86,8 +87,8 @@ class Suite:
     Attributes:
         name: also the MLflow experiment.
         about: one line for ``list suites``.
-        tasks: task → changes to its probe's settings, in the order of the report. Text with commas
-            for an axis, such as ``"224,448"``, makes variants.
+        tasks: task → changes to its probe's settings, in the order of the report. Several values
+            of an axis, ``"224,448"`` as for ``--set`` or a list, make variants.
         default_backbones: used without ``--backbone``.
         backbone_sets: name → the backbones that run if ``--backbone`` gives this name alone. A set
             that contains its own name is a backbone with its baselines: ``cliptex`` → (``random``,
@@ -101,6 +102,8 @@ class Suite:
             figure.
         images: how many images of each split are read, evenly spaced; None for all.
         any_dataset: accept tasks on datasets of no suite, with the probes' own settings.
+        unlisted: task, dataset, or '' for every dataset → changes to the settings of a task on the
+            suite's datasets that it does not list, as far as its probe has them.
     """
 
     name: str
@@ -114,6 +117,12 @@ class Suite:
     average: str = ""
     images: int | None = None
     any_dataset: bool = False
+    unlisted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def datasets(self) -> set[str]:
+        """Of the tasks that it lists."""
+        return {task.partition("/")[0] for task in self.tasks}
 
 
 SUITES: Registry[Suite] = Registry("suite", "suites", instance_of(Suite), ("benchmark.catalog",))
@@ -122,11 +131,6 @@ SUITES: Registry[Suite] = Registry("suite", "suites", instance_of(Suite), ("benc
 def register_suite(suite: Suite) -> Suite:
     """Add a suite. Raises ``UserError`` if its name is taken."""
     return SUITES.register(suite.name, suite)
-
-
-def find_suite(name: str) -> Suite:
-    """The suite called ``name``; raises ``UserError`` with the nearest name."""
-    return SUITES.find(name)
 
 
 def cross(

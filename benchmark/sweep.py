@@ -16,8 +16,13 @@ from pydantic import NonNegativeInt
 from backbones.backbone import Backbone
 from backbones.cliptex.model import load_initial_clip
 from backbones.cliptex.recipes import RECIPES, Recipe, read_recipe
-from benchmark.executor import Executor, Priority
-from benchmark.executor_options import ExecutionOptions, decide_precision
+from benchmark.executor import (
+    ExecutionOptions,
+    Executor,
+    Priority,
+    decide_precision,
+    open_executor_and_tracker,
+)
 from benchmark.options import (
     Changes,
     DataOptions,
@@ -30,8 +35,8 @@ from benchmark.plan import Plan, prepare_data
 from benchmark.progress import console
 from benchmark.result import check_writable
 from benchmark.run import ask_for_precision, describe, log_backbone, probe
-from benchmark.stages import TrainedWeights, Training, open_executor_and_tracker, train_weights
-from benchmark.suites import find_suite
+from benchmark.stages import TrainedWeights, Training, train_weights
+from benchmark.suites import SUITES
 from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key, home, mark_in_use, write_json
@@ -127,7 +132,7 @@ class SweepPlan(Plan):
 
 def plan_sweep(options: SweepOptions) -> SweepPlan:
     """The plan of a sweep. Raises ``UserError`` for options that cannot be used."""
-    suite, inputs = find_suite(options.suite), (options.init, options.pairs, options.labels)
+    suite, inputs = SUITES.find(options.suite), (options.init, options.pairs, options.labels)
     are_wrong = any(inputs) if suite.pipeline else not all(inputs)
     if are_wrong:
         raise UserError(

@@ -1,14 +1,15 @@
 """The tasks of a run: settings, variants by axes, conditions, and the heads that they use.
 
 ``plan_tasks`` makes ``PlannedTask``s of a suite and the user's options. ``Job`` is what a unit of
-work takes along of them: plain values that any process can read.
+work takes along of them: plain values that any process can read. A setting that its probe declares
+an axis makes a variant of a task for each of its values (``--set layers=3,6,9,12``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import compress, product
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,7 @@ from cliptex_common.files import content_key
 from cliptex_common.settings import (
     PositiveShare,
     Precision,
+    as_text,
     field_names,
     read_value,
     setting_of,
@@ -28,9 +30,16 @@ from cliptex_common.settings import (
 )
 from probes.base import Context, Layer, Probe, requested_layer
 from probes.datasets.base import DatasetSpec, PreparedDataset, Split, with_share
-from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
-from probes.registry import DATASETS, PROBES, find_task, trained_task
-from probes.upsamplers.names import upsampler_identity
+from probes.registry import (
+    DATASETS,
+    PROBES,
+    PROTOCOLS,
+    find_preset,
+    find_task,
+    preset_deviations,
+    trained_task,
+)
+from probes.upsamplers.names import HUB_SOURCES
 from reports.records import Cell, cell_key
 
 # defaults of settings that were added later; left out of conditions, so that keys of earlier cells
@@ -194,8 +203,8 @@ class PlannedTask:
             conditions["preset_version"] = PROTOCOLS.find(preset).version
             if origin := PROTOCOLS.origin(preset):
                 conditions["preset_origin"] = origin
-        if upsampler := upsampler_identity(getattr(self.settings, "upsampler", "")):
-            conditions["upsampler"] = upsampler
+        if upsampler := HUB_SOURCES.get(getattr(self.settings, "upsampler", "")):
+            conditions["upsampler"] = asdict(upsampler)
         if self.train_share < 1:
             conditions["train_share"] = self.train_share
         if isinstance(self.scored_with, StoredHeads):
@@ -423,8 +432,7 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
 
     A variant (``TASK:VALUE``) has the settings of its task, and a task that is scored with what
     another one trains has those of that one. A task that the suite does not list is accepted if the
-    suite lists others on its dataset, or if ``any_dataset`` allows it. It then has the changes that
-    all those make, or all of its own settings type, as far as its probe has the settings.
+    suite lists others on its dataset, or if ``any_dataset`` allows it; see ``Suite.unlisted``.
     """
     task = task.partition(":")[0]
     trained = trained_task(task)
@@ -432,32 +440,14 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
         if name in suite.tasks:
             return suite.tasks[name]
     dataset = trained.partition("/")[0]
-    on_dataset = [name for name in suite.tasks if name.partition("/")[0] == dataset]
-    if not on_dataset:
+    if dataset not in suite.datasets:
         suites = SUITES.load_entry_points().values()
-        listed = {name.partition("/")[0] for each in suites for name in each.tasks}
-        return {} if suite.any_dataset and dataset not in listed else None
-    # not listed itself: what all those on its dataset agree on that are like it, else all of them
-    probe, *probes = (find_task(name)[1] for name in (trained, *on_dataset))
-    has_same_settings = [each.settings_type is probe.settings_type for each in probes]
-    names = list(compress(on_dataset, has_same_settings)) or on_dataset
-    first, *rest = (suite.tasks[name] for name in names)
-    return {
-        key: value
-        for key, value in first.items()
-        if (setting_of(key) in probe.setting_names or is_range(probe, key, value))
-        and all(each.get(key) == value for each in rest)
-    }
-
-
-def is_range(probe: Probe, key: str, value: Any) -> bool:
-    """Whether a suite's setting is several values of an axis: text with commas."""
-    return key in probe.axes and "," in str(value)
-
-
-def is_numeric(text: str) -> bool:
-    """Whether a text has no words, only numbers and shares."""
-    return set(text) <= set("0123456789.%, ")
+        is_listed = any(dataset in each.datasets for each in suites)
+        return {} if suite.any_dataset and not is_listed else None
+    probe = find_task(trained)[1]
+    names = [name for name in (trained, dataset, "") if name in suite.unlisted]
+    changes = suite.unlisted[names[0]] if names else {}
+    return {key: changes[key] for key in changes if setting_of(key) in probe.setting_names}
 
 
 def split_variant(name: str, probe: Probe) -> dict[str, str]:
@@ -483,40 +473,53 @@ def split_variant(name: str, probe: Probe) -> dict[str, str]:
     return fixed
 
 
-def read_values(axis: str, text: str) -> list[str]:
-    """The values of an axis as ``--set`` has them, each once. Raises ``UserError`` for a comma
-    without two different values."""
-    values = list(dict.fromkeys(part.strip() for part in text.split(",")))
-    if "," in text and (len(values) < 2 or "" in values):
-        raise UserError(
-            f"--set {axis}={text}: an axis has two or more different values, separated by single"
-            " commas; for one value leave the comma out"
-        )
-    return values
+def split_values(
+    probe: Probe, values: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Setting → value, and axis → values of those that make variants: of what ``--set``
+    or a suite gives a probe. An axis with a name of its own (``layers``, of ``features``) is
+    for the probes whose setting takes what is given.
 
-
-def _read_texts(
-    probe: Probe, fixed: Mapping[str, str], texts: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Setting → text, of what the probe has in ``texts``, and axis → values, of the axes that make
-    variants, in the order of ``Probe.axes``: the names of variants have it, too.
-
-    Args:
-        fixed: axis → value, by the task's name.
-        texts: setting or axis → value, or values, as ``--set`` has them.
+    Raises:
+        UserError: an axis has a comma without two different values, or values of which a probe
+            takes only some.
     """
-    changes, ranges = {}, {axis: [value] for axis, value in fixed.items()}
-    for key, text in texts.items():
-        # an axis that is not called like its setting has only numbers and shares as values
-        is_axis = key in probe.axes and (probe.axes[key] == key or is_numeric(text))
-        if key in fixed or not (is_axis or setting_of(key) in probe.setting_names):
+    changes: dict[str, Any] = {}
+    ranges: dict[str, list[str]] = {}
+    for key, value in values.items():
+        if key not in probe.axes:
+            changes[key] = value
             continue
-        # also a single share of train, or number of shots, joins the task's name: voc/linear:0.1
-        if key in probe.axes and ("," in text or key == probe.train_size):
-            ranges[key] = read_values(key, text)
+        text = as_text(key, value)
+        parts = list(dict.fromkeys(part.strip() for part in text.split(",")))
+        if "," in text and (len(parts) < 2 or "" in parts):
+            raise UserError(
+                f"--set {key}={text}: an axis has two or more different values, separated by single"
+                " commas; for one value leave the comma out"
+            )
+        refused = [part for part in parts if refusal(probe, key, part)]
+        if refused and len(refused) < len(parts):
+            raise UserError(
+                f"--set {key}={text}: {probe.name} does not take {', '.join(refused)}; name the"
+                f" tasks that do, --set TASK.{key}={text}"
+            )
+        if refused:
+            continue
+        if len(parts) > 1 or key == probe.train_size:
+            ranges[key] = parts
         else:
-            changes[key] = text
-    return changes, {axis: ranges[axis] for axis in probe.axes if axis in ranges}
+            changes[key] = value
+    return changes, ranges
+
+
+def refusal(probe: Probe, axis: str, text: str) -> str:
+    """Why the setting of an axis with another name does not take a value; '' if it does."""
+    if probe.axes[axis] != axis:
+        try:
+            with_changes(probe.settings_type(), {probe.axes[axis]: text})
+        except UserError as error:
+            return str(error)
+    return ""
 
 
 def _variant(task: PlannedTask, values: Mapping[str, str]) -> PlannedTask:
@@ -567,8 +570,11 @@ def plan_tasks(
     # in these three, the task '' stands for all tasks
     requests = {split_task(key): text for key, text in overrides.items()}
     applied: set[tuple[str, str]] = set()  # task and setting
-    allowed = {"": {"train_share", "shots"}}  # task → its settings and axes
-    for name in _in_order(suite, requested or list(suite.tasks)):
+    probes: dict[str, list[Probe]] = {"": []}
+    order = {name: position for position, name in enumerate(suite.tasks)}  # then others
+    for name in sorted(
+        requested or order, key=lambda name: order.get(name.partition(":")[0], len(order))
+    ):
         listed, base = settings_in(suite, name), name.partition(":")[0]
         if listed is None:
             owner = choose_suite([base]).name
@@ -577,40 +583,54 @@ def plan_tasks(
                 " each task has the settings of its own suite"
             )
         trained, probe = trained_task(base), find_task(base)[1]
-        allowed[trained] = probe.setting_names | probe.axes.keys()
-        allowed[""] |= allowed[trained]
-        texts = {key: str(value) for key, value in listed.items() if is_range(probe, key, value)}
+        probes[trained] = [probe]
+        probes[""].append(probe)
+        texts: dict[str, str] = {}
         for scope in ("", trained):  # what is set of this task alone comes last
             texts |= {setting: text for (task, setting), text in requests.items() if task == scope}
         fixed = split_variant(name, probe)
-        changes, ranges = _read_texts(probe, fixed, texts)
-        used = changes.keys() | (ranges.keys() - fixed.keys())
-        applied |= {(scope, key) for scope in ("", trained) for key in used}
-        # the settings of the task that trains, under the name of the requested one
+        free = {
+            key: text
+            for key, text in texts.items()
+            if key not in fixed and setting_of(key) in probe.setting_names
+        }
+        changes, ranges = split_values(probe, free)
+        applied |= {(scope, key) for scope in ("", trained) for key in (*changes, *ranges)}
+        listed, of_suite = split_values(probe, listed)
+        ranges |= {axis: of_suite[axis] for axis in of_suite if axis not in texts}
+        ranges |= {axis: [value] for axis, value in fixed.items()}
+        axes = [axis for axis in probe.axes if axis in ranges]  # variants' names have this order
         planned = replace(_with_settings(trained, listed, changes), name=base)
-        for values in product(*ranges.values()):
-            variant = _variant(planned, dict(zip(ranges, values, strict=True)))
-            _check_settings(variant, {*changes, *ranges})
+        changed = {*changes, *ranges}
+        for values in product(*map(ranges.__getitem__, axes)):
+            variant = _variant(planned, dict(zip(axes, values, strict=True)))
+            epochs = getattr(variant.settings, "epochs", 0)
+            if epochs and "max_iters" in changed and "epochs" not in changed:
+                raise UserError(
+                    f"--set max_iters changes nothing in {variant.name}, whose length is"
+                    f" epochs={epochs:g}; set epochs=0 as well, or epochs"
+                )
             tasks[variant.name] = variant
     for (task, key), text in requests.items():
-        if task not in allowed:
-            raise UserError(f"--set {task}.{key}: no such task is chosen; {suggest(task, allowed)}")
+        if task not in probes:
+            raise UserError(f"--set {task}.{key}: no such task is chosen; {suggest(task, probes)}")
         if (task, key) not in applied:
-            raise _unused_override(task, key, text, allowed[task])
+            raise _unused_override(task, key, text, probes[task])
     for name in heads.keys() - requested:  # not trained again, although the suite lists it
         tasks.pop(name, None)
     # what tasks that train nothing are scored with: stored heads, or a task that is planned too
     for name, planned in list(tasks.items()):
-        source = _training_task(planned)
-        if source is None:
+        base, *parts = name.split(":")
+        if (trained := trained_task(base)) == base:
             continue
-        stored = heads.get(source.name)
-        if stored and planned.probe.reuse == "head" and stored.kind == planned.spec.kind:
+        other = replace(planned, name=":".join([trained, *parts]))  # it trains, the same settings
+        stored, keeps_head = heads.get(other.name), planned.probe.reuse == "head"
+        if stored and keeps_head and stored.kind == planned.spec.kind:
             tasks[name] = _with_heads(planned, stored, requests)
             continue
-        tasks[name] = replace(planned, scored_with=source)
-        if planned.probe.reuse == "head":
-            tasks.setdefault(source.name, source)
+        tasks[name] = replace(planned, scored_with=other)
+        if keeps_head:
+            tasks.setdefault(other.name, other)
     used_heads = {each.stored_heads.name for each in tasks.values() if each.stored_heads}
     if unused := heads.keys() - used_heads:
         raise UserError(f"--head: no chosen task is scored with the head of {', '.join(unused)}")
@@ -618,14 +638,6 @@ def plan_tasks(
     layers = [requested_layer(planned.settings) for planned in tasks.values()]
     encoded = tuple(dict.fromkeys(layer for layer in layers if layer is not None))
     return [replace(planned, encoded_layers=encoded) for planned in tasks.values()]
-
-
-def _training_task(task: PlannedTask) -> PlannedTask | None:
-    """The task, under the same settings, that trains what ``task`` is scored with; None if that is
-    itself, or if nothing is trained."""
-    name, *variant = task.name.split(":")
-    trained = trained_task(name)
-    return None if trained == name else replace(task, name=":".join([trained, *variant]))
 
 
 def _with_heads(
@@ -637,7 +649,7 @@ def _with_heads(
     settings = with_changes(settings, heads.conditions["settings"])
     for (scope, key), text in requests.items():
         applies = scope in ("", trained.partition(":")[0])
-        is_setting = setting_of(key) in task.probe.setting_names
+        is_setting = setting_of(key) in field_names(task.probe.settings_type)
         if applies and is_setting and with_changes(settings, {key: text}) != settings:
             raise UserError(
                 f"--set {key}={text}: the head of {trained} was trained with"
@@ -646,32 +658,21 @@ def _with_heads(
     return replace(task, settings=settings, scored_with=heads)
 
 
-def _in_order(suite: Suite, names: Sequence[str]) -> list[str]:
-    """Names of tasks in the suite's order, then those that it does not list."""
-    order = {name: position for position, name in enumerate(suite.tasks)}
-    return sorted(names, key=lambda name: order.get(name.partition(":")[0], len(order)))
-
-
-def _unused_override(task: str, key: str, text: str, allowed: Collection[str]) -> UserError:
-    """The error of an override that changes no task, or not ``task``, whose settings and axes are
-    ``allowed``."""
-    if key in allowed and not is_numeric(text):
-        return UserError(f"--set {key}={text}: the tasks take numbers or shares for {key}")
-    hint = suggest(key, allowed)
-    if owners := _probes_with(setting_of(key)):
-        hint = f"it is a setting of {', '.join(owners)}"
-    if key in allowed:
+def _unused_override(task: str, key: str, text: str, probes: Sequence[Probe]) -> UserError:
+    """The error of an override that changes no task, or not ``task``; ``probes`` are theirs."""
+    having = [probe for probe in probes if key in probe.axes]
+    for probe in having:
+        if reason := refusal(probe, key, text):
+            return UserError(f"--set {key}={text}: {probe.name} does not take it; {reason}")
+    hint = suggest(key, {"train_share", "shots"}.union(*(each.setting_names for each in probes)))
+    every = PROBES.load_entry_points().values()
+    if owners := {probe.name for probe in every if setting_of(key) in probe.setting_names}:
+        hint = f"it is a setting of {', '.join(sorted(owners))}"
+    if having or key in ("train_share", "shots"):
         hint = "TASK:VALUE fixes it, and tasks without training do not have it"
     if task:
         return UserError(f"--set {task}.{key}: {task} does not have this setting; {hint}")
     return UserError(f"--set {key}: none of the tasks has this setting; {hint}")
-
-
-def _probes_with(setting: str) -> list[str]:
-    """Names of the probes that have a setting or an axis."""
-    probes = PROBES.load_entry_points().values()
-    names = {probe.name for probe in probes if setting in probe.setting_names | probe.axes.keys()}
-    return sorted(names)
 
 
 def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:
@@ -680,32 +681,21 @@ def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTas
     Raises:
         UserError: an unknown task, setting or value.
     """
-    return _with_settings(name, settings_in(suite, name) or {}, changes)
+    listed, _ = split_values(find_task(name)[1], settings_in(suite, name) or {})
+    return _with_settings(name, listed, changes)
 
 
 def _with_settings(name: str, listed: Mapping[str, Any], changes: Mapping[str, str]) -> PlannedTask:
     """A task with a suite's settings for it, and with the user's ``changes``, by setting or axis.
-    A suite changes no config file of a user, and its ranges of axes make variants."""
+    A suite changes no config file of a user."""
     spec, probe = find_task(name)
-    values = {
-        key: value
-        for key, value in listed.items()
-        if key not in probe.defaults and not is_range(probe, key, value)
-    }
-    changes = {probe.axes.get(key, key): text for key, text in changes.items()}
-    protocol = {**values, **changes}.get("protocol")
-    if protocol is not None:
+    values, changes = (
+        {probe.axes.get(key, key): value for key, value in each.items()}
+        for each in (listed, changes)
+    )
+    values = {key: value for key, value in values.items() if key not in probe.defaults}
+    if protocol := {**values, **changes}.get("protocol"):
         values |= find_preset(protocol, spec, probe).settings
         values["protocol"] = protocol
     defaults = with_changes(probe.settings_type(), probe.defaults)
     return PlannedTask(name, with_changes(defaults, {**values, **changes}))
-
-
-def _check_settings(task: PlannedTask, changed: Collection[str]) -> None:
-    """Raise ``UserError`` where a setting that the user, or an axis, sets changes nothing."""
-    epochs = getattr(task.settings, "epochs", 0)
-    if "max_iters" in changed and "epochs" not in changed and epochs:
-        raise UserError(
-            f"--set max_iters changes nothing in {task.name}, whose length is epochs={epochs:g};"
-            " set epochs=0 as well, or epochs"
-        )

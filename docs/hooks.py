@@ -20,8 +20,7 @@ HEADER = ("kind", "probes", "datasets", "published protocols")
 def tasks_table() -> str:
     """A Markdown table with a row for each kind of dataset: probes, datasets, protocols."""
     import benchmark.catalog  # noqa: F401 – registers every dataset, probe and protocol
-    from probes.protocols.base import PROTOCOLS
-    from probes.registry import DATASETS, PROBES
+    from probes.registry import DATASETS, PROBES, PROTOCOLS
 
     rows = [HEADER, ("---",) * len(HEADER)]
     for kind in dict.fromkeys(probe.kind for probe in PROBES.values()):

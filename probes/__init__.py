@@ -9,4 +9,11 @@ from probes.mmlab import MaskHeadFinder, OperatorFinder
 # second before Python's own finders, which would find the modules of mmseg
 sys.meta_path.append(OperatorFinder())
 sys.meta_path.insert(0, MaskHeadFinder())
-keep_importable({"probes.dense.tasks.base": "probes.dense.task"})
+keep_importable(
+    {
+        "probes.datasets.layouts": "probes.datasets.base",
+        "probes.dense.tasks.base": "probes.dense.task",
+        "probes.dense.transforms": "probes.dense.dataset",
+        "probes.protocols.base": "probes.registry",
+    }
+)

@@ -1,12 +1,15 @@
-"""The contract of a probe: what it gets for one task (``Context``), what it returns
-(``TaskResult``), and the setting that says which layer of a backbone it reads."""
+"""The contract of a probe: what it gets for one task, and what it returns; the setting that says
+which layer of a backbone it reads; and the file that a training resumes from.
+
+Importing this does not import torch.
+"""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, ru
 from pydantic import BeforeValidator
 
 from cliptex_common.errors import UserError
+from cliptex_common.files import atomic_write
 from cliptex_common.progress import Progress, RunLog, Silent
 from cliptex_common.settings import Axis, axes_of, field_names
 from probes.datasets.base import PreparedDataset, Split
@@ -117,8 +121,8 @@ class Cost:
     ``images["encode"]`` counts what went through the backbone, each view of an image once.
     """
 
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    images: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: dict[str, float] = field(default_factory=partial(defaultdict, float))
+    images: dict[str, float] = field(default_factory=partial(defaultdict, float))
     disk_bytes: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -199,6 +203,7 @@ class Context(EncodeContext):
         log: of curves.
         cost: what the task costs; the caller records it.
         head: of the task whose head this one uses; None where it trains its own.
+        config: by which the task is trained, once it is resolved; see ``GroupedProbe.join_group``.
     """
 
     backbone: Backbone
@@ -209,6 +214,7 @@ class Context(EncodeContext):
     work_dir: Path
     log: RunLog
     head: Head | None = None
+    config: Any = None
 
     @property
     def training(self) -> Context:
@@ -261,6 +267,17 @@ class Head:
             "weights.sha256": context.backbone.weights.sha256,
         }
         return cls(dict(tensors), shared | metadata)
+
+    def write(self, path: Path) -> None:
+        """Write safetensors, with the metadata as a Python literal in the header;
+        ``probes.predictor.read_head`` reads them."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone()
+            for name, tensor in self.tensors.items()
+        }
+        save_file(tensors, path, {"head": repr(self.metadata)})
 
     def load_into(self, module: torch.nn.Module) -> None:
         """Give ``module`` the weights. Raises ``UserError`` if it has others, by their names and
@@ -352,14 +369,14 @@ class Probe(Protocol):
 
     @property
     def setting_names(self) -> set[str]:
-        """Names of its settings."""
-        return field_names(self.settings_type)
+        """Names of its settings and axes, as ``--set`` takes them."""
+        return field_names(self.settings_type) | self.axes.keys()
 
     @property
     def train_size(self) -> str:
         """The axis of how much it is trained on, whose values alone name a variant
         (``voc/linear:0.1``): ``shots`` or ``train_share``; '' if it is not trained."""
-        if "shots" in self.setting_names:
+        if "shots" in field_names(self.settings_type):
             return "shots"
         return "train_share" if "train" in self.splits else ""
 
@@ -391,7 +408,8 @@ class Probe(Protocol):
             raise NotApplicable("no text tower")
         if self.needs_dense_text and not backbone.has_dense_text:
             raise NotApplicable("its patch features are not aligned with its text encoder")
-        if reason := upsampler_misfit(settings, backbone):
+        upsampled = getattr(settings, "upsampler", "bilinear") != "bilinear"
+        if upsampled and (reason := upsampler_misfit(settings, backbone)):
             raise NotApplicable(reason)
         if data.spec.trained_on and "train" in self.splits and not self.reuse:
             raise UserError(
@@ -476,9 +494,36 @@ class GroupedProbe(Probe, Protocol):
     Each result is as if the probe were trained alone; ``run`` is the same for a single probe.
     """
 
-    def group_key(self, context: Context) -> str | None:
-        """Equal for tasks of one backbone and seed that one training loop can train on the same
-        batches; None to run alone."""
+    def join_group(self, context: Context) -> tuple[str | None, Context]:
+        """A key that is equal for tasks of one backbone and seed that one training loop can train
+        on the same batches, None to run alone; and the context with its resolved ``config``."""
 
     def run_group(self, tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Exception]:
-        """``run`` of tasks with one key: the result of each in their order, or its own error."""
+        """``run`` of tasks with one key, in the contexts of ``join_group``: the result of each in
+        their order, or its own error."""
+
+
+def save_state(path: Path, key: str, state: Mapping[str, Any]) -> None:
+    """Replace the state of the training ``key``."""
+    import torch
+
+    with atomic_write(path) as temporary:
+        torch.save({"key": key, **state}, temporary)
+
+
+def load_state(path: Path, key: str, warn: Callable[[str], object]) -> dict[str, Any] | None:
+    """The state of the training ``key``, on the CPU; None where there is none. One that is damaged
+    or of another training is not used, and ``warn`` gets the reason."""
+    import torch
+
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many types: a damaged file breaks torch, zip or pickle
+        warn(f"cannot read {path} ({error}): starting anew")
+        return None
+    if state.get("key") != key:
+        warn(f"{path} is of another training: starting anew")
+        return None
+    return state

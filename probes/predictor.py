@@ -22,7 +22,7 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import backbones
 from backbones import Backbone
@@ -48,14 +48,6 @@ INVALID = (
 )
 
 
-def write_head(head: Head, path: Path) -> None:
-    """Write safetensors, with the metadata as a Python literal in the header."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in head.tensors.items()
-    }
-    save_file(tensors, path, {"head": repr(head.metadata)})
-
-
 class SharedMetadata(BaseModel):
     """Metadata that every head has, see ``Head.of``."""
 
@@ -67,7 +59,7 @@ class SharedMetadata(BaseModel):
 
 
 def read_head(path: Path) -> Head:
-    """A head that ``write_head`` wrote. Raises ``UserError`` for any other file, and for weights
+    """A head that ``Head.write`` wrote. Raises ``UserError`` for any other file, and for weights
     that are not finite or not float32."""
     try:
         with safe_open(path, "pt") as file:

@@ -1,10 +1,16 @@
-"""Probes by ``kind of dataset/name``, datasets and dense heads by name; and the tasks that probes
-and datasets make."""
+"""Names: probes by ``kind of dataset/name``, datasets and dense heads; tasks, which are a dataset
+with a probe; and published protocols, named settings by which a number can be compared with the
+published one.
+
+``protocol`` is a setting of every probe. Its preset overrides the defaults and the settings of the
+suite; the user's own (``--set``) override the preset, and the difference is reported.
+"""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cliptex_common import registry as plugins
@@ -120,3 +126,159 @@ def find_task(name: str) -> tuple[DatasetSpec, Probe]:
                 f" {suggest(spec.kind, kinds)}"
             )
     raise UserError(f"no task {name!r}; {suggest(name, all_tasks)}")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The settings of a protocol for one probe.
+
+    Attributes:
+        probe: its name in ``probes.registry.PROBES`` (``segmentation/linear``).
+        settings: setting → value. Others are the suite's or the probe's own.
+        datasets: that the source covers; empty for every dataset of the kind.
+        data: facts of the source's copy of the dataset, as in ``DatasetSpec.extra``, where copies
+            differ.
+        required: likewise, without which the preset is refused.
+        images: of each split, where the source's copy has other numbers than the official one.
+    """
+
+    probe: str
+    settings: Mapping[str, Any]
+    datasets: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    required: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
+
+
+NORMALISED_BLACK = {
+    "normalised black": (
+        "images of every backbone have ImageNet's mean and deviation, here its own (of"
+        " EfficientNet-Lite0, whose own are 0.5, 60 % of the ten nearest neighbours are shared)"
+    ),
+}
+HEAD_PRECISION = {"head precision": "its heads compute in fp32, on a GPU those here in bf16"}
+# what sources of dense probes share: they flip images, encode each anew and have one learning rate
+TRAINED_ON_IMAGES: dict[str, Any] = {
+    "flip": 0.5,
+    "flip_test": False,
+    "fixed_crops": 0,
+    "cache": "none",
+    "lr_grid": (),
+    "epochs": 0.0,
+    "clip_norm": 0.0,
+    "precision": "fp32",
+    "layers": "last",
+    "slide": (),
+}
+ADAMW: dict[str, Any] = {
+    **TRAINED_ON_IMAGES,
+    "optimizer": "adamw",
+    "betas": (0.9, 0.999),
+    "feature_stride": None,
+    "dropout": 0.0,
+}
+CROPS_512 = {
+    "size": 512,
+    "crop": (512, 512),
+    "scale_range": (0.5, 2.0),
+    "loss_mean": "all",
+    "batch_size": 16,
+}
+# VOC with the masks of SBD
+TRAINAUG: dict[str, Any] = {
+    "required": {"train_list": "trainaug"},
+    "images": {"train": 10_582},
+}
+NEIGHBOURS = {"precision": "fp32", "temperature": 0.07, "features": "projected"}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A published protocol.
+
+    Attributes:
+        name: as in ``--set protocol=NAME``.
+        source: the paper and its code (``facebookresearch/dinov3``, files).
+        presets: of its probes. Of several for one probe, the one that names the dataset is used.
+        differs: what the source does and this package does not: the preset's probe
+            (``segmentation/linear``), the kind of several (``segmentation``), or '' for all →
+            fields, as the golden record of the protocol names them (``tests/protocols/records``),
+            separated by commas → a phrase; in brackets how far that moves the number, and on what
+            data, where it was measured.
+        commit: of the source's code that the presets follow.
+        version: raised whenever a preset gives other numbers; part of a task's identity.
+    """
+
+    name: str
+    source: str
+    presets: tuple[Preset, ...] = ()
+    differs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    commit: str = ""
+    version: int = 1
+
+    def preset(self, spec: DatasetSpec, probe: Probe) -> Preset | None:
+        """The preset of a task, or None."""
+        presets = [
+            preset
+            for preset in self.presets
+            if preset.probe == f"{probe.kind}/{probe.name}"
+            and (not preset.datasets or spec.name in preset.datasets)
+        ]
+        return max(presets, key=lambda preset: bool(preset.datasets), default=None)
+
+
+PROTOCOLS: Registry[Protocol] = Registry("protocol", "protocols", instance_of(Protocol))
+
+
+def register_protocol(protocol: Protocol) -> Protocol:
+    """Add a protocol. Raises ``UserError`` when its name is registered already."""
+    return PROTOCOLS.register(protocol.name, protocol)
+
+
+OWN = register_protocol(
+    Protocol("own", "this package's own settings: the probe's defaults and what the suite changes")
+)
+
+
+def find_preset(name: str, spec: DatasetSpec, probe: Probe) -> Preset:
+    """The preset of a protocol for a task; that of ``own`` is empty.
+
+    Raises:
+        UserError: unknown protocol, or one without a preset for the task (names the tasks that have
+            one).
+    """
+    protocol = PROTOCOLS.find(name)
+    if protocol is OWN:
+        return Preset(f"{probe.kind}/{probe.name}", {})
+    if preset := protocol.preset(spec, probe):
+        return preset
+    applicable = [task for task, pair in tasks().items() if protocol.preset(*pair)]
+    raise UserError(
+        f"protocol {name} does not apply to {spec.name}/{probe.name}; it applies to"
+        f" {', '.join(sorted(applicable))}"
+    )
+
+
+def check_required(name: str, spec: DatasetSpec, probe: Probe) -> None:
+    """Raise ``UserError`` where a copy of a dataset lacks what a protocol's preset requires.
+
+    Args:
+        spec: of the copy, see ``DatasetSpec.at``.
+    """
+    for key, value in find_preset(name, spec, probe).required.items():
+        if (actual := spec.extra.get(key)) != value:
+            raise UserError(
+                f"protocol {name} needs {spec.name} with {key}={value}, and this copy has"
+                f" {key}={actual}; add what is missing, or choose another protocol"
+            )
+
+
+def preset_deviations(preset: Preset, settings: Any, spec: DatasetSpec) -> list[str]:
+    """``max_iters=100 instead of 40000`` for each setting and fact of the dataset that differs."""
+    pairs = {key: (getattr(settings, key), value) for key, value in preset.settings.items()}
+    pairs |= {key: (spec.extra.get(key, "none"), value) for key, value in preset.data.items()}
+    return [
+        f"{key}={actual} instead of {published}"
+        for key, (actual, published) in pairs.items()
+        if actual != published
+    ]

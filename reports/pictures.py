@@ -91,7 +91,7 @@ def read_feature_pictures(store: Store, analysis: Analysis) -> FeaturePictures |
 def make_feature_pictures(
     subject: str, features: Mapping[str, Arrays], budget: int = FEATURES_BUDGET
 ) -> FeaturePictures:
-    """Pictures of arrays that ``probes.diagnostics`` made of the same images.
+    """Pictures of arrays that ``probes.pictures`` made of the same images.
 
     Args:
         features: by backbone.

@@ -333,7 +333,7 @@ class Cell(Record):
             finished cells have values.
         commit: of the code.
         held_out: ``METRIC/SETTING`` → score on held-out training images.
-        label_free: diagnostic of the training features (``probes.diagnostics``) → value.
+        label_free: diagnostic of the training features (``probes.pictures``) → value.
         notes: what the user should know of it, one line each; empty if it is read back.
     """
 

@@ -7,8 +7,7 @@ import math
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from benchmark.executor import Executor, make_executor
-from benchmark.executor_options import ExecutionOptions
+from benchmark.executor import ExecutionOptions, Executor, make_executor
 from benchmark.progress import Bar
 
 

@@ -86,7 +86,7 @@ def alive(session: int) -> bool:
 
 def command(*words: str) -> None:
     """``python -m benchmark WORDS``, as the target of a ``Fork``."""
-    from benchmark.commands.main import main
+    from benchmark.parser import main
 
     sys.exit(main(words))
 

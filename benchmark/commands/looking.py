@@ -1,4 +1,6 @@
-"""Commands that look: ``list``, ``show``, ``report``, ``results``, ``ui``."""
+"""Commands that look: ``list`` names, ``show`` features of backbones, ``report`` a comparison of
+results, ``results`` to share or check, ``ui`` of MLflow on the right store; and what several
+commands print."""
 
 from __future__ import annotations
 
@@ -24,8 +26,7 @@ from benchmark.suites import SUITES
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import atomic_write
 from cliptex_common.settings import Folder, Names, options_dataclass
-from probes.protocols.base import PROTOCOLS
-from probes.registry import DATASETS, PROBES
+from probes.registry import DATASETS, PROBES, PROTOCOLS
 from probes.registry import tasks as registered_tasks
 
 
@@ -99,7 +100,7 @@ def _tasks() -> Rows:
     suites = SUITES.load_entry_points().values()
     accepting: dict[str, list[str]] = {}  # dataset → suites that list tasks on it
     for suite in suites:
-        for dataset in {task.partition("/")[0] for task in suite.tasks}:
+        for dataset in suite.datasets:
             accepting.setdefault(dataset, []).append(suite.name)
     own = [suite.name for suite in suites if suite.any_dataset]
     rows = []
@@ -458,13 +459,13 @@ class ShowFeatures(ConfigOptions, PluginOptions):
     def main(self) -> int:
         """Write the page; print its path."""
         import backbones
-        from benchmark.executor_options import choose_device
+        from benchmark.executor import choose_device
         from benchmark.progress import console
         from cliptex_common.device import float32_products
         from cliptex_common.images import spread_indices
         from probes.base import EncodeContext
-        from probes.diagnostics import PICTURED_IMAGES, feature_pictures
         from probes.features.files import IMAGE_SUFFIXES
+        from probes.pictures import PICTURED_IMAGES, feature_pictures
         from reports.pages import write
         from reports.pictures import make_feature_pictures
         from reports.report import Report

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from benchmark.executor_options import ExecutionOptions
+from benchmark.executor import ExecutionOptions
 from benchmark.options import Changes, DryRunOptions, PairsOptions, PluginOptions, TrackingOptions
 from benchmark.parser import ConfigOptions, Positional
 from benchmark.progress import Bar, console
@@ -47,8 +47,9 @@ class TrainExpert(ConfigOptions, ExecutionOptions, PluginOptions, TrackingOption
 
     def main(self) -> int:
         """Train one expert."""
+        from benchmark.executor import open_executor_and_tracker
         from benchmark.progress import console
-        from benchmark.stages import ExpertTraining, make_expert, open_executor_and_tracker
+        from benchmark.stages import ExpertTraining, make_expert
         from reports.store import using
 
         inputs = ExpertTraining(
@@ -98,12 +99,8 @@ class PredictLabels(
     def main(self) -> int:
         """Let experts label the pairs."""
         from backbones.cliptex.labelling import LabelSettings
-        from benchmark.stages import (
-            LabelRequest,
-            label_pairs,
-            open_executor_and_tracker,
-            preview_labels,
-        )
+        from benchmark.executor import open_executor_and_tracker
+        from benchmark.stages import LabelRequest, label_pairs, preview_labels
         from reports.store import using
 
         if "RANK" in os.environ:
@@ -363,7 +360,8 @@ def _train_rank(inputs: Training, options: ExecutionOptions) -> TrainedWeights:
 
 def _submit(inputs: Training, options: ExecutionOptions) -> TrainedWeights:
     """Train as a unit of work; on SLURM in a process for each GPU of each node."""
-    from benchmark.stages import open_executor_and_tracker, train_weights
+    from benchmark.executor import open_executor_and_tracker
+    from benchmark.stages import train_weights
 
     if options.executor == "local":  # one unit, in this process, with all cores
         options = replace(options, jobs=1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.executor_options import ExecutionOptions
+from benchmark.executor import ExecutionOptions
 from benchmark.options import (
     DataOptions,
     DryRunOptions,

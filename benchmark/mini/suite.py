@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import benchmark.mini.world  # noqa: F401 – registers mini-seg, mini-det …
 from benchmark.mini.sizes import LABELLED, SIZES, SUBSETS
@@ -39,14 +39,16 @@ DETECTION_SETTINGS = {
 }
 
 
-def mini_tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, dict]:
-    """The tasks without some probes; detectors train for ``detect_iters`` iterations."""
+def mini_suite(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, Any]:
+    """``tasks`` without some probes, and what is ``unlisted``; detectors train for
+    ``detect_iters`` iterations."""
     dense = {**DENSE_SETTINGS, "max_iters": iters}
+    detect = {**DETECTION_SETTINGS, "max_iters": detect_iters}
     settings_by_task: dict[str, dict] = {
         "mini-seg/linear": dense,
         "mini-seg/pspnet": dense,
         "mini-seg/in-context": {"size": 64, "feature_stride": 8, "memory": 10_000},
-        "mini-det/mask-rcnn": {**DETECTION_SETTINGS, "max_iters": detect_iters},
+        "mini-det/mask-rcnn": detect,
         "mini-depth/linear": dense,
         "mini-normal/linear": dense,
         "mini-class/linear": {"size": 64},
@@ -54,10 +56,15 @@ def mini_tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> di
         "mini-class/zero-shot": {},
         "mini-retrieval/retrieval": {},
     }
-    return {
+    tasks = {
         name: settings
         for name, settings in settings_by_task.items()
         if name.split("/")[1] not in without
+    }
+    dense_datasets = ("mini-seg", "mini-depth", "mini-normal")
+    return {
+        "tasks": tasks,
+        "unlisted": {**dict.fromkeys(dense_datasets, dense), "mini-det": detect},
     }
 
 
@@ -86,16 +93,16 @@ SWEEP = (
     "the mini suite for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a"
     " task, no detection"
 )
-for name, about, suite_tasks in (
-    ("mini", ABOUT, mini_tasks(200, 200, without=["pspnet"])),
-    ("smoke", "the mini suite, tiny, for tests", mini_tasks(20, 10, without=NEIGHBOURS)),
-    ("sweep", SWEEP, mini_tasks(100, 100, without=["pspnet", "mask-rcnn", *NEIGHBOURS])),
+for name, about, content in (
+    ("mini", ABOUT, mini_suite(200, 200, without=["pspnet"])),
+    ("smoke", "the mini suite, tiny, for tests", mini_suite(20, 10, without=NEIGHBOURS)),
+    ("sweep", SWEEP, mini_suite(100, 100, without=["pspnet", "mask-rcnn", *NEIGHBOURS])),
 ):
     register_suite(
         Suite(
             name=name,
             about=about,
-            tasks=suite_tasks,
+            **content,
             default_backbones=BACKBONE_SETS["cliptex"],
             backbone_sets=BACKBONE_SETS,
             pipeline=partial(pipeline, name),

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from backbones.cliptex.experts.base import EXPERTS
 from backbones.cliptex.experts.unet import UNetExpert
 from backbones.cliptex.targets import ScalarMap, Summed
-from probes.datasets.base import DatasetSpec
-from probes.datasets.layouts import mirrored
+from probes.datasets.base import DatasetSpec, mirrored
 from probes.dense.probe import register_dense_task
 from probes.dense.tasks import DenseTask
 from probes.registry import register_dataset

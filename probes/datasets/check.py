@@ -40,9 +40,15 @@ from cliptex_common.images import (
     read_labels,
 )
 from cliptex_common.progress import Progress, Silent
-from probes.datasets import layouts
-from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split, Unreadable
-from probes.datasets.layouts import require_file
+from probes.datasets import base
+from probes.datasets.base import (
+    DatasetSpec,
+    PreparedDataset,
+    Sample,
+    Split,
+    Unreadable,
+    require_file,
+)
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.files import HashedFile, content_hashes, read_and_hash, state_of, store_hashes
 from probes.registry import DATASETS, PROBES
@@ -379,7 +385,7 @@ class Inventory:
         """List the samples of a split, or ``limit`` of them. Raises ``UserError`` naming a missing
         list or folder."""
         spec = self.spec
-        layouts.LEFT_OUT.set(self.links)
+        base.LEFT_OUT.set(self.links)
         try:
             samples = spec.list_samples(self.root, split)
         except UserError as error:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from cliptex_common.errors import UserError, report_malformed
-from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import (
+from probes.datasets.base import (
+    DatasetSpec,
+    Sample,
+    Split,
     class_folders,
     image_folder,
     read_annotations,

@@ -6,16 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from cliptex_common.errors import UserError, report_malformed
-from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.download import SCENES
-from probes.datasets.layouts import (
+from probes.datasets.base import (
     IMAGE_SUFFIXES,
+    DatasetSpec,
+    Sample,
+    Split,
     mirrored,
     read_lines,
     require_file,
     require_folder,
     walk,
 )
+from probes.datasets.download import SCENES
 from probes.registry import register_dataset
 
 PARTS = {"train": "train", "val": "test"}

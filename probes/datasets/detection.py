@@ -4,8 +4,15 @@ from functools import partial
 from pathlib import Path
 
 from cliptex_common.errors import report_malformed
-from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import mmlab_classes, read_annotations, require_file, require_folder
+from probes.datasets.base import (
+    DatasetSpec,
+    Sample,
+    Split,
+    mmlab_classes,
+    read_annotations,
+    require_file,
+    require_folder,
+)
 from probes.registry import register_dataset
 
 

@@ -1,4 +1,5 @@
-"""``data get``: datasets from where they are published, in the layouts that ``data check`` expects.
+"""``data get``: datasets from where they are published, downloaded, verified and unpacked in the
+layouts that ``data check`` expects.
 
 In this order: unpackers of archives, downloads by HTTP, webdataset folders from the Hugging Face
 hub, NYU Depth v2, the table of what can be downloaded (``ENTRIES``), and ``get``, which downloads,

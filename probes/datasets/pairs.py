@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from cliptex_common.errors import UserError, report_malformed
-from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import (
+from probes.datasets.base import (
     IMAGE_SUFFIXES,
+    DatasetSpec,
+    Sample,
+    Split,
     read_annotations,
     read_lines,
     require_file,

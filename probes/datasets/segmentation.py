@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from cliptex_common.errors import UserError
-from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import (
+from probes.datasets.base import (
+    DatasetSpec,
+    Sample,
+    Split,
     mirrored,
     mmlab_classes,
     read_lines,

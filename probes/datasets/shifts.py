@@ -19,9 +19,12 @@ from typing import Any
 
 from cliptex_common.errors import UserError
 from probes.datasets import classification
-from probes.datasets.base import DatasetSpec, Sample, Split, UnfitCopy
-from probes.datasets.layouts import (
+from probes.datasets.base import (
     IMAGE_SUFFIXES,
+    DatasetSpec,
+    Sample,
+    Split,
+    UnfitCopy,
     class_folders,
     read_annotations,
     read_lines,

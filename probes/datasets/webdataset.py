@@ -28,8 +28,16 @@ from typing import Any
 import numpy as np
 
 from cliptex_common.errors import UserError, report_malformed
-from probes.datasets.base import DatasetSpec, Lister, Sample, Split
-from probes.datasets.layouts import read_annotations, read_lines, require_file, require_folder
+from probes.datasets.base import (
+    DatasetSpec,
+    Lister,
+    Sample,
+    Split,
+    read_annotations,
+    read_lines,
+    require_file,
+    require_folder,
+)
 from probes.datasets.shifts import as_shift
 from probes.features.files import IMAGE_SUFFIXES, members, read_bytes
 from probes.registry import DATASETS, register_dataset
@@ -194,12 +202,12 @@ def webdataset(
     )
 
 
-def register_folders(data_root: Path | None) -> list[str]:
+def register_folders(data_root: Path) -> list[str]:
     """Register every other ``wds_NAME`` in ``data_root`` as the dataset NAME, if its type is
     supported; returns the new names. Called where options are read, and by each unit of work in its
     own process."""
     registered = []
-    for path in sorted(Path(data_root).glob("wds_*")) if data_root else ():
+    for path in sorted(data_root.glob("wds_*")):
         name = path.name.removeprefix("wds_")
         if path.is_dir() and not datasets_of(path.name) and name not in DATASETS:
             with suppress(UserError):

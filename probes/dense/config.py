@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 import probes.dense.dataset
 import probes.dense.heads
-import probes.dense.metrics
+import probes.dense.losses
 import probes.dense.model
 import probes.features.views
 import probes.train.config  # noqa: F401  registers what configs name
@@ -22,6 +22,7 @@ from backbones.backbone import Backbone
 from cliptex_common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import DatasetSpec, Lister, PreparedDataset, Split
+from probes.dense.dataset import COLOURS, ground_truth_config
 from probes.dense.heads import complete_head, has_own_loss, head_class
 from probes.dense.settings import (
     DenseSettings,
@@ -31,7 +32,6 @@ from probes.dense.settings import (
     round_up,
 )
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.transforms import COLOURS, ground_truth_config
 from probes.features.views import ROUNDED, encoder_config, loader_config
 from probes.train.config import apply_training
 from probes.train.sampling import batch_options

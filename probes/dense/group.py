@@ -27,9 +27,9 @@ from cliptex_common.images import spread_indices, write_grid
 from probes.base import Context, Probe, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import dense_config
-from probes.dense.metrics import TaskScores
+from probes.dense.dataset import image_only
+from probes.dense.losses import TaskScores
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.transforms import image_only
 from probes.features.files import content_hashes
 from probes.pictures import GALLERY_IMAGES, write_gallery
 from probes.select import Candidate, held_out_by_content, log_scores, select_candidate
@@ -38,11 +38,12 @@ from probes.train.loop import HeadTrainer, config_text, train_together
 ProbeAndContext = tuple[Probe, Context]
 
 
-def group_key(probe: Probe, context: Context) -> str:
-    """Equal for tasks that one loop can train on the same batches: those of one seed and of the
-    same crops of the same photographs for one frozen backbone. Ground truth, head, optimizer,
-    schedule and length may differ."""
+def join_group(probe: Probe, context: Context) -> tuple[str, Context]:
+    """A key that is equal for tasks that one loop can train on the same batches: those of one seed
+    and of the same crops of the same photographs for one frozen backbone. Ground truth, head,
+    optimizer, schedule and length may differ. And the context with its resolved config."""
     config, settings = dense_config(probe, context), context.settings
+    context = replace(context, config=config)
     shared: list[Any] = ["dense", context.seed, settings.batch_size, context.data.train_indices]
     shared += [
         settings.shuffle,
@@ -53,18 +54,19 @@ def group_key(probe: Probe, context: Context) -> str:
     ]
     train, val = (config[name].dataset.to_dict() for name in ("train_dataloader", "val_dataloader"))
     if any("cat_max_ratio" in part for part in train["pipeline"]):  # crops follow from the labels
-        return content_key([*shared, train, val])
+        return content_key([*shared, train, val]), context
     images = [
         content_hashes([context.data.root / sample.image for sample in samples])
         for samples in context.data.samples.values()
     ]
     geometry = image_only([*train["pipeline"], *val["pipeline"]])
-    return content_key([*shared, images, geometry])
+    return content_key([*shared, images, geometry]), context
 
 
 def run_group(tasks: Sequence[ProbeAndContext]) -> list[TaskResult | Exception]:
-    """Train the heads of tasks with one ``group_key`` in one loop, on the same batches, and score
-    ``val``, at the resolution of its labels, in another. Rates of an ``lr_grid`` are chosen before.
+    """Train the heads of tasks with one key (``join_group``) in one loop, on the same batches, and
+    score ``val``, at the resolution of its labels, in another. Rates of an ``lr_grid`` are chosen
+    before.
     Returns, in the order of the tasks, the result of each or its error.
 
     Raises:
@@ -75,7 +77,7 @@ def run_group(tasks: Sequence[ProbeAndContext]) -> list[TaskResult | Exception]:
     for index, (probe, context) in enumerate(tasks):
         try:
             probe.fits(context.backbone, context.data, context.settings)
-            config = dense_config(probe, context)
+            config = context.config or dense_config(probe, context)
             # nothing is trained, and train need not be on this disk: the loop opens val twice
             if context.head is not None:
                 config.train_dataloader.dataset = config.val_dataloader.dataset
@@ -147,7 +149,8 @@ Choice = tuple[Context, list[str]]  # of a head with the best rate, and notes fo
 
 def with_rate(context: Context, rate: float) -> Context:
     """``context`` for a head with this learning rate, without a grid."""
-    return replace(context, settings=replace(context.settings, lr=rate, lr_grid=()))
+    settings = replace(context.settings, lr=rate, lr_grid=())
+    return replace(context, settings=settings, config=None)
 
 
 def choose(tasks: Mapping[int, ProbeAndContext], description: str) -> dict[int, Choice | Exception]:

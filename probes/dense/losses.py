@@ -1,23 +1,30 @@
-"""Losses: ``resized_cross_entropy`` of logits that are resized to labels, and ``TaskObjective``,
-the loss of a ``DenseTask``.
+"""What is computed of the outputs of a dense head: ``TaskObjective``, the loss of a ``DenseTask``;
+``resized_cross_entropy`` of logits that are resized to labels; and ``TaskScores``, its metrics.
 
 ``F.cross_entropy(F.interpolate(logits, size, mode="bilinear"), labels)`` and its gradient take most
 of a linear probe's time: each of a dozen passes goes over logits many times as large as the cache.
 Here a few images at a time are resized (by two products with small matrices: bilinear resizing is
 linear and separable), scored and differentiated while they are in the cache; only the gradient at
 the features' resolution remains.
+
+Metrics are at the labels' own resolution, over the set and for each image, and computed where the
+model is (no number leaves the device before the end of an evaluation). Percentages are 0–100.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.evaluator import BaseMetric
 from mmengine.registry import MODELS
 from mmseg.models.losses import CrossEntropyLoss
+from mmseg.registry import METRICS
 from torch import Tensor, nn
 
 from cliptex_common.device import is_accelerator
@@ -155,3 +162,65 @@ def _multiplied(values: Tensor, factors: Sequence[float], dim: int) -> Tensor:
         return values
     first, rest = values.split([len(factors), values.shape[dim] - len(factors)], dim)
     return torch.cat([first * values.new_tensor(factors).view(-1, 1, 1), rest], dim)
+
+
+SHOWN_SIDE = 512  # of what is drawn, pixels
+
+
+@METRICS.register_module()
+class TaskScores(BaseMetric):
+    """The metrics of a ``DenseTask`` for mmengine's evaluator.
+
+    Args:
+        task: name of the dense task.
+        **options: its attributes, as ``DenseTask.evaluator`` gives them.
+
+    Attributes:
+        per_image: after ``compute_metrics``: arrays whose first axis is the images in the order of
+            the dataset, with ``image``, their relative paths.
+        notes: lines on what was left out.
+        shown: prediction and ground truth of the images in ``dataset_meta["gallery"]``, with every
+            k-th row and column, so that at most ``SHOWN_SIDE`` are left.
+    """
+
+    default_prefix = ""  # mmengine warns of None
+
+    def __init__(self, task: str, **options: Any) -> None:
+        super().__init__(collect_device="cpu")
+        self.task = DENSE_TASKS.find(task).bound(**options)
+        self.per_image: dict[str, np.ndarray] = {}
+        self.notes: list[str] = []
+        self.shown: dict[str, list[Tensor]] = {}
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Score a batch: all of its images count or, where one fails, none does."""
+        task, metainfo = self.task, self.dataset_meta or {}
+        before = None if task.pooled is None else task.pooled.clone()
+        task.classes = metainfo.get("classes", ())
+        results = []
+        try:
+            for sample in data_samples:
+                maps = [sample[f"{which}_{task.field}"]["data"] for which in ("pred", "gt")]
+                results.append({"image": sample["image"], **task.score(*maps)})
+                if sample["image"] in metainfo.get("gallery", ()):
+                    self.shown[sample["image"]] = list(map(_shrunk, maps))
+        except Exception:
+            task.pooled = before
+            raise
+        self.results += results
+
+    def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
+        self.per_image = {
+            key: np.array([np.asarray(result[key]) for result in results]) for key in results[0]
+        }
+        self.notes = []
+        metrics = self.task.metrics_of(self.per_image, self.notes)
+        self.task.pooled = None
+        return metrics
+
+
+def _shrunk(values: Tensor) -> Tensor:
+    """A copy of (channels, H, W) to be drawn; see ``TaskScores.shown``."""
+    step = math.ceil(max(values.shape[1:]) / SHOWN_SIDE)
+    part = values[:, ::step, ::step]
+    return part.clone() if values.is_floating_point() else part.short()

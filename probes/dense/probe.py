@@ -15,7 +15,6 @@ from typing import Any
 from backbones.cliptex.tasks import TASKS
 from cliptex_common.errors import UserError
 from probes.base import Context, Probe, Reuse, TaskResult, requested_layer
-from probes.configs import config_files
 from probes.datasets.base import PreparedDataset
 from probes.dense.settings import SHIPPED, DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
@@ -43,7 +42,7 @@ class DenseProbe(Probe):
 
     def read_config(self) -> Any:
         """The config of its files, to be completed."""
-        from probes.train.config import read_config
+        from probes.train.config import config_files, read_config
 
         return read_config(*config_files(self.kind, self.name if self.is_shipped else "head"))
 
@@ -97,11 +96,11 @@ class DenseProbe(Probe):
             context = with_rate(context, rates[0])
         return config_text(None, context, lambda used: dense_config(self, used))
 
-    def group_key(self, context: Context) -> str:
-        """See ``probes.dense.group.group_key``."""
-        from probes.dense.group import group_key
+    def join_group(self, context: Context) -> tuple[str, Context]:
+        """See ``probes.dense.group.join_group``."""
+        from probes.dense.group import join_group
 
-        return group_key(self, context)
+        return join_group(self, context)
 
     def run_group(self, tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Exception]:
         """See ``probes.dense.group.run_group``."""

@@ -220,7 +220,7 @@ class DenseTask:
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
         """Config of the metric of mmengine that scores it: by default a
-        ``probes.dense.metrics.TaskScores``, its name and attributes."""
+        ``probes.dense.losses.TaskScores``, its name and attributes."""
         return {"type": "TaskScores", "task": self.name}
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:

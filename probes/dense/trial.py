@@ -20,12 +20,12 @@ from cliptex_common.errors import UserError
 from cliptex_common.images import image_size
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import complete_model
+from probes.dense.dataset import dense_sample
 from probes.dense.heads import describe_error, has_own_loss, head_class
 from probes.dense.losses import TaskObjective
 from probes.dense.segmentation import Segmentation
 from probes.dense.settings import DenseSettings, head_input, round_up
 from probes.dense.task import DenseTask
-from probes.dense.transforms import dense_sample
 from probes.train.sampling import isolated_rng
 
 OF_BACKBONE = ("in_channels", "in_index", "num_classes", "feature_strides")

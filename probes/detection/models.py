@@ -28,13 +28,12 @@ from torch import Tensor
 from backbones.backbone import Backbone, SimpleFeaturePyramid
 from cliptex_common.device import is_accelerator
 from probes.base import Context
-from probes.configs import config_files
 from probes.datasets.base import PreparedDataset, Split
 from probes.detection import coco  # noqa: F401  registers types
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.views import ROUNDED, encoder_config, loader_config
 from probes.train import frozen_backbone
-from probes.train.config import apply_training, read_config
+from probes.train.config import apply_training, config_files, read_config
 from probes.train.sampling import batch_options
 
 Part = dict[str, Any]  # of a config

@@ -35,8 +35,8 @@ class DetectionProbe(Probe):
 
     def run(self, context: Context) -> TaskResult:
         """Train the detector on ``train`` and score ``val`` by COCO's rules."""
+        from probes.detection.coco import draw_preview
         from probes.detection.models import detection_config
-        from probes.detection.preview import draw_preview
         from probes.train.loop import config_text, run_training
 
         data = context.data

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ from probes.features.store import (
     get_or_build,
 )
 from probes.train.sampling import isolated_rng
-from probes.upsamplers.names import upsampler_identity
+from probes.upsamplers.names import HUB_SOURCES
 
 
 class Crop(NamedTuple):
@@ -462,7 +463,8 @@ class MapViews(Views):
             "libraries": versions(*DENSE_LIBRARIES),
         }
         if upsampler := dict(self.dataset.encoder["backbone"].get("upsampler") or {}):
-            identity["upsampler"] = {**upsampler, **upsampler_identity(upsampler["name"])}
+            source = HUB_SOURCES.get(upsampler["name"])
+            identity["upsampler"] = {**upsampler, **(asdict(source) if source else {})}
         item_bytes = [maps_bytes(levels, backbone.divisor, size, dtype) for size in self.sizes]
         return CacheKey("dense maps", self.name, identity, (dtype,) * len(levels), item_bytes)
 

@@ -32,8 +32,7 @@ from cliptex_common.device import float64_device, upload
 from cliptex_common.errors import NonFiniteLoss, report_malformed
 from cliptex_common.files import content_key, derive_seed
 from cliptex_common.progress import Pace
-from probes.base import Context, Head, TaskResult
-from probes.diagnostics import log_label_free
+from probes.base import Context, Head, TaskResult, load_state, save_state
 from probes.image_level.classification import (
     fit_temperature,
     on_device_if_small,
@@ -50,8 +49,8 @@ from probes.image_level.encode import (
     layer_columns,
 )
 from probes.image_level.settings import LinearSettings
+from probes.pictures import log_label_free
 from probes.select import Candidate, log_scores, select_candidate, stratified_split
-from probes.training_state import load_state, save_state
 
 log = logging.getLogger("cliptex.training")
 SAVE_EVERY = 300.0  # seconds of training between two states, or more where they take long

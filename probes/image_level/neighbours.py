@@ -10,11 +10,11 @@ from torch.nn.functional import normalize, one_hot, pad
 
 from cliptex_common.device import float64_device
 from probes.base import Context, TaskResult
-from probes.diagnostics import log_label_free
 from probes.features.search import nearest_neighbours
 from probes.image_level.classification import on_device_if_small, score, targets, top1
 from probes.image_level.encode import encode_split
 from probes.image_level.settings import FewShotSettings, KnnSettings
+from probes.pictures import log_label_free
 from probes.select import (
     Candidate,
     log_scores,

@@ -1,6 +1,7 @@
 """The probes that match patches or whole images, without training: their settings, every field of
-which is part of a task's identity, their metrics in percent (see ``reports.per_image``), and their
-declarations. Importing this imports no torch."""
+which is part of a task's identity, their metrics in percent as functions of how often each object
+or pair counts (see ``reports.per_image``), and their declarations. Importing this imports nothing
+that computes but numpy."""
 
 from __future__ import annotations
 

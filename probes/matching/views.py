@@ -4,7 +4,8 @@ and in the image.
 
 As El Banani et al. (CVPR 2024) evaluate NAVI and ScanNet: of the matches of a pair those count
 whose nearest neighbour is clearest before the second nearest. Recall is the share of these within a
-distance, a mean over pairs; also by bins of the angle between the cameras."""
+distance, a mean over pairs; also by bins of the angle between the cameras.
+"""
 
 from __future__ import annotations
 

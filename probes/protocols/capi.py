@@ -7,7 +7,7 @@ and ImageNet-1k alone; on other datasets only the recipe is CAPI's. Batches and 
 attentive heads are those of the eight GPUs of its ``benchmark.py``.
 """
 
-from probes.protocols.base import NORMALISED_BLACK, Preset, Protocol, register_protocol
+from probes.registry import NORMALISED_BLACK, Preset, Protocol, register_protocol
 
 SHARED = {
     "size": 224,

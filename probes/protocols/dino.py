@@ -5,7 +5,7 @@ Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformer
 github.com/davisvideochallenge/davis2017-evaluation at ac7c43f.
 """
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.registry import Preset, Protocol, register_protocol
 
 register_protocol(
     Protocol(

@@ -10,7 +10,7 @@ or 4 blocks × without or with the mean of the last patch tokens; 10 epochs of 1
 not, averages of the last feature maps replace class tokens.
 """
 
-from probes.protocols.base import NORMALISED_BLACK, Preset, Protocol, register_protocol
+from probes.registry import NORMALISED_BLACK, Preset, Protocol, register_protocol
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 

@@ -10,7 +10,7 @@ A linear head on the last layer, which (of a ViT) has passed the backbone's own 
 the class token. What the paper and its files leave open is the probe's own default.
 """
 
-from probes.protocols.base import (
+from probes.registry import (
     ADAMW,
     CROPS_512,
     HEAD_PRECISION,

@@ -6,7 +6,7 @@ github.com/vpariza/open-hummingbird-eval: the table of README.md (memory of 1024
 passes, 512 px) and ``hbird/hbird_eval.py``. Its metric is ``mIoU_hungarian``.
 """
 
-from probes.protocols.base import TRAINAUG, Preset, Protocol, register_protocol
+from probes.registry import TRAINAUG, Preset, Protocol, register_protocol
 
 PROBE = "segmentation/in-context"
 SETTINGS = {

@@ -8,7 +8,7 @@ One convolution on features at the image's resolution, whatever brings them ther
 no part of the preset. Depth is scored against another network's predictions there, not here.
 """
 
-from probes.protocols.base import ADAMW, HEAD_PRECISION, Preset, Protocol, register_protocol
+from probes.registry import ADAMW, HEAD_PRECISION, Preset, Protocol, register_protocol
 
 SETTINGS = {
     **ADAMW,

@@ -7,7 +7,7 @@ weight decay 1e-4 for 16 images, 500 iterations of warm-up, a tenth of the rate 
 of 12 epochs; 1333 × 800 px, batches by aspect ratio, images below 32 px left out.
 """
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.registry import Preset, Protocol, register_protocol
 
 BATCH = 16
 LENGTH = 12 * -(-117_266 // BATCH)  # the images of train2017 that have an object, 7,330 batches

@@ -11,7 +11,7 @@ class token. On VOC it trains on the 10,582 images of ``trainaug``.
 The auxiliary head, which trains the backbone's third stage, is not used: the backbone is frozen.
 """
 
-from probes.protocols.base import (
+from probes.registry import (
     ADAMW,
     CROPS_512,
     HEAD_PRECISION,

@@ -6,8 +6,8 @@ Pose Annotations", NeurIPS 2023, and github.com/google/navi, whose archive has t
 order in which a disk lists files, as probe3d's do.
 """
 
-from probes.protocols.base import Preset, Protocol, register_protocol
 from probes.protocols.probe3d import OBJECT_VIEWS
+from probes.registry import Preset, Protocol, register_protocol
 
 register_protocol(
     Protocol(

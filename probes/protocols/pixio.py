@@ -9,7 +9,7 @@ their configs, data and models; ``eval_knn.py``.
 of ``trainaug``, NYU 24,231 images; masks of ADE20K and VOC are those that its README links to.
 """
 
-from probes.protocols.base import (
+from probes.registry import (
     ADAMW,
     NEIGHBOURS,
     NORMALISED_BLACK,

@@ -27,13 +27,7 @@ them: its authors' own runs may have been shuffled.
 
 from dataclasses import replace
 
-from probes.protocols.base import (
-    ADAMW,
-    HEAD_PRECISION,
-    Preset,
-    Protocol,
-    register_protocol,
-)
+from probes.registry import ADAMW, HEAD_PRECISION, Preset, Protocol, register_protocol
 
 CENTRE = (0, 480, 80, 560)
 SHARED = {

@@ -8,8 +8,8 @@ MMSegmentation's recipe for 80k iterations with AdamW: batch normalisation and o
 the last map, without decay and dropout. With patches of 14 px crops are 518 px.
 """
 
-from probes.protocols.base import NEIGHBOURS, Preset, Protocol, register_protocol
 from probes.protocols.mmseg import POLY_ADAMW
+from probes.registry import NEIGHBOURS, Preset, Protocol, register_protocol
 
 SEGMENTATION = Preset(
     "segmentation/linear",

@@ -7,7 +7,7 @@ images. With its features ``roxford5k_resnet_rsfm120k_gem.mat`` its README has 8
 (medium) and 38.47 (hard).
 """
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.registry import Preset, Protocol, register_protocol
 
 register_protocol(
     Protocol(

@@ -7,7 +7,7 @@ follows TCL (Cha, Mun, Roh, CVPR 2023) in its windows and prompts, and MaskCLIP 
 none of the suite's adapters has for TIPSv2's own weights.
 """
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.registry import Preset, Protocol, register_protocol
 
 register_protocol(
     Protocol(

@@ -1,4 +1,5 @@
-"""Config files of probes, in MMEngine's format: read, and completed with settings.
+"""Config files of probes, in MMEngine's format (``probes/configs``): found, read, and completed
+with settings.
 
 Where a setting stands is in the annotation of its field (``probes.settings.At``). What a file
 states stays as it is, and is the default of the setting that stands there; what it leaves out is
@@ -24,8 +25,20 @@ from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
 from cliptex_common.errors import UserError
-from probes.configs import FOLDER
 from probes.settings import BETAS, OPTIMIZERS, RATES, TrainingSettings, places, scheduler_configs
+
+FOLDER = Path(__file__).parents[1] / "configs"
+
+
+def config_files(kind: str, name: str) -> tuple[Path, ...]:
+    """The config files of a probe; a plugin's dense tasks have the data of ``dense``."""
+    path = FOLDER / kind / f"{name}.py"
+    if path.is_file():
+        return (path,)
+    base = FOLDER / "_base_"
+    data = base / f"{kind}.py"
+    return base / "heads" / f"{name}.py", data if data.is_file() else base / "dense.py"
+
 
 # of a config; other names of a file are those that it uses itself
 NEEDED = ("default_scope", "custom_imports", "model", "train_dataloader", "val_dataloader")

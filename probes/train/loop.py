@@ -55,7 +55,7 @@ from cliptex_common.device import (
 )
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory
 from cliptex_common.files import content_key
-from probes.base import Context, Cost, Head
+from probes.base import Context, Cost, Head, load_state, save_state
 from probes.datasets.base import PreparedDataset
 from probes.train import frozen_backbone
 from probes.train.sampling import (
@@ -66,7 +66,6 @@ from probes.train.sampling import (
     rows_of,
     seed_iteration,
 )
-from probes.training_state import load_state, save_state
 
 K = TypeVar("K", bound=Hashable)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ UpsamplerName = Literal[
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where an upsampler with weights comes from.
+    """Where an upsampler with weights comes from: part of a number's conditions.
 
     Attributes:
         repository, commit, entry: of its code on GitHub, for torch.hub.
@@ -30,6 +30,11 @@ class HubSource:
     weights: str
     sha256: str
     licence: str
+
+    @property
+    def credit(self) -> str:
+        """Source and licence in one line."""
+        return f"github.com/{self.repository}, licence {self.licence}"
 
 
 GITHUB = "https://github.com"
@@ -95,27 +100,14 @@ def hub_source(name: str, backbone: Any) -> HubSource | None:
     return None
 
 
-def upsampler_identity(name: str) -> dict[str, str]:
-    """Code, weights and licence of an upsampler, as part of a number's conditions."""
-    return asdict(HUB_SOURCES[name]) if name in HUB_SOURCES else {}
-
-
-def credit(name: str) -> str:
-    """Source and licence of an upsampler with weights in one line; '' of others."""
-    if source := HUB_SOURCES.get(name):
-        return f"upsampler={name}: github.com/{source.repository}, licence {source.licence}"
-    return ""
-
-
 def upsampler_misfit(settings: Any, backbone: Any) -> str:
-    """Why the upsampler of a task's settings cannot serve a backbone; '' if it can.
+    """Why the upsampler of a task's settings, which is not ``bilinear``, cannot serve a backbone;
+    '' if it can.
 
     Args:
         backbone: see ``hub_source``; with channels and strides, too.
     """
-    name = getattr(settings, "upsampler", "bilinear")
-    if name == "bilinear":
-        return ""
+    name = settings.upsampler
     coarsest, stride = max(backbone.strides), settings.feature_stride
     if len(set(backbone.strides)) == 1 or settings.layers not in ("all", "auto"):
         stride = stride or coarsest  # a single map stays as it is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmark.commands.main import main
+from benchmark.parser import main
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from benchmark.commands.main import main
+from benchmark.parser import main
 from reports.store import Client
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from backbones import BACKBONES, Entry, find, register
-from benchmark.plan import split_into_units
-from benchmark.suites import find_suite
+from benchmark.plan import Plan
+from benchmark.suites import SUITES
 from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from probes.datasets.base import PreparedDataset
@@ -18,7 +18,7 @@ from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 
 def plan(tasks, changes, suite="own"):
-    return {task.name: task for task in plan_tasks(find_suite(suite), tasks, changes)}
+    return {task.name: task for task in plan_tasks(SUITES.find(suite), tasks, changes)}
 
 
 def test_every_combination_of_values_is_a_variant():
@@ -66,8 +66,9 @@ def test_a_requested_variant_fixes_its_axis_beside_shares_and_shots():
     ], "ten shots are the default, which has no name"
 
 
-def test_a_suite_may_give_an_axis_several_values_and_the_user_others():
-    suite = replace(find_suite("own"), tasks={"camvid/linear": {"size": "64,96", "lr": 0.5}})
+@pytest.mark.parametrize("sizes", ["64,96", (64, 96)])
+def test_a_suite_may_give_an_axis_several_values_and_the_user_others(sizes):
+    suite = replace(SUITES.find("own"), tasks={"camvid/linear": {"size": sizes, "lr": 0.5}})
     tasks = {task.name: task for task in plan_tasks(suite, [], {})}
     assert list(tasks) == ["camvid/linear:size=64", "camvid/linear:size=96"]
     assert all(task.settings.lr == 0.5 for task in tasks.values())
@@ -87,9 +88,11 @@ def test_words_of_one_setting_are_not_those_of_another_that_shares_its_axis():
 
 
 def test_sizes_are_units_of_their_own_and_layers_share_one(tmp_path):
-    tasks = plan_tasks(find_suite("profile"), ["camvid/patch-knn"], {})
+    tasks = plan_tasks(SUITES.find("profile"), ["camvid/patch-knn"], {})
     data = PreparedDataset(tasks[0].spec, tmp_path, {"val": []})
-    units = split_into_units(tasks, {task.name: data for task in tasks})
+    units = Plan(
+        None, SUITES.find("profile"), tasks, data={task.name: data for task in tasks}
+    ).units
     assert [[task.settings.size for task in unit] for unit in units] == [
         [size] * 4 for size in (224, 448, 672)
     ]

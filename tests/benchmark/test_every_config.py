@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import benchmark.catalog  # noqa: F401
-from benchmark.executor_options import decide_precision
+from benchmark.executor import decide_precision
 from benchmark.options import RunOptions
 from benchmark.suites import SUITES
 from benchmark.tasks import PlannedTask, plan_tasks

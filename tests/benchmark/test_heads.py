@@ -7,7 +7,7 @@ import yaml
 
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan
-from benchmark.suites import find_suite
+from benchmark.suites import SUITES
 from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from probes.datasets.base import PreparedDataset
@@ -21,7 +21,7 @@ HEAD = "--task camvid/head --set head.type=UPerHead --set head.channels=8"
 
 
 def test_options_of_a_head_are_part_of_the_identity(workdir):
-    own = find_suite("own")
+    own = SUITES.find("own")
 
     def conditions(**overrides):
         (task,) = plan_tasks(own, ["camvid/head"], overrides)

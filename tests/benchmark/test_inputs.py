@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import backbones
 import benchmark.catalog  # noqa: F401
-from benchmark.plan import check_fit
-from benchmark.suites import find_suite
+from benchmark.options import RunOptions
+from benchmark.plan import Plan
+from benchmark.suites import SUITES
 from benchmark.tasks import BackboneInfo, plan_tasks
 from cliptex_common.errors import UserError
 from probes.base import FeatureProbe
@@ -23,10 +22,12 @@ class Forgetful(FeatureProbe):
         pass
 
 
-def test_layers_are_checked_whatever_a_probe_checks(monkeypatch):
+def test_layers_are_checked_whatever_a_probe_checks(monkeypatch, tmp_path):
     name = "classification/knn"
     monkeypatch.setitem(PROBES, name, Forgetful(**vars(PROBES[name])))
-    (task,) = plan_tasks(find_suite("own"), ["imagefolder/knn"], {"features": "99"})
+    own = SUITES.find("own")
+    tasks = plan_tasks(own, ["imagefolder/knn"], {"features": "99"})
+    plan = Plan(RunOptions(data={"imagefolder": tmp_path}), own, tasks)
     backbone = BackboneInfo.of(backbones.create("random"), {})
     with pytest.raises(UserError, match="layers=99: backbone 'random' has"):
-        check_fit([task], {"imagefolder": Path()}, backbone)
+        plan.inapplicable_tasks(backbone)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.commands import looking
-from benchmark.commands.main import main
+from benchmark.parser import main
 from cliptex_common.errors import UserError
 
 pytestmark = pytest.mark.integration
@@ -89,7 +89,7 @@ HEAVY = "mmengine mmcv mmseg mmdet torchvision timm open_clip transformers mlflo
 )
 def test_commands_that_only_list_import_no_library_that_computes(words, heavy):
     code = (
-        "import sys; from benchmark.commands.main import main\n"
+        "import sys; from benchmark.parser import main\n"
         f"code = main({words.split()!r})\n"
         f"sys.exit(code or ' '.join(set({heavy!r}.split()) & set(sys.modules)) or None)"
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmark.commands.main import main, parse, parser
+from benchmark.parser import main, parse, parser
 
 
 def parsers(within: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -11,7 +11,7 @@ import torch
 import benchmark.catalog  # noqa: F401
 from benchmark.options import RunOptions
 from benchmark.plan import find_folders, make_plan, prepare_data
-from benchmark.suites import find_suite
+from benchmark.suites import SUITES
 from benchmark.tasks import plan_tasks, settings_in
 from cliptex_common.errors import UserError
 from cliptex_common.settings import one_line_errors
@@ -22,7 +22,7 @@ from tests.probes.datasets.make_shifts import make_imagenet
 
 def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
     suite = replace(
-        find_suite("paper"), tasks={"nyu-depth/linear": {"lr": 0.5, "precision": "bf16"}}
+        SUITES.find("paper"), tasks={"nyu-depth/linear": {"lr": 0.5, "precision": "bf16"}}
     )
     (task,) = plan_tasks(suite, [], {"protocol": "dinov3", "max_iters": "100"})
     settings = task.settings
@@ -103,7 +103,24 @@ def test_precision_is_decided_where_the_device_is(options, precision, monkeypatc
         ),
         ("own", ["imagefolder/linear:0"], {}, "train_share=0"),
         ("own", ["imagefolder/zero-shot:0.5"], {}, "trains on nothing"),
-        ("own", ["imagefolder/knn"], {"k": "5,many"}, "--set k=5,many: the tasks take numbers"),
+        (
+            "own",
+            ["imagefolder/knn"],
+            {"k": "many"},
+            "knn does not take it; neighbours=many",
+        ),
+        (
+            "own",
+            ["imagefolder/knn"],
+            {"k": "5,many"},
+            "knn does not take many; name the tasks that do, --set TASK.k=5,many",
+        ),
+        (
+            "mini",
+            ["mini-seg/linear", "mini-class/linear"],
+            {"layers": "last,50%"},
+            "linear does not take last; name the tasks that do, --set TASK.layers=last,50%",
+        ),
         (
             "own",
             ["imagefolder/linear:0.1"],
@@ -114,7 +131,7 @@ def test_precision_is_decided_where_the_device_is(options, precision, monkeypatc
 )
 def test_wrong_tasks_and_settings(suite, tasks, changes, message):
     with pytest.raises(UserError, match=message):
-        plan_tasks(find_suite(suite), tasks, changes)
+        plan_tasks(SUITES.find(suite), tasks, changes)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +149,7 @@ def test_wrong_options(options, message):
 
 
 def test_protocol_changes_with_everything_a_number_depends_on(tmp_path):
-    paper = find_suite("paper")
+    paper = SUITES.find("paper")
     (task,) = plan_tasks(paper, ["voc/linear"], {})
     data = PreparedDataset(DATASETS["voc"], tmp_path, {"train": [], "val": []}, fingerprint="a")
     protocols = [
@@ -160,24 +177,36 @@ def test_tasks_choose_the_suite(tasks, suite):
     assert make_plan(RunOptions(backbones=["random"], tasks=tasks)).suite.name == suite
 
 
-def test_an_unlisted_task_has_the_settings_that_tasks_on_its_dataset_share():
-    paper, tasks = find_suite("paper"), ["nyu-depth/dpt-probe3d"]
+def test_an_unlisted_task_has_the_settings_that_its_suite_declares_as_far_as_its_probe_has_them():
+    paper, tasks = SUITES.find("paper"), ["nyu-depth/dpt-probe3d"]
     (own,), (preset,) = (
         plan_tasks(paper, tasks, {}),
         plan_tasks(paper, tasks, {"protocol": "probe3d"}),
     )
     assert (own.settings.precision, own.settings.bins) == ("auto", 0)
     assert (preset.settings.precision, preset.settings.bins) == ("fp32", 256)
-    mini = find_suite("mini")
+    mini = SUITES.find("mini")
     (ssd,) = plan_tasks(mini, ["mini-det/ssd"], {"augment": "false"})
     assert ssd.settings.out_channels == 32  # and nothing that only mask-rcnn has
     tasks = ["mini-seg/linear", "mini-seg/dpt", "mini-seg/patch-knn"]
     linear, dpt, knn = plan_tasks(mini, tasks, {})
     assert dpt.settings == linear.settings
     assert (knn.settings.size, knn.settings.feature_stride) == (64, 8)  # trains nothing
-    differing = {"voc/linear": {"size": 64, "lr": 0.5}, "voc/pspnet": {"size": 64, "lr": 0.1}}
-    suite = replace(find_suite("paper"), tasks=differing)
-    assert settings_in(suite, "voc/deeplabv3") == {"size": 64}
+    (untuned,) = plan_tasks(mini, ["mini-class/few-shot"], {})
+    assert untuned.settings.size is None, "whatever the others on its dataset have"
+    unlisted = {"": {"size": 64}, "voc": {"size": 96, "lr": 0.5}, "voc/pspnet": {"lr": 0.1}}
+    suite = replace(paper, unlisted=unlisted)
+    names = ["voc/dpt", "ade20k/dpt", "voc/patch-knn"]
+    settings = [settings_in(suite, name) for name in names]
+    assert settings == [{"size": 96, "lr": 0.5}, {"size": 64}, {"size": 96}]
+    listed = replace(suite, tasks={"voc/linear": {}})
+    assert settings_in(listed, "voc/pspnet") == {"lr": 0.1}
+
+
+def test_a_suite_does_not_misspell_a_setting():
+    suite = replace(SUITES.find("paper"), tasks={"voc/linear": {"max_itres": 3}})
+    with pytest.raises(UserError, match="no setting 'max_itres'; did you mean max_iters"):
+        plan_tasks(suite, [], {})
 
 
 def test_tasks_of_several_suites_have_the_settings_of_their_own():
@@ -220,7 +249,7 @@ def test_a_dataset_that_no_suite_has_belongs_to_own(monkeypatch):
         assert plan.suite.name == "own"
         assert {task.name for task in plan.tasks} == {"camvid/linear", "streets/linear"}
         with pytest.raises(UserError, match="suite 'paper' has no task"):
-            plan_tasks(find_suite("paper"), ["streets/linear"], {})
+            plan_tasks(SUITES.find("paper"), ["streets/linear"], {})
     finally:
         DATASETS.pop("streets", None)
 
@@ -246,7 +275,7 @@ def test_a_backbone_brings_its_baselines_and_a_group_its_members(suite, options,
 
 def test_variants_of_a_task():
     """A share of train or a number of shots is a task of its own."""
-    own = find_suite("own")
+    own = SUITES.find("own")
     names = ["imagefolder/linear", "imagefolder/few-shot", "imagefolder/knn:0.5"]
     changes = {"train_share": "0.01,0.1,1", "shots": "1, 10"}
     tasks = {task.name: task for task in plan_tasks(own, names, changes)}
@@ -284,7 +313,7 @@ def test_a_dataset_that_the_copy_cannot_be_is_left_out_of_a_suite_and_named(work
 def test_where_a_head_comes_from_is_resolved_when_tasks_are_planned():
     tasks = {
         task.name: task
-        for task in plan_tasks(find_suite("paper"), ["imagenet-a/linear"], {"epochs": "2"})
+        for task in plan_tasks(SUITES.find("paper"), ["imagenet-a/linear"], {"epochs": "2"})
     }
     trains, uses = tasks["imagenet/linear"], tasks["imagenet-a/linear"]
     assert trains.scored_with is None and not trains.uses_head

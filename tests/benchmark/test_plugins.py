@@ -11,8 +11,8 @@ import yaml
 import backbones
 from backbones.cliptex.recipes import find_recipe
 from benchmark import evaluate
-from benchmark.commands.main import main
-from benchmark.suites import find_suite
+from benchmark.parser import main
+from benchmark.suites import SUITES
 from benchmark.tasks import plan_tasks
 from cliptex_common import registry
 from cliptex_common.registry import load_plugins
@@ -29,7 +29,7 @@ from backbones.cliptex.tasks import TASKS, find_task
 from benchmark.suites import Suite, register_suite
 from cliptex_common.settings import settings_dataclass
 from probes.base import FeatureProbe
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.registry import Preset, Protocol, register_protocol
 from probes.registry import DATASETS, PROBES, register_dataset, register_probe
 
 KNN = PROBES["classification/knn"]
@@ -94,7 +94,7 @@ def test_what_a_plugin_computes_has_its_sha256_and_nothing_else_has(plugin):
     data = {"train": [], "val": []}
 
     def conditions(task, suite="own", protocol="own"):
-        (planned,) = plan_tasks(find_suite(suite), [task], {"protocol": protocol})
+        (planned,) = plan_tasks(SUITES.find(suite), [task], {"protocol": protocol})
         return planned.conditions(PreparedDataset(planned.spec, Path(), data))
 
     before = conditions("imagefolder/linear")

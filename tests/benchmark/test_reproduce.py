@@ -17,10 +17,8 @@ from benchmark import reproduce as targets_module
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan
 from benchmark.suites import SUITES, Suite, register_suite
-from probes.datasets.base import DatasetSpec
-from probes.datasets.layouts import mirrored
-from probes.protocols.base import PROTOCOLS, Preset, Protocol
-from probes.registry import DATASETS, register_dataset
+from probes.datasets.base import DatasetSpec, mirrored
+from probes.registry import DATASETS, PROTOCOLS, Preset, Protocol, register_dataset
 from reports.published.table import PublishedNumber
 from tests.benchmark.run_command import run_command
 from tests.probes import tiny_dense

@@ -17,7 +17,7 @@ from cliptex_common.errors import UserError
 from probes.base import Head
 from probes.datasets import classification
 from probes.datasets.base import PreparedDataset
-from probes.predictor import load_predictor, read_head, write_head
+from probes.predictor import load_predictor, read_head
 from probes.registry import DATASETS, find_task
 from tests.benchmark.run_command import read_json, run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder, make_nyu
@@ -178,7 +178,7 @@ def test_other_classes_are_refused_before_the_work(other_name, workdir, capsys, 
 def test_a_file_that_is_not_of_a_task_s_run_is_named(workdir, capsys):
     about = {"task": "imagenet", "kind": "classification", "classes": (), "backbone": {}}
     about |= {"weights.sha256": "", "seed": 0}
-    write_head(Head({"weight": torch.zeros(2)}, about), Path("my.st"))
+    Head({"weight": torch.zeros(2)}, about).write(Path("my.st"))
     assert run_command(f"{RUN} --jobs 1 --task imagenet-a/linear --head my.st") == 2
     assert "my.st does not hold what it was trained on" in capsys.readouterr().err
 
@@ -188,7 +188,7 @@ def test_a_head_that_was_changed_after_its_run_is_not_scored(shifts, capsys):
     (trained,) = cells()["imagenet/linear"]
     path = Path(trained.info.artifact_uri, "head/head.safetensors")
     head = read_head(path)
-    write_head(replace(head, tensors={name: 0 * each for name, each in head.tensors.items()}), path)
+    replace(head, tensors={name: 0 * each for name, each in head.tensors.items()}).write(path)
     assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet-a/linear") == 2
     assert "the file was changed" in capsys.readouterr().err
 

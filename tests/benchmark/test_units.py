@@ -18,7 +18,7 @@ from benchmark.cell import cell_locks, describe_backbone, finished_cells, probe_
 from benchmark.options import DataOptions
 from benchmark.plan import find_folders, prepare_data
 from benchmark.run import log_backbone
-from benchmark.suites import find_suite
+from benchmark.suites import SUITES
 from benchmark.tasks import BackboneInfo, Job, plan_tasks
 from cliptex_common.files import home, write_json
 from cliptex_common.settings import parse_pairs
@@ -36,7 +36,7 @@ RUN += "".join(f" --set {each}" for each in SETTINGS)
 
 def cells() -> list[str]:
     """Keys of the cells that ``RUN`` runs."""
-    tasks = plan_tasks(find_suite("own"), TASKS, parse_pairs(SETTINGS))
+    tasks = plan_tasks(SUITES.find("own"), TASKS, parse_pairs(SETTINGS))
     options = DataOptions(data_root=Path())
     data = prepare_data(tasks, find_folders(tasks, options), options, num_workers=0)
     backbone = BackboneInfo.of(backbones.create("random", seed=0), {})
@@ -113,7 +113,7 @@ def test_two_commands_at_once_run_each_cell_once(workdir):
 def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished():
     tracker = Tracker("forced")
     with tracker.run("parent") as parent, tracker.run("another") as another:
-        (task,) = plan_tasks(find_suite("own"), ["imagefolder/linear"], {"epochs": "2"})
+        (task,) = plan_tasks(SUITES.find("own"), ["imagefolder/linear"], {"epochs": "2"})
         options = DataOptions(data_root=Path())
         data = prepare_data([task], find_folders([task], options), options, 0)[task.name]
         backbone = describe_backbone({"name": "random", "seed": 0})

@@ -15,10 +15,14 @@ PATHS = {
     "benchmark.execution.options": "ExecutionOptions",
     "benchmark.execution.progress": "Bar",
     "benchmark.execution.unit": "Unit",
+    "benchmark.executor_options": "ExecutionOptions",
     "benchmark.suites.catalog": "COMPARED",
     "benchmark.suites.paper": "ENCODER",
     "benchmark.suites.registry": "register_suite",
+    "probes.datasets.layouts": "mirrored",
     "probes.dense.tasks.base": "DenseTask",
+    "probes.dense.transforms": "image_only",
+    "probes.protocols.base": "Preset",
     "reports.metrics": "Metric",
 }
 

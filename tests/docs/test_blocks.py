@@ -33,18 +33,18 @@ from benchmark.cell import describe_backbone
 from benchmark.commands.data import CheckDatasets, GetDatasets, ListCache, RemoveFromCache
 from benchmark.commands.doctor import Doctor
 from benchmark.commands.looking import WriteReport
-from benchmark.commands.main import main, parse
 from benchmark.commands.making import MakeLabels, PredictLabels, TrainBackbone, TrainExpert
 from benchmark.commands.runs import Reproduce, RunTasks, Watch
 from benchmark.commands.sweep import Launch
 from benchmark.executor import EXECUTORS
 from benchmark.options import RunOptions, run_options
+from benchmark.parser import main, parse
 from benchmark.plan import make_plan
 from benchmark.reproduce import FEW, TEXT_BACKBONE, find_targets
 from benchmark.result import RunResult, as_json
 from benchmark.run import dry_run
 from benchmark.run import run as run_tasks
-from benchmark.suites import find_suite
+from benchmark.suites import SUITES
 from benchmark.sweep import plan_sweep
 from benchmark.tasks import BackboneInfo, plan_tasks
 from cliptex_common import registry
@@ -393,7 +393,7 @@ def test_json_is_what_is_written_and_read(tmp_path):
         False,
     ]
     shown = json.loads(result.text)
-    tasks = plan_tasks(find_suite("paper"), ["voc/linear", "voc/pspnet"], {})
+    tasks = plan_tasks(SUITES.find("paper"), ["voc/linear", "voc/pspnet"], {})
     metrics, (failure,) = shown["backbones"]["clip"]["voc/linear"], shown["holes"]
     cells = [
         Cell(backbone="clip", task="voc/linear", seed=0, metrics=metrics),
@@ -407,7 +407,7 @@ def test_json_is_what_is_written_and_read(tmp_path):
     ]
     tracker: Any = SimpleNamespace(experiment="paper", uri="sqlite:///mlflow.db")
     run_ids = {("clip", 0): shown["mlflow"]["run_ids"]["clip"]}
-    written = as_json(RunResult(find_suite("paper"), tasks, cells, run_ids, tracker))
+    written = as_json(RunResult(SUITES.find("paper"), tasks, cells, run_ids, tracker))
     written["holes"][0]["metrics"] = failure["metrics"]
     assert written["backbones"].pop("clip") | {"voc/pspnet": {}} == shown["backbones"].pop(
         "clip"

@@ -11,8 +11,7 @@ import yaml
 
 import benchmark.catalog  # noqa: F401 – registers every probe
 from docs.hooks import MARKER, tasks_table
-from probes.protocols.base import PROTOCOLS
-from probes.registry import PROBES
+from probes.registry import PROBES, PROTOCOLS
 from tests.docs.shown_files import FILE, PAGES, ROOT, with_files
 
 DOCS = ROOT / "docs"

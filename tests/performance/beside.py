@@ -61,7 +61,7 @@ def checkout(protocol: str) -> Path:
         Unavailable: there is none, or it is at another commit than the golden record.
     """
     import probes.catalog  # noqa: F401
-    from probes.protocols.base import PROTOCOLS
+    from probes.registry import PROTOCOLS
     from tests.protocols.sources import commit_of
 
     expected = PROTOCOLS[protocol]
@@ -196,8 +196,7 @@ def our_probe(
     from cliptex_common.heap import keep_freed_memory
     from cliptex_common.settings import with_changes
     from probes.features.store import root
-    from probes.protocols.base import find_preset
-    from probes.registry import find_task
+    from probes.registry import find_preset, find_task
     from tests.performance.toys import classified, context
     from tests.probes.tiny_dense import prepared
 

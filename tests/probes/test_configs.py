@@ -7,12 +7,11 @@ import pytest
 from mmengine.config import Config
 
 import probes.catalog  # noqa: F401  registers the probes
-from probes.configs import config_files
 from probes.dense.config import dense_config
 from probes.detection.models import detection_config
 from probes.registry import PROBES
 from probes.settings import places
-from probes.train.config import read_config, stated_settings
+from probes.train.config import config_files, read_config, stated_settings
 from tests.probes import tiny_coco, tiny_dense
 from tests.probes.tiny_mmlab import context
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from probes.base import Cost
-from probes.diagnostics import label_free, log_label_free
+from probes.pictures import label_free, log_label_free
 from tests.recorder import Recorder
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -99,7 +99,7 @@ def test_heads_on_several_layers_train_in_one_loop_as_they_would_alone(
     name = "tiny-seg/linear"
     tasks = contexts(tmp_path / "joint", segmentation, vit, name, [2, 6], **changes)
     probe = tasks[0][0]
-    assert len({probe.group_key(context) for _, context in tasks}) == 1
+    assert len({probe.join_group(context)[0] for _, context in tasks}) == 1
     joint = [result.metrics["mIoU"] for result in probe.run_group(tasks)]
     alone = contexts(tmp_path / "alone", segmentation, vit, name, [2, 6], **changes)
     last = contexts(tmp_path / "last", segmentation, vit, name, ["last"], **changes)

@@ -17,7 +17,7 @@ from cliptex_common.errors import UserError
 from probes.base import Head, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.image_level.linear import LinearHeads
-from probes.predictor import Predictor, load_predictor, read_head, write_head
+from probes.predictor import Predictor, load_predictor, read_head
 from probes.registry import DATASETS, PROBES
 from tests.probes import tiny_dense
 from tests.probes.datasets import make
@@ -41,7 +41,7 @@ def stored_predictor(
 ) -> Predictor:
     """The predictor from the file that a run stores, on a new backbone where none is given."""
     assert result.head is not None
-    write_head(result.head, folder / "head.safetensors")
+    result.head.write(folder / "head.safetensors")
     predictor = load_predictor(folder / "head.safetensors", backbone)
     predictor.backbone.register_forward_pre_hook(check_exact)
     return predictor
@@ -208,7 +208,7 @@ def test_a_head_starts_nothing(tmp_path, monkeypatch, metadata, message):
     backbone = backbones.create("random")
     metadata = {"imports": [], "scope": "mmseg", "pipeline": [], **metadata}
     head = {**HEAD, "backbone": {"name": "random"}, "weights.sha256": backbone.weights.sha256}
-    write_head(Head({}, head | metadata), tmp_path / "head.st")
+    Head({}, head | metadata).write(tmp_path / "head.st")
     with pytest.raises(UserError, match=message):
         load_predictor(tmp_path / "head.st", None if "backbone" in metadata else backbone)
     assert not Path("started").exists()

@@ -11,14 +11,15 @@ import backbones.registry  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.settings import field_names, with_changes
-from probes.protocols.base import (
+from probes.registry import (
     OWN,
+    PROBES,
     PROTOCOLS,
     check_required,
     find_preset,
+    find_task,
     preset_deviations,
 )
-from probes.registry import PROBES, find_task
 from probes.train.frozen_backbone import FrozenBackbone
 from tests.probes import tiny_dense
 

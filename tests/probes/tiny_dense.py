@@ -8,8 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.datasets.layouts import mirrored
+from probes.datasets.base import DatasetSpec, PreparedDataset, mirrored
 from probes.registry import DATASETS, register_dataset
 
 CLASSES = ("red", "green", "blue")
@@ -101,9 +100,8 @@ def prepared(root: Path, kind: str, seed: int = 0) -> PreparedDataset:
 def pipelines(data: PreparedDataset, settings, crop, mean=(0, 0, 0)) -> tuple[list, list]:
     """Of train and val, as a config has them."""
     # they prepare mmseg, which takes seconds
-    from probes.configs import config_files
     from probes.dense.config import complete_pipelines
-    from probes.train.config import apply_settings, read_config
+    from probes.train.config import apply_settings, config_files, read_config
 
     config = read_config(*config_files(data.spec.kind, "linear"))
     apply_settings(config, settings)

@@ -34,8 +34,7 @@ from probes.dense.patches.logreg import fit, targets
 from probes.dense.patches.memory import class_count, held_out_images, remember
 from probes.dense.segmentation import segmentation_scores
 from probes.image_level.linear import Standardiser
-from probes.protocols.base import PROTOCOLS
-from probes.registry import PROBES
+from probes.registry import PROBES, PROTOCOLS
 from tests.probes.tiny_mmlab import context
 from tests.protocols import capi_attentive, capi_choice, segmented, sources
 from tests.protocols.fields import read_record

@@ -198,8 +198,7 @@ def suite(order: list[list[int]]) -> dict[str, Any]:
     import probes.catalog  # noqa: F401  registers every protocol
     from probes.image_level.attentive import AttentiveHeads, adamw, create_head
     from probes.image_level.linear import cosine, train_step
-    from probes.protocols.base import find_preset
-    from probes.registry import find_task
+    from probes.registry import find_preset, find_task
 
     spec, probe = find_task("imagenet/attentive")
     settings = probe.settings_type(**find_preset("capi", spec, probe).settings)

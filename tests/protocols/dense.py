@@ -30,8 +30,7 @@ from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
 from probes.dense.heads import LinearHead
 from probes.dense.model import DenseModel
-from probes.protocols.base import find_preset
-from probes.registry import find_task
+from probes.registry import find_preset, find_task
 from probes.train import loop as training
 from probes.train.config import training_config
 from probes.train.sampling import EndlessSampler, SeededSamples, isolated_rng

@@ -166,8 +166,7 @@ def suite() -> dict[str, dict[str, Any]]:
         sgd,
         train_step,
     )
-    from probes.protocols.base import find_preset
-    from probes.registry import find_task
+    from probes.registry import find_preset, find_task
 
     spec, probe = find_task("imagenet/linear")
     settings = probe.settings_type(**find_preset("dinov2", spec, probe).settings)

@@ -21,13 +21,13 @@ import torch
 import probes.catalog  # noqa: F401
 from cliptex_common.settings import with_changes
 from probes.base import Context
-from probes.dense.patches import crops, in_context
+from probes.dense.patches import images as crops
+from probes.dense.patches import knn
 from probes.dense.patches.images import PatchImages
 from probes.dense.patches.memory import class_count, rarest, remember
 from probes.dense.patches.pixels import Patches, class_shares
 from probes.dense.segmentation import hungarian_miou
-from probes.protocols.base import PROTOCOLS, find_preset
-from probes.registry import DATASETS, PROBES
+from probes.registry import DATASETS, PROBES, PROTOCOLS, find_preset
 from tests.probes.tiny_mmlab import context
 from tests.protocols import segmented, sources
 
@@ -214,7 +214,7 @@ def _suite_fields(folder: Path) -> dict[str, Any]:
     fields: dict[str, Any] = {"mIoU_hungarian": {}}
     for dataset, void in segmented.VOID.items():
         task = _prepare(folder, dataset)
-        result = in_context.run(task)
+        result = knn.run_in_context(task)
         fields["mIoU_hungarian"][str(void)] = result.metrics["mIoU_hungarian"]
         memory = remember(task)
         shares = memory.labels.roll(1, dims=1) if void == 0 else memory.labels

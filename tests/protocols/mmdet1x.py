@@ -51,8 +51,7 @@ def suite() -> dict[str, dict[str, Any]]:
 
     import backbones.registry  # noqa: F401  registers the families of names
     from cliptex_common.settings import with_changes
-    from probes.protocols.base import find_preset
-    from probes.registry import find_task
+    from probes.registry import find_preset, find_task
     from tests.probes import tiny_coco
     from tests.probes.tiny_mmlab import context
 

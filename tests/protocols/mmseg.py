@@ -22,8 +22,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from cliptex_common.device import prefers_bf16
-from probes.protocols.base import find_preset
-from probes.registry import find_task
+from probes.registry import find_preset, find_task
 from tests.protocols import dense, segmented
 from tests.protocols.dense import CHANNELS, CLASSES, IMAGES, STEPS, labels, random, summary
 

@@ -58,8 +58,7 @@ def suite(protocol: str) -> dict[str, Any]:
     from probes.image_level.classification import top1
     from probes.image_level.encode import encoder
     from probes.image_level.neighbours import votes
-    from probes.protocols.base import find_preset
-    from probes.registry import find_task
+    from probes.registry import find_preset, find_task
 
     spec, probe = find_task("imagenet/knn")
     settings = probe.settings_type(**find_preset(protocol, spec, probe).settings)

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from cliptex_common.device import prefers_bf16
 from probes.datasets.download import millimetres
-from probes.dense.losses import TaskObjective
-from probes.dense.metrics import TaskScores
+from probes.dense.dataset import LoadGroundTruth
+from probes.dense.losses import TaskObjective, TaskScores
 from probes.dense.settings import in_iterations, native_stride, reads_class_token, round_up
-from probes.dense.transforms import LoadGroundTruth
 from probes.registry import DATASETS
 from probes.train.frozen_backbone import FrozenBackbone
 from probes.train.sampling import SeededSamples, isolated_rng

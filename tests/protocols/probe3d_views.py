@@ -35,8 +35,7 @@ from probes.matching.views import (
     relative_pose,
     sampled_pairs,
 )
-from probes.protocols.base import find_preset
-from probes.registry import DATASETS, find_task
+from probes.registry import DATASETS, find_preset, find_task
 from tests.probes.matching.layouts import make_navi, make_scannet
 from tests.protocols.dense import random, summary
 

@@ -27,8 +27,7 @@ from probes.matching.videos import (
     read_masks,
     resize_frame,
 )
-from probes.protocols.base import find_preset
-from probes.registry import DATASETS, find_task
+from probes.registry import DATASETS, find_preset, find_task
 from tests.probes import tiny_mmlab
 from tests.probes.matching.layouts import make_davis, noisy_scene
 from tests.protocols.dense import photograph, random, summary

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import probes.catalog  # noqa: F401  registers every protocol
 from backbones.backbone import versions
-from probes.protocols.base import PROTOCOLS
+from probes.registry import PROTOCOLS
 from tests.protocols.fields import OTHERS, module, plain, record_path, with_facts
 from tests.protocols.sources import commit_of
 

@@ -78,8 +78,7 @@ def suite() -> dict[str, dict[str, Any]]:
     import probes.catalog  # noqa: F401  registers everything
     from cliptex_common.settings import with_changes
     from probes.matching.instances import RetrievalViews
-    from probes.protocols.base import find_preset
-    from probes.registry import find_task
+    from probes.registry import find_preset, find_task
     from tests.probes.datasets import make
     from tests.probes.whole_images import context
 

@@ -14,8 +14,7 @@ from backbones import registry
 from backbones.backbone import Backbone, DataConfig, Weights
 from backbones.registry import Entry, Request
 from probes.base import Context
-from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.datasets.layouts import mirrored
+from probes.datasets.base import DatasetSpec, PreparedDataset, mirrored
 from probes.dense.patches.images import PatchImages
 from probes.registry import DATASETS, register_dataset
 

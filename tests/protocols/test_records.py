@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import probes.catalog  # noqa: F401  registers every protocol
-from probes.protocols.base import PROTOCOLS, Protocol
+from probes.registry import PROTOCOLS, Protocol
 from tests.protocols.fields import (
     OTHERS,
     RECORDS,

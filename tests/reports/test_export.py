@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.commands.main import main
+from benchmark.parser import main
 from reports.pages import csv_values, latex, write
 from reports.records import TrackingError
 from reports.tables import Number, ResultTable

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from benchmark.commands.main import main
+from benchmark.parser import main
 from reports.report import ReportRequest, build_report
 from reports.tracking import Tracker
 from tests.reports.synthetic import write_run

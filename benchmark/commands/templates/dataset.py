@@ -4,8 +4,7 @@ python -m benchmark run --plugin leaves.py --backbone random --task leaves/linea
     --set max_iters=50 --set size=64 --data leaves=DIR
 """
 
-from probes.datasets.base import DatasetSpec
-from probes.datasets.layouts import mirrored
+from probes.datasets.base import DatasetSpec, mirrored
 from probes.registry import register_dataset
 
 register_dataset(

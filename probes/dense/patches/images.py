@@ -1,4 +1,9 @@
-"""The images of a split patch by patch, and the scores of their predictions."""
+"""The images of a split patch by patch, the scores of their predictions, and the random crops that
+may fill a memory.
+
+Crops are in changed colours, as Open-Hummingbird makes them; each follows from the image's content
+and the number of the crop alone.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +15,85 @@ from typing import Any, TypeVar
 import mmcv
 import numpy as np
 import torch
-from mmengine.registry import DATASETS, DefaultScope
+from mmcv.transforms import BaseTransform
+from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
+from torchvision.transforms import (
+    ColorJitter,
+    Compose,
+    InterpolationMode,
+    RandomApply,
+    RandomResizedCrop,
+)
+from torchvision.transforms.functional import resized_crop, to_tensor
 
 from backbones.backbone import Backbone, resize_concat
 from cliptex_common.device import Halving, upload
+from cliptex_common.files import derive_seed
 from cliptex_common.images import spread_indices
 from probes.base import Context, TaskResult, requested_map
 from probes.datasets.base import Split
 from probes.dense.config import dataset_of, preprocessor
+from probes.dense.dataset import LOAD, ground_truth_config
 from probes.dense.group import Predicted, constant_note, draw_preview
-from probes.dense.metrics import TaskScores
-from probes.dense.patches.crops import region_of, resize_region
+from probes.dense.losses import TaskScores
 from probes.dense.patches.pixels import Patches, resize_labels, windows
-from probes.dense.patches.settings import has_void_class
+from probes.dense.patches.probe import has_void_class
 from probes.dense.settings import native_stride, round_up
-from probes.dense.transforms import LOAD, ground_truth_config
+from probes.features.files import content_hash
 from probes.features.store import DTYPES
 from probes.features.views import MapViews, all_crops, encoder_config
 from probes.pictures import GALLERY_IMAGES
 from probes.train import frozen_backbone
+from probes.train.sampling import isolated_rng
+
+AREA, ASPECT = (0.5, 2.0), (3 / 4, 4 / 3)  # of a crop: share of the image's area, width / height
+COLOURS = Compose(
+    [
+        RandomApply([ColorJitter(**{name: 0.1})], 0.5)
+        for name in ("brightness", "contrast", "saturation", "hue")
+    ]
+)
+Region = tuple[int, int, int, int]  # top, left, height, width
+
+
+def draw_region(height: int, width: int) -> Region:
+    """A random part of an image, by torch's generator."""
+    return RandomResizedCrop.get_params(torch.empty(1).expand(3, height, width), AREA, ASPECT)
+
+
+def region_of(path: str, number: int, height: int, width: int) -> Region:
+    """The part of an image file that its crop ``number`` shows."""
+    with isolated_rng(derive_seed("memory crop", content_hash(path), number)):
+        return draw_region(height, width)
+
+
+def resize_region(pixels: Tensor, region: Region, side: int, is_image: bool) -> Tensor:
+    """(C, H, W) → (C, side, side): bilinear with antialiasing, or nearest for labels."""
+    mode = InterpolationMode.BILINEAR if is_image else InterpolationMode.NEAREST
+    return resized_crop(pixels, *region, [side, side], mode, antialias=is_image)
+
+
+@TRANSFORMS.register_module()
+class JitteredCrop(BaseTransform):
+    """Replace an image by its crop ``results["crop"][0]``: its colours are changed, then a part of
+    it is resized to ``crop`` × ``crop`` float32 pixels (BGR, 0–255)."""
+
+    def __init__(self, crop: int) -> None:
+        self.crop = crop
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        path, number = results["img_path"], results["crop"][0]
+        region = region_of(path, number, *results["img"].shape[:2])
+        with isolated_rng(derive_seed("memory colours", content_hash(path), number)):
+            image = COLOURS(Image.fromarray(results["img"][..., ::-1]))
+        pixels = 255 * resize_region(to_tensor(image), region, self.crop, is_image=True)
+        results["img"] = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()[..., ::-1])
+        results["img_shape"] = results["img"].shape[:2]
+        return results
+
 
 T = TypeVar("T")
 QUERIES = 2**14  # patches that are predicted at once, at least
@@ -66,7 +129,7 @@ class PatchImages:
     Args:
         encoder: images → (map,), which is not cached; None for the backbone's own feature maps,
             which are.
-        crops: of each image to take in place of it (``probes.dense.patches.crops``).
+        crops: of each image to take in place of it (``probes.dense.patches.images``).
         device: where the patches are; that of the context by default.
 
     Attributes:

@@ -28,7 +28,7 @@ from probes.dense.patches.memory import (
     remember,
 )
 from probes.dense.patches.pixels import Patches, label_map, pixel_map
-from probes.dense.patches.settings import LogregSettings
+from probes.dense.patches.probe import LogregSettings
 from probes.image_level.linear import Standardiser
 from probes.select import Candidate, log_scores, select_candidate
 

@@ -19,7 +19,7 @@ from cliptex_common.metrics import class_areas, confusion
 from probes.base import Context
 from probes.dense.patches.images import PatchImages, in_groups
 from probes.dense.patches.pixels import Patches, class_shares, pixel_labels
-from probes.dense.patches.settings import has_void_class
+from probes.dense.patches.probe import has_void_class
 from probes.dense.segmentation import segmentation_scores
 from probes.image_level.classification import on_device_if_small
 from probes.select import held_out_by_content

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate, normalize
 from probes.base import Context, TaskResult
 from probes.dense.patches.images import PatchImages, TextSpaceEncoder, evaluate_patches
 from probes.dense.patches.pixels import Patches, average_windows, label_map
-from probes.dense.patches.settings import OpenVocabularySettings
+from probes.dense.patches.probe import OpenVocabularySettings
 from probes.image_level.text import embed_names, templates_for
 
 

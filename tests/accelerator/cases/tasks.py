@@ -14,8 +14,7 @@ from cliptex_common.settings import field_names, with_changes
 from probes.base import Context, Probe
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import prepare
-from probes.protocols.base import PROTOCOLS, Preset
-from probes.registry import DATASETS, PROBES
+from probes.registry import DATASETS, PROBES, PROTOCOLS, Preset
 from tests.probes import tiny_coco, tiny_dense, tiny_mmlab
 from tests.probes.datasets import make
 from tests.probes.matching.layouts import make_davis, make_navi, make_scannet

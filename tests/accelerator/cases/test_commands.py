@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmark import evaluate
-from benchmark.commands.main import main
-from benchmark.executor_options import choose_device
+from benchmark.executor import choose_device
+from benchmark.parser import main
 from cliptex_common.device import device_name
 from tests.accelerator.cases.devices import is_pretended
 from tests.benchmark.test_api import IMAGES, Patches

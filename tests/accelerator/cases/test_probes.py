@@ -14,7 +14,7 @@ from cliptex_common.device import CPU
 from cliptex_common.settings import field_names
 from probes.base import Probe, TaskResult
 from probes.matching.views import PosedViews
-from probes.predictor import load_predictor, write_head
+from probes.predictor import load_predictor
 from probes.registry import PROBES
 from probes.upsamplers.upsample import AnyUp
 from tests.accelerator.cases.devices import check_metrics, is_pretended
@@ -170,7 +170,7 @@ def test_a_stored_head_predicts_as_on_the_cpu(name, tmp_path, device, in_fp32):
     probe = PROBES[name]
     data = write_data(probe, tmp_path / "data")
     task = make_task(probe, tmp_path / "work", CPU, data, small(probe, {}))
-    write_head(probe.run(task).head, tmp_path / "head.safetensors")
+    probe.run(task).head.write(tmp_path / "head.safetensors")
     image = data.root / data.samples["val"][0].image
     predictions = []
     for target in (CPU, device):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmark.commands import doctor
-from benchmark.commands.main import main
+from benchmark.parser import main
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmark.commands.main import main
+from benchmark.parser import main
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.test_manual import write_files
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.commands.main import main
 from benchmark.commands.new import NAMES
+from benchmark.parser import main
 from cliptex_common import registry as plugins
 from cliptex_common.registry import load_plugins
 

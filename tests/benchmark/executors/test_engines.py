@@ -19,8 +19,7 @@ import torch
 from benchmark import executor as base
 from benchmark import slurm as slurm_executor
 from benchmark import unit
-from benchmark.executor import Executor
-from benchmark.executor_options import ExecutionOptions
+from benchmark.executor import ExecutionOptions, Executor
 from benchmark.local import LocalExecutor
 from benchmark.progress import Bar
 from benchmark.unit import WorkerLost

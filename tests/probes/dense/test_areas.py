@@ -11,7 +11,7 @@ from cliptex_common.errors import UserError
 from probes.datasets.check import prepare
 from probes.dense.dataset import DenseDataset
 from probes.dense.depth import DepthSettings
-from probes.dense.metrics import TaskScores
+from probes.dense.losses import TaskScores
 from probes.dense.model import at_own_size
 from probes.dense.settings import bounds_read, bounds_scored
 from probes.dense.tasks import DENSE_TASKS

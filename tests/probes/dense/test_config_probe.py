@@ -9,7 +9,7 @@ import pytest
 
 import benchmark  # noqa: F401  plugins may be config files
 from benchmark.options import RunOptions
-from benchmark.suites import find_suite
+from benchmark.suites import SUITES
 from benchmark.tasks import plan_tasks
 from cliptex_common import registry
 from cliptex_common.errors import UserError
@@ -121,7 +121,7 @@ def test_what_the_file_states_in_its_own_way_is_not_a_setting(tmp_path, file, ch
 def test_the_options_of_a_command_name_the_file(file):
     (name,) = RunOptions(tasks=[f"camvid/{file}"]).tasks
     assert name == "camvid/my_probe"
-    (task,) = plan_tasks(find_suite("own"), [name], {})
+    (task,) = plan_tasks(SUITES.find("own"), [name], {})
     assert (task.settings.lr, task.settings.max_iters, task.settings.batch_size) == (2e-3, 3, 2)
     assert PROBES.origin("segmentation/my_probe")["plugin"]
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from backbones.cliptex.tasks import TASKS
-from benchmark.commands.main import main
+from benchmark.parser import main
 from cliptex_common import registry
 from probes.dense.tasks import DENSE_TASKS
 from probes.predictor import load_predictor

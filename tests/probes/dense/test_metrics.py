@@ -11,7 +11,7 @@ from mmseg.evaluation.metrics import DepthMetric
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 
 from cliptex_common.metrics import angles
-from probes.dense.metrics import TaskScores
+from probes.dense.losses import TaskScores
 from probes.dense.segmentation import segmentation_scores
 
 seeds = st.integers(0, 2**32 - 1)

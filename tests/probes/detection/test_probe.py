@@ -16,14 +16,13 @@ from PIL import Image
 from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
 from probes.base import TaskResult
-from probes.configs import config_files
 from probes.detection import models
 from probes.detection.coco import CocoInstances, encode_mask, mean_ap
 from probes.detection.models import coco_set
 from probes.detection.probe import BOXES, MASKS
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.registry import PROBES
-from probes.train.config import apply_settings, read_config
+from probes.train.config import apply_settings, config_files, read_config
 from probes.train.loop import STATE_FILE
 from reports.per_image import image_scores
 from reports.records import to_columns

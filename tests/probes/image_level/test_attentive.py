@@ -11,7 +11,7 @@ import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.image_level import linear as random_crops
 from probes.image_level.probe import ATTENTIVE, LINEAR
-from probes.predictor import load_predictor, write_head
+from probes.predictor import load_predictor
 from probes.registry import DATASETS
 from tests.probes.whole_images import Colours, context, run_interrupted
 
@@ -67,7 +67,7 @@ def test_its_head_predicts_again(root, tmp_path, pool):
     task = task_of(root, **SMALL, **changes)
     result = ATTENTIVE.run(task)
     path = tmp_path / "head.safetensors"
-    write_head(result.head, path)
+    result.head.write(path)
     predict = load_predictor(path, task.backbone)
     samples = task.data.samples["val"]
     logits = np.stack([predict(root / sample.image) for sample in samples])

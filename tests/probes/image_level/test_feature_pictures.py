@@ -15,7 +15,7 @@ import backbones
 from backbones.backbone import Preprocessing
 from cliptex_common.errors import UserError
 from probes.base import EncodeContext
-from probes.diagnostics import DIMENSIONS, feature_pictures, principal_components
+from probes.pictures import DIMENSIONS, feature_pictures, principal_components
 from tests.probes.datasets import make
 
 CPU = EncodeContext(torch.device("cpu"), num_workers=0)

@@ -13,7 +13,7 @@ from torch import nn
 
 import backbones
 from backbones.adapters.module import ModuleBackbone
-from probes.diagnostics import GRID, PART_IMAGES, part_features
+from probes.pictures import GRID, PART_IMAGES, part_features
 from reports.statistics import MIN_LIKENESS, part_likeness
 from tests.probes import tiny_dense, tiny_mmlab
 

@@ -22,8 +22,7 @@ from probes.matching.videos import (
     region_similarity,
     resize_frame,
 )
-from probes.protocols.base import find_preset
-from probes.registry import DATASETS
+from probes.registry import DATASETS, find_preset
 from reports.per_image import image_scores
 from tests.probes.datasets.make import save, truncate
 from tests.probes.matching.layouts import Patches, make_davis

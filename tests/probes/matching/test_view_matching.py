@@ -14,8 +14,7 @@ from cliptex_common.errors import UserError
 from probes.datasets.check import prepare, survey
 from probes.matching.probe import OBJECT_VIEWS, SCENE_VIEWS
 from probes.matching.views import PosedImage, in_space, match_views, sampled_pairs
-from probes.protocols.base import check_required
-from probes.registry import DATASETS
+from probes.registry import DATASETS, check_required
 from reports.per_image import image_scores
 from tests.probes.datasets.make import truncate
 from tests.probes.matching.layouts import Patches, make_navi, make_scannet

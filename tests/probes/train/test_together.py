@@ -20,7 +20,7 @@ from backbones import registry
 from cliptex_common.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
-from probes.dense.transforms import LoadGroundTruth
+from probes.dense.dataset import LoadGroundTruth
 from probes.features.files import stores
 from probes.features.store import root
 from probes.registry import PROBES
@@ -175,9 +175,23 @@ def test_one_pass_serves_several_ground_truths(
     check_as_alone(outcomes, contexts)
 
 
+def test_a_config_is_resolved_once_for_the_group_and_the_training(tmp_path, data, monkeypatch):
+    resolved = []
+
+    def build(probe, context, *options):
+        resolved.append(probe.name)
+        return dense_config(probe, context, *options)
+
+    monkeypatch.setattr("probes.dense.group.dense_config", build)
+    probe = PROBES["segmentation/linear"]
+    _, joined = probe.join_group(task(tmp_path, data, "segmentation", "linear", max_iters=1))
+    assert "mIoU" in probe.run(joined).metrics
+    assert resolved == ["linear"]
+
+
 def test_groups_are_of_tasks_that_one_pass_can_train(tmp_path, data):
     def key(kind: str, name: str, **change: Any) -> str:
-        return PROBES[f"{kind}/{name}"].group_key(task(tmp_path, data, kind, name, **change))
+        return PROBES[f"{kind}/{name}"].join_group(task(tmp_path, data, kind, name, **change))[0]
 
     linear = ("segmentation", "linear")
     same = [
@@ -312,7 +326,7 @@ def test_nine_heads_in_one_pass_and_the_best_of_each_three_trained_on_all(tmp_pa
 def test_a_grid_holds_out_the_same_images_for_every_task_on_them(tmp_path, data):
     grids = {key: task(tmp_path, data, *key, lr_grid=(0.1, 0.01), **CACHED) for key in KINDS}
     assert len({tuple(held_out_by_content(each)) for each in grids.values()}) == 1
-    assert len({PROBES["/".join(key)].group_key(each) for key, each in grids.items()}) == 1
+    assert len({PROBES["/".join(key)].join_group(each)[0] for key, each in grids.items()}) == 1
     outcomes = together(grids)
     assert all(isinstance(result, TaskResult) for result in outcomes.values())
     # features of train, of val, and of the held-out images whole; nothing is encoded a second time

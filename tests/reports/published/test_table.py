@@ -10,8 +10,7 @@ import pytest
 import backbones.registry  # noqa: F401  registers the families of names
 import benchmark.catalog  # noqa: F401  registers everything
 from backbones.registry import find
-from probes.protocols.base import PROTOCOLS
-from probes.registry import find_task
+from probes.registry import PROTOCOLS, find_task
 from reports.published.table import OWN_HEAD, costs_of, published_numbers, read_rows
 from tests.reports.synthetic import write_run
 

@@ -18,7 +18,7 @@ from scipy.io import savemat
 from torchvision.datasets import imagenet
 
 import probes.catalog  # noqa: F401
-from benchmark.commands.main import main
+from benchmark.parser import main
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Silent
 from probes.datasets import download

@@ -8,11 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from probes.dense.patches import memory as memory_module
-from probes.dense.patches.in_context import attend
-from probes.dense.patches.knn import PatchKnn
+from probes.dense.patches.knn import PatchKnn, attend
 from probes.dense.patches.memory import remember
 from probes.dense.patches.pixels import Patches
-from probes.dense.patches.settings import InContextSettings, PatchKnnSettings
+from probes.dense.patches.probe import InContextSettings, PatchKnnSettings
 from probes.image_level.linear import Standardiser
 from tests.probes.tiny_mmlab import context
 
