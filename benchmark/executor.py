@@ -136,8 +136,8 @@ def choose_device(name: str) -> torch.device:
     device = torch.device("cpu") if assigned == "0" else current_device()
     if assigned not in (None, "0") and not is_accelerator(device):
         raise UserError(
-            f"this task was assigned a GPU ({describe_variables() or 'of all'}) but torch finds"
-            " none; use --device cpu"
+            f"this unit of work was assigned a GPU ({describe_variables() or 'of all'})"
+            " but torch finds none; use --device cpu"
         )
     return device
 
