@@ -39,8 +39,8 @@ from benchmark.unit import (
 )
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import home, lock_path, locked, locked_async, make_folder
+from cliptex_common.process import is_accelerator_name
 from cliptex_common.registry import Registry, instance_of
-from cliptex_common.visible_devices import is_accelerator_name
 
 MAX_LOST = 2  # times that a unit whose worker died is run again
 MAX_PREEMPTED = 20  # times that a unit that was stopped, and has saved its state, is run again

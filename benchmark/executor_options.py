@@ -14,8 +14,8 @@ from pydantic import AfterValidator, NonNegativeInt
 
 from benchmark.unit import GPUS
 from cliptex_common.errors import UserError
+from cliptex_common.process import describe_variables, is_accelerator_name
 from cliptex_common.settings import Precision, options_dataclass
-from cliptex_common.visible_devices import describe_variables, is_accelerator_name
 
 if TYPE_CHECKING:
     import torch

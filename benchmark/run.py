@@ -50,7 +50,7 @@ from cliptex_common.files import content_key, lock_path, locked_async, mark_in_u
 from cliptex_common.progress import Silent
 from probes.datasets.check import NotChecked
 from reports import records
-from reports.environment import environment
+from reports.provenance import environment
 from reports.records import TAGS, Cell, ParentRun, cost_metrics, metric_key, task_tag
 from reports.selection import weights_labels, with_label
 from reports.store import save_view

@@ -33,9 +33,8 @@ from benchmark.run import ask_for_precision, describe, log_backbone, probe
 from benchmark.stages import TrainedWeights, Training, open_executor_and_tracker, train_weights
 from benchmark.suites import find_suite
 from benchmark.tasks import plan_tasks
-from cliptex_common.errors import UserError
+from cliptex_common.errors import UserError, hide_secrets
 from cliptex_common.files import content_key, home, mark_in_use, write_json
-from cliptex_common.secrets import hide_secrets
 from cliptex_common.settings import options_dataclass
 from reports.pages import attach_report
 from reports.records import TAGS

@@ -1,22 +1,20 @@
-"""Plugins: a user's Python files that register backbones, datasets, probes … by the calls that the
-files of this project use.
+"""Registries by name (backbones, experts, datasets, probes, suites, executors …), and the plugins
+that add to them.
 
-A process imports those that ``load`` is given, and, when it first looks for a name that it does not
-have, those of ``$CLIPTEX_PLUGINS``. A registry records which plugin an entry came from
-(``Registry.origin``).
+A registry is a dictionary of what was registered so far. A name that it lacks may be one of a
+plugin in ``$CLIPTEX_PLUGINS``, of an entry point, or of a module of this project that is slow to
+import (``register_lazy``), which are imported in this order when the name is looked up.
 
-Registries by name: backbones, experts, datasets, probes, suites and executors.
-
-Others add entries by a plugin, a file that calls what the files of this project call, or, in an
-installed package, by an entry point of the registry's group in its setup.cfg::
+A plugin is a user's Python file that makes the calls that the files of this project make. A process
+imports those that ``load_plugins`` is given, and those of ``$CLIPTEX_PLUGINS``; a registry records
+which plugin an entry came from (``Registry.origin``). Modules that plugins import by a path of
+before stay importable (``keep_importable``). An installed package registers by an entry point of
+the registry's group in its setup.cfg::
 
     [options.entry_points]
     cliptex_benchmark.suites =
         my-suite = my_package.my_module:SUITE
-
-A registry is a dictionary of what was registered so far. A name that it lacks may be one of a
-plugin in ``$CLIPTEX_PLUGINS``, of an entry point, or of a module of this project that is slow to
-import (``register_lazy``), which are imported in this order when the name is looked up."""
+"""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ import signal
 import sys
 import threading
 from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -351,3 +349,21 @@ def instance_of(
         return entry
 
     return check
+
+
+class _Moved(ModuleType):
+    """A module in place of one that has moved; what it has is imported when it is asked for."""
+
+    def __init__(self, old: str, new: str) -> None:
+        super().__init__(old)
+        self.__dict__["_new"] = new
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(import_module(self._new), name)
+
+
+def keep_importable(moved: Mapping[str, str]) -> None:
+    """Let ``from OLD import name`` go on: old path of a module → where its names are."""
+    sys.modules.update((old, _Moved(old, new)) for old, new in moved.items())

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.costs import COST_AXES, cost_conditions, cost_figure
 from reports.figures import Figure, Score, cycled_styles, make_layout
 from reports.pages import figure_content, render_template
 from reports.published.table import costs_of, published_numbers, read_rows
 from reports.records import PARENT, PROTOCOL, Cell, Metric, ParentRun
+from reports.relations import COST_AXES, cost_conditions, cost_figure
 from reports.selection import task_order, weights_labels, with_label
 from reports.sharing import SharedResults, check_results, settings_key
 from reports.statistics import (
@@ -90,7 +90,7 @@ class Leaderboard:
     """Everything that the page shows; ``backbones`` has what is known of each.
 
     Attributes:
-        costs: of each, as a row of ``reports.costs.cost_frame``; some may be missing.
+        costs: of each, as a row of ``reports.relations.cost_frame``; some may be missing.
         parents: of all files, under the names of their rows; they have the order of tasks.
     """
 

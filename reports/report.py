@@ -10,16 +10,8 @@ from itertools import chain
 
 import pandas as pd
 
-from cliptex_common.secrets import hide_secrets
-from reports.axes import axis_figures, best_values, mode_changes
+from cliptex_common.errors import hide_secrets
 from reports.comparison import Analysis, analyse
-from reports.costs import (
-    Diagnostics,
-    collect_diagnostics,
-    cost_frame,
-    costs_of_backbones,
-    diagnostics_figures,
-)
 from reports.figures import (
     Figure,
     Style,
@@ -33,6 +25,16 @@ from reports.pictures import FeaturePictures, Gallery, galleries, read_feature_p
 from reports.provenance import Provenance, collect_provenance
 from reports.published.table import PublishedRow, compare_published
 from reports.records import Cell, ParentRun, Record
+from reports.relations import (
+    Diagnostics,
+    axis_figures,
+    best_values,
+    collect_diagnostics,
+    cost_frame,
+    costs_of_backbones,
+    diagnostics_figures,
+    mode_changes,
+)
 from reports.selection import TaskColumn, default_experiments, select, without_studies
 from reports.sharing import read_shared
 from reports.store import UNREADABLE, Store
@@ -71,7 +73,7 @@ class Report:
     Attributes:
         axes: the best values of settings, a sentence each.
         mode_changes: where features change mode between sizes; in ``notes``, too.
-        costs: of backbones (``reports.costs.cost_frame``).
+        costs: of backbones (``reports.relations.cost_frame``).
         figures: by part of the page.
     """
 

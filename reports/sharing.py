@@ -33,9 +33,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from cliptex_common.errors import UserError, first_line, report_malformed
+from cliptex_common.errors import UserError, first_line, hide_secrets, redact, report_malformed
 from cliptex_common.files import atomic_write, canonical_json, content_key, expand_user, home
-from cliptex_common.secrets import hide_secrets, redact
 from reports.per_image import ImageScores, agrees, image_scores, why_unscored
 from reports.records import (
     DAMAGED,

@@ -34,9 +34,8 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 import pandas as pd
 
-from cliptex_common.errors import first_line, suggest
+from cliptex_common.errors import first_line, hide_secrets, redact, remember_secrets, suggest
 from cliptex_common.files import home, lock_path, locked
-from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 from reports.records import (
     DAMAGED,
     TAGS,

@@ -40,11 +40,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from cliptex_common.errors import first_line
+from cliptex_common.errors import first_line, hide_secrets, redact
 from cliptex_common.files import acquire_liveness_lock, home, is_locked, lock_path, locked
 from cliptex_common.progress import repeating
-from cliptex_common.secrets import hide_secrets, redact
-from reports.environment import origin_tags
+from reports.provenance import origin_tags
 from reports.records import COST, TAGS, Record, TrackingError, metric_key
 from reports.store import (
     FAILURE_TAG,

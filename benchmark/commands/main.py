@@ -18,9 +18,8 @@ from typing import Any
 
 from benchmark import unit
 from benchmark.parser import Parser, add_command, read_options
-from cliptex_common.errors import user_error_message
+from cliptex_common.errors import hide_secrets, user_error_message
 from cliptex_common.files import shorten_socket_paths
-from cliptex_common.secrets import hide_secrets
 
 # Waiting OpenMP threads spin by default. Beside loading processes on two cores that made a forward
 # pass eleven times slower. torch reads the variable when it is imported, so it is set here.

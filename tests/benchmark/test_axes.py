@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from backbones import BACKBONES, Entry, find, register
+from backbones.registry import BACKBONES, Entry, find, register
 from benchmark.plan import split_into_units
 from benchmark.suites import find_suite
 from benchmark.tasks import plan_tasks

@@ -15,7 +15,7 @@ import pytest
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from cliptex_common.files import write_text
-from reports.environment import git_commit
+from reports.provenance import git_commit
 from reports.records import TrackingError, metric_key, metric_name
 from reports.store import FAILURE_TAG, PARENT_TAG, Store
 from reports.tracking import Tracker

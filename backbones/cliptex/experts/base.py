@@ -29,10 +29,10 @@ from cliptex_common.device import prefers_bf16
 from cliptex_common.errors import UserError, first_line, report_malformed
 from cliptex_common.files import atomic_write, content_key, read_json, write_json
 from cliptex_common.images import IMAGE_ERRORS, UNKNOWN, open_image, to_rgb
+from cliptex_common.process import cores
 from cliptex_common.progress import Progress
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.settings import ShareRange, one_line_errors, settings_dataclass
-from cliptex_common.visible_devices import cores
 
 # of images (B, 3, S, S) in [0, 1] and their target, as ``LabelMap.warp`` gives it: a scalar
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from backbones.backbone import state_sha256
 from backbones.cliptex.batches import random_geometry
-from backbones.cliptex.cost import count_flops
 from backbones.cliptex.experts.base import (
     CONFIG,
     EXPERTS,
@@ -36,7 +35,7 @@ from backbones.cliptex.trainer import (
     copy_buffers,
     restore_buffers,
 )
-from cliptex_common.device import float32_products, report_out_of_memory, upload
+from cliptex_common.device import count_flops, float32_products, report_out_of_memory, upload
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.progress import Progress
