@@ -292,8 +292,7 @@ class Row:
         # a process may have been killed while this one waited for its lock
         self.tracker.close_stale()
         protocols = self.record.protocols.items()
-        key = f"tags.`{TAGS['run_key']}` = '{self.record.run_key}'"
-        for run in self.tracker.search(key):
+        for run in self.tracker.search(**{TAGS["run_key"]: self.record.run_key}):
             if not isinstance(run, ParentRun) or run.status == "still running":
                 continue
             if all(run.protocols.get(task, value) == value for task, value in protocols):

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from cliptex_common.errors import suggest
 from reports.records import TAGS, Cell, Metric, ParentRun, Record, TrackingError, task_tag
-from reports.store import Store
+from reports.store import PREFIX, Store
 
 R = TypeVar("R", Cell, ParentRun)
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
@@ -113,7 +113,7 @@ def default_experiments(store: Store) -> list[str]:
     ids = store.experiments()
     newest = store.client.search_runs(
         list(ids.values()),
-        f"attributes.status = 'FINISHED' and tags.{TAGS['key']} != ''",
+        f"attributes.status = 'FINISHED' and tags.`{PREFIX}{TAGS['key']}` != ''",
         max_results=1,
         order_by=["attributes.start_time DESC"],
     )

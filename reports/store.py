@@ -1,16 +1,8 @@
-"""Reading an MLflow store.
-
-Access to an MLflow store: its address, a client that fails fast, names that MLflow accepts.
-
-Reading an MLflow store: records of runs, and one tidy table.
+"""An MLflow store: its address, a client that fails fast, and reading: records of runs, one tidy
+table, files of runs, and the view of an experiment in MLflow's UI.
 
 Runs come in bulk requests; artifacts are fetched one by one when they are needed.
-
-A saved view of an experiment's runs in MLflow's UI.
-
-One row for each backbone and seed, one column and bar for each task. MLflow (3.14 and later) lists
-such views, JSON in an experiment's tags, under "Views"; a link names one. The content is what the
-UI's own "Save view" writes."""
+"""
 
 from __future__ import annotations
 
@@ -51,9 +43,9 @@ from reports.records import (
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 PARENT_TAG = "mlflow.parentRunId"
-FAILURE_TAG = "failure"
 PAGE = 1000  # results a request
-PREFIX = "cliptex."  # of this package's tags in MLflow; the code names tags without it
+PREFIX = "cliptex."  # of this package's tags in MLflow; records name them without it
+FAILURE_TAG = f"{PREFIX}failure"
 BUSY_SECONDS = 60  # how long to wait while another program has a SQLite database locked
 # MLflow's codes for a wrong call, a bug here; every other error is the store's: unreachable, full,
 # damaged, forbidden.
@@ -62,7 +54,6 @@ WRONG_CALL = (
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 )
-OWN_TAG = re.compile(rf"tags\.(`?)(?!mlflow\.|{re.escape(PREFIX)})([\w.-]+)\1")  # in a filter
 
 
 def tracking_uri(explicit: str | None = None) -> str:
@@ -108,11 +99,8 @@ def using(explicit: str | None = None) -> Iterator[str]:
 
 
 class Client:
-    """An ``MlflowClient`` with all its methods, and three additions.
-
-    Errors of the store become a ``TrackingError``, secrets are removed from all arguments, and the
-    package's own tags get ``PREFIX`` on their way in and lose it on their way out.
-    """
+    """An ``MlflowClient`` with all its methods, whose errors are ``TrackingError``, and which
+    removes secrets from all arguments."""
 
     def __init__(self, uri: str) -> None:
         from mlflow.tracking import MlflowClient
@@ -141,31 +129,8 @@ class Client:
 
         return call
 
-    def search_runs(
-        self, experiment_ids: Sequence[str], filter_string: str = "", **options: Any
-    ) -> Any:
-        """Search as MLflow does."""
-        prefixed = OWN_TAG.sub(rf"tags.`{PREFIX}\2`", filter_string)
-        page = self.__getattr__("search_runs")(experiment_ids, prefixed, **options)
-        for run in page:
-            _remove_prefix(run.data.tags)
-        return page
-
-    def get_run(self, run_id: str) -> Any:
-        """Get a run as MLflow does."""
-        run = self.__getattr__("get_run")(run_id)
-        _remove_prefix(run.data.tags)
-        return run
-
-    def create_run(
-        self, experiment_id: str, *, tags: Mapping[str, str] | None = None, **options: Any
-    ) -> Any:
-        """Create a run as MLflow does."""
-        prefixed = {tag_key(name): value for name, value in (tags or {}).items()}
-        return self.__getattr__("create_run")(experiment_id, tags=prefixed, **options)
-
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
-        """Set tags in one request for every 100; MLflow cuts long values."""
+        """Set tags, named as in records, in one request for every 100; MLflow cuts long values."""
         from mlflow.entities import RunTag
 
         entities = [RunTag(tag_key(name), str(value)) for name, value in tags.items()]
@@ -191,13 +156,8 @@ def _reason(error: Exception) -> str:
 
 
 def tag_key(name: str) -> str:
-    """A tag's name in MLflow."""
+    """The name in MLflow of a tag of a record."""
     return name if name.startswith(("mlflow.", PREFIX)) else PREFIX + name
-
-
-def _remove_prefix(tags: dict[str, str]) -> None:
-    for name in [name for name in tags if name.startswith(PREFIX)]:
-        tags[name.removeprefix(PREFIX)] = tags.pop(name)
 
 
 def _public(value: Any) -> Any:
@@ -430,10 +390,11 @@ def read_run(run: Any, experiment: str = "") -> Record:
     One with a tag that cannot be read is a plain ``Record``, whose status is ``UNREADABLE``.
     """
     info, data = run.info, run.data
+    tags = {name.removeprefix(PREFIX): value for name, value in data.tags.items()}
     fields: dict[str, Any] = {
         "run_id": info.run_id,
         "name": info.run_name or "",
-        "parent": data.tags.get(PARENT_TAG, ""),
+        "parent": tags.get(PARENT_TAG, ""),
         "status": STATUSES.get(info.status, info.status.lower()),
         "reason": data.tags.get(FAILURE_TAG, ""),
         "experiment": experiment,
@@ -442,13 +403,13 @@ def read_run(run: Any, experiment: str = "") -> Record:
         "started": info.start_time or 0,
     }
     try:
-        declared = json.loads(data.tags.get(TAGS["declared"], "{}"))
+        declared = json.loads(tags.get(TAGS["declared"], "{}"))
         metrics = {
             metric_name(key, declared): value
             for key, value in data.metrics.items()
             if not key.startswith("system/")
         }
-        return read_record(data.tags, data.params, metrics, **fields)
+        return read_record(tags, data.params, metrics, **fields)
     except (ValueError, TypeError, AttributeError) as error:
         reason = f"a tag cannot be read: {' '.join(str(error).split())[:150]}"
         return Record(**fields | {"status": UNREADABLE, "reason": reason})
@@ -484,7 +445,7 @@ def tidy(cells: Sequence[Cell]) -> pd.DataFrame:
 
 VIEW = "cliptex"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-MAIN_TAG = TAGS["main_metrics"]
+MAIN_TAG = PREFIX + TAGS["main_metrics"]
 MOST = 100  # columns; MLflow accepts 20,000 characters
 
 
@@ -527,7 +488,7 @@ def _state(metrics: list[str]) -> dict[str, Any]:
     ]
     section = {"uuid": "main", "name": "Main metrics", "display": True, "isReordered": True}
     return {
-        "searchFilter": f"tags.`{tag_key(TAGS['run_key'])}` != ''",
+        "searchFilter": f"tags.`{PREFIX}{TAGS['run_key']}` != ''",
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
         "selectedColumns": columns,

@@ -1,23 +1,16 @@
-"""Writing to an MLflow store.
+"""Writing runs to MLflow: parents and children, metrics in batches, artifacts, final states, and
+the weights that runs use or make. No other module writes runs.
 
-Signs of life of a process in tags of its MLflow runs.
-
-``process_tags`` and ``is_alive`` tell whether the process that writes a run still runs. Each
-process locks a file of its own until it ends, however it ends, and its runs name that file. On the
-same machine the lock decides. Other machines rely on a time stamp that each open run repeats in
+A run that raises ends FAILED with the reason as a tag, an interrupted one KILLED. A run whose
+process vanished (kill -9, power) is found at the next start and closed, so none stays RUNNING:
+each process locks a file of its own until it ends, however it ends, and its runs name that file. On
+the same machine the lock decides. Other machines rely on a time stamp that each open run repeats in
 MLflow once a minute: the run counts as alive until the stamp is ``LIMIT`` seconds old.
 
-Writing runs to MLflow: parents and children, metrics in batches, artifacts, and final states.
-
-The only module that writes runs. A run that raises ends FAILED with the reason as a tag, an
-interrupted one KILLED. A run whose process vanished (kill -9, power) is found at the next start
-(``reports.tracking``) and closed, so none stays RUNNING.
-
-Weights in MLflow: LoggedModels.
-
-Each backbone that was trained or measured has one, so that MLflow's Models page compares backbones
-by task. A LoggedModel of weights stored elsewhere (on a hub, in a file) is a reference: their
-source, path and sha256 are tags."""
+Weights that were trained or measured have a LoggedModel, so that MLflow's Models page compares
+backbones by task. That of weights stored elsewhere (on a hub, in a file) is a reference: their
+source, path and sha256 are tags.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +41,7 @@ from reports.records import COST, TAGS, Record, TrackingError, metric_key
 from reports.store import (
     FAILURE_TAG,
     PARENT_TAG,
+    PREFIX,
     all_pages,
     connect,
     read_run,
@@ -57,7 +51,9 @@ from reports.store import (
 )
 
 LIMIT = 600.0  # age in seconds at which a time stamp of another machine no longer counts
-MACHINE_TAG, LOCK_TAG, TIME_TAG = "process.machine", "process.lock", "heartbeat.time"
+MACHINE_TAG = f"{PREFIX}process.machine"
+LOCK_TAG = f"{PREFIX}process.lock"
+TIME_TAG = f"{PREFIX}heartbeat.time"
 
 
 def process_tags() -> dict[str, str]:
@@ -170,14 +166,15 @@ class Tracker:
         search = self.client.search_runs
         return all_pages(search, [self.experiment_id], filter_string, order_by=newest_first)
 
-    def search(self, filter_string: str) -> Iterator[Record]:
-        """The runs of the experiment that match an MLflow filter, newest first."""
-        return map(read_run, self._pages(filter_string))
+    def search(self, filter_string: str = "", **tags: str) -> Iterator[Record]:
+        """The runs of the experiment that match an MLflow filter and carry all ``tags``, newest
+        first."""
+        terms = [f"tags.`{tag_key(name)}` = '{value}'" for name, value in tags.items()]
+        return map(read_run, self._pages(" and ".join(filter(None, [filter_string, *terms]))))
 
     def finished(self, **tags: str) -> Record | None:
         """The newest FINISHED run that carries all ``tags``, or None."""
-        terms = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-        return next(self.search(" and ".join(["attributes.status = 'FINISHED'", *terms])), None)
+        return next(self.search("attributes.status = 'FINISHED'", **tags), None)
 
     def find_run(self, run_id: str) -> Record | None:
         """A run by its id if this experiment has it, not deleted; else None."""
@@ -206,7 +203,7 @@ class Tracker:
                 minute.
         """
         everything = {**origin_tags(), **process_tags(), **(tags or {})}
-        run_tags = {key: value for key, value in everything.items() if value != ""}
+        run_tags = {tag_key(key): value for key, value in everything.items() if value != ""}
         if parent is not None:
             run_tags[PARENT_TAG] = parent.id
         if resume:
@@ -215,7 +212,7 @@ class Tracker:
             self.client.set_tags(run_id, run_tags)
             self.client.update_run(run_id, status="RUNNING", name=name)
             with contextlib.suppress(Exception):
-                self.client.delete_tag(run_id, tag_key(FAILURE_TAG))
+                self.client.delete_tag(run_id, FAILURE_TAG)
         else:
             created = self.client.create_run(self.experiment_id, run_name=name, tags=run_tags)
             run_id = created.info.run_id

@@ -130,7 +130,7 @@ def test_scores_of_other_images_are_refused(tracker, report_of):
 def test_scores_that_do_not_reproduce_the_number_are_not_used(tracker, report_of):
     """An AbsRel of 0.05 that is off by 2 %."""
     write_run(tracker, "clip", 0, {"nyu-depth/linear": 0.9})
-    (child,) = tracker.search("tags.task = 'nyu-depth/linear'")
+    (child,) = tracker.search(task="nyu-depth/linear")
     value = child.metrics["abs_rel"]
     tracker.client.log_metric(child.run_id, "abs_rel", value + 0.001)
     report = report_of(tracker)
