@@ -1,14 +1,11 @@
-"""From selected runs to judged differences: measure, judge, analyse.
-
-What the selected runs hold: metrics with each seed, and over resamples of their images.
-
-Backbones against a baseline: intervals, differences, gains, and verdicts that hold together.
-
-From the selected runs to numbers with intervals, which all parts of a report are made of."""
+"""From selected runs to judged differences: what the runs hold (metrics with each seed, and over
+resamples of their images), and backbones against a baseline: intervals, differences, gains, and
+verdicts that hold together. All parts of a report are made of these numbers.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -97,12 +94,18 @@ def find_problems(loaded: Sequence[ImageScores | None]) -> dict[int, str]:
 
     They are of other images than most, or not finite where others are.
     """
-    stored = [scores for scores in loaded if scores]
-    if not stored:
+    by_units: dict[tuple[str, ...], list[ImageScores]] = defaultdict(list)
+    for scores in filter(None, loaded):
+        by_units[scores.units].append(scores)
+    if not by_units:
         return {}
-    units = Counter(scores.units for scores in stored).most_common(1)[0][0]
-    problems = {id(s): "its scores are of other images" for s in stored if s.units != units}
-    same = [scores for scores in stored if id(scores) not in problems]
+    same = max(by_units.values(), key=len)
+    problems = {
+        id(scores): "its scores are of other images"
+        for of_units in by_units.values()
+        for scores in of_units
+        if of_units is not same
+    }
     finite = np.stack([scores.finite for scores in same])
     bad = (finite.any(axis=0) & ~finite).sum(axis=1)
     for scores, count in zip(same, bad, strict=True):
@@ -225,7 +228,7 @@ class Judgement:
     def outcome(self, backbone: str, column: TaskColumn) -> str:
         """``Estimate.verdict`` on a column's main metric; '' without a difference."""
         gap = self.differences.get((backbone, column, column.main))
-        return "" if gap is None else gap.verdict(column.sign(column.main))
+        return "" if gap is None else gap.verdict(column.metric(column.main).direction)
 
     def tasks(self, backbone: str) -> dict[str, str]:
         """Task → outcome against the baseline.
@@ -279,7 +282,7 @@ def judge_differences(
             excluded[column] = f"{base} is too near zero for percentages"
             continue
         mine, reference = (float(side.values.mean()) for side in pairs[key])
-        unit = 100 * column.sign(metric) / abs(reference)
+        unit = 100 * column.metric(metric).direction / abs(reference)
         # the error of a ratio, to first order: its gain is that of this sum, and not its zero mean
         error = weighted_sum(pairs[key], (unit, -unit * mine / reference))
         gain = estimate(error, prior, abs(unit) * column.metric(metric).width)
@@ -401,7 +404,7 @@ def analyse(
 def _find_best(
     judged: Judgement, samples: Mapping[Key, MetricSample], column: TaskColumn, metric: str
 ) -> str:
-    selection, sign = judged.selection, column.sign(metric)
+    selection, sign = judged.selection, column.metric(metric).direction
     names = [name for name in selection.backbones if (name, column, metric) in samples]
     if len(names) < 2:
         return ""
@@ -409,8 +412,8 @@ def _find_best(
     for name in names:
         if name == leader:
             continue
-        first, *others = {name, leader} - {selection.baseline}
-        level = judged.level if others else judged.differences[first, column, metric].level
+        first, *second = {name, leader} - {selection.baseline}
+        level = judged.level if second else judged.differences[first, column, metric].level
         gap = difference(samples[leader, column, metric], samples[name, column, metric])
         gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)
         if replace(gap_estimate, level=level).verdict(sign) != "win":

@@ -1,14 +1,10 @@
-"""The figures of a report.
-
-Figures of a report as plain Plotly JSON (``{"data", "layout"}``), built without plotly.
+"""The figures of a report as plain Plotly JSON (``{"data", "layout"}``), built without plotly:
+gains, bars, training curves, reliability diagrams, and those whose reader selects what is on their
+axes.
 
 Colours like ``var:text`` are variables of the page, resolved in the browser, so that a figure
 follows its light or dark theme.
-
-Reliability diagrams: accuracy of the images over their confidence.
-
-Figures whose reader selects what is on their axes: a score of backbones against something else
-that is known of them."""
+"""
 
 from __future__ import annotations
 
@@ -259,7 +255,7 @@ def task_bars(analysis: Analysis) -> list[Figure]:
             {"nticks": 5, "rangemode": "tozero"},
         )
         unit = f" ({head.unit})" if head.unit else ""
-        better = "higher" if head.sign > 0 else "lower"
+        better = "higher" if head.direction > 0 else "lower"
         pale = "" if all(e.has_interval for e in shown) else "; pale: no interval"
         caption = f"{head.label}{unit}, {better} is better{pale}"
         alt = ", ".join(f"{name} {words}" for name, words in zip(names, text, strict=True))
@@ -415,7 +411,7 @@ def scatter(
     data = [{**trace, **at} for trace, at in zip(y[0]["data"], x[0]["data"], strict=True)]
     layout = make_layout({}, {}, legend=len(styles) <= MOST_PAIRED)
     alt = [
-        ", ".join([each, *(f"{one.title} {one.values[each]:.4g}" for one in quantities)])
+        ", ".join([each, *(f"{of.title} {of.values[each]:.4g}" for of in quantities)])
         for each in styles
     ]
     return Figure(

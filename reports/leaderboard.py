@@ -1,12 +1,10 @@
-"""The leaderboard of shared results.
+"""The leaderboard of shared results: the ranks of many backbones, on one offline page.
 
-Places of many backbones, with those that cannot be told apart sharing one.
-
-A backbone's place is 1 + the number of backbones that are better; its interval ends at the number
-of backbones that are not worse (Mogstad, Romano, Shaikh, Wilhelm, Review of Economic Studies 2024).
-The differences of all pairs are judged jointly, so all places hold together.
-
-The leaderboard: one offline page of a folder of shared results."""
+A backbone's rank is 1 + the number of backbones that are better; its interval ends at the number of
+backbones that are not worse (Mogstad, Romano, Shaikh, Wilhelm, Review of Economic Studies 2024), so
+backbones that cannot be told apart share their ranks. The differences of all pairs are judged
+jointly: all ranks hold together.
+"""
 
 from __future__ import annotations
 
@@ -73,8 +71,8 @@ class SharedColumn:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A backbone's score, those that are better, and the interval of its place."""
+class Rank:
+    """A backbone's score, those that are better, and the interval of its rank."""
 
     score: Estimate
     better: tuple[str, ...]
@@ -148,8 +146,8 @@ def _describe(results: SharedResults, parent: ParentRun) -> dict[str, str | floa
     }
 
 
-def rank_backbones(columns: Sequence[SharedColumn]) -> dict[str, Place]:
-    """Backbone → its place over columns, of those that are in all of them.
+def rank_backbones(columns: Sequence[SharedColumn]) -> dict[str, Rank]:
+    """Backbone → its rank over columns, of those that are in all of them.
 
     Of one column the score is the metric. Of several it is the mean over them of (metric - median)
     / standard deviation, over the backbones in the column, positive where better.
@@ -166,21 +164,20 @@ def rank_backbones(columns: Sequence[SharedColumn]) -> dict[str, Place]:
         sign, shift = 1, float(scales @ np.median(means, axis=1))
     samples = [_score(columns, scales, name) for name in names]
     pairs = list(combinations(range(len(names)), 2))
-    gaps = [difference(samples[mine], samples[other]) for mine, other in pairs]
+    gaps = [difference(samples[mine], samples[rival]) for mine, rival in pairs]
     prior = seed_prior(gaps)
+    judged = judge_jointly([estimate(gap, prior) for gap in gaps])
     beats = np.zeros((len(names), len(names)), int)
-    for (mine, other), gap in zip(
-        pairs, judge_jointly([estimate(g, prior) for g in gaps]), strict=True
-    ):
+    for (mine, rival), gap in zip(pairs, judged, strict=True):
         verdict = gap.verdict(sign)
-        beats[mine, other], beats[other, mine] = verdict == "win", verdict == "loss"
-    places = {}
+        beats[mine, rival], beats[rival, mine] = verdict == "win", verdict == "loss"
+    ranks = {}
     for index, (name, sample) in enumerate(zip(names, samples, strict=True)):
         score = estimate(sample)
         score = replace(score, value=score.value - shift)
-        better = tuple(names[other] for other in np.flatnonzero(beats[:, index]))
-        places[name] = Place(score, better, len(names) - int(beats[index].sum()))
-    return places
+        better = tuple(names[rival] for rival in np.flatnonzero(beats[:, index]))
+        ranks[name] = Rank(score, better, len(names) - int(beats[index].sum()))
+    return ranks
 
 
 def _score(columns: Sequence[SharedColumn], scales: np.ndarray, name: str) -> MetricSample:
@@ -212,10 +209,10 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
     )
     groups = _groups(columns)
     scores = [
-        Score(_axis_title(group, columns), {n: place.score for n, place in group.places.items()})
+        Score(group.axis_title, {name: rank.score for name, rank in group.ranks.items()})
         for group in groups
     ]
-    better = [{name: place.better for name, place in group.places.items()} for group in groups]
+    better = [{name: rank.better for name, rank in group.ranks.items()} for group in groups]
     costs = pd.DataFrame([*results.costs.values()], [*results.costs])
     styles = cycled_styles(costs.index)
     figures, published = cost_figure(styles, scores, better, costs), _published_costs(costs)
@@ -233,7 +230,7 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
                 "label": group.label,
                 "columns": group.columns,
                 "ranked": group.ranked,
-                "places": {name: _place(place) for name, place in group.places.items()},
+                "places": {name: _rank_content(rank) for name, rank in group.ranks.items()},
             }
             for group in groups
         ],
@@ -317,19 +314,14 @@ def _published() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Group:
-    """What one can rank by: the numbers of its columns and of those that are ranked, and the places
-    of backbones."""
+    """What one can rank by: the numbers of its columns and of those that are ranked, and the ranks
+    of backbones. The title of its axis has a word on the direction of a metric; scores go up."""
 
     label: str
+    axis_title: str
     columns: list[int]
     ranked: list[int]
-    places: dict[str, Place]
-
-
-def _axis_title(group: _Group, columns: Sequence[SharedColumn]) -> str:
-    """What is ranked by, with a word on the direction of a metric; scores go up."""
-    directions = [columns[number].metric.direction for number in group.ranked]
-    return f"{group.label}, lower is better" if directions == [-1] else group.label
+    ranks: dict[str, Rank]
 
 
 def _column(column: SharedColumn) -> dict[str, Any]:
@@ -344,11 +336,11 @@ def _column(column: SharedColumn) -> dict[str, Any]:
         "images": column.images,
         "cells": {
             name: {
-                **_place(place),
+                **_rank_content(rank),
                 "seeds": len(column.values[name]),
                 "file": column.sources[name],
             }
-            for name, place in rank_backbones([column]).items()
+            for name, rank in rank_backbones([column]).items()
         },
     }
 
@@ -362,10 +354,10 @@ def _groups(columns: Sequence[SharedColumn]) -> list[_Group]:
             members[label].append(number)
     for number, title in enumerate(_titles(columns)):
         members[f"task: {title}"].append(number)
-    return [_rank(label, numbers, columns) for label, numbers in members.items()]
+    return [_group(label, numbers, columns) for label, numbers in members.items()]
 
 
-def _rank(label: str, numbers: list[int], columns: Sequence[SharedColumn]) -> _Group:
+def _group(label: str, numbers: list[int], columns: Sequence[SharedColumn]) -> _Group:
     """A task counts once, under the protocol that most of those have who are ranked by the tasks
     before it. Nobody is ranked alone over several tasks."""
     protocols: dict[str, list[int]] = defaultdict(list)
@@ -376,8 +368,12 @@ def _rank(label: str, numbers: list[int], columns: Sequence[SharedColumn]) -> _G
     for of_task in protocols.values():
         ranked.append(max(of_task, key=lambda number: len(names & columns[number].values.keys())))
         names &= columns[ranked[-1]].values.keys()
-    places = rank_backbones([columns[number] for number in ranked])
-    return _Group(label, numbers, ranked, places if len(places) > 1 or len(ranked) == 1 else {})
+    ranks = rank_backbones([columns[number] for number in ranked])
+    if len(ranks) < 2 and len(ranked) > 1:
+        ranks = {}
+    is_lower_better = [columns[number].metric.direction for number in ranked] == [-1]
+    axis_title = f"{label}, lower is better" if is_lower_better else label
+    return _Group(label, axis_title, numbers, ranked, ranks)
 
 
 def _titles(columns: Sequence[SharedColumn]) -> list[str]:
@@ -389,15 +385,15 @@ def _titles(columns: Sequence[SharedColumn]) -> list[str]:
     ]
 
 
-def _place(place: Place) -> dict[str, Any]:
-    """A score with half of its interval, and its places."""
-    score, half = float(f"{place.score.value:.5g}"), float(f"{place.score.reach():.3g}")
+def _rank_content(rank: Rank) -> dict[str, Any]:
+    """A score with half of its interval, and its ranks."""
+    score, half = float(f"{rank.score.value:.5g}"), float(f"{rank.score.reach():.3g}")
     text = f"{score:.1f}" if abs(score) >= 10 else f"{score:#.3g}"
-    ends = dict.fromkeys([place.first, place.last])
+    ends = dict.fromkeys([rank.first, rank.last])
     return {
         "value": score,
         "text": text.replace("-", "−"),
         "spread": f"± {half:#.2g}",
         "place": "–".join(map(str, ends)),
-        "order": [place.first, place.last],
+        "order": [rank.first, rank.last],
     }

@@ -1,14 +1,8 @@
-"""A report as files: HTML, Markdown, CSV, LaTeX, and the Hub's formats.
+"""A report as files: the page (template, style, script, figures and Plotly itself in one file), its
+numbers as Markdown, CSV and LaTeX, and as the Hugging Face Hub reads them: community evaluations
+(``.eval_results/*.yaml``), or metadata of a model card (``model-index``). Nothing is uploaded.
 
-Rendering the page: template, style, script, figures and Plotly itself in one file.
-
-A report as files: the page, and its numbers as Markdown, CSV and LaTeX.
-
-A report at the end of a run or a sweep: its page in MLflow, beside its numbers.
-
-The numbers of a report as the Hugging Face Hub reads them: as community evaluations
-(``.eval_results/*.yaml``), or as metadata of a model card (``model-index``). Nothing is
-uploaded.
+At the end of a run or a sweep its page is stored in MLflow, beside its numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +18,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -34,7 +28,8 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from cliptex_common.errors import user_error_message
 from cliptex_common.files import write_text
-from reports.records import REPORT, Cell, TrackingError
+from reports.figures import Figure
+from reports.records import REPORT, Cell, Record, TrackingError
 from reports.report import Report, ReportRequest, build_report
 from reports.statistics import RESAMPLES
 from reports.store import connect, local_folder, tidy, tracking_uri
@@ -49,13 +44,6 @@ from reports.tables import (
     decimal,
     plain_cell,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from reports.figures import Figure
-    from reports.records import Record
-    from reports.report import Report
 
 
 def render_page(report: Report) -> str:

@@ -1,8 +1,6 @@
-"""The pictures of a report: features and the gallery.
-
-Pictures of feature maps: principal components, and the likeness of parts of images.
-
-The gallery: images, their ground truth, and every backbone's prediction in a row."""
+"""The pictures of a report: feature maps (principal components, and the likeness of parts of
+images), and the gallery: images, their ground truth, and every backbone's prediction in a row.
+"""
 
 from __future__ import annotations
 
@@ -192,8 +190,7 @@ class _Pack:
         """A file as a data URI, '' if it is missing."""
         if file not in self.sizes:
             return ""
-        kind = "png" if file.endswith(".png") else "webp"
-        return f"data:image/{kind};base64,{base64.b64encode(self.files.read(file)).decode()}"
+        return _uri("png" if file.endswith(".png") else "webp", self.files.read(file))
 
 
 def galleries(

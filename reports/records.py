@@ -1,19 +1,10 @@
-"""The records of finished work, their metrics and the names of their files.
-
-Files that runs store in MLflow, and that a file of shared results holds of them.
-
-Detections as columns: a COCO result list in a few arrays, which load a hundred times as fast.
-
-Errors of the tracking store that the user can fix.
-
-Metrics are declared where their probe is registered and recorded with each number.
-
-Reports have no list of metrics of their own.
-
-Records of runs: what MLflow, a file of shared results, and the parts of the suite hold of them.
+"""The records of finished work, their metrics, and their files: what MLflow, a file of shared
+results, and the parts of the suite hold of a run.
 
 A record writes its own tags and reads itself back from tags, parameters and metrics, in MLflow and
-in a file of shared results alike."""
+in a file of shared results alike. Metrics are declared where their probe is registered and recorded
+with each number: reports have no list of their own.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +101,7 @@ TYPES = {
 
 
 def to_columns(detections: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """A COCO result list as arrays over its N detections.
+    """A COCO result list as arrays over its N detections, which load a hundred times as fast.
 
     Args:
         detections: with ``image_id``, ``category_id``, ``bbox``, ``score``, perhaps

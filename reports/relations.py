@@ -178,7 +178,7 @@ def _gains(
         column, main = variant.column, variant.column.main
         if baseline in by_value and x != baseline:
             keys = [(each.backbone, each.column, main) for each in (variant, by_value[baseline])]
-            pair = [analysis.samples[key] for key in keys][:: column.sign(main)]
+            pair = [analysis.samples[key] for key in keys][:: column.metric(main).direction]
             width = column.metric(main).width
             gains[x] = estimate(difference(*pair), analysis.seed_prior, width)
     return gains
@@ -443,7 +443,7 @@ def main_scores(analysis: Analysis) -> list[tuple[Score, TaskColumn]]:
             name: analysis.estimates[key] for name, key in keys.items() if key in analysis.estimates
         }
         unit = f" ({head.unit})" if head.unit else ""
-        arrow = "" if head.sign > 0 else ", lower is better"
+        arrow = "" if head.direction > 0 else ", lower is better"
         title = f"{head.column.title}: {head.label}{unit}{arrow}"
         scores.append((Score(title, estimates, head.digits), head.column))
     return scores

@@ -51,10 +51,6 @@ class TaskColumn:
         """Name of the main metric."""
         return self.metrics[0][0] if self.metrics else ""
 
-    def sign(self, metric: str) -> int:
-        """+1 where higher is better, else -1."""
-        return self.metric(metric).direction
-
     def metric(self, name: str) -> Metric:
         """The declaration of a metric."""
         return dict(self.metrics)[name]
@@ -294,11 +290,12 @@ def _backbones(
     preferred = (
         name for each in PREFERRED_BASELINES for name in names if each == name.partition("@")[0]
     )
-    base, *others = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
-    if others:
+    bases = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
+    if len(bases) > 1:
         raise TrackingError(
-            f"baseline {baseline!r} has several weights; choose {' or '.join([base, *others])}"
+            f"baseline {baseline!r} has several weights; choose {' or '.join(bases)}"
         )
+    (base,) = bases
     if base not in names or not backbones:
         names = [base, *(name for name in names if name != base)]
     return names, base

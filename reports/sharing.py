@@ -1,17 +1,12 @@
-"""Shared results: exported, read and checked.
+"""Shared results: exported without paths, hosts, users or secrets; read; verified (each identity
+and metric is computed again from the file itself); and joined with the records of the store, so
+that one selection and one analysis see all.
 
-The file of shared results: a zip with all that tables and paired intervals need.
-
-``manifest.json`` has the sha256 of every other member, ``runs.json`` the records of cells and of
-their parent runs, with tags and metrics as in MLflow; below ``ID/`` are files of the record with
-this id. Equal results give equal bytes.
-
-Verifying shared results: each identity and metric is computed again from the file itself.
-
-Exporting results, so that others can compare with them: no paths, hosts, users or secrets.
-
-Shared results beside one's own: their records join those of the store, so that one selection and
-one analysis see all."""
+A file is a zip with all that tables and paired intervals need. ``manifest.json`` has the sha256 of
+every other member, ``runs.json`` the records of cells and of their parent runs, with tags and
+metrics as in MLflow; below ``ID/`` are files of the record with this id. Equal results give equal
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -164,13 +159,13 @@ class SharedResults:
         """A JSON file of a record."""
         return json.loads(self.members[f"{record.run_id}/{name}"])
 
-    def new_names(self, others: Collection[Cell | ParentRun]) -> dict[str, str]:
+    def new_names(self, records: Collection[Cell | ParentRun]) -> dict[str, str]:
         """Backbone → its name with the title of this file, of backbones that share no weights with
-        those of this name in ``others``."""
-        names = {run.backbone for run in others}
-        known = {(run.backbone, run.weights) for run in others}
+        those of this name in ``records``."""
+        names = {run.backbone for run in records}
+        weights = {(run.backbone, run.weights) for run in records}
         own = self.parents.values()
-        names -= {run.backbone for run in own if (run.backbone, run.weights) in known}
+        names -= {run.backbone for run in own if (run.backbone, run.weights) in weights}
         return {name: f"{name} ({self.title})" for name in names}
 
 
@@ -569,11 +564,11 @@ def read_files(files: Iterable[tuple[str, bytes]]) -> Iterator[SharedResults]:
         results = read_archive(content, title)
         cells, notes = [], []
         for cell in sorted(results.cells, key=lambda cell: cell.seed):
-            other, same = titles.setdefault(cell.run_id, (title, cell))
+            earlier, same = titles.setdefault(cell.run_id, (title, cell))
             mine, theirs = (each.metrics.get(cell.main, 0.0) for each in (same, cell))
             if not agrees(mine, theirs):
                 raise TrackingError(
-                    f"{other} and {title} have other scores of {cell.label}:"
+                    f"{earlier} and {title} have other scores of {cell.label}:"
                     f" {mine:.6g} and {theirs:.6g} {cell.main}; leave one file out"
                 )
             digests = results.manifest.files
@@ -624,7 +619,7 @@ class _Merger:
         self.records: dict[str, Cell | ParentRun] = {}
         self.notes: list[str] = []
         cells = [run for run in own if isinstance(run, Cell) and run.is_finished]
-        self.others: list[Cell | ParentRun] = [*cells]
+        self.seen: list[Cell | ParentRun] = [*cells]
         # task, settings and data → the protocol's hash and its libraries
         self.protocols: dict[str, tuple[str, dict[str, str]]] = {}
         for cell in {cell.protocol: cell for cell in cells}.values():
@@ -638,7 +633,7 @@ class _Merger:
         """Add the records of one file."""
         title, folder = results.title, unpack(results)
         self.notes += results.notes
-        names = results.new_names(self.others)
+        names = results.new_names(self.seen)
         protocols = self._protocols(results)
         source = results.manifest.source or f"{title}{SUFFIX}"
         records: list[Cell | ParentRun] = [*results.parents.values(), *results.cells]
@@ -656,7 +651,7 @@ class _Merger:
                 planned = record.protocols.items()
                 changes["protocols"] = {task: protocols.get(each, each) for task, each in planned}
             record = self.records.setdefault(record.run_id, record.model_copy(update=changes))
-            self.others.append(record)
+            self.seen.append(record)
 
     def _protocols(self, results: SharedResults) -> dict[str, str]:
         """Protocol of the file → the one that it is shown under."""

@@ -1,27 +1,12 @@
-"""The statistics of reports: resamples, intervals, verdicts, gains, modes, correlation.
-
-Relative gains and their means over tasks.
-
-Whether features change mode between two image sizes.
-
-Some encoders have another kind of features above some resolution (RADIO v2.1: Heinrich et al. 2024,
-RADIOv2.5, "mode switching"), and no score of a probe that is trained at each size says so. The rule
-here is this project's own: a part of an image should look like itself at the next size, more than
-it looks like other parts.
-
-Images and seeds resampled: the basis of every interval of a report.
+"""The statistics of reports, leaderboards and sweeps: intervals over seeds × images, verdicts that
+hold together, gains, changes of mode, correlation. docs/statistics.md has their simulations.
 
 Images are drawn with replacement, and the metric is computed from each resample (mIoU from summed
 areas, AP from pooled detections – never the mean of single images' scores). All backbones, and all
 tasks on the same images, see the same resamples, and a seed is the same seed for all of them: so a
-difference is *paired* in both.
-
-Intervals over seeds × images, and verdicts that hold together.
-
-The one procedure of reports, leaderboards and sweeps, for whatever is a ``MetricSample``: a number,
-a difference, a mean gain, a score. docs/statistics.md explains it and has its simulations.
-
-How well one number of backbones follows another."""
+difference is *paired* in both. One procedure is for whatever is a ``MetricSample``: a number, a
+difference, a mean gain, a score.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +56,10 @@ MIN_LIKENESS = 0.25
 def part_likeness(small: np.ndarray, large: np.ndarray) -> float:
     """How much of what tells parts of images apart survives a change of size.
 
-    ::
+    Some encoders have another kind of features above some resolution (RADIO v2.1: Heinrich et al.
+    2024, RADIOv2.5, "mode switching"), and no score of a probe that is trained at each size says
+    so. The rule here is this project's own: a part of an image should look like itself at the next
+    size, more than it looks like other parts::
 
         (s - o) / (1 - o)
 

@@ -1,8 +1,6 @@
-"""The words of a report: its headline and its caveats.
-
-What a reader must know before believing the numbers, in words.
-
-The headline in words, made from the intervals and from nothing else."""
+"""The words of a report: the headline, made from the intervals and from nothing else, and what a
+reader must know before believing the numbers.
+"""
 
 from __future__ import annotations
 

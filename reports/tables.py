@@ -26,29 +26,21 @@ class MetricColumn:
     """A column of a table: a metric of a task under one protocol.
 
     Attributes:
+        label, unit: of the metric; direction: +1 where higher is better, else -1.
         images: number of images that it is computed from; 0 if unknown.
     """
 
     column: TaskColumn
     metric: str
+    label: str
+    unit: str
+    direction: int
     digits: int
     images: int
 
     @property
-    def sign(self) -> int:
-        return self.column.sign(self.metric)
-
-    @property
-    def unit(self) -> str:
-        return self.column.metric(self.metric).unit
-
-    @property
-    def label(self) -> str:
-        return self.column.metric(self.metric).label or self.metric
-
-    @property
     def arrow(self) -> str:
-        return "↑" if self.sign > 0 else "↓"
+        return "↑" if self.direction > 0 else "↓"
 
 
 @dataclass(frozen=True)
@@ -138,7 +130,7 @@ class ResultTable:
 
     @property
     def columns(self) -> list[MetricColumn]:
-        return [column for column in self.frame.columns if isinstance(column, MetricColumn)]
+        return list(self.frame.columns)
 
     @property
     def numbers(self) -> list[Number]:
@@ -210,7 +202,7 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
     key = (backbone, column, of.metric)
     cells = selection.cells.get((backbone, column), [])
     runs = tuple(cell.run_id for cell in cells if not cell.source)
-    number = Number(backbone, column.title, column.protocol, of.metric, of.sign, runs=runs)
+    number = Number(backbone, column.title, column.protocol, of.metric, of.direction, runs=runs)
     estimate = analysis.estimates.get(key)
     if estimate is None:
         reasons = selection.missing | analysis.refused
@@ -223,7 +215,7 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
             difference_low=gap.low,
             difference_high=gap.high,
             detectable=gap.detectable() if gap.is_judged else NAN,
-            verdict=gap.verdict(of.sign),
+            verdict=gap.verdict(of.direction),
             of_these_weights=gap.seeds == 1,
         )
     seeds = analysis.samples[key].seeds
@@ -242,13 +234,14 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
 
 
 def _column(analysis: Analysis, column: TaskColumn, metric: str) -> MetricColumn:
-    decimals = digits(_estimates(analysis, column, metric))
-    return MetricColumn(column, metric, decimals, analysis.images.get(column, 0))
+    declared, images = column.metric(metric), analysis.images.get(column, 0)
+    label, decimals = declared.label or metric, digits(_estimates(analysis, column, metric))
+    return MetricColumn(column, metric, label, declared.unit, declared.direction, decimals, images)
 
 
 def _estimates(analysis: Analysis, column: TaskColumn, metric: str) -> list[Estimate]:
-    keys = [(backbone, column, metric) for backbone in analysis.selection.backbones]
-    return [analysis.estimates[key] for key in keys if key in analysis.estimates]
+    numbers = (analysis.estimates.get((b, column, metric)) for b in analysis.selection.backbones)
+    return list(filter(None, numbers))
 
 
 # --- classes and pairs

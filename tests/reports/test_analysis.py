@@ -52,7 +52,7 @@ def test_a_metric_of_another_package_is_what_it_declares(analysis_of):
     analysis = analysis_of(runs)
     (column,) = analysis.selection.columns
     (head,) = overview(analysis).columns
-    assert (head.label, head.unit, head.sign) == ("end-point error", "px", -1)
+    assert (head.label, head.unit, head.direction) == ("end-point error", "px", -1)
     assert analysis.estimates["clip", column, "mIoU"].high > 430, "not a percentage"
     assert analysis.outcome("mine", column) == "win"
 
