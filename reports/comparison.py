@@ -138,19 +138,13 @@ def _add_samples(
     """
     backbone, column = key
     images = scores[0].units if scores else ()
-    rows = min((score.most_resamples for score in scores), default=0)
-    weights = image_weights(images)[:rows] if scores else None
     measured.images.setdefault(column, 0)
     for metric in shown_metrics(column):
-        usable = [
-            number
-            for number, cell in enumerate(cells)
-            if np.isfinite(cell.metrics.get(metric, np.nan))
-        ]
-        if not usable:
+        stored = np.array([cell.metrics.get(metric, np.nan) for cell in cells])
+        usable = np.flatnonzero(np.isfinite(stored))
+        if not len(usable):
             continue
-        seeds = tuple(cells[number].seed for number in usable)
-        values = np.array([cells[number].metrics[metric] for number in usable])
+        values, seeds = stored[usable], tuple(cells[number].seed for number in usable)
         sample = MetricSample(seeds, values)
         if scores and all(metric in score.metrics for score in scores):
             used = [scores[number] for number in usable]
@@ -158,6 +152,7 @@ def _add_samples(
             consistent = agrees(again, values)
             label = f"{backbone} · {column.title} · {metric}"
             if consistent.all():
+                weights = image_weights(images)[: min(score.most_resamples for score in scores)]
                 functions = [score.metrics[metric] for score in used]
                 sampled = np.stack(parallel(methodcaller("__call__", weights), functions))
                 valid = np.isfinite(sampled).all(axis=0)
@@ -229,6 +224,13 @@ class Judgement:
         """``Estimate.verdict`` on a column's main metric; '' without a difference."""
         gap = self.differences.get((backbone, column, column.main))
         return "" if gap is None else gap.verdict(column.metric(column.main).direction)
+
+    def numbers(self, column: TaskColumn, metric: str) -> dict[str, Estimate]:
+        """Backbone → its number in a column, of those that have one."""
+        numbers = {
+            name: self.estimates.get((name, column, metric)) for name in self.selection.backbones
+        }
+        return {name: number for name, number in numbers.items() if number}
 
     def tasks(self, backbone: str) -> dict[str, str]:
         """Task → outcome against the baseline.

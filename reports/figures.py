@@ -20,7 +20,7 @@ from reports.comparison import Analysis
 from reports.records import PER_IMAGE
 from reports.statistics import Estimate
 from reports.store import Store
-from reports.tables import MOST_PAIRED, decimal, overview, with_interval
+from reports.tables import MOST_PAIRED, decimal, main_columns, with_interval
 
 # Okabe and Ito's colours, distinct in all kinds of colour vision; the baseline is grey.
 COLOURS = (
@@ -77,9 +77,8 @@ class Style:
 def backbone_styles(analysis: Analysis) -> dict[str, Style]:
     """Backbone → its style; colours repeat after ten backbones, colour and symbol after forty."""
     baseline = analysis.selection.baseline
-    result = {baseline: Style(BASELINE_COLOUR, "circle")}
     compared = [name for name in analysis.selection.backbones if name != baseline]
-    return result | cycled_styles(compared)
+    return {baseline: Style(BASELINE_COLOUR, "circle"), **cycled_styles(compared)}
 
 
 def cycled_styles(backbones: Iterable[str]) -> dict[str, Style]:
@@ -225,11 +224,8 @@ def task_bars(analysis: Analysis) -> list[Figure]:
     """A small bar chart for each task."""
     styles = backbone_styles(analysis)
     figures = []
-    for index, head in enumerate(overview(analysis).columns):
-        keys = {b: (b, head.column, head.metric) for b in analysis.selection.backbones}
-        estimates = {
-            b: analysis.estimates[key] for b, key in keys.items() if key in analysis.estimates
-        }
+    for index, head in enumerate(main_columns(analysis)):
+        estimates = analysis.numbers(head.column, head.metric)
         if not estimates:
             continue
         names, shown = list(estimates), list(estimates.values())

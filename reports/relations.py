@@ -32,7 +32,7 @@ from reports.records import PARTS, Cell, metric_key
 from reports.selection import TaskColumn
 from reports.statistics import MIN_LIKENESS, Estimate, difference, estimate, part_likeness, spearman
 from reports.store import Store
-from reports.tables import bracketed, decimal, overview, with_interval
+from reports.tables import bracketed, decimal, main_columns, with_interval
 
 SAMPLES = {"train_share": "share of train", "shots": "training images of each class"}
 BASELINES = {"upsampler": "bilinear"}  # axis → value
@@ -194,10 +194,8 @@ def _styles(
             for number in range(len(lines))
         ]
         return {line: (style, "solid") for line, style in zip(lines, own, strict=True)}
-    styles, rest = (
-        backbone_styles(analysis),
-        list(dict.fromkeys(other_values for _, other_values in lines)),
-    )
+    styles = backbone_styles(analysis)
+    rest = list(dict.fromkeys(other_values for _, other_values in lines))
     return {
         (backbone, other_values): (styles[backbone], DASHES[rest.index(other_values) % len(DASHES)])
         for backbone, other_values in lines
@@ -345,11 +343,14 @@ def cost_frame(analysis: Analysis, provenance: Provenance) -> pd.DataFrame:
     rows = {}
     for name in selection.backbones:
         run = selection.parent(name)
-        own = [
-            cell for column in selection.columns for cell in selection.cells.get((name, column), ())
-        ]
+        of_run = (
+            cell.device
+            for column in selection.columns
+            for cell in selection.cells.get((name, column), ())
+            if run and cell.parent == run.run_id
+        )
         rows[name] = {
-            "device": next((cell.device for cell in own if run and cell.parent == run.run_id), ""),
+            "device": next(of_run, ""),
             "precision": PRECISION,
             "image_size": provenance.backbones[name]["Resolution"],
             **{cost: run.costs.get(cost) if run else None for cost in COST_AXES},
@@ -437,11 +438,8 @@ def _better(
 def main_scores(analysis: Analysis) -> list[tuple[Score, TaskColumn]]:
     """The main metric of each column of the overview."""
     scores = []
-    for head in overview(analysis).columns:
-        keys = {name: (name, head.column, head.metric) for name in analysis.selection.backbones}
-        estimates = {
-            name: analysis.estimates[key] for name, key in keys.items() if key in analysis.estimates
-        }
+    for head in main_columns(analysis):
+        estimates = analysis.numbers(head.column, head.metric)
         unit = f" ({head.unit})" if head.unit else ""
         arrow = "" if head.direction > 0 else ", lower is better"
         title = f"{head.column.title}: {head.label}{unit}{arrow}"

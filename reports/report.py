@@ -233,30 +233,33 @@ def _like_runs(ids: Sequence[str], runs: list[Record]) -> tuple[list[Record], li
 
     So a page that is attached to a run agrees with that run.
     """
-    own = [run for run in runs if isinstance(run, ParentRun) and run.run_id in ids]
-    protocols = {protocol for run in own for protocol in run.protocols.values()}
+    protocols: set[str] = set()
+    weights: set[tuple[str, int, str]] = set()
+    for run in runs:
+        if isinstance(run, ParentRun) and run.run_id in ids:
+            protocols.update(run.protocols.values())
+            weights.add((run.backbone, run.seed, run.weights))
     if not protocols:
         return runs, []
-    backbones = {run.backbone for run in own}
-    weights = {(run.backbone, run.seed, run.weights) for run in own}
-
-    def is_own(run: Record) -> bool:
-        """Whether a run is of another backbone, or is or has a number of these runs."""
-        if not isinstance(run, Cell | ParentRun) or run.backbone not in backbones:
-            return True
-        if isinstance(run, Cell) and run.is_finished and run.protocol in protocols:
-            return run.run_id in ids
-        return (run.backbone, run.seed, run.weights) in weights
-
-    same_weights = list(filter(is_own, runs))
-    cells = [run for run in same_weights if isinstance(run, Cell)]
-    other_protocols = {cell.protocol for cell in cells if cell.backbone in backbones} - protocols
-    same = [run for run in same_weights if not isinstance(run, Cell) or run.protocol in protocols]
-    subjects = (
-        [f"Runs under {count(len(other_protocols), 'other protocol')}"] if other_protocols else []
-    )
-    if len(same_weights) < len(runs):
-        subjects.append("Runs of other weights or seeds under the same names")
+    backbones = {name for name, *_ in weights}
+    same: list[Record] = []
+    other_protocols: set[str] = set()
+    subjects = []
+    for run in runs:
+        has_protocol = not isinstance(run, Cell) or run.protocol in protocols
+        is_same = True
+        if isinstance(run, Cell | ParentRun) and run.backbone in backbones:
+            is_same = (run.backbone, run.seed, run.weights) in weights
+            if isinstance(run, Cell) and run.is_finished and has_protocol:
+                is_same = run.run_id in ids
+            if isinstance(run, Cell) and is_same and not has_protocol:
+                other_protocols.add(run.protocol)
+        if not is_same:
+            subjects = ["Runs of other weights or seeds under the same names"]
+        elif has_protocol:
+            same.append(run)
+    if other_protocols:
+        subjects.insert(0, f"Runs under {count(len(other_protocols), 'other protocol')}")
     ending = "are left out here; python -m benchmark report shows them."
     return same, [f"{subject} {ending}" for subject in subjects]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeVar
 
 from cliptex_common.errors import suggest
@@ -142,8 +143,10 @@ def weights_labels(runs: Sequence[Record]) -> dict[tuple[str, str], str]:
     own = [run for run in runs if isinstance(run, Cell | ParentRun)]
     columns = {(run.backbone, run.weights): run.weights for run in own if run.metrics}
     recipes: dict[tuple[str, ...], set[tuple[int, str]]] = defaultdict(set)
-    for run in _parents(own):
-        if run.has_weights_of_seed and (run.backbone, run.weights) in columns:
+    for run in own:
+        if not isinstance(run, ParentRun) or not run.has_weights_of_seed:
+            continue
+        if (run.backbone, run.weights) in columns:
             recipe = run.backbone, run.source, run.experiment, run.architecture
             recipes[recipe].add((run.seed, run.weights))
     for (name, *_), pairs in recipes.items():
@@ -185,8 +188,9 @@ def select(
             several weights.
     """
     shown = ", ".join(experiments)
-    every = _cells(runs)
-    labels = weights_labels([*every, *_parents(runs)])
+    parents = [run for run in runs if isinstance(run, ParentRun)]
+    every = _cells(runs, parents)
+    labels = weights_labels([*every, *parents])
     every = [with_label(cell, labels) for cell in every]
     task_names = {cell.task for cell in every}
     for task in tasks if task_names else ():
@@ -203,28 +207,29 @@ def select(
         )
     names, baseline = _backbones(every, labels, backbones, baseline)
     cells = [cell for cell in every if cell.backbone in names]
-    finished = sorted(
-        (cell for cell in cells if cell.metrics), key=lambda cell: (cell.started, cell.run_id)
-    )
-    newest = {(cell.backbone, cell.task, cell.protocol, cell.seed): cell for cell in finished}
-    unfinished = [cell for cell in cells if not cell.metrics]
-    columns = _columns([*newest.values()], unfinished, task_order(_parents(runs)))
+    newest: dict[tuple[str, str, str, int], Cell] = {}
+    unfinished = []
+    for cell in sorted(cells, key=attrgetter("started", "run_id")):
+        if cell.metrics:
+            newest[cell.backbone, cell.task, cell.protocol, cell.seed] = cell
+        else:
+            unfinished.append(cell)
+    columns = _columns([*newest.values()], unfinished, task_order(parents))
     grid: dict[tuple[str, TaskColumn], list[Cell]] = defaultdict(list)
     by_protocol = {(column.task, column.protocol): column for column in columns}
-    for cell in sorted(newest.values(), key=lambda cell: cell.seed):
-        grid[cell.backbone, by_protocol[cell.task, cell.protocol]].append(cell)
     by_id = {run.run_id: run for run in runs}
-    parents: dict[tuple[str, int], ParentRun] = {}
+    newest_parents: dict[tuple[str, int], ParentRun] = {}
     for cell in newest.values():
-        key = cell.backbone, cell.seed
         run = by_id.get(cell.parent)
-        if isinstance(run, ParentRun) and (
-            key not in parents or run.started > parents[key].started
-        ):
-            parents[key] = run
+        if isinstance(run, ParentRun):
+            stored = newest_parents.setdefault((cell.backbone, cell.seed), run)
+            if run.started > stored.started:
+                newest_parents[cell.backbone, cell.seed] = run
+    for cell in sorted(newest.values(), key=attrgetter("seed")):
+        grid[cell.backbone, by_protocol[cell.task, cell.protocol]].append(cell)
     planned = {
         (with_label(run, labels).backbone, task)
-        for run in _parents(runs)
+        for run in parents
         if run.is_finished
         for task in run.protocols
     }
@@ -242,20 +247,16 @@ def select(
         dict(grid),
         missing,
         {name: sorted({seed for own, *_, seed in newest if own == name}) for name in names},
-        parents,
+        newest_parents,
         by_id,
     )
 
 
-def _parents(runs: Sequence[Record]) -> list[ParentRun]:
-    return [run for run in runs if isinstance(run, ParentRun)]
-
-
-def _cells(runs: Sequence[Record]) -> list[Cell]:
+def _cells(runs: Sequence[Record], parents: Sequence[ParentRun]) -> list[Cell]:
     """The cells among ``runs``, also under the backbones of parents that reused them."""
     by_id = {run.run_id: run for run in runs if isinstance(run, Cell)}
     cells = {(cell.run_id, cell.backbone): cell for cell in by_id.values()}
-    for parent in _parents(runs):
+    for parent in parents:
         for child in parent.reused.values():
             if child in by_id and (child, parent.backbone) not in cells:
                 changes = {"backbone": parent.backbone, "parent": parent.run_id}
@@ -303,9 +304,9 @@ def _backbones(
 
 def task_order(parents: Sequence[ParentRun]) -> list[str]:
     """Tasks in the suite's order, as parent runs record it; the one with most tasks decides."""
-    recorded = [run.main_metrics for run in sorted(parents, key=lambda run: -run.started)]
-    longest_first = sorted(recorded, key=len, reverse=True)
-    return list(dict.fromkeys(name.rpartition("/")[0] for names in longest_first for name in names))
+    ordered = sorted(parents, key=lambda run: (-len(run.main_metrics), -run.started))
+    names = (name for run in ordered for name in run.main_metrics)
+    return list(dict.fromkeys(name.rpartition("/")[0] for name in names))
 
 
 def _columns(
@@ -317,23 +318,19 @@ def _columns(
     not in ``order`` come last.
     """
     first: dict[tuple[str, str], Cell] = {}
-    for cell in sorted(finished, key=lambda cell: cell.started):
+    for cell in sorted(finished, key=attrgetter("started")):
         first.setdefault((cell.task, cell.protocol), cell)
-    scored_tasks = {task for task, _ in first}
-    latest = {cell.task: cell for cell in sorted(unfinished, key=lambda cell: cell.started)}
-    for task, cell in latest.items():
-        if task not in scored_tasks:
-            first[task, cell.protocol] = cell
-    protocols: dict[str, list[str]] = defaultdict(list)
-    for task, protocol in first:
-        protocols[task].append(protocol)
+    by_task: dict[str, list[Cell]] = defaultdict(list)
+    for (task, _), cell in first.items():
+        by_task[task].append(cell)
+    latest = {cell.task: [cell] for cell in unfinished if cell.task not in by_task}
     columns = []
-    for (task, protocol), cell in first.items():
-        several = len(protocols[task]) > 1
-        letter = chr(ord("A") + protocols[task].index(protocol)) if several else ""
-        metrics = tuple(cell.declared.items())
-        columns.append(TaskColumn(task, cell.kind, protocol, metrics, letter))
-    tasks = list(dict.fromkeys([*order, *protocols]))
+    for task, cells in (by_task | latest).items():
+        for number, cell in enumerate(cells):
+            letter = chr(ord("A") + number) if len(cells) > 1 else ""
+            metrics = tuple(cell.declared.items())
+            columns.append(TaskColumn(task, cell.kind, cell.protocol, metrics, letter))
+    tasks = list(dict.fromkeys([*order, *by_task, *latest]))
     return sorted(columns, key=lambda column: (tasks.index(column.task), column.letter))
 
 

@@ -450,7 +450,12 @@ MOST = 100  # columns; MLflow accepts 20,000 characters
 
 
 def save_view(client: Client, experiment_id: str) -> None:
-    """Write the view of an experiment, with the tasks of its newest parent runs."""
+    """Write the view of an experiment, with the tasks of its newest parent runs: a row for each
+    backbone and seed, a column and a bar for each task.
+
+    MLflow (3.14 and later) lists such views, JSON in an experiment's tags, under "Views"; a link
+    names one. The content is what the UI's own "Save view" writes.
+    """
     runs = client.search_runs([experiment_id], f"tags.`{MAIN_TAG}` != ''", max_results=200)
     names = dict.fromkeys(
         metric_key(name)
@@ -458,21 +463,7 @@ def save_view(client: Client, experiment_id: str) -> None:
         for name in run.data.tags[MAIN_TAG].split(",")
         if "/" in name
     )
-    state = json.dumps(_state(list(names)[:MOST]))
-    now = int(time.time() * 1000)
-    packed = "deflate;" + base64.b64encode(zlib.compress(state.encode())).decode()
-    view = {"name": "Backbones by task", "createdAt": now, "updatedAt": now, "state": packed}
-    client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps(view))
-
-
-def view_link(ui: str, experiment_id: str) -> str:
-    """The address of an experiment's saved view in the UI at ``ui``."""
-    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
-    return f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
-
-
-def _state(metrics: list[str]) -> dict[str, Any]:
-    columns = ["attributes.`Dataset`", *(f"metrics.`{name}`" for name in metrics)]
+    shown = list(names)[:MOST]
     charts = [
         {
             "type": "BAR",
@@ -484,16 +475,26 @@ def _state(metrics: list[str]) -> dict[str, Any]:
             "deleted": False,
             "isGenerated": False,
         }
-        for number, name in enumerate(metrics)
+        for number, name in enumerate(shown)
     ]
     section = {"uuid": "main", "name": "Main metrics", "display": True, "isReordered": True}
-    return {
+    state = {
         "searchFilter": f"tags.`{PREFIX}{TAGS['run_key']}` != ''",
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
-        "selectedColumns": columns,
+        "selectedColumns": ["attributes.`Dataset`", *(f"metrics.`{name}`" for name in shown)],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": [section],
         "isAccordionReordered": True,
     }
+    now = int(time.time() * 1000)
+    packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    view = {"name": "Backbones by task", "createdAt": now, "updatedAt": now, "state": packed}
+    client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps(view))
+
+
+def view_link(ui: str, experiment_id: str) -> str:
+    """The address of an experiment's saved view in the UI at ``ui``."""
+    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
+    return f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -130,7 +131,8 @@ class ResultTable:
 
     @property
     def columns(self) -> list[MetricColumn]:
-        return list(self.frame.columns)
+        columns: Any = self.frame.columns
+        return list(columns)
 
     @property
     def numbers(self) -> list[Number]:
@@ -140,7 +142,7 @@ class ResultTable:
 
 def overview(analysis: Analysis) -> ResultTable:
     """Every task's main metric."""
-    return _table(analysis, "overview", "At a glance", _main_columns(analysis))
+    return _table(analysis, "overview", "At a glance", main_columns(analysis))
 
 
 def sections(analysis: Analysis) -> list[ResultTable]:
@@ -153,7 +155,7 @@ def sections(analysis: Analysis) -> list[ResultTable]:
             for column in analysis.selection.columns
             if column.kind == kind
             for metric in shown_metrics(column)
-            if metric == column.main or _estimates(analysis, column, metric)
+            if metric == column.main or analysis.numbers(column, metric)
         ]
         if columns:
             tables.append(_table(analysis, f"kind-{kind}", kind.capitalize(), columns))
@@ -173,12 +175,13 @@ def experts_table(analysis: Analysis) -> ResultTable | None:
     names = sorted(experts, key=lambda name: (len(experts[name]), experts[name]))
     if selection.baseline not in names:
         names.insert(0, selection.baseline)
-    table = _table(analysis, "experts", "Role of experts", _main_columns(analysis), names)
+    table = _table(analysis, "experts", "Role of experts", main_columns(analysis), names)
     table.marks |= {name: f"experts: {' + '.join(experts.get(name, ['none']))}" for name in names}
     return table
 
 
-def _main_columns(analysis: Analysis) -> list[MetricColumn]:
+def main_columns(analysis: Analysis) -> list[MetricColumn]:
+    """The main metric of every task."""
     columns = analysis.selection.columns
     return [_column(analysis, column, column.main) for column in columns if column.main]
 
@@ -235,13 +238,8 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
 
 def _column(analysis: Analysis, column: TaskColumn, metric: str) -> MetricColumn:
     declared, images = column.metric(metric), analysis.images.get(column, 0)
-    label, decimals = declared.label or metric, digits(_estimates(analysis, column, metric))
+    label, decimals = declared.label or metric, digits([*analysis.numbers(column, metric).values()])
     return MetricColumn(column, metric, label, declared.unit, declared.direction, decimals, images)
-
-
-def _estimates(analysis: Analysis, column: TaskColumn, metric: str) -> list[Estimate]:
-    numbers = (analysis.estimates.get((b, column, metric)) for b in analysis.selection.backbones)
-    return list(filter(None, numbers))
 
 
 # --- classes and pairs
