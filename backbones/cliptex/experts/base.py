@@ -170,7 +170,7 @@ class Expert(nn.Module, ABC):
         Raises:
             UserError: no such folder, another expert's, or damaged weights.
         """
-        config = read_config(source, cls.name)
+        config = read_expert_config(source, cls.name)
         with one_line_errors():
             expert = cls(cls.settings_type(**config["settings"]), tuple(config["classes"]))
         path = Path(source) / WEIGHTS
@@ -224,7 +224,7 @@ def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[E
     return [experts[task] for task in ordered(experts)]
 
 
-def read_config(folder: str | Path, name: str | None = None) -> dict[str, Any]:
+def read_expert_config(folder: str | Path, name: str | None = None) -> dict[str, Any]:
     """``expert.json`` of a folder that ``Expert.save`` wrote.
 
     Raises:

@@ -22,7 +22,7 @@ from backbones.cliptex.experts.base import (
     ExpertData,
     FitSettings,
     load_data,
-    read_config,
+    read_expert_config,
 )
 from backbones.cliptex.pairs import computed_ahead
 from backbones.cliptex.targets import warp_images
@@ -86,7 +86,7 @@ def train_expert(
     inputs = {**inputs, **EXPERTS.origin(name), **origins([kind.task])}
     key = content_key({**inputs, "train": train.fingerprint, "val": val.fingerprint}, 32)
     if (out / CONFIG).is_file():
-        if (config := read_config(out)).get("training_key") == key:
+        if (config := read_expert_config(out)).get("training_key") == key:
             return config
         raise UserError(
             f"{out} holds another expert, or one of other data or settings; choose another folder"
@@ -121,7 +121,7 @@ def train_expert(
         flops=cost["train_flops"],
         threads=torch.get_num_threads(),  # the last bits of sums depend on them
     )
-    return read_config(out)
+    return read_expert_config(out)
 
 
 class ExpertTrainer(Trainer):
