@@ -421,12 +421,3 @@ def _find_best(
         if replace(gap_estimate, level=level).verdict(sign) != "win":
             return ""
     return leader
-
-
-def shared_columns(selection: Selection, numbers: Mapping[Key, Any]) -> list[TaskColumn]:
-    """Columns in which all backbones have a number."""
-    return [
-        column
-        for column in selection.columns
-        if all((name, column, column.main) in numbers for name in selection.backbones)
-    ]

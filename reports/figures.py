@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,7 @@ COLOURS = (
     "#C0392B",
 )
 BASELINE_COLOUR = "#8A8F98"
+T = TypeVar("T")
 SYMBOLS = ("square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down", "x")
 MOST_CURVES = 40  # each is a request to the store
 LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "xanchor": "left"}
@@ -81,11 +82,11 @@ def backbone_styles(analysis: Analysis) -> dict[str, Style]:
     return {baseline: Style(BASELINE_COLOUR, "circle"), **cycled_styles(compared)}
 
 
-def cycled_styles(backbones: Iterable[str]) -> dict[str, Style]:
-    """Backbone → a style of its own, as far as there are some."""
+def cycled_styles(names: Iterable[T]) -> dict[T, Style]:
+    """Name → a style of its own, as far as there are some."""
     return {
         name: Style(COLOURS[index % len(COLOURS)], SYMBOLS[index % len(SYMBOLS)])
-        for index, name in enumerate(backbones)
+        for index, name in enumerate(names)
     }
 
 

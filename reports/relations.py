@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.comparison import Analysis, Judgement, shared_columns
+from reports.comparison import Analysis, Judgement
 from reports.figures import (
-    COLOURS,
-    SYMBOLS,
     Figure,
     Quantity,
     Score,
     Style,
     backbone_styles,
+    cycled_styles,
     make_layout,
     points,
     scatter,
@@ -189,11 +188,7 @@ def _styles(
 ) -> dict[tuple[str, str], tuple[Style, str]]:
     """The look and the dash of each line: a colour for each backbone, or for each line of one."""
     if len({backbone for backbone, _ in lines}) == 1:
-        own = [
-            Style(COLOURS[number % len(COLOURS)], SYMBOLS[number % len(SYMBOLS)])
-            for number in range(len(lines))
-        ]
-        return {line: (style, "solid") for line, style in zip(lines, own, strict=True)}
+        return {line: (style, "solid") for line, style in cycled_styles(lines).items()}
     styles = backbone_styles(analysis)
     rest = list(dict.fromkeys(other_values for _, other_values in lines))
     return {
@@ -368,7 +363,11 @@ def stage_seconds(analysis: Analysis) -> dict[str, dict[str, float]]:
     """
     result: dict[str, dict[str, float]] = {}
     selection = analysis.selection
-    shared = shared_columns(selection, analysis.samples)
+    shared = [
+        column
+        for column in selection.columns
+        if len(analysis.numbers(column, column.main)) == len(selection.backbones)
+    ]
     for name in selection.backbones:
         parents = [run for (backbone, _), run in selection.parents.items() if backbone == name]
         means = pd.DataFrame([run.costs for run in parents]).mean()

@@ -184,7 +184,7 @@ def build_report(
     judgements, provenance = judge_pairs(analysis), collect_provenance(store, selection)
     costs, diagnostics = cost_frame(analysis, provenance), collect_diagnostics(analysis)
     pictures, without_pictures = galleries(store, analysis)
-    seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
+    seeds = sorted(set().union(*selection.seeds.values()))
     subtitle = [
         ", ".join(selection.backbones),
         count(len({column.base for column in selection.columns}), "task"),
