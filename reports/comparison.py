@@ -5,7 +5,7 @@ verdicts that hold together. All parts of a report are made of these numbers.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -71,12 +71,12 @@ def measure(store: Store, selection: Selection, advance: Callable[[], None]) -> 
     for column in selection.columns:
         in_column = selection.column_cells(column)
         loaded = parallel(lambda cell: load_scores(store, cell), in_column)
-        by_run = {cell.run_id: scores for cell, scores in zip(in_column, loaded, strict=True)}
-        problems = find_problems(loaded)
+        by_cell = zip(in_column, loaded, find_problems(loaded), strict=True)
+        by_run = {cell.run_id: (scores, problem) for cell, scores, problem in by_cell}
         for backbone in selection.backbones:
             if cells := selection.cells.get((backbone, column), []):
-                scores = [by_run[cell.run_id] for cell in cells]
-                if problem := next((problems[id(s)] for s in scores if id(s) in problems), ""):
+                scores, problems = zip(*(by_run[cell.run_id] for cell in cells), strict=True)
+                if problem := next(filter(None, problems), ""):
                     measured.refused[backbone, column] = problem
                     continue
                 if scores[0]:
@@ -89,28 +89,24 @@ def measure(store: Store, selection: Selection, advance: Callable[[], None]) -> 
     return measured
 
 
-def find_problems(loaded: Sequence[ImageScores | None]) -> dict[int, str]:
-    """Why per-image scores of a column must not be used, by their ``id``.
-
-    They are of other images than most, or not finite where others are.
+def find_problems(loaded: Sequence[ImageScores | None]) -> list[str]:
+    """Why each of the per-image scores of a column must not be used: it is of other images than
+    most, or not finite where others are; '' if it may be, or there are none.
     """
-    by_units: dict[tuple[str, ...], list[ImageScores]] = defaultdict(list)
-    for scores in filter(None, loaded):
-        by_units[scores.units].append(scores)
-    if not by_units:
-        return {}
-    same = max(by_units.values(), key=len)
-    problems = {
-        id(scores): "its scores are of other images"
-        for of_units in by_units.values()
-        for scores in of_units
-        if of_units is not same
-    }
-    finite = np.stack([scores.finite for scores in same])
-    bad = (finite.any(axis=0) & ~finite).sum(axis=1)
-    for scores, count in zip(same, bad, strict=True):
-        if count:
-            problems[id(scores)] = f"{count} of {finite.shape[1]} images have no finite score"
+    units = Counter(scores.units for scores in loaded if scores)
+    if not units:
+        return [""] * len(loaded)
+    usual = units.most_common(1)[0][0]
+    finite = np.stack([scores.finite for scores in loaded if scores and scores.units == usual])
+    is_scored = finite.any(axis=0)
+    problems = []
+    for scores in loaded:
+        problem = ""
+        if scores and scores.units != usual:
+            problem = "its scores are of other images"
+        elif scores and (count := (is_scored & ~scores.finite).sum()):
+            problem = f"{count} of {finite.shape[1]} images have no finite score"
+        problems.append(problem)
     return problems
 
 
@@ -227,10 +223,11 @@ class Judgement:
 
     def numbers(self, column: TaskColumn, metric: str) -> dict[str, Estimate]:
         """Backbone → its number in a column, of those that have one."""
-        numbers = {
-            name: self.estimates.get((name, column, metric)) for name in self.selection.backbones
+        return {
+            name: self.estimates[name, column, metric]
+            for name in self.selection.backbones
+            if (name, column, metric) in self.estimates
         }
-        return {name: number for name, number in numbers.items() if number}
 
     def tasks(self, backbone: str) -> dict[str, str]:
         """Task → outcome against the baseline.
@@ -295,7 +292,8 @@ def judge_differences(
     of_tasks = (1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main])
     shares = [*of_tasks, *[GAIN_SHARE / max(len(means), 1)] * len(means)]
     judged = judge_jointly([*(differences[key] for key in main), *means], shares, error_rate)
-    levels = {key[:2]: each.level for key, each in zip(main, judged, strict=False)}
+    judged_tasks, judged_means = judged[: len(main)], judged[len(main) :]
+    levels = {key[:2]: each.level for key, each in zip(main, judged_tasks, strict=True)}
     return Judgement(
         selection,
         estimates,
@@ -303,7 +301,7 @@ def judge_differences(
         task_gains,
         {
             name: replace(gain, mean=mean)
-            for (name, gain), mean in zip(gains.items(), judged[len(main) :], strict=True)
+            for (name, gain), mean in zip(gains.items(), judged_means, strict=True)
         },
         excluded | unsure,
         statements=sum(each.is_judged for each in judged),

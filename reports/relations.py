@@ -174,12 +174,15 @@ def _gains(
     """Position → gain over the variant at ``baseline``, image by image; none without it."""
     gains = {}
     for x, variant in by_value.items():
-        column, main = variant.column, variant.column.main
+        main = variant.column.main
         if baseline in by_value and x != baseline:
-            keys = [(each.backbone, each.column, main) for each in (variant, by_value[baseline])]
-            pair = [analysis.samples[key] for key in keys][:: column.metric(main).direction]
-            width = column.metric(main).width
-            gains[x] = estimate(difference(*pair), analysis.seed_prior, width)
+            own, base = (
+                analysis.samples[each.backbone, each.column, main]
+                for each in (variant, by_value[baseline])
+            )
+            metric = variant.column.metric(main)
+            gap = difference(own, base) if metric.direction > 0 else difference(base, own)
+            gains[x] = estimate(gap, analysis.seed_prior, metric.width)
     return gains
 
 

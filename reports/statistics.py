@@ -345,7 +345,8 @@ def estimate(sample: MetricSample, prior: SeedPrior = NO_PRIOR, width: float = 0
     """
     count, images = len(sample.seeds), sample.images if sample.resamples is not None else 0
     image_variance, single = sample.variances
-    noise = (image_variance or (width / max(images, 1)) ** 2 * (images > 0), 0.0, 0.0)
+    least = (width / images) ** 2 if images else 0.0
+    noise = (image_variance or least, 0.0, 0.0)
     if count > 1 and sample.varies:
         interaction = max(single - image_variance, 0.0) / (count - 1)
         own, df = float(sample.values.var(ddof=1)), count - 1
