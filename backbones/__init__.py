@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cliptex_common.errors import UserError
-from cliptex_common.moved import keep_importable
+from cliptex_common.registry import keep_importable
 
 if TYPE_CHECKING:
     from backbones.backbone import Backbone, DataConfig, Weights

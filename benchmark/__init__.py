@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from cliptex_common import registry
-from cliptex_common.moved import keep_importable
+from cliptex_common.registry import keep_importable
 
 _MODULES = {
     "compare": "api",
@@ -39,5 +39,6 @@ keep_importable(
         "benchmark.suites.catalog": "benchmark.catalog",
         "benchmark.suites.paper": "benchmark.catalog",
         "benchmark.suites.registry": "benchmark.suites",
+        "cliptex_common.visible_devices": "cliptex_common.process",
     }
 )

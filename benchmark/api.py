@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from backbones import DataConfig
+    from backbones.backbone import DataConfig
     from benchmark.options import RunOptions
     from reports.report import Report
 

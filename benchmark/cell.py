@@ -24,14 +24,13 @@ from filelock import Timeout
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from backbones import Backbone
-from backbones.backbone import in_memory_format, versions
-from backbones.cliptex.cost import count_flops
+from backbones.backbone import Backbone, in_memory_format, versions
 from benchmark.executor import choose_device
 from benchmark.progress import console, reporter
 from benchmark.tasks import BackboneInfo, Job, PlannedTask, StoredHeads
 from benchmark.unit import WorkerLost, as_interrupt, keep_last_model
 from cliptex_common.device import (
+    count_flops,
     device_name,
     float32_products,
     is_accelerator,
@@ -98,9 +97,7 @@ def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, flo
     """``parameters``, and ``flops_per_image``, ``images_per_second``, ``memory_mb`` and
     ``latency_ms`` (of an image alone) of feature maps at the backbone's own size in fp32.
 
-    They follow from the architecture, not from weights: they are measured once for each
-    architecture on each kind of device, and cached under ``$CLIPTEX_HOME``. FLOPs are as in
-    ``backbones.cliptex.cost``. Memory is that of ``peak_mb``.
+    FLOPs are as in ``cliptex_common.device``. Memory is that of ``peak_mb``.
     """
     identity = {
         "backbone": {

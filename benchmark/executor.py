@@ -47,9 +47,9 @@ from benchmark.unit import (
 )
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import home, lock_path, locked, locked_async, make_folder
+from cliptex_common.process import describe_variables, is_accelerator_name
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.settings import Precision, options_dataclass
-from cliptex_common.visible_devices import describe_variables, is_accelerator_name
 
 if TYPE_CHECKING:
     import torch

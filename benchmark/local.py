@@ -23,7 +23,7 @@ from benchmark.executor import ExecutionOptions, Executor
 from benchmark.progress import Bar
 from benchmark.unit import Outcome, Unit, environment_variables, execute
 from cliptex_common.errors import UserError
-from cliptex_common.visible_devices import accelerator_ids, cores, restrict_accelerators
+from cliptex_common.process import accelerator_ids, cores, restrict_accelerators
 
 
 class LocalExecutor(Executor):

@@ -26,10 +26,9 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from pydantic import BeforeValidator
 
 from benchmark.unit import exit_on_next_signal, handle_signals, received
-from cliptex_common.errors import UserError, first_line, suggest, user_error_message
+from cliptex_common.errors import UserError, first_line, hide_secrets, suggest, user_error_message
 from cliptex_common.files import parse_file, shorten_socket_paths, write_text
 from cliptex_common.registry import load_plugins
-from cliptex_common.secrets import hide_secrets
 from cliptex_common.settings import (
     as_list,
     as_pairs,

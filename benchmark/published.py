@@ -25,7 +25,7 @@ class ReadPublished:
 
     def main(self) -> int:
         """Print each change."""
-        from reports.published.read import read_source
+        from reports.published.table import read_source
 
         changes = read_source(self.source)
         for line in changes.lines[:50]:

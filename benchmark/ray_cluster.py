@@ -16,7 +16,7 @@ from benchmark.executor import ExecutionOptions, Executor
 from benchmark.progress import Bar, console
 from benchmark.unit import Outcome, Unit, WorkerLost, execute, threads_per_unit
 from cliptex_common.errors import UserError, first_line
-from cliptex_common.visible_devices import cores
+from cliptex_common.process import cores
 
 # prefixes of environment variables that units on a cluster need
 FORWARDED = (

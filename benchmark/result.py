@@ -21,9 +21,8 @@ from rich.text import Text
 from benchmark.progress import console
 from benchmark.suites import Suite
 from benchmark.tasks import PlannedTask
-from cliptex_common.errors import UserError
+from cliptex_common.errors import UserError, hide_secrets
 from cliptex_common.files import json_output_path
-from cliptex_common.secrets import hide_secrets
 from probes.registry import find_task
 from reports.pages import attach_report
 from reports.records import Cell

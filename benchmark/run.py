@@ -55,7 +55,7 @@ from cliptex_common.files import content_key, lock_path, locked_async, mark_in_u
 from cliptex_common.progress import Silent
 from probes.datasets.check import NotChecked
 from reports import records
-from reports.environment import environment
+from reports.provenance import environment
 from reports.records import TAGS, Cell, ParentRun, cost_metrics, metric_key, task_tag
 from reports.selection import weights_labels, with_label
 from reports.store import save_view
@@ -299,8 +299,7 @@ class Row:
         # a process may have been killed while this one waited for its lock
         self.tracker.close_stale()
         protocols = self.record.protocols.items()
-        key = f"tags.`{TAGS['run_key']}` = '{self.record.run_key}'"
-        for run in self.tracker.search(key):
+        for run in self.tracker.search(**{TAGS["run_key"]: self.record.run_key}):
             if not isinstance(run, ParentRun) or run.status == "still running":
                 continue
             if all(run.protocols.get(task, value) == value for task, value in protocols):

@@ -19,7 +19,7 @@ from benchmark.progress import Bar
 from benchmark.unit import STOP_SIGNALS, Outcome, Unit, WorkerLost, execute, threads_per_unit
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
-from cliptex_common.visible_devices import cores
+from cliptex_common.process import cores
 
 QUERY_SECONDS = 3.0  # between two queries of the controller
 RESULT_SECONDS = 90.0  # for the result of an ended job to appear (NFS caches missing files)

@@ -54,11 +54,10 @@ from benchmark.executor import (
 from benchmark.progress import console, reporter
 from benchmark.unit import as_interrupt, drop_last_model, keep_last_model
 from cliptex_common.device import device_name
-from cliptex_common.errors import UserError
+from cliptex_common.errors import UserError, hide_secrets
 from cliptex_common.files import home, mark_in_use
 from cliptex_common.progress import Progress, RunLog, Silent
-from cliptex_common.secrets import hide_secrets
-from reports.environment import environment
+from reports.provenance import environment
 from reports.records import TAGS, cost_metrics
 from reports.tracking import Run, Tracker, logged_model
 

@@ -38,9 +38,8 @@ from benchmark.run import ask_for_precision, describe, log_backbone, probe
 from benchmark.stages import TrainedWeights, Training, train_weights
 from benchmark.suites import SUITES
 from benchmark.tasks import plan_tasks
-from cliptex_common.errors import UserError
+from cliptex_common.errors import UserError, hide_secrets
 from cliptex_common.files import content_key, home, mark_in_use, write_json
-from cliptex_common.secrets import hide_secrets
 from cliptex_common.settings import options_dataclass
 from reports.pages import attach_report
 from reports.records import TAGS

@@ -29,12 +29,9 @@ from typing import Any, Literal, TypeVar
 
 from benchmark.progress import ProgressLine, console, reporting
 from cliptex_common import registry as plugins
-from cliptex_common.errors import UserError, user_error_message
-from cliptex_common.heap import keep_freed_memory, return_freed_memory
+from cliptex_common.errors import UserError, redact, user_error_message
+from cliptex_common.process import keep_freed_memory, restrict_accelerators, return_freed_memory
 from cliptex_common.progress import repeating
-from cliptex_common.secrets import redact
-from cliptex_common.visible_devices import restrict_accelerators
-from reports.environment import environment
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _pid = os.getpid()  # of the process that called ``handle_signals``, not of forked ones
@@ -338,6 +335,8 @@ def drop_last_model() -> None:
 @cache
 def software() -> Mapping[str, str]:
     """The commit and the versions that a number depends on."""
+    from reports.provenance import environment
+
     versions = environment()
     # without "+…" of uncommitted changes: all nodes see the same checkout with them
     commit = versions["git.commit"].partition("+")[0]

@@ -50,7 +50,7 @@ def _follow(
 ) -> int:
     """Score checkpoints in the MLflow run of the watch ``key``."""
     tracker = Tracker(plan.experiment)
-    earlier = next(tracker.search(f"tags.`{TAGS['watch_key']}` = '{key}'"), None)
+    earlier = next(tracker.search(**{TAGS["watch_key"]: key}), None)
     stored = earlier.tags if earlier else {}
     scored = {int(tag[5:]): stored[tag] for tag in stored if tag.startswith("step.")}
     resume = earlier.run_id if earlier else None

@@ -1,4 +1,5 @@
-"""What computes: the CPU, or an accelerator of any type that torch has a backend for.
+"""What computes, and what that takes: the CPU or an accelerator of any type that torch has a
+backend for, its memory, and floating-point operations.
 
 Nothing else names a type of accelerator: what one of them can do is asked here, and here it is
 asked of torch, by ``torch.accelerator``, by the backend's module (``torch.get_device_module``), or
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from operator import attrgetter
 from pathlib import Path
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cliptex_common.errors import OutOfMemory, UserError, first_line
-from cliptex_common.visible_devices import DEVICE_NAMES
+from cliptex_common.process import DEVICE_NAMES
 
 CPU = torch.device("cpu")
 Device = torch.device | str
@@ -361,3 +363,41 @@ class Halving:
         memory_log.warning(note)
         self.notes[:] = [line for line in self.notes if not line.startswith(f"{self.about}: ")]
         self.notes.append(note)
+
+
+def count_flops(function: Callable[[], Any]) -> int:
+    """Floating-point operations while ``function`` runs, backward passes inside it included.
+
+    Counted are matrix products, convolutions and attention, by torch's own counter: a multiply and
+    an add are two operations; element-wise operations (norms, activations, optimizer) and decoding
+    are not. Callers count one representative step and multiply it by the number of steps, since the
+    counter slows what it counts.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    custom: Any = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=custom) as counter:
+        function()
+    return int(counter.get_total_flops())
+
+
+def _convolution_backward(
+    gradient: Sequence[int],
+    image: Sequence[int],
+    weight: Sequence[int],
+    *options: Any,
+    out_shape: Any = None,
+) -> int:
+    """Each requested gradient costs as much as the convolution itself.
+
+    ``options``: bias, stride, padding, dilation, transposed, output padding, groups, and which
+    gradients are requested.
+
+    Torch's own formula takes the gradient of a grouped convolution's weight for that of a dense
+    one: for EfficientNet's depthwise convolutions thirteen times too much in all.
+    """
+    transposed, requested = options[4], options[7]
+    positions = math.prod((image if transposed else gradient)[2:])
+    # weight: (out, in / groups, …), or transposed (in, out / groups, …); either way its product is
+    # multiplied per position
+    return 2 * image[0] * positions * math.prod(weight) * (int(requested[0]) + int(requested[1]))

@@ -1,8 +1,15 @@
-"""Registries by name – backbones, experts, datasets, probes, suites, executors – and the plugins
-and entry points by which others add to them.
+"""Registries by name (backbones, experts, datasets, probes, suites, executors …), and the plugins
+that add to them.
 
-A plugin is a user's Python file that registers entries by the calls that the files of this project
-use. An installed package does it by an entry point of the registry's group in its setup.cfg::
+A registry is a dictionary of what was registered so far. A name that it lacks may be one of a
+plugin in ``$CLIPTEX_PLUGINS``, of an entry point, or of a module of this project that is slow to
+import (``register_lazy``), which are imported in this order when the name is looked up.
+
+A plugin is a user's Python file that makes the calls that the files of this project make. A process
+imports those that ``load_plugins`` is given, and those of ``$CLIPTEX_PLUGINS``; a registry records
+which plugin an entry came from (``Registry.origin``). Modules that plugins import by a path of
+before stay importable (``keep_importable``). An installed package registers by an entry point of
+the registry's group in its setup.cfg::
 
     [options.entry_points]
     cliptex_benchmark.suites =
@@ -18,7 +25,7 @@ import signal
 import sys
 import threading
 from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -357,3 +364,21 @@ def instance_of(
         return entry
 
     return check
+
+
+class _Moved(ModuleType):
+    """A module in place of one that has moved; what it has is imported when it is asked for."""
+
+    def __init__(self, old: str, new: str) -> None:
+        super().__init__(old)
+        self.__dict__["_new"] = new
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(import_module(self._new), name)
+
+
+def keep_importable(moved: Mapping[str, str]) -> None:
+    """Let ``from OLD import name`` go on: old path of a module → where its names are."""
+    sys.modules.update((old, _Moved(old, new)) for old, new in moved.items())

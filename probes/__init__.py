@@ -2,7 +2,7 @@
 
 import sys
 
-from cliptex_common.moved import keep_importable
+from cliptex_common.registry import keep_importable
 from probes.mmlab import MaskHeadFinder, OperatorFinder
 
 # before anything imports mmcv's operators, or mmseg. The first is asked where mmcv has none, the

@@ -7,7 +7,7 @@ two parts of a few images. Components as DINOv3's notebook draws them (``noteboo
 facebookresearch/dinov3): PCA of the patches, whitened, sigmoid(2x) as red, green and blue. There it
 is of one image, on a foreground that a trained classifier finds; here of all images together, so
 that a colour means the same in each, and without a mask. By the likeness of parts a report sees
-where features change mode between two sizes (``reports.axes``).
+where features change mode between two sizes (``reports.relations``).
 
 Diagnostics without labels are descriptions, which nothing ranks by: sources disagree whether a
 higher intrinsic dimension is better. They depend on the number of features, so all are of the same

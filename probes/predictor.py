@@ -25,12 +25,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 import backbones
-from backbones import Backbone
+from backbones.backbone import Backbone
 from cliptex_common import registry
 from cliptex_common.device import float32_products, prefers_bf16
-from cliptex_common.errors import UserError, first_line, report_malformed
+from cliptex_common.errors import UserError, first_line, hide_secrets, report_malformed
 from cliptex_common.files import sha256_file
-from cliptex_common.secrets import hide_secrets
 from cliptex_common.settings import one_line_errors
 from probes.base import EncodeContext, Head
 from probes.dense.tasks import DENSE_TASKS

@@ -70,12 +70,12 @@ def measure(store: Store, selection: Selection, advance: Callable[[], None]) -> 
     for column in selection.columns:
         in_column = selection.column_cells(column)
         loaded = parallel(lambda cell: load_scores(store, cell), in_column)
-        by_run = {cell.run_id: scores for cell, scores in zip(in_column, loaded, strict=True)}
-        problems = find_problems(loaded)
+        by_cell = zip(in_column, loaded, find_problems(loaded), strict=True)
+        by_run = {cell.run_id: (scores, problem) for cell, scores, problem in by_cell}
         for backbone in selection.backbones:
             if cells := selection.cells.get((backbone, column), []):
-                scores = [by_run[cell.run_id] for cell in cells]
-                if problem := next((problems[id(s)] for s in scores if id(s) in problems), ""):
+                scores, problems = zip(*(by_run[cell.run_id] for cell in cells), strict=True)
+                if problem := next(filter(None, problems), ""):
                     measured.refused[backbone, column] = problem
                     continue
                 if scores[0]:
@@ -88,22 +88,24 @@ def measure(store: Store, selection: Selection, advance: Callable[[], None]) -> 
     return measured
 
 
-def find_problems(loaded: Sequence[ImageScores | None]) -> dict[int, str]:
-    """Why per-image scores of a column must not be used, by their ``id``.
-
-    They are of other images than most, or not finite where others are.
+def find_problems(loaded: Sequence[ImageScores | None]) -> list[str]:
+    """Why each of the per-image scores of a column must not be used: it is of other images than
+    most, or not finite where others are; '' if it may be, or there are none.
     """
-    stored = [scores for scores in loaded if scores]
-    if not stored:
-        return {}
-    units = Counter(scores.units for scores in stored).most_common(1)[0][0]
-    problems = {id(s): "its scores are of other images" for s in stored if s.units != units}
-    same = [scores for scores in stored if id(scores) not in problems]
-    finite = np.stack([scores.finite for scores in same])
-    bad = (finite.any(axis=0) & ~finite).sum(axis=1)
-    for scores, count in zip(same, bad, strict=True):
-        if count:
-            problems[id(scores)] = f"{count} of {finite.shape[1]} images have no finite score"
+    units = Counter(scores.units for scores in loaded if scores)
+    if not units:
+        return [""] * len(loaded)
+    usual = units.most_common(1)[0][0]
+    finite = np.stack([scores.finite for scores in loaded if scores and scores.units == usual])
+    is_scored = finite.any(axis=0)
+    problems = []
+    for scores in loaded:
+        problem = ""
+        if scores and scores.units != usual:
+            problem = "its scores are of other images"
+        elif scores and (count := (is_scored & ~scores.finite).sum()):
+            problem = f"{count} of {finite.shape[1]} images have no finite score"
+        problems.append(problem)
     return problems
 
 
@@ -131,19 +133,13 @@ def _add_samples(
     """
     backbone, column = key
     images = scores[0].units if scores else ()
-    rows = min((score.most_resamples for score in scores), default=0)
-    weights = image_weights(images)[:rows] if scores else None
     measured.images.setdefault(column, 0)
     for metric in shown_metrics(column):
-        usable = [
-            number
-            for number, cell in enumerate(cells)
-            if np.isfinite(cell.metrics.get(metric, np.nan))
-        ]
-        if not usable:
+        stored = np.array([cell.metrics.get(metric, np.nan) for cell in cells])
+        usable = np.flatnonzero(np.isfinite(stored))
+        if not len(usable):
             continue
-        seeds = tuple(cells[number].seed for number in usable)
-        values = np.array([cells[number].metrics[metric] for number in usable])
+        values, seeds = stored[usable], tuple(cells[number].seed for number in usable)
         sample = MetricSample(seeds, values)
         if scores and all(metric in score.metrics for score in scores):
             used = [scores[number] for number in usable]
@@ -151,6 +147,7 @@ def _add_samples(
             consistent = agrees(again, values)
             label = f"{backbone} · {column.title} · {metric}"
             if consistent.all():
+                weights = image_weights(images)[: min(score.most_resamples for score in scores)]
                 functions = [score.metrics[metric] for score in used]
                 sampled = np.stack(parallel(methodcaller("__call__", weights), functions))
                 valid = np.isfinite(sampled).all(axis=0)
@@ -221,7 +218,15 @@ class Judgement:
     def outcome(self, backbone: str, column: TaskColumn) -> str:
         """``Estimate.verdict`` on a column's main metric; '' without a difference."""
         gap = self.differences.get((backbone, column, column.main))
-        return "" if gap is None else gap.verdict(column.sign(column.main))
+        return "" if gap is None else gap.verdict(column.metric(column.main).direction)
+
+    def numbers(self, column: TaskColumn, metric: str) -> dict[str, Estimate]:
+        """Backbone → its number in a column, of those that have one."""
+        return {
+            name: self.estimates[name, column, metric]
+            for name in self.selection.backbones
+            if (name, column, metric) in self.estimates
+        }
 
     def tasks(self, backbone: str) -> dict[str, str]:
         """Task → outcome against the baseline.
@@ -275,7 +280,7 @@ def judge_differences(
             excluded[column] = f"{base} is too near zero for percentages"
             continue
         mine, reference = (float(side.values.mean()) for side in pairs[key])
-        unit = 100 * column.sign(metric) / abs(reference)
+        unit = 100 * column.metric(metric).direction / abs(reference)
         # the error of a ratio, to first order: its gain is that of this sum, and not its zero mean
         error = weighted_sum(pairs[key], (unit, -unit * mine / reference))
         gain = estimate(error, prior, abs(unit) * column.metric(metric).width)
@@ -286,8 +291,8 @@ def judge_differences(
     of_tasks = (1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main])
     shares = [*of_tasks, *[GAIN_SHARE / max(len(means), 1)] * len(means)]
     judged = judge_jointly([*(differences[key] for key in main), *means], shares, error_rate)
-    # ``judged`` has the differences of main metrics first, then the mean gains
-    levels = {key[:2]: each.level for key, each in zip(main, judged, strict=False)}
+    judged_tasks, judged_means = judged[: len(main)], judged[len(main) :]
+    levels = {key[:2]: each.level for key, each in zip(main, judged_tasks, strict=True)}
     return Judgement(
         selection,
         estimates,
@@ -295,7 +300,7 @@ def judge_differences(
         task_gains,
         {
             name: replace(gain, mean=mean)
-            for (name, gain), mean in zip(gains.items(), judged[len(main) :], strict=True)
+            for (name, gain), mean in zip(gains.items(), judged_means, strict=True)
         },
         excluded | unsure,
         statements=sum(each.is_judged for each in judged),
@@ -398,7 +403,7 @@ def analyse(
 def _find_best(
     judged: Judgement, samples: Mapping[NumberKey, MetricSample], column: TaskColumn, metric: str
 ) -> str:
-    selection, sign = judged.selection, column.sign(metric)
+    selection, sign = judged.selection, column.metric(metric).direction
     names = [name for name in selection.backbones if (name, column, metric) in samples]
     if len(names) < 2:
         return ""
@@ -406,22 +411,10 @@ def _find_best(
     for name in names:
         if name == leader:
             continue
-        compared = {name, leader} - {selection.baseline}
-        level = judged.level
-        if len(compared) == 1:  # with the baseline, of which the report has the verdict
-            (rival,) = compared
-            level = judged.differences[rival, column, metric].level
+        first, *second = {name, leader} - {selection.baseline}
+        level = judged.level if second else judged.differences[first, column, metric].level
         gap = difference(samples[leader, column, metric], samples[name, column, metric])
         gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)
         if replace(gap_estimate, level=level).verdict(sign) != "win":
             return ""
     return leader
-
-
-def shared_columns(selection: Selection, numbers: Mapping[NumberKey, Any]) -> list[TaskColumn]:
-    """Columns in which all backbones have a number."""
-    return [
-        column
-        for column in selection.columns
-        if all((name, column, column.main) in numbers for name in selection.backbones)
-    ]

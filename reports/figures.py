@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from reports.comparison import Analysis
 from reports.records import PER_IMAGE
 from reports.statistics import Estimate
 from reports.store import Store
-from reports.tables import MOST_PAIRED, decimal, overview, with_interval
+from reports.tables import MOST_PAIRED, decimal, main_columns, with_interval
 
 # Okabe and Ito's colours, distinct in all kinds of colour vision; the baseline is grey.
 COLOURS = (
@@ -34,6 +34,7 @@ COLOURS = (
     "#C0392B",
 )
 BASELINE_COLOUR = "#8A8F98"
+T = TypeVar("T")
 SYMBOLS = ("square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down", "x")
 MOST_CURVES = 40  # each is a request to the store
 LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "xanchor": "left"}
@@ -75,16 +76,15 @@ class Style:
 def backbone_styles(analysis: Analysis) -> dict[str, Style]:
     """Backbone → its style; colours repeat after ten backbones, colour and symbol after forty."""
     baseline = analysis.selection.baseline
-    result = {baseline: Style(BASELINE_COLOUR, "circle")}
     compared = [name for name in analysis.selection.backbones if name != baseline]
-    return result | cycled_styles(compared)
+    return {baseline: Style(BASELINE_COLOUR, "circle"), **cycled_styles(compared)}
 
 
-def cycled_styles(backbones: Iterable[str]) -> dict[str, Style]:
-    """Backbone → a style of its own, as far as there are some."""
+def cycled_styles(names: Iterable[T]) -> dict[T, Style]:
+    """Name → a style of its own, as far as there are some."""
     return {
         name: Style(COLOURS[index % len(COLOURS)], SYMBOLS[index % len(SYMBOLS)])
-        for index, name in enumerate(backbones)
+        for index, name in enumerate(names)
     }
 
 
@@ -223,11 +223,8 @@ def task_bars(analysis: Analysis) -> list[Figure]:
     """A small bar chart for each task."""
     styles = backbone_styles(analysis)
     figures = []
-    for index, head in enumerate(overview(analysis).columns):
-        keys = {b: (b, head.column, head.metric) for b in analysis.selection.backbones}
-        estimates = {
-            b: analysis.estimates[key] for b, key in keys.items() if key in analysis.estimates
-        }
+    for index, head in enumerate(main_columns(analysis)):
+        estimates = analysis.numbers(head.column, head.metric)
         if not estimates:
             continue
         names, shown = list(estimates), list(estimates.values())
@@ -253,7 +250,7 @@ def task_bars(analysis: Analysis) -> list[Figure]:
             {"nticks": 5, "rangemode": "tozero"},
         )
         unit = f" ({head.unit})" if head.unit else ""
-        better = "higher" if head.sign > 0 else "lower"
+        better = "higher" if head.direction > 0 else "lower"
         pale = "" if all(e.has_interval for e in shown) else "; pale: no interval"
         caption = f"{head.label}{unit}, {better} is better{pale}"
         alt = ", ".join(f"{name} {words}" for name, words in zip(names, text, strict=True))
@@ -411,8 +408,8 @@ def scatter(
     data = [{**trace, **at} for trace, at in zip(y[0]["data"], x[0]["data"], strict=True)]
     layout = make_layout({}, {}, legend=len(styles) <= MOST_PAIRED)
     alt = [
-        ", ".join([backbone, *(f"{each.title} {each.values[backbone]:.4g}" for each in quantities)])
-        for backbone in styles
+        ", ".join([each, *(f"{of.title} {of.values[each]:.4g}" for of in quantities)])
+        for each in styles
     ]
     return Figure(
         name,

@@ -1,5 +1,9 @@
-"""The leaderboard of shared results: one offline page, on which backbones that cannot be told apart
-share a place.
+"""The leaderboard of shared results: the ranks of many backbones, on one offline page.
+
+A backbone's rank is 1 + the number of backbones that are better; its interval ends at the number of
+backbones that are not worse (Mogstad, Romano, Shaikh, Wilhelm, Review of Economic Studies 2024), so
+backbones that cannot be told apart share their ranks. The differences of all pairs are judged
+jointly: all ranks hold together.
 """
 
 from __future__ import annotations
@@ -13,11 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.costs import COST_AXES, cost_conditions, cost_figure
 from reports.figures import Figure, Score, cycled_styles, make_layout
 from reports.pages import figure_content, render_template
 from reports.published.table import costs_of, published_numbers, read_rows
 from reports.records import PARENT, PROTOCOL, Cell, Metric, ParentRun
+from reports.relations import COST_AXES, cost_conditions, cost_figure
 from reports.selection import task_order, weights_labels, with_label
 from reports.sharing import SharedResults, check_results, settings_key
 from reports.statistics import (
@@ -67,9 +71,8 @@ class SharedColumn:
 
 
 @dataclass(frozen=True)
-class RankInterval:
-    """A backbone's score, those that are better, and the interval of its rank, which the page calls
-    its place: from ``first`` to ``last``."""
+class Rank:
+    """A backbone's score, those that are better, and the interval of its rank."""
 
     score: Estimate
     better: tuple[str, ...]
@@ -85,7 +88,7 @@ class Leaderboard:
     """Everything that the page shows; ``backbones`` has what is known of each.
 
     Attributes:
-        costs: of each, as a row of ``reports.costs.cost_frame``; some may be missing.
+        costs: of each, as a row of ``reports.relations.cost_frame``; some may be missing.
         parents: of all files, under the names of their rows; they have the order of tasks.
     """
 
@@ -143,12 +146,8 @@ def _describe(results: SharedResults, parent: ParentRun) -> dict[str, str | floa
     }
 
 
-def rank_backbones(columns: Sequence[SharedColumn]) -> dict[str, RankInterval]:
+def rank_backbones(columns: Sequence[SharedColumn]) -> dict[str, Rank]:
     """Backbone → its rank over columns, of those that are in all of them.
-
-    A rank is 1 + the number of backbones that are better; its interval ends at the number of
-    backbones that are not worse (Mogstad, Romano, Shaikh, Wilhelm, Review of Economic Studies
-    2024). The differences of all pairs are judged jointly, so all ranks hold together.
 
     Of one column the score is the metric. Of several it is the mean over them of (metric - median)
     / standard deviation, over the backbones in the column, positive where better.
@@ -165,20 +164,19 @@ def rank_backbones(columns: Sequence[SharedColumn]) -> dict[str, RankInterval]:
         sign, shift = 1, float(scales @ np.median(means, axis=1))
     samples = [_score(columns, scales, name) for name in names]
     pairs = list(combinations(range(len(names)), 2))
-    gaps = [difference(samples[first], samples[second]) for first, second in pairs]
+    gaps = [difference(samples[mine], samples[rival]) for mine, rival in pairs]
     prior = seed_prior(gaps)
+    judged = judge_jointly([estimate(gap, prior) for gap in gaps])
     beats = np.zeros((len(names), len(names)), int)
-    for (first, second), gap in zip(
-        pairs, judge_jointly([estimate(g, prior) for g in gaps]), strict=True
-    ):
+    for (mine, rival), gap in zip(pairs, judged, strict=True):
         verdict = gap.verdict(sign)
-        beats[first, second], beats[second, first] = verdict == "win", verdict == "loss"
+        beats[mine, rival], beats[rival, mine] = verdict == "win", verdict == "loss"
     ranks = {}
     for index, (name, sample) in enumerate(zip(names, samples, strict=True)):
         score = estimate(sample)
         score = replace(score, value=score.value - shift)
         better = tuple(names[rival] for rival in np.flatnonzero(beats[:, index]))
-        ranks[name] = RankInterval(score, better, len(names) - int(beats[index].sum()))
+        ranks[name] = Rank(score, better, len(names) - int(beats[index].sum()))
     return ranks
 
 
@@ -211,7 +209,7 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
     )
     groups = _groups(columns)
     scores = [
-        Score(_axis_title(group, columns), {n: rank.score for n, rank in group.ranks.items()})
+        Score(group.axis_title, {name: rank.score for name, rank in group.ranks.items()})
         for group in groups
     ]
     better = [{name: rank.better for name, rank in group.ranks.items()} for group in groups]
@@ -317,18 +315,13 @@ def _published() -> dict[str, Any]:
 @dataclass(frozen=True)
 class _Group:
     """What one can rank by: the numbers of its columns and of those that are ranked, and the ranks
-    of backbones."""
+    of backbones. The title of its axis has a word on the direction of a metric; scores go up."""
 
     label: str
+    axis_title: str
     columns: list[int]
     ranked: list[int]
-    ranks: dict[str, RankInterval]
-
-
-def _axis_title(group: _Group, columns: Sequence[SharedColumn]) -> str:
-    """What is ranked by, with a word on the direction of a metric; scores go up."""
-    directions = [columns[number].metric.direction for number in group.ranked]
-    return f"{group.label}, lower is better" if directions == [-1] else group.label
+    ranks: dict[str, Rank]
 
 
 def _column(column: SharedColumn) -> dict[str, Any]:
@@ -361,10 +354,10 @@ def _groups(columns: Sequence[SharedColumn]) -> list[_Group]:
             members[label].append(number)
     for number, title in enumerate(_titles(columns)):
         members[f"task: {title}"].append(number)
-    return [_rank_group(label, numbers, columns) for label, numbers in members.items()]
+    return [_group(label, numbers, columns) for label, numbers in members.items()]
 
 
-def _rank_group(label: str, numbers: list[int], columns: Sequence[SharedColumn]) -> _Group:
+def _group(label: str, numbers: list[int], columns: Sequence[SharedColumn]) -> _Group:
     """A task counts once, under the protocol that most of those have who are ranked by the tasks
     before it. Nobody is ranked alone over several tasks."""
     protocols: dict[str, list[int]] = defaultdict(list)
@@ -376,7 +369,11 @@ def _rank_group(label: str, numbers: list[int], columns: Sequence[SharedColumn])
         ranked.append(max(of_task, key=lambda number: len(names & columns[number].values.keys())))
         names &= columns[ranked[-1]].values.keys()
     ranks = rank_backbones([columns[number] for number in ranked])
-    return _Group(label, numbers, ranked, ranks if len(ranks) > 1 or len(ranked) == 1 else {})
+    if len(ranks) < 2 and len(ranked) > 1:
+        ranks = {}
+    is_lower_better = [columns[number].metric.direction for number in ranked] == [-1]
+    axis_title = f"{label}, lower is better" if is_lower_better else label
+    return _Group(label, axis_title, numbers, ranked, ranks)
 
 
 def _titles(columns: Sequence[SharedColumn]) -> list[str]:
@@ -388,7 +385,7 @@ def _titles(columns: Sequence[SharedColumn]) -> list[str]:
     ]
 
 
-def _rank_content(rank: RankInterval) -> dict[str, Any]:
+def _rank_content(rank: Rank) -> dict[str, Any]:
     """A score with half of its interval, and its ranks."""
     score, half = float(f"{rank.score.value:.5g}"), float(f"{rank.score.reach():.3g}")
     text = f"{score:.1f}" if abs(score) >= 10 else f"{score:#.3g}"

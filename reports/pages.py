@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -25,7 +25,8 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from cliptex_common.errors import user_error_message
 from cliptex_common.files import write_text
-from reports.records import REPORT, Cell, TrackingError
+from reports.figures import Figure
+from reports.records import REPORT, Cell, Record, TrackingError
 from reports.report import Report, ReportRequest, build_report
 from reports.statistics import RESAMPLES
 from reports.store import connect, local_folder, metrics_frame, tracking_uri
@@ -40,10 +41,6 @@ from reports.tables import (
     decimal,
     plain_cell,
 )
-
-if TYPE_CHECKING:
-    from reports.figures import Figure
-    from reports.records import Record
 
 
 def render_page(report: Report) -> str:

@@ -147,9 +147,14 @@ def agrees(computed: ArrayLike, stored: ArrayLike) -> np.ndarray:
     return np.isclose(computed, stored, rtol=TOLERANCE, atol=1e-6)
 
 
+def needs_plugin(kind: str) -> bool:
+    """Whether the images of a kind of task are scored by a plugin, loaded or not."""
+    return kind not in SCORERS or bool(SCORERS.origin(kind))
+
+
 def why_unscored(kind: str) -> str:
     """Why a run of a kind of task has no per-image scores here."""
-    if kind in SCORERS and not SCORERS.origin(kind):
+    if not needs_plugin(kind):
         return "it has no per-image scores"
     return f"its per-image scores need the plugin of {kind!r} that it ran with (--plugin FILE)"
 

@@ -188,8 +188,7 @@ class _Pack:
         """A file as a data URI, '' if it is missing."""
         if file not in self.sizes:
             return ""
-        kind = "png" if file.endswith(".png") else "webp"
-        return f"data:image/{kind};base64,{base64.b64encode(self.files.read(file)).decode()}"
+        return _uri("png" if file.endswith(".png") else "webp", self.files.read(file))
 
 
 def galleries(

@@ -10,16 +10,8 @@ from itertools import chain
 
 import pandas as pd
 
-from cliptex_common.secrets import hide_secrets
-from reports.axes import axis_figures, best_values, mode_changes
+from cliptex_common.errors import hide_secrets
 from reports.comparison import Analysis, analyse
-from reports.costs import (
-    Diagnostics,
-    collect_diagnostics,
-    cost_frame,
-    costs_of_backbones,
-    diagnostics_figures,
-)
 from reports.figures import (
     Figure,
     Style,
@@ -33,6 +25,16 @@ from reports.pictures import FeaturePictures, Gallery, galleries, read_feature_p
 from reports.provenance import Provenance, collect_provenance
 from reports.published.table import PublishedRow, compare_published
 from reports.records import Cell, ParentRun, Record
+from reports.relations import (
+    Diagnostics,
+    axis_figures,
+    best_values,
+    collect_diagnostics,
+    cost_frame,
+    costs_of_backbones,
+    diagnostics_figures,
+    mode_changes,
+)
 from reports.selection import TaskColumn, default_experiments, select, without_studies
 from reports.sharing import read_shared
 from reports.store import UNREADABLE, Store
@@ -71,7 +73,7 @@ class Report:
     Attributes:
         axes: the best values of settings, a sentence each.
         mode_changes: where features change mode between sizes; in ``notes``, too.
-        costs: of backbones (``reports.costs.cost_frame``).
+        costs: of backbones (``reports.relations.cost_frame``).
         figures: by part of the page.
     """
 
@@ -182,7 +184,7 @@ def build_report(
     judgements, provenance = judge_pairs(analysis), collect_provenance(store, selection)
     costs, diagnostics = cost_frame(analysis, provenance), collect_diagnostics(analysis)
     pictures, without_pictures = galleries(store, analysis)
-    seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
+    seeds = sorted(set().union(*selection.seeds.values()))
     subtitle = [
         ", ".join(selection.backbones),
         count(len({column.base for column in selection.columns}), "task"),
@@ -231,30 +233,33 @@ def _like_runs(ids: Sequence[str], runs: list[Record]) -> tuple[list[Record], li
 
     So a page that is attached to a run agrees with that run.
     """
-    own = [run for run in runs if isinstance(run, ParentRun) and run.run_id in ids]
-    protocols = {protocol for run in own for protocol in run.protocols.values()}
+    protocols: set[str] = set()
+    weights: set[tuple[str, int, str]] = set()
+    for run in runs:
+        if isinstance(run, ParentRun) and run.run_id in ids:
+            protocols.update(run.protocols.values())
+            weights.add((run.backbone, run.seed, run.weights))
     if not protocols:
         return runs, []
-    backbones = {run.backbone for run in own}
-    weights = {(run.backbone, run.seed, run.weights) for run in own}
-
-    def is_own(run: Record) -> bool:
-        """Whether a run is of another backbone, or is or has a number of these runs."""
-        if not isinstance(run, Cell | ParentRun) or run.backbone not in backbones:
-            return True
-        if isinstance(run, Cell) and run.is_finished and run.protocol in protocols:
-            return run.run_id in ids
-        return (run.backbone, run.seed, run.weights) in weights
-
-    same_weights = list(filter(is_own, runs))
-    cells = [run for run in same_weights if isinstance(run, Cell)]
-    other_protocols = {cell.protocol for cell in cells if cell.backbone in backbones} - protocols
-    same = [run for run in same_weights if not isinstance(run, Cell) or run.protocol in protocols]
-    subjects = (
-        [f"Runs under {count(len(other_protocols), 'other protocol')}"] if other_protocols else []
-    )
-    if len(same_weights) < len(runs):
-        subjects.append("Runs of other weights or seeds under the same names")
+    backbones = {name for name, *_ in weights}
+    same: list[Record] = []
+    other_protocols: set[str] = set()
+    subjects = []
+    for run in runs:
+        has_protocol = not isinstance(run, Cell) or run.protocol in protocols
+        is_same = True
+        if isinstance(run, Cell | ParentRun) and run.backbone in backbones:
+            is_same = (run.backbone, run.seed, run.weights) in weights
+            if isinstance(run, Cell) and run.is_finished and has_protocol:
+                is_same = run.run_id in ids
+            if isinstance(run, Cell) and is_same and not has_protocol:
+                other_protocols.add(run.protocol)
+        if not is_same:
+            subjects = ["Runs of other weights or seeds under the same names"]
+        elif has_protocol:
+            same.append(run)
+    if other_protocols:
+        subjects.insert(0, f"Runs under {count(len(other_protocols), 'other protocol')}")
     ending = "are left out here; python -m benchmark report shows them."
     return same, [f"{subject} {ending}" for subject in subjects]
 

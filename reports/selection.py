@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeVar
 
 from cliptex_common.errors import suggest
 from reports.records import TAGS, Cell, Metric, ParentRun, Record, TrackingError, task_tag
-from reports.store import Store
+from reports.store import PREFIX, Store
 
 R = TypeVar("R", Cell, ParentRun)
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
@@ -50,10 +51,6 @@ class TaskColumn:
     def main(self) -> str:
         """Name of the main metric."""
         return self.metrics[0][0] if self.metrics else ""
-
-    def sign(self, metric: str) -> int:
-        """+1 where higher is better, else -1."""
-        return self.metric(metric).direction
 
     def metric(self, name: str) -> Metric:
         """The declaration of a metric."""
@@ -113,7 +110,7 @@ def default_experiments(store: Store) -> list[str]:
     ids = store.experiments()
     newest = store.client.search_runs(
         list(ids.values()),
-        f"attributes.status = 'FINISHED' and tags.{TAGS['key']} != ''",
+        f"attributes.status = 'FINISHED' and tags.`{PREFIX}{TAGS['key']}` != ''",
         max_results=1,
         order_by=["attributes.start_time DESC"],
     )
@@ -146,8 +143,10 @@ def weights_labels(runs: Sequence[Record]) -> dict[tuple[str, str], str]:
     own = [run for run in runs if isinstance(run, Cell | ParentRun)]
     columns = {(run.backbone, run.weights): run.weights for run in own if run.metrics}
     recipes: dict[tuple[str, ...], set[tuple[int, str]]] = defaultdict(set)
-    for run in _parents(own):
-        if run.has_weights_of_seed and (run.backbone, run.weights) in columns:
+    for run in own:
+        if not isinstance(run, ParentRun) or not run.has_weights_of_seed:
+            continue
+        if (run.backbone, run.weights) in columns:
             recipe = run.backbone, run.source, run.experiment, run.architecture
             recipes[recipe].add((run.seed, run.weights))
     for (name, *_), pairs in recipes.items():
@@ -189,8 +188,9 @@ def select(
             several weights.
     """
     shown = ", ".join(experiments)
-    every = _cells(runs)
-    labels = weights_labels([*every, *_parents(runs)])
+    parents = [run for run in runs if isinstance(run, ParentRun)]
+    every = _cells(runs, parents)
+    labels = weights_labels([*every, *parents])
     every = [with_label(cell, labels) for cell in every]
     task_names = {cell.task for cell in every}
     for task in tasks if task_names else ():
@@ -207,28 +207,29 @@ def select(
         )
     names, baseline = _backbones(every, labels, backbones, baseline)
     cells = [cell for cell in every if cell.backbone in names]
-    finished = sorted(
-        (cell for cell in cells if cell.metrics), key=lambda cell: (cell.started, cell.run_id)
-    )
-    newest = {(cell.backbone, cell.task, cell.protocol, cell.seed): cell for cell in finished}
-    unfinished = [cell for cell in cells if not cell.metrics]
-    columns = _columns([*newest.values()], unfinished, task_order(_parents(runs)))
+    newest: dict[tuple[str, str, str, int], Cell] = {}
+    unfinished = []
+    for cell in sorted(cells, key=attrgetter("started", "run_id")):
+        if cell.metrics:
+            newest[cell.backbone, cell.task, cell.protocol, cell.seed] = cell
+        else:
+            unfinished.append(cell)
+    columns = _columns([*newest.values()], unfinished, task_order(parents))
     grid: dict[tuple[str, TaskColumn], list[Cell]] = defaultdict(list)
     by_protocol = {(column.task, column.protocol): column for column in columns}
-    for cell in sorted(newest.values(), key=lambda cell: cell.seed):
-        grid[cell.backbone, by_protocol[cell.task, cell.protocol]].append(cell)
     by_id = {run.run_id: run for run in runs}
-    parents: dict[tuple[str, int], ParentRun] = {}
+    newest_parents: dict[tuple[str, int], ParentRun] = {}
     for cell in newest.values():
-        key = cell.backbone, cell.seed
         run = by_id.get(cell.parent)
-        if isinstance(run, ParentRun) and (
-            key not in parents or run.started > parents[key].started
-        ):
-            parents[key] = run
+        if isinstance(run, ParentRun):
+            stored = newest_parents.setdefault((cell.backbone, cell.seed), run)
+            if run.started > stored.started:
+                newest_parents[cell.backbone, cell.seed] = run
+    for cell in sorted(newest.values(), key=attrgetter("seed")):
+        grid[cell.backbone, by_protocol[cell.task, cell.protocol]].append(cell)
     planned = {
         (with_label(run, labels).backbone, task)
-        for run in _parents(runs)
+        for run in parents
         if run.is_finished
         for task in run.protocols
     }
@@ -246,21 +247,16 @@ def select(
         dict(grid),
         missing,
         {name: sorted({seed for own, *_, seed in newest if own == name}) for name in names},
-        parents,
+        newest_parents,
         by_id,
     )
 
 
-def _parents(runs: Sequence[Record]) -> list[ParentRun]:
-    return [run for run in runs if isinstance(run, ParentRun)]
-
-
-def _cells(runs: Sequence[Record]) -> list[Cell]:
-    """The cells among ``runs``. One that was run under another name of the same weights is there
-    again for each parent that reused it, as a cell of that parent's backbone."""
+def _cells(runs: Sequence[Record], parents: Sequence[ParentRun]) -> list[Cell]:
+    """The cells among ``runs``, also under the backbones of parents that reused them."""
     by_id = {run.run_id: run for run in runs if isinstance(run, Cell)}
     cells = {(cell.run_id, cell.backbone): cell for cell in by_id.values()}
-    for parent in _parents(runs):
+    for parent in parents:
         for child in parent.reused.values():
             if child in by_id and (child, parent.backbone) not in cells:
                 changes = {"backbone": parent.backbone, "parent": parent.run_id}
@@ -295,11 +291,12 @@ def _backbones(
     preferred = (
         name for each in PREFERRED_BASELINES for name in names if each == name.partition("@")[0]
     )
-    base, *further = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
-    if further:
+    bases = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
+    if len(bases) > 1:
         raise TrackingError(
-            f"baseline {baseline!r} has several weights; choose {' or '.join([base, *further])}"
+            f"baseline {baseline!r} has several weights; choose {' or '.join(bases)}"
         )
+    (base,) = bases
     if base not in names or not backbones:
         names = [base, *(name for name in names if name != base)]
     return names, base
@@ -307,9 +304,9 @@ def _backbones(
 
 def task_order(parents: Sequence[ParentRun]) -> list[str]:
     """Tasks in the suite's order, as parent runs record it; the one with most tasks decides."""
-    recorded = [run.main_metrics for run in sorted(parents, key=lambda run: -run.started)]
-    longest_first = sorted(recorded, key=len, reverse=True)
-    return list(dict.fromkeys(name.rpartition("/")[0] for names in longest_first for name in names))
+    ordered = sorted(parents, key=lambda run: (-len(run.main_metrics), -run.started))
+    names = (name for run in ordered for name in run.main_metrics)
+    return list(dict.fromkeys(name.rpartition("/")[0] for name in names))
 
 
 def _columns(
@@ -321,23 +318,19 @@ def _columns(
     not in ``order`` come last.
     """
     first: dict[tuple[str, str], Cell] = {}
-    for cell in sorted(finished, key=lambda cell: cell.started):
+    for cell in sorted(finished, key=attrgetter("started")):
         first.setdefault((cell.task, cell.protocol), cell)
-    scored_tasks = {task for task, _ in first}
-    latest = {cell.task: cell for cell in sorted(unfinished, key=lambda cell: cell.started)}
-    for task, cell in latest.items():
-        if task not in scored_tasks:
-            first[task, cell.protocol] = cell
-    protocols: dict[str, list[str]] = defaultdict(list)
-    for task, protocol in first:
-        protocols[task].append(protocol)
+    by_task: dict[str, list[Cell]] = defaultdict(list)
+    for (task, _), cell in first.items():
+        by_task[task].append(cell)
+    latest = {cell.task: [cell] for cell in unfinished if cell.task not in by_task}
     columns = []
-    for (task, protocol), cell in first.items():
-        several = len(protocols[task]) > 1
-        letter = chr(ord("A") + protocols[task].index(protocol)) if several else ""
-        metrics = tuple(cell.declared.items())
-        columns.append(TaskColumn(task, cell.kind, protocol, metrics, letter))
-    tasks = list(dict.fromkeys([*order, *protocols]))
+    for task, cells in (by_task | latest).items():
+        for number, cell in enumerate(cells):
+            letter = chr(ord("A") + number) if len(cells) > 1 else ""
+            metrics = tuple(cell.declared.items())
+            columns.append(TaskColumn(task, cell.kind, cell.protocol, metrics, letter))
+    tasks = list(dict.fromkeys([*order, *by_task, *latest]))
     return sorted(columns, key=lambda column: (tasks.index(column.task), column.letter))
 
 

@@ -26,9 +26,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from cliptex_common.errors import UserError, first_line, report_malformed
+from cliptex_common.errors import UserError, first_line, hide_secrets, redact, report_malformed
 from cliptex_common.files import atomic_write, canonical_json, content_key, expand_user, home
-from cliptex_common.secrets import hide_secrets, redact
 from reports.per_image import ImageScores, agrees, image_scores, why_unscored
 from reports.records import (
     DAMAGED,
@@ -162,11 +161,11 @@ class SharedResults:
         """A JSON file of a record."""
         return json.loads(self.members[f"{record.run_id}/{name}"])
 
-    def new_names(self, existing: Collection[Cell | ParentRun]) -> dict[str, str]:
+    def new_names(self, records: Collection[Cell | ParentRun]) -> dict[str, str]:
         """Backbone → its name with the title of this file, of backbones that share no weights with
-        those of this name in ``existing``."""
-        names = {run.backbone for run in existing}
-        weights = {(run.backbone, run.weights) for run in existing}
+        those of this name in ``records``."""
+        names = {run.backbone for run in records}
+        weights = {(run.backbone, run.weights) for run in records}
         own = self.parents.values()
         names -= {run.backbone for run in own if (run.backbone, run.weights) in weights}
         return {name: f"{name} ({self.title})" for name in names}
@@ -626,7 +625,7 @@ class _Merger:
         self.records: dict[str, Cell | ParentRun] = {}
         self.notes: list[str] = []
         cells = [run for run in own if isinstance(run, Cell) and run.is_finished]
-        self.existing: list[Cell | ParentRun] = [*cells]
+        self.seen: list[Cell | ParentRun] = [*cells]
         # task, settings and data → the protocol's hash and its libraries
         self.protocols: dict[str, tuple[str, dict[str, str]]] = {}
         for cell in {cell.protocol: cell for cell in cells}.values():
@@ -640,7 +639,7 @@ class _Merger:
         """Add the records of one file."""
         title, folder = results.title, unpack(results)
         self.notes += results.notes
-        names = results.new_names(self.existing)
+        names = results.new_names(self.seen)
         protocols = self._protocols(results)
         source = results.manifest.source or f"{title}{SUFFIX}"
         records: list[Cell | ParentRun] = [*results.parents.values(), *results.cells]
@@ -658,7 +657,7 @@ class _Merger:
                 planned = record.protocols.items()
                 changes["protocols"] = {task: protocols.get(each, each) for task, each in planned}
             record = self.records.setdefault(record.run_id, record.model_copy(update=changes))
-            self.existing.append(record)
+            self.seen.append(record)
 
     def _protocols(self, results: SharedResults) -> dict[str, str]:
         """Protocol of the file → the one that it is shown under."""

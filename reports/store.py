@@ -24,9 +24,8 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 import pandas as pd
 
-from cliptex_common.errors import first_line, suggest
+from cliptex_common.errors import first_line, hide_secrets, redact, remember_secrets, suggest
 from cliptex_common.files import home, lock_path, locked
-from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 from reports.records import (
     DAMAGED,
     TAGS,
@@ -42,9 +41,9 @@ from reports.records import (
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 PARENT_TAG = "mlflow.parentRunId"
-FAILURE_TAG = "failure"
 PAGE = 1000  # results a request
-PREFIX = "cliptex."  # of this package's tags in MLflow; the code names tags without it
+PREFIX = "cliptex."  # of this package's tags in MLflow; records name them without it
+FAILURE_TAG = f"{PREFIX}failure"
 BUSY_SECONDS = 60  # how long to wait while another program has a SQLite database locked
 # MLflow's codes for a wrong call, a bug here; every other error is the store's: unreachable, full,
 # damaged, forbidden.
@@ -53,8 +52,6 @@ WRONG_CALL = (
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 )
-# a tag of ours in a filter, which gets ``PREFIX``: tags.task, tags.`run.key`
-OWN_TAG = re.compile(rf"tags\.(`?)(?!mlflow\.|{re.escape(PREFIX)})([\w.-]+)\1")
 
 
 def tracking_uri(explicit: str | None = None) -> str:
@@ -100,11 +97,8 @@ def using(explicit: str | None = None) -> Iterator[str]:
 
 
 class Client:
-    """An ``MlflowClient`` with all its methods, and three additions.
-
-    Errors of the store become a ``TrackingError``, secrets are removed from all arguments, and the
-    package's own tags get ``PREFIX`` on their way in and lose it on their way out.
-    """
+    """An ``MlflowClient`` with all its methods, whose errors are ``TrackingError``, and which
+    removes secrets from all arguments."""
 
     def __init__(self, uri: str) -> None:
         from mlflow.tracking import MlflowClient
@@ -135,31 +129,8 @@ class Client:
 
         return call
 
-    def search_runs(
-        self, experiment_ids: Sequence[str], filter_string: str = "", **options: Any
-    ) -> Any:
-        """Search as MLflow does, by the package's own names of tags."""
-        prefixed = OWN_TAG.sub(rf"tags.`{PREFIX}\2`", filter_string)
-        page = self.__getattr__("search_runs")(experiment_ids, prefixed, **options)
-        for run in page:
-            _remove_prefix(run.data.tags)
-        return page
-
-    def get_run(self, run_id: str) -> Any:
-        """Get a run as MLflow does."""
-        run = self.__getattr__("get_run")(run_id)
-        _remove_prefix(run.data.tags)
-        return run
-
-    def create_run(
-        self, experiment_id: str, *, tags: Mapping[str, str] | None = None, **options: Any
-    ) -> Any:
-        """Create a run as MLflow does."""
-        prefixed = {tag_key(name): value for name, value in (tags or {}).items()}
-        return self.__getattr__("create_run")(experiment_id, tags=prefixed, **options)
-
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
-        """Set tags in one request for every 100; MLflow cuts long values."""
+        """Set tags, named as in records, in one request for every 100; MLflow cuts long values."""
         from mlflow.entities import RunTag
 
         entities = [RunTag(tag_key(name), str(value)) for name, value in tags.items()]
@@ -185,13 +156,8 @@ def _reason(error: Exception) -> str:
 
 
 def tag_key(name: str) -> str:
-    """A tag's name in MLflow."""
+    """The name in MLflow of a tag of a record."""
     return name if name.startswith(("mlflow.", PREFIX)) else PREFIX + name
-
-
-def _remove_prefix(tags: dict[str, str]) -> None:
-    for name in [name for name in tags if name.startswith(PREFIX)]:
-        tags[name.removeprefix(PREFIX)] = tags.pop(name)
 
 
 def _public(value: Any) -> Any:
@@ -424,10 +390,11 @@ def read_run(run: Any, experiment: str = "") -> Record:
     One with a tag that cannot be read is a plain ``Record``, whose status is ``UNREADABLE``.
     """
     info, data = run.info, run.data
+    tags = {name.removeprefix(PREFIX): value for name, value in data.tags.items()}
     fields: dict[str, Any] = {
         "run_id": info.run_id,
         "name": info.run_name or "",
-        "parent": data.tags.get(PARENT_TAG, ""),
+        "parent": tags.get(PARENT_TAG, ""),
         "status": STATUSES.get(info.status, info.status.lower()),
         "reason": data.tags.get(FAILURE_TAG, ""),
         "experiment": experiment,
@@ -436,13 +403,13 @@ def read_run(run: Any, experiment: str = "") -> Record:
         "started": info.start_time or 0,
     }
     try:
-        declared = json.loads(data.tags.get(TAGS["declared"], "{}"))
+        declared = json.loads(tags.get(TAGS["declared"], "{}"))
         metrics = {
             metric_name(key, declared): value
             for key, value in data.metrics.items()
             if not key.startswith("system/")
         }
-        return read_record(data.tags, data.params, metrics, **fields)
+        return read_record(tags, data.params, metrics, **fields)
     except (ValueError, TypeError, AttributeError) as error:
         reason = f"a tag cannot be read: {' '.join(str(error).split())[:150]}"
         return Record(**fields | {"status": UNREADABLE, "reason": reason})
@@ -478,13 +445,13 @@ def metrics_frame(cells: Sequence[Cell]) -> pd.DataFrame:
 
 VIEW = "cliptex"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-MAIN_TAG = TAGS["main_metrics"]
+MAIN_TAG = PREFIX + TAGS["main_metrics"]
 MOST_COLUMNS = 100  # of the view; MLflow accepts 20,000 characters
 
 
 def save_view(client: Client, experiment_id: str) -> None:
-    """Write the view of an experiment in MLflow's UI: one row for each backbone and seed, one
-    column and bar for each task of its newest parent runs.
+    """Write the view of an experiment, with the tasks of its newest parent runs: a row for each
+    backbone and seed, a column and a bar for each task.
 
     MLflow (3.14 and later) lists such views, JSON in an experiment's tags, under "Views"; a link
     names one. The content is what the UI's own "Save view" writes.
@@ -496,21 +463,7 @@ def save_view(client: Client, experiment_id: str) -> None:
         for name in run.data.tags[MAIN_TAG].split(",")
         if "/" in name
     )
-    state = json.dumps(_state(list(names)[:MOST_COLUMNS]))
-    now = int(time.time() * 1000)
-    packed = "deflate;" + base64.b64encode(zlib.compress(state.encode())).decode()
-    view = {"name": "Backbones by task", "createdAt": now, "updatedAt": now, "state": packed}
-    client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps(view))
-
-
-def view_link(ui: str, experiment_id: str) -> str:
-    """The address of an experiment's saved view in the UI at ``ui``."""
-    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
-    return f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
-
-
-def _state(metrics: list[str]) -> dict[str, Any]:
-    columns = ["attributes.`Dataset`", *(f"metrics.`{name}`" for name in metrics)]
+    shown = list(names)[:MOST_COLUMNS]
     charts = [
         {
             "type": "BAR",
@@ -522,16 +475,26 @@ def _state(metrics: list[str]) -> dict[str, Any]:
             "deleted": False,
             "isGenerated": False,
         }
-        for number, name in enumerate(metrics)
+        for number, name in enumerate(shown)
     ]
     section = {"uuid": "main", "name": "Main metrics", "display": True, "isReordered": True}
-    return {
-        "searchFilter": f"tags.`{tag_key(TAGS['run_key'])}` != ''",
+    state = {
+        "searchFilter": f"tags.`{PREFIX}{TAGS['run_key']}` != ''",
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
-        "selectedColumns": columns,
+        "selectedColumns": ["attributes.`Dataset`", *(f"metrics.`{name}`" for name in shown)],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": [section],
         "isAccordionReordered": True,
     }
+    now = int(time.time() * 1000)
+    packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    view = {"name": "Backbones by task", "createdAt": now, "updatedAt": now, "state": packed}
+    client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps(view))
+
+
+def view_link(ui: str, experiment_id: str) -> str:
+    """The address of an experiment's saved view in the UI at ``ui``."""
+    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
+    return f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"

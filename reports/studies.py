@@ -13,7 +13,7 @@ from cliptex_common.errors import suggest
 from reports.figures import Figure
 from reports.records import PLOTS, Record, TrackingError
 from reports.statistics import LEVEL, MetricSample, difference, estimate
-from reports.store import Store
+from reports.store import PREFIX, Store
 from reports.tables import with_interval
 
 # metrics of a trial, in percent of clip-ft; gain/TASK are those of single tasks
@@ -87,7 +87,7 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
     Raises:
         TrackingError: it does not exist, or none of its trials is finished.
     """
-    runs = store.runs(list(experiments) or list(store.experiments()), "tags.study != ''")
+    runs = store.runs(list(experiments) or list(store.experiments()), f"tags.`{PREFIX}study` != ''")
     studies = {study.name: study for study in find_studies(store, runs)}
     if name not in studies:
         raise TrackingError(

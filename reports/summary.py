@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 
 from reports.comparison import Analysis, Gain
-from reports.per_image import why_unscored
+from reports.per_image import needs_plugin
 from reports.selection import TaskColumn
 from reports.statistics import (
     MIN_IMAGES,
@@ -101,7 +101,7 @@ def _noise(analysis: Analysis) -> Iterator[str]:
     of_plugins = [
         column
         for column in analysis.selection.columns
-        if column.title in without and "plugin" in why_unscored(column.kind)
+        if column.title in without and needs_plugin(column.kind)
     ]
     if of_plugins:
         kinds = ", ".join(sorted({column.kind for column in of_plugins}))

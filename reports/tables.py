@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,29 +27,21 @@ class MetricColumn:
     """A column of a table: a metric of a task under one protocol.
 
     Attributes:
+        label, unit: of the metric; direction: +1 where higher is better, else -1.
         images: number of images that it is computed from; 0 if unknown.
     """
 
     column: TaskColumn
     metric: str
+    label: str
+    unit: str
+    direction: int
     digits: int
     images: int
 
     @property
-    def sign(self) -> int:
-        return self.column.sign(self.metric)
-
-    @property
-    def unit(self) -> str:
-        return self.column.metric(self.metric).unit
-
-    @property
-    def label(self) -> str:
-        return self.column.metric(self.metric).label or self.metric
-
-    @property
     def arrow(self) -> str:
-        return "↑" if self.sign > 0 else "↓"
+        return "↑" if self.direction > 0 else "↓"
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,8 @@ class ResultTable:
 
     @property
     def columns(self) -> list[MetricColumn]:
-        return [column for column in self.frame.columns if isinstance(column, MetricColumn)]
+        columns: Any = self.frame.columns
+        return list(columns)
 
     @property
     def numbers(self) -> list[Number]:
@@ -148,7 +142,7 @@ class ResultTable:
 
 def overview(analysis: Analysis) -> ResultTable:
     """Every task's main metric."""
-    return _table(analysis, "overview", "At a glance", _main_columns(analysis))
+    return _table(analysis, "overview", "At a glance", main_columns(analysis))
 
 
 def sections(analysis: Analysis) -> list[ResultTable]:
@@ -161,7 +155,7 @@ def sections(analysis: Analysis) -> list[ResultTable]:
             for column in analysis.selection.columns
             if column.kind == kind
             for metric in shown_metrics(column)
-            if metric == column.main or _estimates(analysis, column, metric)
+            if metric == column.main or analysis.numbers(column, metric)
         ]
         if columns:
             tables.append(_table(analysis, f"kind-{kind}", kind.capitalize(), columns))
@@ -181,12 +175,13 @@ def experts_table(analysis: Analysis) -> ResultTable | None:
     names = sorted(experts, key=lambda name: (len(experts[name]), experts[name]))
     if selection.baseline not in names:
         names.insert(0, selection.baseline)
-    table = _table(analysis, "experts", "Role of experts", _main_columns(analysis), names)
+    table = _table(analysis, "experts", "Role of experts", main_columns(analysis), names)
     table.marks |= {name: f"experts: {' + '.join(experts.get(name, ['none']))}" for name in names}
     return table
 
 
-def _main_columns(analysis: Analysis) -> list[MetricColumn]:
+def main_columns(analysis: Analysis) -> list[MetricColumn]:
+    """The main metric of every task."""
     columns = analysis.selection.columns
     return [_column(analysis, column, column.main) for column in columns if column.main]
 
@@ -210,7 +205,7 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
     key = (backbone, column, of.metric)
     cells = selection.cells.get((backbone, column), [])
     runs = tuple(cell.run_id for cell in cells if not cell.source)
-    number = Number(backbone, column.title, column.protocol, of.metric, of.sign, runs=runs)
+    number = Number(backbone, column.title, column.protocol, of.metric, of.direction, runs=runs)
     estimate = analysis.estimates.get(key)
     if estimate is None:
         reasons = selection.missing | analysis.refused
@@ -223,7 +218,7 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
             difference_low=gap.low,
             difference_high=gap.high,
             detectable=gap.detectable() if gap.is_judged else NAN,
-            verdict=gap.verdict(of.sign),
+            verdict=gap.verdict(of.direction),
             of_these_weights=gap.seeds == 1,
         )
     seeds = analysis.samples[key].seeds
@@ -242,13 +237,9 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
 
 
 def _column(analysis: Analysis, column: TaskColumn, metric: str) -> MetricColumn:
-    decimals = digits(_estimates(analysis, column, metric))
-    return MetricColumn(column, metric, decimals, analysis.images.get(column, 0))
-
-
-def _estimates(analysis: Analysis, column: TaskColumn, metric: str) -> list[Estimate]:
-    keys = [(backbone, column, metric) for backbone in analysis.selection.backbones]
-    return [analysis.estimates[key] for key in keys if key in analysis.estimates]
+    declared, images = column.metric(metric), analysis.images.get(column, 0)
+    label, decimals = declared.label or metric, digits([*analysis.numbers(column, metric).values()])
+    return MetricColumn(column, metric, label, declared.unit, declared.direction, decimals, images)
 
 
 # --- classes and pairs

@@ -27,15 +27,15 @@ from typing import Any
 
 from filelock import FileLock
 
-from cliptex_common.errors import first_line
+from cliptex_common.errors import first_line, hide_secrets, redact
 from cliptex_common.files import acquire_liveness_lock, home, is_locked, lock_path, locked
 from cliptex_common.progress import repeating
-from cliptex_common.secrets import hide_secrets, redact
-from reports.environment import origin_tags
+from reports.provenance import origin_tags
 from reports.records import COST, TAGS, Record, TrackingError, metric_key
 from reports.store import (
     FAILURE_TAG,
     PARENT_TAG,
+    PREFIX,
     all_pages,
     connect,
     read_run,
@@ -45,7 +45,9 @@ from reports.store import (
 )
 
 SILENT_SECONDS = 600.0  # age at which a time stamp of another machine no longer counts
-MACHINE_TAG, LOCK_TAG, TIME_TAG = "process.machine", "process.lock", "heartbeat.time"
+MACHINE_TAG = f"{PREFIX}process.machine"
+LOCK_TAG = f"{PREFIX}process.lock"
+TIME_TAG = f"{PREFIX}heartbeat.time"
 
 
 def process_tags() -> dict[str, str]:
@@ -163,14 +165,15 @@ class Tracker:
         search = self.client.search_runs
         return all_pages(search, [self.experiment_id], filter_string, order_by=newest_first)
 
-    def search(self, filter_string: str) -> Iterator[Record]:
-        """The runs of the experiment that match an MLflow filter, newest first."""
-        return map(read_run, self._pages(filter_string))
+    def search(self, filter_string: str = "", **tags: str) -> Iterator[Record]:
+        """The runs of the experiment that match an MLflow filter and carry all ``tags``, newest
+        first."""
+        terms = [f"tags.`{tag_key(name)}` = '{value}'" for name, value in tags.items()]
+        return map(read_run, self._pages(" and ".join(filter(None, [filter_string, *terms]))))
 
     def finished(self, **tags: str) -> Record | None:
         """The newest FINISHED run that carries all ``tags``, or None."""
-        terms = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-        return next(self.search(" and ".join(["attributes.status = 'FINISHED'", *terms])), None)
+        return next(self.search("attributes.status = 'FINISHED'", **tags), None)
 
     def find_run(self, run_id: str) -> Record | None:
         """A run by its id if this experiment has it, not deleted; else None."""
@@ -198,8 +201,8 @@ class Tracker:
             monitored: log MLflow's system metrics (CPU, memory, GPU, disk, network), a point a
                 minute.
         """
-        all_tags = {**origin_tags(), **process_tags(), **(tags or {})}
-        run_tags = {key: value for key, value in all_tags.items() if value != ""}
+        everything = {**origin_tags(), **process_tags(), **(tags or {})}
+        run_tags = {tag_key(key): value for key, value in everything.items() if value != ""}
         if parent is not None:
             run_tags[PARENT_TAG] = parent.id
         if resume:
@@ -208,7 +211,7 @@ class Tracker:
             self.client.set_tags(run_id, run_tags)
             self.client.update_run(run_id, status="RUNNING", name=name)
             with contextlib.suppress(Exception):
-                self.client.delete_tag(run_id, tag_key(FAILURE_TAG))
+                self.client.delete_tag(run_id, FAILURE_TAG)
         else:
             created = self.client.create_run(self.experiment_id, run_name=name, tags=run_tags)
             run_id = created.info.run_id

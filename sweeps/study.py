@@ -20,9 +20,8 @@ from optuna import visualization
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cliptex_common.errors import UserError, first_line
+from cliptex_common.errors import UserError, first_line, hide_secrets, redact, remember_secrets
 from cliptex_common.files import expand_user, lock_path, locked
-from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 from sweeps.space import Space
 
 PLOTS = (

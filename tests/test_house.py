@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["benchmark", "sweeps", "probes", "backbones", "reports", "cliptex_common"]
-DEVICE_LAYER = {ROOT / "cliptex_common/device.py", ROOT / "cliptex_common/visible_devices.py"}
+DEVICE_LAYER = {ROOT / "cliptex_common/device.py", ROOT / "cliptex_common/process.py"}
 ACCELERATORS = re.compile(r"cuda|nccl|\b(rocm|xpu|mps)\b", re.IGNORECASE)
 
 

@@ -167,7 +167,7 @@ def _data(
     except UserError:
         if needed:
             raise
-    native = image_size(vision)
+    native = trained_size(vision)
     resize, crop = _size(stored.get("size")), _size(stored.get("crop_size"))
     cropped = bool(stored.get("do_center_crop")) and "height" in crop
     shape = crop if cropped else resize
@@ -275,7 +275,7 @@ class HfBackbone(TokenBackbone):
         self.mean_pooled = getattr(vision_config, "use_mean_pooling", False) and not hasattr(
             self.vision, "pooler"
         )
-        self.prefix = self._count_prefix(image_size(vision_config))
+        self.prefix = self._count_prefix(trained_size(vision_config))
         self.pooled = ""  # field of the output that has the embedding
         self._choose_embedding()
         if self.has_text:
@@ -451,7 +451,7 @@ def patch_side(vision_config: Any) -> int:
     return side[0] if isinstance(side, list | tuple) else side
 
 
-def image_size(vision_config: Any) -> tuple[int, int]:
+def trained_size(vision_config: Any) -> tuple[int, int]:
     """(height, width) in pixels that the model was trained at, by its config."""
     side = getattr(vision_config, "image_size", None) or getattr(vision_config, "crop_size", 224)
     return tuple(side) if isinstance(side, list | tuple) else (side, side)

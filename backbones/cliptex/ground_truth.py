@@ -46,7 +46,7 @@ class MapFolders:
             UserError: a folder is missing or has no images.
         """
         name = self.val if split == "val" else split
-        folder = find_folder(root, self.folder, f"{self.maps}/{name}")
+        folder = layout_folder(root, self.folder, f"{self.maps}/{name}")
         images = folder / "images" / name
         paths = sorted(path for path in images.glob("*") if path.suffix in (".jpg", ".png"))
         if not paths:
@@ -56,11 +56,11 @@ class MapFolders:
 
     def classes(self, root: Path) -> tuple[str, ...]:
         """Names of the classes by number. Raises ``UserError`` if their file is missing."""
-        path = find_folder(root, self.folder, CLASSES) / CLASSES
+        path = layout_folder(root, self.folder, CLASSES) / CLASSES
         return tuple(path.read_text(encoding="utf-8").strip().split("\n"))
 
 
-def find_folder(root: Path, name: str, content: str) -> Path:
+def layout_folder(root: Path, name: str, content: str) -> Path:
     """``root/name``, or ``root`` itself, whichever has ``content``.
 
     Raises:
@@ -80,7 +80,7 @@ def coco_samples(root: Path, split: str) -> tuple[tuple[str, ...], list[Labelled
     Raises:
         UserError: the annotation file is missing or malformed, or lists no images.
     """
-    folder = find_folder(root, "coco", COCO[split])
+    folder = layout_folder(root, "coco", COCO[split])
     names, images = coco_instances(folder / COCO[split])
     return names, [
         (folder / f"{split}2017" / image["file_name"], partial(paint, image)) for image in images

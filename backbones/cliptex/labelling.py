@@ -24,7 +24,6 @@ from PIL import Image
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from backbones.cliptex.cost import count_flops
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.labels import (
     LABEL_SIDE,
@@ -45,7 +44,7 @@ from backbones.cliptex.pairs import (
 )
 from backbones.cliptex.targets import resize_nearest
 from backbones.cliptex.tasks import find_label_map, origins
-from cliptex_common.device import Halving
+from cliptex_common.device import Halving, count_flops
 from cliptex_common.errors import UserError
 from cliptex_common.files import sha256_file
 from cliptex_common.images import IMAGE_ERRORS, spread_indices, write_grid

@@ -33,7 +33,14 @@ import numpy as np
 from PIL import Image
 from webdataset.shardlists import expand_urls
 
-from cliptex_common.errors import DISK_FULL, UserError, first_line
+from cliptex_common.errors import (
+    DISK_FULL,
+    UserError,
+    first_line,
+    hide_secrets,
+    redact,
+    remember_secrets,
+)
 from cliptex_common.files import (
     atomic_write,
     content_key,
@@ -45,7 +52,6 @@ from cliptex_common.files import (
 )
 from cliptex_common.images import open_image, to_rgb
 from cliptex_common.progress import Progress, Silent
-from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 from cliptex_common.tables import Contents, cached_table, read_member, tar_identity, walk_tar
 
 MAX_BAD_SHARE = 0.01

@@ -14,7 +14,6 @@ from torch import Tensor
 from backbones.backbone import Backbone, state_sha256
 from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from backbones.cliptex.batches import Batch, TrainDataset
-from backbones.cliptex.cost import count_flops
 from backbones.cliptex.labels import Labels
 from backbones.cliptex.model import CLIPWithHeads, TaskHeads, load_initial_clip
 from backbones.cliptex.objective import Passes, dense_losses, weighted_losses
@@ -30,10 +29,15 @@ from backbones.cliptex.trainer import (
     processes,
     restore_buffers,
 )
-from cliptex_common.device import float32_products, report_out_of_memory, takes_pinned_memory
+from cliptex_common.device import (
+    count_flops,
+    float32_products,
+    report_out_of_memory,
+    takes_pinned_memory,
+)
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
-from cliptex_common.heap import return_freed_memory
+from cliptex_common.process import return_freed_memory
 
 
 @dataclass(frozen=True)

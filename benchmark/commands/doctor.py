@@ -86,7 +86,7 @@ def _torch(options: Doctor) -> Iterator[Finding]:
     import torch
 
     from cliptex_common import device
-    from cliptex_common.visible_devices import DRIVER_TOOLS, VARIABLES
+    from cliptex_common.process import DRIVER_TOOLS, VARIABLES
 
     value, count = str(torch.__version__), device.device_count()
     if count or not any(map(shutil.which, DRIVER_TOOLS)):
@@ -126,7 +126,7 @@ def _mlflow(options: Doctor) -> Iterator[Finding]:
     """The MLflow store; none is created."""
     import requests
 
-    from cliptex_common.secrets import hide_secrets
+    from cliptex_common.errors import hide_secrets
     from reports.store import check_database, tracking_uri
 
     uri = tracking_uri(options.tracking_uri)

@@ -521,7 +521,7 @@ class Ui(TrackingOptions):
     def main(self) -> int:
         """Run ``mlflow ui`` until it is interrupted, or print the address of a server."""
         from benchmark.progress import console
-        from cliptex_common.secrets import HIDDEN, hide_secrets
+        from cliptex_common.errors import HIDDEN, hide_secrets
         from reports.records import TrackingError
         from reports.store import connect, tracking_uri
 

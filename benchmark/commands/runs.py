@@ -162,8 +162,8 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
         from benchmark.progress import console
         from benchmark.result import as_json, check_writable, show, write_report
         from benchmark.run import dry_run, dump_config, run
+        from cliptex_common.errors import hide_secrets
         from cliptex_common.files import write_json
-        from cliptex_common.secrets import hide_secrets
         from reports.store import using
 
         if self.json and (self.dry_run or self.dump_config):

@@ -40,8 +40,8 @@ from benchmark.stages import (
 )
 from benchmark.suites import BackboneSource, NotMade
 from cliptex_common.files import content_key, home, mark_in_use
-from cliptex_common.heap import return_freed_memory
 from cliptex_common.images import AXES
+from cliptex_common.process import return_freed_memory
 from reports.tracking import Tracker
 
 MANUAL_SHARE = 0.1  # of the pairs, the first ones: their order has no meaning

@@ -5,7 +5,7 @@ python -m benchmark experts train edge-unet --plugin edges.py --plugin edge_unet
     --data-root DIR --out edge-unet
 """
 
-from backbones.cliptex.experts import EXPERTS
+from backbones.cliptex.experts.base import EXPERTS
 from backbones.cliptex.experts.unet import UNetExpert
 
 

@@ -3,6 +3,10 @@ Girshick, ICCV 2017).
 
 Instances are merged into one hard map, the one with the higher score over the others. The expert is
 in this package because MMDetection is used here; ``probes.experts`` registers it.
+
+torchvision's checkpoints are ``maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth``,
+``maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth`` and others that were trained with its references, as
+bare state dicts or as its training script saves them.
 """
 
 from __future__ import annotations
@@ -23,12 +27,14 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import Tensor
+from torchvision.models import detection
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
 from backbones.checkpoint import Checkpoint, load_checkpoint
-from backbones.cliptex.experts import torchvision_mask_rcnn as torchvision
 from backbones.cliptex.experts.base import BACKGROUND, Expert
 from cliptex_common.errors import UserError, first_line, suggest
-from cliptex_common.files import canonical_json
+from cliptex_common.files import canonical_json, sha256_file
 from cliptex_common.images import UNKNOWN_CLASS
 from cliptex_common.settings import Probability, settings_dataclass
 from probes.mmdet import mmdet
@@ -141,30 +147,30 @@ class MaskRCNN(Expert):
 
 
 class TorchvisionMaskRCNN(MaskRCNN):
-    """torchvision's; ``model`` is ``torchvision_mask_rcnn.describe``'s."""
+    """torchvision's; ``model`` is ``torchvision_config``'s."""
 
     def __init__(
         self, settings: MergeSettings, classes: tuple[str, ...], model: Mapping[str, Any]
     ) -> None:
         super().__init__(settings, classes, model)
-        self.net = torchvision.build(self.model_config)
+        self.net = build_torchvision(self.model_config)
         # labels that torchvision has no name for are background
-        names = torchvision.classes(self.model_config["num_classes"])
+        names = torchvision_labels(self.model_config["num_classes"])
         indices = [classes.index(name) if name in classes else 0 for name in names]
         self.class_of_label = np.array(indices)
 
     def instances(self, images: Tensor) -> list[dict[str, Tensor]]:
-        return torchvision.instances(self.net, images, self.settings.ignore_threshold)
+        return torchvision_instances(self.net, images, self.settings.ignore_threshold)
 
     @classmethod
     def of(cls, weights: Checkpoint, source: str) -> Self:
         """The expert of a checkpoint, with random weights. Raises ``UserError`` for another's."""
-        if (model := torchvision.describe(weights)) is None:
+        if (model := torchvision_config(weights)) is None:
             raise UserError(
                 f"{source} is no Mask R-CNN of torchvision; MMDetection's are given as"
                 f" CONFIG:{source}"
             )
-        names = [name for name in torchvision.classes(model["num_classes"]) if name != "N/A"]
+        names = [name for name in torchvision_labels(model["num_classes"]) if name != "N/A"]
         return cls(MergeSettings(), (BACKGROUND, *names[1:]), model)
 
 
@@ -307,3 +313,79 @@ def _class_names(config: Config) -> tuple[str, ...]:
     count = int((head[0] if isinstance(head, list) else head)["num_classes"])
     coco = tuple(mmdet.datasets.CocoDataset.METAINFO["classes"])
     return coco if count == len(coco) else tuple(f"class {number}" for number in range(count))
+
+
+TORCHVISION_TYPE = "torchvision.MaskRCNN"
+# the start of the sha256 of the published file, as in its name
+PUBLISHED_V1 = "bf2d0c1e"
+_MARK = "roi_heads.box_predictor.cls_score.weight"
+_V2 = "roi_heads.box_head.0.0.weight"  # the second version's box head has convolutions
+
+
+def torchvision_config(weights: Checkpoint) -> dict[str, Any] | None:
+    """The config that ``build`` takes for a checkpoint; None if it is not of such a model.
+
+    The frozen norms of torchvision's first published weights add nothing to the variance; those of
+    every other first version, trained with torchvision's references, add 1e-5.
+    """
+    state = weights.state
+    if _MARK not in state:
+        return None
+    model: dict[str, Any] = {
+        "type": TORCHVISION_TYPE,
+        "version": 2 if _V2 in state else 1,
+        "num_classes": len(state[_MARK]),
+    }
+    if model["version"] == 1:
+        published = sha256_file(weights.path).startswith(PUBLISHED_V1)
+        model["eps"] = 0.0 if published else 1e-5
+    return model
+
+
+def build_torchvision(model: Mapping[str, Any]) -> detection.MaskRCNN:
+    """The model of a config with random weights; ``num_classes`` counts the background."""
+    classes = model["num_classes"]
+    if model["version"] == 2:
+        return detection.maskrcnn_resnet50_fpn_v2(
+            weights=None, weights_backbone=None, num_classes=classes
+        )
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
+    for module in backbone.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = model["eps"]
+    return detection.MaskRCNN(backbone, classes)
+
+
+def torchvision_labels(num_classes: int) -> tuple[str, ...]:
+    """Names of the model's labels: COCO's 91, eleven of them ``N/A``, or plain numbers."""
+    coco = detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    if num_classes == len(coco):
+        return tuple(coco)
+    return ("background", *(f"class {number}" for number in range(1, num_classes)))
+
+
+def torchvision_instances(
+    model: detection.MaskRCNN, images: Tensor, least: float
+) -> list[dict[str, Tensor]]:
+    """The instances in images (N, 3, H, W) uint8 whose score is at least ``least``.
+
+    Their masks are pasted into the images on the CPU: torchvision reads the sides of each box as
+    numbers, and an accelerator would be waited for at each of them.
+
+    Returns:
+        for each image ``masks`` (n, H, W) bool, ``scores`` (n,) and ``labels`` (n,) from 1, on the
+        CPU.
+    """
+    device = next(model.parameters()).device
+    batch, _ = model.transform(list(images.to(device).to(torch.float32) / 255))
+    maps = model.backbone(batch.tensors)
+    proposals, _ = model.rpn(batch, maps)
+    results, _ = model.roi_heads(maps, proposals, batch.image_sizes)
+    results = [{name: each.cpu() for name, each in result.items()} for result in results]
+    results = [
+        {name: each[result["scores"] >= least] for name, each in result.items()}
+        for result in results
+    ]
+    sizes = [tuple(images.shape[2:])] * len(images)
+    results = model.transform.postprocess(results, batch.image_sizes, sizes)
+    return [{**result, "masks": result["masks"][:, 0] > 0.5} for result in results]

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cliptex_common.errors import UserError
+from cliptex_common.process import is_accelerator_name
 from cliptex_common.settings import Axis, Fraction, Precision, Share, settings_dataclass
-from cliptex_common.visible_devices import is_accelerator_name
 from probes.base import ImageFeatures, KeypointLayers, requested_layer
 
 RECALL_AT = (1, 5, 10)

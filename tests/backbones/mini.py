@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from backbones import Checkpoint, DataConfig, save_checkpoint
 from backbones.adapters.open_clip import build_model
+from backbones.backbone import DataConfig
+from backbones.checkpoint import Checkpoint, save_checkpoint
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from safetensors.torch import save_file
 
 import backbones
-from backbones import Checkpoint, load_checkpoint, save_checkpoint
 from backbones.backbone import state_sha256
+from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cliptex_common.errors import UserError
 from tests.backbones.mini import CONFIG, DATA, mini_clip, save_backbone
 

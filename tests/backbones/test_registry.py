@@ -8,7 +8,7 @@ import timm
 import torch
 
 import backbones
-from backbones import Checkpoint, save_checkpoint
+from backbones.checkpoint import Checkpoint, save_checkpoint
 from backbones.cliptex.recipes import subsets
 from cliptex_common.errors import UserError
 

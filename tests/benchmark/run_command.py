@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from benchmark.parser import main
-from reports.store import Client
+from reports.store import PREFIX, Client
 
 
 def run_command(command: str, *words: str) -> int:
@@ -27,10 +27,18 @@ def store() -> Client:
 
 
 def runs_of(experiment: str, client: Client | None = None) -> list:
-    """The MLflow runs of an experiment; none if it does not exist."""
+    """The MLflow runs of an experiment, with tags named as in records; none if it does not
+    exist."""
     client = client or store()
     match = client.get_experiment_by_name(experiment)
-    return client.search_runs([match.experiment_id]) if match else []
+    return list(map(with_record_tags, client.search_runs([match.experiment_id]) if match else []))
+
+
+def with_record_tags(run: Any) -> Any:
+    """An MLflow run with its tags named as in records."""
+    for name in list(run.data.tags):
+        run.data.tags[name.removeprefix(PREFIX)] = run.data.tags.pop(name)
+    return run
 
 
 def assert_same_weights(path: str, expected: str) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import BACKBONES, DataConfig
+from backbones.backbone import DataConfig
+from backbones.registry import BACKBONES
 from benchmark import compare, evaluate
 from cliptex_common.errors import UserError
 from reports.store import Store

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import backbones
-from backbones.cliptex.cost import count_flops
 from benchmark import cell
+from cliptex_common.device import count_flops
 
 
 def test_measured_once_for_an_architecture_and_device(tmp_path, monkeypatch):

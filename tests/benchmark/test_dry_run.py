@@ -86,8 +86,8 @@ def test_options_of_a_run_can_be_used_again_and_a_limited_run_is_another(
     run = client.get_run(parent)
     assert run.data.params["limit"] == "5"
     assert run.info.run_name == "random · own · seed 3 · only 5 images"
-    (cell,) = client.search_runs([run.info.experiment_id], "tags.`cell` != ''")
-    assert cell.data.tags["data.partial"] == "true"
+    (cell,) = client.search_runs([run.info.experiment_id], "tags.`cliptex.cell` != ''")
+    assert cell.data.tags["cliptex.data.partial"] == "true"
     path = client.download_artifacts(cell.info.run_id, "per_image.npz", str(workdir))
     with np.load(path) as scores:
         images = [str(name) for name in scores["image"]]

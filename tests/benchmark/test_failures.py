@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import benchmark.catalog  # noqa: F401
-from backbones import DataConfig
+from backbones.backbone import DataConfig
 from benchmark import evaluate, executor
 from benchmark.executor import EXECUTORS, make_executor
 from benchmark.local import LocalExecutor

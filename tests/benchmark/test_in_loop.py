@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from backbones import DataConfig
+from backbones.backbone import DataConfig
 from benchmark import InLoop, LightningProbe, TransformersProbe
 from benchmark.commands.runs import Watch
 from benchmark.in_loop import untouched

@@ -13,7 +13,13 @@ from benchmark.suites import BackboneSource
 from benchmark.tasks import PlannedTask
 from tests.benchmark.fake_pipeline import register_trained
 from tests.benchmark.other_package import registries
-from tests.benchmark.run_command import read_json, run_command, runs_of, store
+from tests.benchmark.run_command import (
+    read_json,
+    run_command,
+    runs_of,
+    store,
+    with_record_tags,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -41,7 +47,7 @@ def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(camvid, ima
     (run_id,) = ids
     assert other != run_id
     client = store()
-    data = client.get_run(run_id).data
+    data = with_record_tags(client.get_run(run_id)).data
     main_metrics = {"camvid/linear/mIoU", "imagefolder/linear/top1", "camvid/pspnet/mIoU"}
     assert main_metrics <= set(data.metrics)
     children = [run for run in runs_of("checks") if "task" in run.data.tags]

@@ -11,7 +11,13 @@ import pytest
 
 from probes.registry import find_task
 from reports.store import read_run
-from tests.benchmark.run_command import read_json, run_command, runs_of, store
+from tests.benchmark.run_command import (
+    read_json,
+    run_command,
+    runs_of,
+    store,
+    with_record_tags,
+)
 from tests.forks import Fork, command
 from tests.probes.datasets.make import truncate
 
@@ -32,7 +38,7 @@ def test_run_writes_every_number_and_reuses_it(camvid, imagefolder, capsys):
     assert set(results) == set(parents) == set(NAMES.split(","))
     client = store()
     for name, run_id in parents.items():
-        parent = client.get_run(run_id)
+        parent = with_record_tags(client.get_run(run_id))
         assert parent.info.status == "FINISHED" and parent.data.tags["backbone"] == name
         assert {"suite", "seed", "weights.sha256"} <= set(parent.data.tags)
         children = [

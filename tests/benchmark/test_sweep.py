@@ -15,7 +15,7 @@ from benchmark.mini.pipeline import MiniPipeline
 from benchmark.sweep import SweepOptions, plan_sweep
 from reports.store import Client
 from sweeps.study import create_study, fix_identity, sole_driver, storage_url
-from tests.benchmark.run_command import read_json, run_command
+from tests.benchmark.run_command import read_json, run_command, with_record_tags
 
 pytestmark = pytest.mark.integration
 
@@ -42,7 +42,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     assert sorted(trial.params["lambda_seg"] for trial in trials) == [1.0, 10.0]
     client = Client(f"sqlite:///{here}/mlflow.db")
     experiment = client.get_experiment_by_name("sweep-smoke").experiment_id
-    runs = {run.info.run_id: run for run in client.search_runs([experiment])}
+    runs = {run.info.run_id: run for run in map(with_record_tags, client.search_runs([experiment]))}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     again = [run.data.tags for run in runs.values() if "again" in run.data.tags]
     assert len(again) == 4 * (study.best_params["lambda_seg"] != 1.0), "else the base is best"
@@ -82,7 +82,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     more = f"{SMOKE} --vary lambda_seg=0.1,1,10 --study more --confirm 0 --jobs 2"
     assert run_command(more) == 0
     assert capsys.readouterr().out.count("  trial ") == 3, "each trial is told once"
-    runs = client.search_runs([experiment])
+    runs = list(map(with_record_tags, client.search_runs([experiment])))
     later = [run for run in runs if run.data.tags.get("stage") == "train"]
     assert len(later) == len(stages) + 1
     assert {run.info.status for run in runs} == {"FINISHED"}

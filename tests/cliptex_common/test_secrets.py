@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cliptex_common import secrets
-from cliptex_common.secrets import hide_secrets, redact, remember_secrets
+from cliptex_common import errors
+from cliptex_common.errors import hide_secrets, redact, remember_secrets
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_rest_stays(text):
 
 
 def test_parts_that_a_library_quotes_are_hidden(monkeypatch):
-    monkeypatch.setattr(secrets, "_secrets", set())
+    monkeypatch.setattr(errors, "_secrets", set())
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "tok-en-tok")
     for uri in (
         "http://bob:hunter%402@host/x",
@@ -61,7 +61,7 @@ def test_parts_that_a_library_quotes_are_hidden(monkeypatch):
 
 
 def test_a_word_that_is_no_secret_alone_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(secrets, "_secrets", set())
+    monkeypatch.setattr(errors, "_secrets", set())
     for uri in ("postgresql://mlflow:mlflow@host/mlflow", "postgresql://me:db@host/db"):
         remember_secrets(uri)
     assert redact("mlflow keeps its db") == "mlflow keeps its db"

@@ -29,6 +29,7 @@ from reports.store import Client
 from tests.faults.sandbox import EXPERTS, Outcome, make_inputs
 from tests.servers import mlflow_server
 
+CELL = "cliptex.cell"  # the tag
 COMMANDS = {
     "run": shlex.split(
         "run --suite own --task camvid/linear,camvid/pspnet,imagefolder/linear --data-root ."
@@ -157,7 +158,7 @@ class KilledCommand:
         if pending:
             return f"not ended: {pending}"
         finished = [run for run in runs if run.info.status == "FINISHED"]
-        cells = Counter(run.data.tags["cell"] for run in finished if "cell" in run.data.tags)
+        cells = Counter(run.data.tags[CELL] for run in finished if CELL in run.data.tags)
         return f"finished twice: {cells}" if set(cells.values()) - {1} else ""
 
 

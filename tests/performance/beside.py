@@ -193,7 +193,7 @@ def our_probe(
     """
     import backbones
     import probes.catalog  # noqa: F401
-    from cliptex_common.heap import keep_freed_memory
+    from cliptex_common.process import keep_freed_memory
     from cliptex_common.settings import with_changes
     from probes.features.store import root
     from probes.registry import find_preset, find_task

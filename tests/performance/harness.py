@@ -173,7 +173,7 @@ def merged(results: list[Result], folder: Path) -> list[Result]:
 
 def markdown(results: list[Result], skipped: Sequence[str] = ()) -> str:
     """The table, with the machine it was measured on."""
-    from reports.environment import environment
+    from reports.provenance import environment
 
     env = environment()
     versions = ", ".join(f"{name} {version}" for name, version in env["packages"].items())

@@ -31,7 +31,7 @@ def segmentation(
     import backbones
     import benchmark.catalog  # noqa: F401
     from cliptex_common.device import current_device, prefers_bf16
-    from cliptex_common.heap import keep_freed_memory
+    from cliptex_common.process import keep_freed_memory
     from probes.features.store import root
     from probes.train.frozen_backbone import share
     from tests.performance.toys import context, dense

@@ -52,7 +52,7 @@ def test_a_metric_of_another_package_is_what_it_declares(analysis_of):
     analysis = analysis_of(runs)
     (column,) = analysis.selection.columns
     (head,) = overview(analysis).columns
-    assert (head.label, head.unit, head.sign) == ("end-point error", "px", -1)
+    assert (head.label, head.unit, head.direction) == ("end-point error", "px", -1)
     assert analysis.estimates["clip", column, "mIoU"].high > 430, "not a percentage"
     assert analysis.outcome("mine", column) == "win"
 
@@ -130,7 +130,7 @@ def test_scores_of_other_images_are_refused(tracker, report_of):
 def test_scores_that_do_not_reproduce_the_number_are_not_used(tracker, report_of):
     """An AbsRel of 0.05 that is off by 2 %."""
     write_run(tracker, "clip", 0, {"nyu-depth/linear": 0.9})
-    (child,) = tracker.search("tags.task = 'nyu-depth/linear'")
+    (child,) = tracker.search(task="nyu-depth/linear")
     value = child.metrics["abs_rel"]
     tracker.client.log_metric(child.run_id, "abs_rel", value + 0.001)
     report = report_of(tracker)

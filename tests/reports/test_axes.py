@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reports.axes import axis_figures, best_values, mode_changes
 from reports.records import PARTS
+from reports.relations import axis_figures, best_values, mode_changes
 from tests.reports.synthetic import stored_run
 
 pytestmark = pytest.mark.integration

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from reports.costs import cost_figure, on_front, stage_seconds
 from reports.figures import Score, Style
+from reports.relations import cost_figure, on_front, stage_seconds
 from reports.statistics import Estimate
 from tests.reports.synthetic import stored_run
 

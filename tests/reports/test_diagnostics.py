@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.costs import FEWEST, collect_diagnostics, diagnostics_figures
+from reports.relations import FEWEST, collect_diagnostics, diagnostics_figures
 from tests.reports.synthetic import stored_run
 
 

@@ -39,7 +39,7 @@ def test_a_report_has_those_of_the_same_images(tracker, report_of):
     sides = {"clip": 4, "mine": 6, "other": 8}
     for name in sides:
         write_run(tracker, name, 0, {"voc/linear": 0.5})
-    for run in tracker.search(""):
+    for run in tracker.search():
         if run.name == "voc/linear":
             with TemporaryDirectory() as scratch:
                 own = arrays(sides[run.backbone], 2 if run.backbone != "other" else 3)

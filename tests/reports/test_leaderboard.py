@@ -44,20 +44,20 @@ def column(qualities: dict[str, float], *, task="voc/linear", direction=1, image
     return result
 
 
-def place_intervals(places) -> dict[str, tuple[int, int]]:
-    return {name: (place.first, place.last) for name, place in places.items()}
+def rank_intervals(ranks) -> dict[str, tuple[int, int]]:
+    return {name: (rank.first, rank.last) for name, rank in ranks.items()}
 
 
 def test_backbones_that_cannot_be_told_apart_share_a_place():
     qualities = {"a": 0.7, "b": 0.7, "c": 0.5, "d": 0.3}
-    assert place_intervals(rank_backbones([column(qualities)])) == {
+    assert rank_intervals(rank_backbones([column(qualities)])) == {
         "a": (1, 2),
         "b": (1, 2),
         "c": (3, 3),
         "d": (4, 4),
     }
     worse = rank_backbones([column(qualities, direction=-1)])
-    assert place_intervals(worse) == {"a": (3, 4), "b": (3, 4), "c": (2, 2), "d": (1, 1)}
+    assert rank_intervals(worse) == {"a": (3, 4), "b": (3, 4), "c": (2, 2), "d": (1, 1)}
     (*values,) = column(qualities).values["a"].values()
     assert worse["a"].score.value == pytest.approx(np.mean(values))
 
@@ -67,9 +67,9 @@ def test_several_tasks_rank_those_that_have_all():
         column({"a": 0.7, "b": 0.5, "c": 0.6}),
         column({"a": 0.2, "b": 0.4}, task="nyu/linear", direction=-1, seed=1),
     ]
-    places = rank_backbones(columns)
-    assert place_intervals(places) == {"a": (1, 1), "b": (2, 2)}
-    assert places["a"].score.value == pytest.approx(-places["b"].score.value)
+    ranks = rank_backbones(columns)
+    assert rank_intervals(ranks) == {"a": (1, 1), "b": (2, 2)}
+    assert ranks["a"].score.value == pytest.approx(-ranks["b"].score.value)
 
 
 @pytest.mark.parametrize("world", [World(10, 4, of_seed=0.33), World(10, 4, noisy_backbones=5.0)])

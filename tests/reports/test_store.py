@@ -41,7 +41,10 @@ def check(store: Store) -> None:
     for cell in cells:
         stored = store.client.get_run(cell.run_id).data
         assert {metric_key(name) for name in cell.metrics} <= stored.metrics.keys()
-        assert (stored.tags["task"], stored.tags["weights.sha256"]) == (cell.task, cell.weights)
+        assert (stored.tags["cliptex.task"], stored.tags["cliptex.weights.sha256"]) == (
+            cell.task,
+            cell.weights,
+        )
     assert "i2t_R@1" in {name for cell in cells for name in cell.metrics}
     (failed,) = [cell for cell in cells if cell.status == "failed"]
     assert failed.failure == "failed: RuntimeError: loss is nan" and not failed.metrics

@@ -52,7 +52,7 @@ def test_an_unknown_study_is_one_line(store):
 
 
 def test_a_sweep_has_its_report_as_an_artifact(store, alone, monkeypatch):
-    (sweep,) = store.search("tags.stage = 'sweep'")
+    (sweep,) = store.search(stage="sweep")
     request = ReportRequest(study="lambdas", tracking_uri=store.uri)
     line, _ = attach_report(request, [sweep.run_id])
     assert "λ search: lambdas" in Path(line.removeprefix("report: ")).read_text()

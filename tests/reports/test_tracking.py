@@ -15,7 +15,7 @@ import pytest
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from cliptex_common.files import write_text
-from reports.environment import git_commit
+from reports.provenance import git_commit
 from reports.records import TrackingError, metric_key, metric_name
 from reports.store import FAILURE_TAG, PARENT_TAG, Store
 from reports.tracking import Tracker
@@ -175,7 +175,7 @@ def test_what_the_store_refused_is_sent_once_more(tracker, monkeypatch):
         run.log_text("a = 1", "config.py")
     data, artifacts = stored(run).data, tracker.client.list_artifacts(run.id)
     assert (data.metrics, data.params) == ({"train/loss": 2.0}, {"lr": "0.1"})
-    assert data.tags["task"] == "x" and stored(run).inputs.dataset_inputs
+    assert data.tags["cliptex.task"] == "x" and stored(run).inputs.dataset_inputs
     assert [file.path for file in artifacts] == ["config.py"]
     assert sorted(refused) == ["log_artifact", "log_batch", "log_batch", "log_batch", "log_inputs"]
 
@@ -238,7 +238,7 @@ def test_own_tags_have_a_prefix_in_mlflow(tracker):
         assert own and all(name.startswith("cliptex.") for name in own)
         assert {"mlflow.user", "mlflow.source.name", "mlflow.runName"} <= set(run.data.tags)
         assert run.data.tags.get("cliptex.git.commit", "") == git_commit()
-    (match,) = tracker.search("tags.backbone = 'x' and tags.`metrics.main` != ''")
+    (match,) = tracker.search(**{"backbone": "x", "metrics.main": "a/b"})
     assert match.run_id == parent.id and match.tags["backbone"] == "x"
 
 

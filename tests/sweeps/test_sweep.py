@@ -51,11 +51,11 @@ SEG = {"vary": {"lambda_seg": "0.1,1,10"}}
 
 
 def runs_of(tracker):
-    return {run.run_id: run for run in tracker.search("tags.study = 'cheap'")}
+    return {run.run_id: run for run in tracker.search(study="cheap")}
 
 
 def statuses(tracker, tag="trial"):
-    runs = tracker.search(f"tags.`{tag}` != ''")
+    runs = tracker.search(f"tags.`cliptex.{tag}` != ''")
     return sorted(run.status for run in runs)
 
 

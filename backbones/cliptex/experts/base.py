@@ -29,10 +29,10 @@ from cliptex_common.device import prefers_bf16
 from cliptex_common.errors import UserError, first_line, report_malformed
 from cliptex_common.files import atomic_write, content_key, read_json, write_json
 from cliptex_common.images import IMAGE_ERRORS, UNKNOWN_CLASS, open_image, to_rgb
+from cliptex_common.process import cores
 from cliptex_common.progress import Progress
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.settings import ShareRange, one_line_errors, settings_dataclass
-from cliptex_common.visible_devices import cores
 
 # of images (B, 3, S, S) in [0, 1] and their target, as ``LabelMap.warp`` gives it: a scalar
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -170,7 +170,7 @@ class Expert(nn.Module, ABC):
         Raises:
             UserError: no such folder, another expert's, or damaged weights.
         """
-        config = read_config(source, cls.name)
+        config = read_expert_config(source, cls.name)
         with one_line_errors():
             expert = cls(cls.settings_type(**config["settings"]), tuple(config["classes"]))
         path = Path(source) / WEIGHTS
@@ -224,7 +224,7 @@ def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[E
     return [experts[task] for task in ordered(experts)]
 
 
-def read_config(folder: str | Path, name: str | None = None) -> dict[str, Any]:
+def read_expert_config(folder: str | Path, name: str | None = None) -> dict[str, Any]:
     """``expert.json`` of a folder that ``Expert.save`` wrote.
 
     Raises:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from backbones.backbone import state_sha256
 from backbones.cliptex.batches import random_geometry
-from backbones.cliptex.cost import count_flops
 from backbones.cliptex.experts.base import (
     CONFIG,
     EXPERTS,
@@ -23,7 +22,7 @@ from backbones.cliptex.experts.base import (
     ExpertData,
     FitSettings,
     load_data,
-    read_config,
+    read_expert_config,
 )
 from backbones.cliptex.pairs import computed_ahead
 from backbones.cliptex.targets import warp_images
@@ -36,7 +35,7 @@ from backbones.cliptex.trainer import (
     copy_buffers,
     restore_buffers,
 )
-from cliptex_common.device import float32_products, report_out_of_memory, upload
+from cliptex_common.device import count_flops, float32_products, report_out_of_memory, upload
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.progress import Progress
@@ -87,7 +86,7 @@ def train_expert(
     inputs = {**inputs, **EXPERTS.origin(name), **origins([kind.task])}
     key = content_key({**inputs, "train": train.fingerprint, "val": val.fingerprint}, 32)
     if (out / CONFIG).is_file():
-        if (config := read_config(out)).get("training_key") == key:
+        if (config := read_expert_config(out)).get("training_key") == key:
             return config
         raise UserError(
             f"{out} holds another expert, or one of other data or settings; choose another folder"
@@ -122,7 +121,7 @@ def train_expert(
         flops=cost["train_flops"],
         threads=torch.get_num_threads(),  # the last bits of sums depend on them
     )
-    return read_config(out)
+    return read_expert_config(out)
 
 
 class ExpertTrainer(Trainer):

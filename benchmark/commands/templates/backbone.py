@@ -5,9 +5,10 @@ python -m benchmark run --plugin my-net.py --backbone random/my-net --suite smok
 
 from torch import Tensor, nn
 
-from backbones import Backbone, DataConfig, Entry, UserError, register
+from backbones.backbone import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
-from backbones.registry import Request
+from backbones.registry import Entry, Request, register
+from cliptex_common.errors import UserError
 
 
 class Net(nn.Sequential):  # stands for your network: import yours instead

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.cliptex.experts import EXPERTS, Expert
+from backbones.cliptex.experts.base import EXPERTS, Expert
 
 
 @dataclass(frozen=True)

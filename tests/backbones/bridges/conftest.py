@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones import Backbone, Checkpoint, save_checkpoint
+from backbones.backbone import Backbone
+from backbones.checkpoint import Checkpoint, save_checkpoint
 from probes.base import EncodeContext
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones import Checkpoint, save_checkpoint
+from backbones.checkpoint import Checkpoint, save_checkpoint
 from benchmark.cell import cell_locks
 from probes.features.store import CacheKey, get_or_build
 from tests.backbones.mini import CONFIG, DATA, mini_clip

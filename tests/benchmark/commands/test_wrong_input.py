@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from backbones import Checkpoint, save_checkpoint
+from backbones.checkpoint import Checkpoint, save_checkpoint
 from benchmark.executor import EXECUTORS
 from benchmark.local import LocalExecutor
 from tests.backbones.mini import CONFIG, DATA

@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 
 from benchmark.mini.sizes import SIZES
-from tests.benchmark.run_command import read_json, run_command, runs_of, store
+from tests.benchmark.run_command import (
+    read_json,
+    run_command,
+    runs_of,
+    store,
+    with_record_tags,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -29,7 +35,7 @@ def test_smoke_makes_everything_once(workdir, capsys, refused, monkeypatch):
         run.data.tags["recipe"]: run for run in runs if run.data.tags.get("stage") == "train"
     }
     for name in trained:
-        parent = store().get_run(first["mlflow"]["run_ids"][name])
+        parent = with_record_tags(store().get_run(first["mlflow"]["run_ids"][name]))
         assert parent.data.tags["train.run"] == trained[name].info.run_id
         assert parent.data.tags["weights.sha256"] == trained[name].data.tags["weights.sha256"]
         assert parent.data.metrics["cost/train_flops"] > 0

@@ -11,8 +11,8 @@ import pytest
 
 from benchmark.published import main
 from cliptex_common.errors import UserError
-from reports.published import read, table
-from reports.published.read import PROBES, SPEED, TIMM, ZERO_SHOT, read_source
+from reports.published import table
+from reports.published.table import PROBES, SPEED, TIMM, ZERO_SHOT, read_source
 
 pytestmark = pytest.mark.unit
 
@@ -71,7 +71,7 @@ def test_open_clip(tmp_path, folder):
     assert rows_of("open_clip-zero-shot") == [
         (name, "imagenet1k/zero-shot", "top1", "84.37"),
         (name, "mnist/zero-shot", "top1", "100"),
-        (name, f"{read.COCO}/retrieval", "mean_R@1", "63.76"),
+        (name, f"{table.COCO}/retrieval", "mean_R@1", "63.76"),
     ]
     assert rows_of("open_clip-flickr30k") == [(name, "flickr30k/retrieval", "i2t_R@5", "99.70")]
     costs = [("parameters", "86.19"), ("gflops", "35.1")]

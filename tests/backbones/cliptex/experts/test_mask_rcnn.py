@@ -18,10 +18,10 @@ from torchvision.models.detection import (
 )
 
 import probes.experts  # noqa: F401  (registers it)
-from backbones.cliptex.experts import torchvision_mask_rcnn
 from backbones.cliptex.experts.base import load_experts
 from cliptex_common.errors import UserError
 from cliptex_common.files import sha256_file
+from probes.experts import mask_rcnn
 from probes.experts.mask_rcnn import MaskRCNN, find_config, merge
 from tests.backbones.cliptex.experts.small_mask_rcnn import shrink, write_mmdet, write_torchvision
 
@@ -109,7 +109,7 @@ def test_torchvisions_first_checkpoint_has_older_names(tmp_path):
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
     assert expert.net.backbone.body.bn1.eps == 1e-5
     digest = sha256_file(tmp_path / "v1.pth")
-    with patch.object(torchvision_mask_rcnn, "PUBLISHED_V1", digest[:8]):  # torchvision's own file
+    with patch.object(mask_rcnn, "PUBLISHED_V1", digest[:8]):  # torchvision's own file
         (expert,) = load_experts([f"mask-rcnn={tmp_path / 'v1.pth'}"])
     assert expert.net.backbone.body.bn1.eps == 0
 

@@ -1,17 +1,38 @@
-"""Which accelerators a process sees."""
+"""Which accelerators a process sees, and the memory that it keeps."""
 
 from __future__ import annotations
 
+import platform
+from resource import RUSAGE_SELF, getrusage
+
 import pytest
 
-from cliptex_common import visible_devices
+from cliptex_common import process
+from cliptex_common.process import keep_freed_memory, return_freed_memory
+
+
+def page_faults() -> int:
+    """Of allocating, writing and freeing 16 MiB, which are 4,096 pages."""
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    b"1" * 2**24
+    return getrusage(RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a function of glibc")
+def test_freed_memory_is_kept_for_the_next_batch_until_it_is_returned():
+    keep_freed_memory()
+    page_faults()
+    assert page_faults() < 500
+    return_freed_memory()
+    assert page_faults() > 2_000
 
 
 @pytest.mark.parametrize(
     "name, expected", [("auto", False), ("cpu", False), ("cuda:1", True), ("mps", True)]
 )
 def test_names_of_accelerators(name, expected):
-    assert visible_devices.is_accelerator_name(name) is expected
+    assert process.is_accelerator_name(name) is expected
 
 
 @pytest.mark.parametrize(
@@ -27,20 +48,19 @@ def test_names_of_accelerators(name, expected):
 def test_a_part_of_what_a_process_sees_is_named_as_the_process_got_it(
     environment, kind, expected, monkeypatch
 ):
-    for names in visible_devices.VARIABLES.values():
+    for names in process.VARIABLES.values():
         for name in names:
             monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert visible_devices.accelerator_ids(kind, 2) == expected
+    assert process.accelerator_ids(kind, 2) == expected
     assert all(
-        f"{name}={value}" in visible_devices.describe_variables()
-        for name, value in environment.items()
+        f"{name}={value}" in process.describe_variables() for name, value in environment.items()
     )
 
 
 def test_one_or_all_are_hidden_by_the_variables_of_their_type():
-    restrict = visible_devices.restrict_accelerators
+    restrict = process.restrict_accelerators
     assert restrict("xpu", "3") == {"ZE_AFFINITY_MASK": "3"} and restrict("mps", "0") == {}
     assert restrict("cuda", "3")["CUDA_VISIBLE_DEVICES"] == "3"
     assert restrict() == {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from backbones.cliptex.cost import count_flops
+from cliptex_common.device import count_flops
 
 
 @pytest.mark.parametrize("groups", [1, 4, 16])
