@@ -505,7 +505,7 @@ def split_values(
             )
         if refused:
             continue
-        if len(parts) > 1 or key == probe.train_size:
+        if len(parts) > 1:
             ranges[key] = parts
         else:
             changes[key] = value
@@ -595,6 +595,8 @@ def plan_tasks(
             if key not in fixed and setting_of(key) in probe.setting_names
         }
         changes, ranges = split_values(probe, free)
+        if probe.train_size in changes:  # each value that a user gives is a task of its own
+            ranges[probe.train_size] = [changes.pop(probe.train_size)]
         applied |= {(scope, key) for scope in ("", trained) for key in (*changes, *ranges)}
         listed, of_suite = split_values(probe, listed)
         ranges |= {axis: of_suite[axis] for axis in of_suite if axis not in texts}
@@ -660,15 +662,16 @@ def _with_heads(
 
 def _unused_override(task: str, key: str, text: str, probes: Sequence[Probe]) -> UserError:
     """The error of an override that changes no task, or not ``task``; ``probes`` are theirs."""
-    having = [probe for probe in probes if key in probe.axes]
-    for probe in having:
-        if reason := refusal(probe, key, text):
+    for probe in probes:
+        if key in probe.axes and (reason := refusal(probe, key, text)):
             return UserError(f"--set {key}={text}: {probe.name} does not take it; {reason}")
-    hint = suggest(key, {"train_share", "shots"}.union(*(each.setting_names for each in probes)))
+    allowed = set[str]() if task else {"train_share", "shots"}
+    allowed = allowed.union(*(probe.setting_names for probe in probes))
+    hint = suggest(key, allowed)
     every = PROBES.load_entry_points().values()
     if owners := {probe.name for probe in every if setting_of(key) in probe.setting_names}:
         hint = f"it is a setting of {', '.join(sorted(owners))}"
-    if having or key in ("train_share", "shots"):
+    if key in allowed:
         hint = "TASK:VALUE fixes it, and tasks without training do not have it"
     if task:
         return UserError(f"--set {task}.{key}: {task} does not have this setting; {hint}")

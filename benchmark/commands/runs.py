@@ -218,9 +218,9 @@ class Watch(ConfigOptions, WatchOptions, TrackingOptions):
 
     def main(self) -> int:
         """Print each checkpoint's table."""
+        from benchmark.in_loop import watch
         from benchmark.progress import console
         from benchmark.result import show
-        from benchmark.watch import watch
         from reports.store import using
 
         with using(self.tracking_uri):

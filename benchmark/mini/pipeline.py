@@ -22,9 +22,18 @@ from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import Recipe, find_recipe
 from benchmark.executor import Executor, Priority, exclusive
 from benchmark.mini import world
-from benchmark.mini.sizes import LABELLED, SIZES, TRAINED
 from benchmark.mini.solids import draw_picture
-from benchmark.mini.world import NAMES, VOC, WorldConfig, build_world, dense_files, is_complete
+from benchmark.mini.world import (
+    LABELLED,
+    NAMES,
+    SIZES,
+    TRAINED,
+    VOC,
+    WorldConfig,
+    build_world,
+    dense_files,
+    is_complete,
+)
 from benchmark.progress import reporter
 from benchmark.stages import (
     ExpertTraining,

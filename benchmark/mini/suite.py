@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import benchmark.mini.world  # noqa: F401 – registers mini-seg, mini-det …
-from benchmark.mini.sizes import LABELLED, SIZES, SUBSETS
+from benchmark.mini.world import LABELLED, SIZES, SUBSETS
 from benchmark.suites import Pipeline, Suite, register_suite
 
 if TYPE_CHECKING:

@@ -21,9 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from backbones.backbone import DataConfig
 from benchmark import InLoop, LightningProbe, TransformersProbe
 from benchmark.commands.runs import Watch
-from benchmark.in_loop import untouched
+from benchmark.in_loop import checkpoints, untouched
 from benchmark.parser import Parser, add_command, read_options
-from benchmark.watch import checkpoints
 from cliptex_common.errors import UserError
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 

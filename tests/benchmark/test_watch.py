@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 import backbones
-from benchmark import watch
-from benchmark.watch import checkpoints
+from benchmark import in_loop
+from benchmark.in_loop import checkpoints
 from cliptex_common.errors import UserError
 from tests.benchmark.run_command import read_json, run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder
@@ -66,7 +66,7 @@ def test_checkpoints_are_scored_once_and_in_order(monkeypatch):
             checkpoint(100)
         assert len(looks) < 8
 
-    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(in_loop, "time", SimpleNamespace(sleep=sleep))
     assert run_command(f"watch {RUN} --dir run --until 100 --every 5") == 0
     after, parents = curve()
     assert looks == [5.0] * 2 and parents == 3

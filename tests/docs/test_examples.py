@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from benchmark import evaluate
-from benchmark.mini.sizes import SIZES
-from benchmark.mini.world import WorldConfig
+from benchmark.mini.world import SIZES, WorldConfig
 from cliptex_common.errors import UserError
 from tests.docs.shown_files import ROOT
 from tests.probes.datasets import make

@@ -13,9 +13,8 @@ from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.labels import JoinedLabels
 from backbones.cliptex.pairs import decode_image, open_pairs
 from benchmark.mini.pipeline import MiniPipeline
-from benchmark.mini.sizes import EXPERTS, SIZES, Sizes
 from benchmark.mini.solids import draw_picture
-from benchmark.mini.world import WorldConfig
+from benchmark.mini.world import EXPERTS, SIZES, Sizes, WorldConfig
 from benchmark.stages import make_expert
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmark.mini.sizes import SIZES
+from benchmark.mini.world import SIZES
 from tests.benchmark.run_command import (
     read_json,
     run_command,
