@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmark.parser import Positional
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import write_text
-from cliptex_common.registry import load
+from cliptex_common.registry import LOADED, load
 from cliptex_common.settings import options_dataclass
 
 # kind, which is also the name of the template → the name that it registers
@@ -58,7 +58,8 @@ class New:
         if path.exists():
             raise UserError(f"{path} exists already; choose another name, or --out FILE")
         source = template(self.kind, self.name)
-        load(path, source.encode())  # says whether the name is taken
+        load(path, source.encode())  # raises if the name is taken
+        LOADED[path.resolve()].remove()
         write_text(path, source)
         console.print(f"wrote {path}; its first lines say how to try it")
         return 0

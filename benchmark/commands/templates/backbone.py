@@ -5,10 +5,9 @@ python -m benchmark run --plugin my-net.py --backbone random/my-net --suite smok
 
 from torch import Tensor, nn
 
-from backbones.backbone import Backbone, DataConfig
+from backbones import Backbone, DataConfig, Entry, UserError, register
 from backbones.checkpoint import check_architecture, fit_state
-from backbones.registry import Entry, Request, register
-from cliptex_common.errors import UserError
+from backbones.registry import Request
 
 
 class Net(nn.Sequential):  # stands for your network: import yours instead

@@ -68,15 +68,15 @@ except KeyboardInterrupt:
 SWALLOWED = """
 import os, signal
 from types import SimpleNamespace
-from benchmark.commands import main
+from benchmark import parser
 def swallow():
     try:
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(10): pass
     except BaseException:
         return 0
-main.parse = lambda argv: SimpleNamespace(main=swallow)
-raise SystemExit(main.main(["report"]))
+parser.parse = lambda argv: SimpleNamespace(main=swallow)
+raise SystemExit(parser.main(["report"]))
 """
 
 
@@ -124,7 +124,7 @@ def test_a_command_interrupted_while_it_starts_exits_with_130(after):
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     # until then Python itself handles it
-    while "benchmark.commands" not in process.stderr.readline():
+    while "benchmark.progress" not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(after)
     process.send_signal(signal.SIGINT)
