@@ -366,7 +366,6 @@ class Executor(ABC):
 
     def __enter__(self) -> Self:
         """Check the device, clear folders of lost units, and start the scheduler."""
-
         if not self.is_remote:
             choose_device(self.options.device)  # raises if this machine does not have it
         folder = make_folder(home() / "tasks", 0o700)  # arguments may contain passwords

@@ -285,8 +285,9 @@ def parser(only: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> Any:
-    """The command with its options, see ``benchmark.parser``. Raises ``UserError``, and
-    ``SystemExit`` after ``--help`` and the like."""
+    """The command with its options. Raises ``UserError``, and ``SystemExit`` after ``--help`` and
+    the like."""
+    # the first word that is a command: only its options are imported; argparse finds it again
     only = [word for word in argv if word in COMMANDS][:1]
     return read_options(vars(parser(only).parse_args(argv)))
 

@@ -60,7 +60,7 @@ def toolkit_versions() -> dict[str, str | None]:
 
 # parameters of glibc's mallopt(3)
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-KEPT = 512 * 2**20  # bytes
+RETAINED_BYTES = 512 * 2**20
 
 
 def keep_freed_memory() -> None:
@@ -69,9 +69,10 @@ def keep_freed_memory() -> None:
     processor time of a linear probe."""
     with suppress(AttributeError):
         library = ctypes.CDLL(None)
-        if not library.mallopt(MMAP_THRESHOLD, KEPT):  # some versions refuse more than 32 MiB
+        # some versions refuse more than 32 MiB
+        if not library.mallopt(MMAP_THRESHOLD, RETAINED_BYTES):
             library.mallopt(MMAP_THRESHOLD, 32 * 2**20)
-        library.mallopt(TRIM_THRESHOLD, KEPT)
+        library.mallopt(TRIM_THRESHOLD, RETAINED_BYTES)
 
 
 def return_freed_memory() -> None:

@@ -344,7 +344,7 @@ def two_nn(features: Tensor) -> float:
     if len(features) < 3:
         return math.nan
     nearest = torch.cdist(features, features).topk(3, largest=False).indices
-    # a product of matrices has found them; exact distances
+    # ``cdist`` found them by a product of matrices; here are the exact distances
     gaps = features[nearest] - features[:, None]
     _, first, second = gaps.norm(dim=2).sort(dim=1).values.unbind(1)
     return float(1 / (second / first).log().mean())

@@ -133,7 +133,7 @@ class Preset:
     """The settings of a protocol for one probe.
 
     Attributes:
-        probe: its name in ``probes.registry.PROBES`` (``segmentation/linear``).
+        probe: its name in ``PROBES`` (``segmentation/linear``).
         settings: setting → value. Others are the suite's or the probe's own.
         datasets: that the source covers; empty for every dataset of the kind.
         data: facts of the source's copy of the dataset, as in ``DatasetSpec.extra``, where copies

@@ -291,6 +291,7 @@ def judge_differences(
     of_tasks = (1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main])
     shares = [*of_tasks, *[GAIN_SHARE / max(len(means), 1)] * len(means)]
     judged = judge_jointly([*(differences[key] for key in main), *means], shares, error_rate)
+    # ``judged`` has the differences of main metrics first, then the mean gains
     judged_tasks, judged_means = judged[: len(main)], judged[len(main) :]
     levels = {key[:2]: each.level for key, each in zip(main, judged_tasks, strict=True)}
     return Judgement(
@@ -411,8 +412,11 @@ def _find_best(
     for name in names:
         if name == leader:
             continue
-        first, *second = {name, leader} - {selection.baseline}
-        level = judged.level if second else judged.differences[first, column, metric].level
+        compared = {name, leader} - {selection.baseline}
+        level = judged.level
+        if len(compared) == 1:  # with the baseline, of which the report has the verdict
+            (rival,) = compared
+            level = judged.differences[rival, column, metric].level
         gap = difference(samples[leader, column, metric], samples[name, column, metric])
         gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)
         if replace(gap_estimate, level=level).verdict(sign) != "win":

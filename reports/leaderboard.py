@@ -72,7 +72,8 @@ class SharedColumn:
 
 @dataclass(frozen=True)
 class Rank:
-    """A backbone's score, those that are better, and the interval of its rank."""
+    """A backbone's score, those that are better, and the interval of its rank, which the page calls
+    its place: from ``first`` to ``last``."""
 
     score: Estimate
     better: tuple[str, ...]

@@ -76,6 +76,7 @@ def task_variants(analysis: Analysis) -> dict[str, list[Variant]]:
     for task, of_task in columns.items():
         if len(of_task) < 2:
             continue
+        # a part without a name, as in voc/linear:0.1, is a share of train or a number of shots
         sampled = any("=" not in part for column in of_task for part in _parts(column))
         values = {column: _values(analysis, column, sampled) for column in of_task}
         result[task] = [
@@ -306,7 +307,7 @@ STAGE_METRICS = {
     "training": "train_seconds",
 }  # part → cost of parent runs
 PRECISION = "fp32"  # in which speed and memory of backbones are measured
-BEATEN = 0.45  # opacity
+BEATEN_OPACITY = 0.45
 Better = Mapping[str, Collection[str]]  # backbone → those that are better than it beyond doubt
 
 
@@ -315,7 +316,7 @@ class CostAxis:
     """A cost as an axis shows it.
 
     Attributes:
-        scale: in which it is shown, in those that it is stored in.
+        scale: what one shown unit is, in the unit that it is stored in.
         sign: +1 where less is cheaper, else -1.
     """
 
@@ -480,8 +481,9 @@ def cost_figure(
     fronts = [
         [on_front(costs[cost], each, COST_AXES[cost].sign) for cost in shown] for each in better
     ]
+    # replaced, like axes and traces, when the reader selects another score or cost
     figure.choices["opacity"] = [
-        [[1.0 if name in front else BEATEN for name in styles] for front in of_score]
+        [[1.0 if name in front else BEATEN_OPACITY for name in styles] for front in of_score]
         for of_score in fronts
     ]
     for trace, opacity in zip(figure.spec["data"], figure.choices["opacity"][0][0], strict=True):

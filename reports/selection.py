@@ -253,7 +253,8 @@ def select(
 
 
 def _cells(runs: Sequence[Record], parents: Sequence[ParentRun]) -> list[Cell]:
-    """The cells among ``runs``, also under the backbones of parents that reused them."""
+    """The cells among ``runs``. One that was run under another name of the same weights is there
+    again for each parent that reused it, as a cell of that parent's backbone."""
     by_id = {run.run_id: run for run in runs if isinstance(run, Cell)}
     cells = {(cell.run_id, cell.backbone): cell for cell in by_id.values()}
     for parent in parents:

@@ -369,7 +369,7 @@ class Inventory:
         stats: (relative path, bytes, mtime in ns) of every file; the key of the cached result.
         left_out: split → number of samples left out by ``--limit``.
         images: split → inode (and name within a tar) of each image.
-        links: that were left out (``layouts.LEFT_OUT``).
+        links: that were left out (``base.LEFT_OUT``).
     """
 
     spec: DatasetSpec

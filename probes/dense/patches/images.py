@@ -129,7 +129,7 @@ class PatchImages:
     Args:
         encoder: images → (map,), which is not cached; None for the backbone's own feature maps,
             which are.
-        crops: of each image to take in place of it (``probes.dense.patches.images``).
+        crops: of each image to take in place of it (``draw_region``).
         device: where the patches are; that of the context by default.
 
     Attributes:
