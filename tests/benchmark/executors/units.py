@@ -82,10 +82,11 @@ def sleep():
 
 def wait(marker):
     """Waits until it is interrupted, then saves."""
-    Path(marker).write_text(str(os.getpid()))
     try:
+        Path(marker).write_text(str(os.getpid()))
         sleep()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # perhaps while it writes
+        Path(marker).write_text(str(os.getpid()))
         Path(marker).with_suffix(".saved").touch()
         raise
 
