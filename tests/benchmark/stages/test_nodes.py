@@ -75,7 +75,7 @@ def training(name: str):
 def test_two_nodes_train_what_one_process_does(client):
     before = set((home() / "tasks").glob("[!.]*"))
     with training("two") as process:
-        output = process.communicate(timeout=480)[0]
+        output = process.communicate(timeout=900)[0]
     assert process.returncode == 0, output
     assert output.count("clip trained: two.safetensors") == 1, output
     (run,) = runs_of("two", client)
@@ -84,7 +84,7 @@ def test_two_nodes_train_what_one_process_does(client):
     assert_same_weights("two.safetensors", "one.safetensors")
     assert set((home() / "tasks").glob("[!.]*")) <= before, "folders of this training go with it"
     with training("two") as process:
-        output = process.communicate(timeout=480)[0]
+        output = process.communicate(timeout=900)[0]
     assert "clip found in the cache (same recipe" in output, output
     assert len(runs_of("two", client)) == 1
 
@@ -100,7 +100,7 @@ def test_a_job_that_is_to_stop_saves_and_is_queued_again(client):
             ["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True
         ).stdout.split()
         subprocess.run(["scancel", "--signal=USR2", job], check=True)
-        output = process.communicate(timeout=480)[0]
+        output = process.communicate(timeout=900)[0]
     assert process.returncode == 0, output
     jobs = re.findall(
         r"^JobId=(\d+) .*? Restarts=(\d+)",
