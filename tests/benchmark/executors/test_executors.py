@@ -208,9 +208,8 @@ def test_interrupted_units_save_and_leave_nothing(make, tmp_path):
         raise KeyboardInterrupt
     saved = [marker for marker in tmp_path.iterdir() if not marker.suffix]
     assert len(saved) >= 2 and all(marker.with_suffix(".saved").is_file() for marker in saved)
-    assert have_ended(*saved) or executor.options.executor == "ray", (
-        "a foreign Ray keeps its workers"
-    )
+    if executor.options.executor != "ray":  # a Ray that others started keeps its workers
+        assert have_ended(*saved)
     assert all(future.cancelled() for future in futures)
     with pytest.raises(CancelledError):
         executor.submit(units.doubled, 1).result(1)
