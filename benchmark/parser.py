@@ -199,7 +199,7 @@ def _read_file(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PROGRAM = "python -m benchmark"
-# command → its file in this folder, and what it does
+# command → its file in ``benchmark.commands``, and what it does
 COMMANDS = {
     "run": ("runs", "probe backbones on a suite's tasks and log the results to MLflow"),
     "watch": ("runs", "probe the checkpoints of a folder while a training writes them"),
