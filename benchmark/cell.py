@@ -64,8 +64,6 @@ from cliptex_common.settings import Precision
 from probes.base import Context, GroupedProbe, Head, Probe, TaskResult
 from probes.datasets.webdataset import register_folders
 from probes.dense.tasks import DENSE_TASKS
-from probes.pictures import part_features, task_feature_pictures
-from probes.predictor import load_head
 from probes.upsamplers.names import HUB_SOURCES
 from reports import records
 from reports.records import TAGS, Cell, cell_key, cost_metrics, to_columns
@@ -443,6 +441,8 @@ def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult
         per_image.setdefault("classes", np.array(context.data.classes))
     arrays: dict[str, Mapping[str, np.ndarray]] = {records.PER_IMAGE: per_image}
     if task.varies("size"):
+        from probes.pictures import part_features  # as predictors, for computing processes alone
+
         arrays[records.PARTS] = part_features(context)
     if result.detections is not None:
         arrays[records.DETECTIONS] = to_columns(result.detections)
@@ -462,6 +462,8 @@ def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult
 
 
 def _log_feature_pictures(context: Context, run: Run) -> None:
+    from probes.pictures import task_feature_pictures
+
     try:
         arrays = task_feature_pictures(context)
     except UserError as error:  # the numbers are logged
@@ -584,6 +586,8 @@ def _run_pending(
 
 def _load_head(cell: Cell, tracker: Tracker) -> Head:
     """The head of a cell. Raises ``UserError`` if it cannot be read or is another one."""
+    from probes.predictor import load_head  # with MMEngine, for the processes that compute alone
+
     head = load_head(cell.run_id, tracker.uri)
     if head.sha256 != cell.head:  # a part of the number's identity
         raise UserError(
