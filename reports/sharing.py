@@ -3,7 +3,7 @@
 A file is a zip with all that tables and paired intervals need, and no paths, hosts, users or
 secrets. ``manifest.json`` has the sha256 of every other member, ``runs.json`` the records of cells
 and of their parent runs, with tags and metrics as in MLflow; below ``ID/`` are files of the record
-with this id. Equal results give equal bytes.
+with this id. Equal results give equal bytes. A check computes each identity and metric again.
 """
 
 from __future__ import annotations

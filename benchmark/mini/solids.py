@@ -1,6 +1,7 @@
 """From solids to pictures: the geometry, objects, scenes and rendering of the mini world.
 
-All arithmetic is elementwise, without matrix products or transcendental functions, whose last bits
+The ten classes of objects are told apart by their shapes, not by colours. All arithmetic is
+elementwise, without matrix products or transcendental functions, whose last bits
 differ between machines. Vectors are (3, …), units are metres.
 """
 

@@ -39,7 +39,7 @@ from probes.datasets.base import (
     require_folder,
 )
 from probes.datasets.shifts import as_shift
-from probes.features.files import IMAGE_SUFFIXES, members, read_bytes
+from probes.features.files import IMAGE_MEMBERS, members, read_bytes
 from probes.registry import DATASETS, register_dataset
 
 FOLDERS: Mapping[Split, str] = {"train": "train", "val": "test"}
@@ -86,7 +86,7 @@ def list_samples(root: Path, split: Split, column: int | None = None) -> list[Sa
         names = members(root / tar)
         for name in names:
             key, _, suffix = name.rpartition(".")
-            if suffix not in IMAGE_SUFFIXES:
+            if suffix not in IMAGE_MEMBERS:
                 continue
             label = f"{key}.{'txt' if captions else 'cls'}"
             if label not in names:
@@ -124,7 +124,7 @@ def list_candidates(root: Path, split: Split) -> list[Sample]:
         name.rpartition(".")[0]: f"{tar}/{name}"
         for tar in tars(Path(root), split)
         for name in members(Path(root) / tar)
-        if name.rpartition(".")[2] in IMAGE_SUFFIXES
+        if name.rpartition(".")[2] in IMAGE_MEMBERS
     }
     targets: dict[str, list[Any]] = {}
     with report_malformed(f"{path} must list cue, candidates and associations of each instance"):

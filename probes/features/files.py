@@ -134,10 +134,10 @@ def free_bytes(folder: Path) -> int:
 FileState = tuple[int, int, int]  # size, time of the last change in ns, inode
 
 
-IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
+IMAGE_MEMBERS = ("webp", "png", "jpg", "jpeg")
 
 
-MEMBER_SUFFIXES = (*IMAGE_SUFFIXES, "cls", "txt", "npy", "json")  # of the members that are indexed
+MEMBER_SUFFIXES = (*IMAGE_MEMBERS, "cls", "txt", "npy", "json")  # of the members that are indexed
 
 
 def read_bytes(path: Path | str) -> bytes:

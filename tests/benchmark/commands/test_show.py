@@ -48,4 +48,4 @@ def test_a_file_that_is_no_picture_starts_nothing(kind, tmp_path, monkeypatch, c
 
 def test_a_folder_without_images(tmp_path, capsys):
     assert run_command(f"show --backbone clip --images {tmp_path} --out {tmp_path}") == 2
-    assert "no webp, png" in capsys.readouterr().err
+    assert "no .jpg, .jpeg" in capsys.readouterr().err
