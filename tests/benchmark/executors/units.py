@@ -181,6 +181,7 @@ def submit_two(executor, folder):
     from benchmark import unit
     from tests.executors import executor_of
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     unit.handle_signals()
     settings = {"cpus": "2"} if executor == "local" else {"num_cpus": "2"}
     try:
