@@ -23,7 +23,7 @@ def write_tags(folder: Path, with_child: bool) -> None:
     lines = [f"{name}={value}" for name, value in tracking.process_tags().items()]
     (folder / "new").write_text("\n".join(lines))
     (folder / "new").rename(folder / "tags")
-    time.sleep(60)
+    time.sleep(600)
 
 
 @pytest.mark.parametrize("with_child", [False, True])

@@ -216,7 +216,7 @@ def test_each_reader_protects_a_store_until_it_ends():
     if reader == 0:
         store = get_or_build(cache_key(), builder())
         os.write(started, b"x")
-        time.sleep(60)
+        time.sleep(600)
         os._exit(len(store))
     os.read(ends, 1)
     closing = threading.Thread(target=second.close)
