@@ -47,7 +47,7 @@ from reports.records import (
     read_record,
 )
 from reports.selection import select, without_studies
-from reports.store import Store
+from reports.store import Store, missing_artifacts
 
 MANIFEST, RUNS = "manifest.json", "runs.json"
 FILES = "|".join(map(re.escape, (PROTOCOL, PARENT, PER_IMAGE, DETECTIONS)))
@@ -412,7 +412,7 @@ class _Exporter:
         detections = self.store.arrays(cell, DETECTIONS)
         scores = image_scores(cell.kind, arrays, detections) if arrays else None
         if scores is None:
-            raise _Unshareable(why_unscored(cell.kind))
+            raise _Unshareable(missing_artifacts([cell.artifacts]) or why_unscored(cell.kind))
         verified = {
             name: value
             for name, value in cell.metrics.items()

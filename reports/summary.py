@@ -24,6 +24,7 @@ from reports.statistics import (
     task_weights,
     weighted_sum,
 )
+from reports.store import missing_artifacts
 from reports.tables import count, decimal, with_interval
 
 SMALL = 100  # images: tasks with fewer are named
@@ -116,6 +117,9 @@ def _noise(analysis: Analysis) -> Iterator[str]:
             f"No per-image scores for {', '.join(without)}: only the noise of seeds is"
             f" included{unseen}."
         )
+        cells = chain.from_iterable(analysis.selection.cells.values())
+        if gone := missing_artifacts([cell.artifacts for cell in cells]):
+            yield f"{gone[0].upper()}{gone[1:]}."
     if analysis.refused:
         listed = [f"{c.title} · {name}: {why}" for (name, c), why in analysis.refused.items()]
         yield f"Not used: {_first(listed)}."
