@@ -111,16 +111,14 @@ class Results:
         from reports.records import PER_IMAGE
         from reports.store import Store, missing_artifacts, read_run
 
-        rows = self.frame.query("task == @task and run != ''")
-        if backbone is not None:
-            rows = rows.query("backbone == @backbone")
-        if seed is not None:
-            rows = rows.query("seed == @seed")
-        if rows.empty:
-            raise UserError(
-                f"no finished cell of {task!r} for that backbone and seed;"
-                f" {suggest(task, {*self.frame.task})}"
-            )
+        rows = self.frame.query("run != ''")
+        for column, value in (("task", task), ("backbone", backbone), ("seed", seed)):
+            if value is not None:
+                allowed = {*map(str, rows[column])}
+                rows = rows[rows[column] == value]
+                if rows.empty:
+                    hint = suggest(str(value), allowed)
+                    raise UserError(f"no finished cell of {column} {value!r}; {hint}")
         store = Store(self.tracking_uri)
         cell = read_run(store.client.get_run(rows.run.iloc[0]))
         if arrays := store.arrays(cell, PER_IMAGE):
