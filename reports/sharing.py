@@ -45,6 +45,7 @@ from reports.records import (
     inflate,
     read_arrays,
     read_record,
+    shortened_notes,
 )
 from reports.selection import select, without_studies
 from reports.store import Store, missing_artifacts
@@ -386,6 +387,7 @@ def export_results(
     records = [*exporter.parents.values(), *exporter.cells]
     write_archive(path, source, version("cliptex-benchmark"), records, exporter.members)
     names = dict.fromkeys(cell.backbone for cell in exporter.cells)
+    notes += shortened_notes(exporter.cells)
     return ExportSummary(list(names), len(exporter.cells), notes)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from reports.comparison import Analysis, Gain
 from reports.per_image import needs_plugin
+from reports.records import shortened_notes
 from reports.selection import TaskColumn
 from reports.statistics import (
     MIN_IMAGES,
@@ -67,12 +68,7 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
 
 def _data(analysis: Analysis) -> Iterator[str]:
     cells = list(chain.from_iterable(analysis.selection.cells.values()))
-    partial = {cell.dataset for cell in cells if cell.partial}
-    if partial:
-        yield (
-            f"Partial data: {', '.join(sorted(partial))}. These numbers cannot be compared with"
-            " published ones."
-        )
+    yield from shortened_notes(cells)
     presets = {(cell.task, cell.preset, cell.differs) for cell in cells}
     for task, preset, differs in sorted(presets):
         if preset not in ("", "own"):
