@@ -66,6 +66,17 @@ def test_an_unknown_word_is_one_line_with_the_nearest(refused, words, message):
     refused(words, message)
 
 
+def test_the_help_of_run_is_a_screen_and_says_where_the_rest_is(capsys):
+    assert main(["run", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    for group in ("what", "data", "settings", "machine", "record", "output"):
+        assert any(line.startswith(f"{group} ") for line in lines)
+    assert "--help-all" in lines[-1]
+    assert main(["run", "--help-all"]) == 0
+    assert "--num-workers" in capsys.readouterr().out
+
+
 FILES = {
     "run.yaml": """
 backbone: [clip, dinov2-b14]
