@@ -60,7 +60,8 @@ class ProgressLine:
     def start(self, description: str, total: int) -> None:
         """Begin a step of ``total`` parts; the previous step ends."""
         self.end()
-        self.step = self.progress.add_task(f"{self.prefix}{description}", total=total)
+        title = f"{subject.get()}{self.prefix}{description}"
+        self.step = self.progress.add_task(title, total=total)
         self._number += 1
 
     def advance(self, steps: int = 1) -> None:
@@ -168,7 +169,7 @@ class Bar(ProgressLine):
         )
 
     def line(self) -> ProgressLine:
-        """A further line for concurrent work, which begins with its ``subject``."""
+        """A further line for concurrent work, which another thread shows with its ``subject``."""
         line = ProgressLine(self.progress)
         line.prefix = subject.get()
         return line

@@ -78,15 +78,14 @@ def test_a_step_is_one_line_of_a_narrow_terminal_and_begins_with_its_subject(mon
     monkeypatch.setattr(progress, "console", terminal)
     bar = Bar()
     token = subject.set("trial 7 · ")
-    bar.line().start(
-        "cliptex · seed 0 · camvid/linear + voc/linear + ade20k/linear · training", 900
-    )
+    of_worker = bar.line()
+    bar.start("rendering", 4)
     subject.reset(token)
-    bar.line().start("rendering", 4)
+    of_worker.start("cliptex · seed 0 · camvid/linear + voc/linear + ade20k/linear · train", 900)
     terminal.print(bar.progress.get_renderable())
-    long, short = terminal.file.getvalue().splitlines()
-    assert "trial 7 · cliptex · seed 0 · c" in long and "0/900" in long and "…" in long
-    assert "rendering" in short and "trial" not in short
+    here, worker = terminal.file.getvalue().splitlines()
+    assert "trial 7 · rendering" in here
+    assert "trial 7 · cliptex · seed 0 · c" in worker and "0/900" in worker and "…" in worker
 
 
 def test_progress_in_another_process_is_followed(tmp_path):
