@@ -172,11 +172,11 @@ class PlannedTask:
 
     def shortened(self, data: PreparedDataset) -> str:
         """What the user changed of its settings and images, in one line."""
-        counts = [
-            f"{len(samples)} of {data.spec.expected.get(split, 'all')} images of {split}"
-            for split, samples in data.samples.items()
-            if data.partial
-        ]
+        counts = []
+        for split, samples in data.samples.items() if data.partial else ():
+            expected = data.spec.expected.get(split)
+            official = f" of {expected}" if expected else ""
+            counts.append(f"{len(samples)}{official} images of {split}")
         return ", ".join([*self.changed, *counts])
 
     def context(self, data: PreparedDataset, seed: int, **fields: Any) -> Context:

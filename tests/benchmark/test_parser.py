@@ -34,11 +34,12 @@ def test_examples_of_the_help_parse(example):
 
 @pytest.mark.parametrize("command", parsers(parser()), ids=lambda each: each.prog)
 def test_every_command_has_a_help(command):
-    assert "show this help" in command.format_help()
+    assert command.usual or "show this help" in command.format_help()
 
 
 def test_files_are_not_separated_by_commas():
     (run,) = (each for each in parsers(parser()) if each.prog.endswith(" run"))
+    run.usual = {}
     assert "--plugin FILE" in run.format_help() and "--backbone A[,B]" in run.format_help()
 
 
