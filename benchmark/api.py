@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cliptex_common.errors import UserError, suggest
@@ -109,28 +108,23 @@ class Results:
 
     def _arrays(self, task: str, backbone: str | None, seed: int | None) -> dict[str, np.ndarray]:
         """Per-image arrays of a finished cell."""
-        import mlflow
+        from reports.records import PER_IMAGE
+        from reports.store import Store, missing_artifacts, read_run
 
-        from reports.records import PER_IMAGE, read_arrays
-
-        rows = self.frame.query("task == @task and run != ''")
-        if backbone is not None:
-            rows = rows.query("backbone == @backbone")
-        if seed is not None:
-            rows = rows.query("seed == @seed")
-        if rows.empty:
-            raise UserError(
-                f"no finished cell of {task!r} for that backbone and seed;"
-                f" {suggest(task, {*self.frame.task})}"
-            )
-        with TemporaryDirectory() as folder:
-            path = mlflow.artifacts.download_artifacts(
-                run_id=rows.run.iloc[0],
-                artifact_path=PER_IMAGE,
-                dst_path=folder,
-                tracking_uri=self.tracking_uri,
-            )
-            return read_arrays(Path(path).read_bytes())
+        rows = self.frame.query("run != ''")
+        for column, value in (("task", task), ("backbone", backbone), ("seed", seed)):
+            if value is not None:
+                allowed = {*map(str, rows[column])}
+                rows = rows[rows[column] == value]
+                if rows.empty:
+                    hint = suggest(str(value), allowed)
+                    raise UserError(f"no finished cell of {column} {value!r}; {hint}")
+        store = Store(self.tracking_uri)
+        cell = read_run(store.client.get_run(rows.run.iloc[0]))
+        if arrays := store.arrays(cell, PER_IMAGE):
+            return arrays
+        gone = missing_artifacts([cell.artifacts])
+        raise UserError(gone or f"{task} stores no per-image scores; those of other tasks exist")
 
     def to_mlflow(self, run_id: str | None = None, step: int | None = None) -> None:
         """Log the means over seeds as metrics ``TASK/METRIC`` of another run, such as that of a

@@ -345,6 +345,7 @@ def _open_run(
         partial=data.partial,
         preset=getattr(task.settings, "protocol", "own"),
         differs=task.deviations(data),
+        changed=task.shortened(data),
         declared=dict(task.probe.metrics),
     )
     params = {"backbone": backbone.name, "seed": job.seed, **conditions["settings"]}

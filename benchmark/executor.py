@@ -476,7 +476,8 @@ class Executor(ABC):
             return self._end(queued, error=WorkerLost(f"{event} {count} times: {reason}"))
         self._show(queued, flush=True)
         queued.line.end()
-        queued.line = self.bar.line()
+        prefix, queued.line = queued.line.prefix, self.bar.line()
+        queued.line.prefix = prefix
         line = f"{queued.unit.name}: {event} ({reason}); running it again, {count} of {limit}"
         console.print(line, style="yellow")
         self._waiting.append(queued)

@@ -100,6 +100,7 @@ def _follow(
             else:
                 curves.set_tags({f"step.{step}": scored[step]})
             on_result(result)
+    console.print(f"curves by training step: MLflow run {curves.id}, {title}")
     return failures
 
 

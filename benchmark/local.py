@@ -17,6 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import resource_tracker
+from types import ModuleType
 from typing import Any
 
 from benchmark.executor import ExecutionOptions, Executor
@@ -110,10 +111,14 @@ class _Worker:
         # The server gets this process's ``sys.path``: Python's own choice begins with the working
         # folder, where a user may have a ``common.py``.
         paths = os.pathsep.join(filter(None, sys.path))
+        # Python lets a worker import the script that starts it, which would start workers, too,
+        # unless it has a main guard. Units need nothing of it.
+        script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
             with environment_variables({"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}):
                 self._pid = self.pool.submit(os.getpid)
         finally:
+            sys.modules["__main__"] = script
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     @property

@@ -13,6 +13,7 @@ import argparse
 import inspect
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -21,6 +22,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BeforeValidator
@@ -77,6 +79,23 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(allow_abbrev=False, formatter_class=formatter, **settings)
+        self.usual: Mapping[str, str] = {}  # group → options of the short help
+
+    def format_help(self) -> str:
+        """All options, or a line for each usual one of a command that has groups of them."""
+        if not self.usual:
+            return super().format_help()
+        lines = [f"usage: {self.prog} [options]", str(self.description).partition("\n")[0]]
+        actions = {action.dest: action for action in self._actions}
+        for group, names in self.usual.items():
+            for name in names.split():
+                action = actions[name]
+                value = "" if action.nargs == 0 else action.metavar or name.upper()
+                flag, about = f"{action.option_strings[0]} {value}", str(action.help)
+                about = shorten(re.split("[;:(]", about)[0], 46, placeholder=" …")
+                lines.append(f"{group:<9}{flag:<24}{about}")
+                group = ""
+        return "\n".join([*lines, f"all options, with examples: {self.prog} --help-all", ""])
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -90,7 +109,16 @@ class Parser(argparse.ArgumentParser):
         return namespace, unknown
 
 
-def add_command(parser: argparse.ArgumentParser, command: Any) -> None:
+class _FullHelp(argparse.Action):
+    """Prints all options in full."""
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        parser.usual = {}
+        parser.print_help()
+        parser.exit()
+
+
+def add_command(parser: Any, command: Any) -> None:
     """Let a parser parse a command, or one of several by name."""
     if isinstance(command, Mapping):
         commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
@@ -103,6 +131,9 @@ def add_command(parser: argparse.ArgumentParser, command: Any) -> None:
     for cls in command.__mro__:
         for name in vars(cls).get("__annotations__", ()):
             fields.setdefault(name, cls.__pydantic_fields__[name])
+    parser.usual = getattr(command, "help_groups", {})
+    if parser.usual:
+        parser.add_argument("--help-all", nargs=0, action=_FullHelp, help="all options, in full")
     for name, field in fields.items():
         _add_option(parser, name, field)
 

@@ -242,6 +242,10 @@ def make_plan(options: RunOptions) -> Plan:
                 f" {_folders(absent)}"
             )
         notes += [f"{name} is left out: {reason}" for name, reason in unfit.items()]
+    specs = [each.spec for task in (*tasks, *absent) for each in task.needed_tasks]
+    unused = options.data.keys() - {name for spec in specs for name in (spec.name, spec.folder)}
+    if unused and not options.tasks:
+        notes.append(f"--data {', '.join(unused)}: suite {suite.name} has no task on it")
     if any(task.is_precision_open for task in tasks):
         # as far as this machine can tell; ``run.ask_for_precision`` asks a worker for the rest
         precision, note = decide_precision(options)

@@ -8,6 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
@@ -20,8 +21,8 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
-    TextColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from cliptex_common.files import read_json_object
@@ -35,6 +36,10 @@ class _Console(Console):
 
 # names and paths of users are printed as they are, never read as markup
 console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+# of the units that a coroutine submits, where their names do not tell them apart
+subject = ContextVar("subject", default="")
 
 
 class ProgressLine:
@@ -55,7 +60,8 @@ class ProgressLine:
     def start(self, description: str, total: int) -> None:
         """Begin a step of ``total`` parts; the previous step ends."""
         self.end()
-        self.step = self.progress.add_task(f"{self.prefix}{description}", total=total)
+        title = f"{subject.get()}{self.prefix}{description}"
+        self.step = self.progress.add_task(title, total=total)
         self._number += 1
 
     def advance(self, steps: int = 1) -> None:
@@ -96,6 +102,11 @@ class ProgressLine:
             self.step = None
 
 
+class _Description(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
 class _TimeLeft(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(_time_left(task).strip(), style="cyan")
@@ -114,9 +125,15 @@ class Bar(ProgressLine):
     (``line``): drawn in a terminal, otherwise printed every ``interval`` seconds."""
 
     def __init__(self, interval: float = 30.0) -> None:
-        description = TextColumn("{task.description}", markup=False)
-        columns = (SpinnerColumn(), description, BarColumn(bar_width=24), MofNCompleteColumn())
-        super().__init__(Progress(*columns, _TimeLeft(), console=console, transient=True))
+        fixed = Column(no_wrap=True)  # the description is cut instead: each step stays one line
+        columns = (
+            SpinnerColumn(table_column=fixed),
+            _Description(),
+            BarColumn(bar_width=24, table_column=fixed),
+            MofNCompleteColumn(table_column=fixed),
+            _TimeLeft(table_column=fixed),
+        )
+        super().__init__(Progress(*columns, console=console, transient=True))
         self._printing = Pace(interval)
         self._printed = ""
 
@@ -152,8 +169,10 @@ class Bar(ProgressLine):
         )
 
     def line(self) -> ProgressLine:
-        """A further line for concurrent work."""
-        return ProgressLine(self.progress)
+        """A further line for concurrent work, which another thread shows with its ``subject``."""
+        line = ProgressLine(self.progress)
+        line.prefix = subject.get()
+        return line
 
 
 class Overview:

@@ -24,6 +24,7 @@ from benchmark.options import RunOptions
 from benchmark.plan import find_folders, make_plan, prepare_data
 from benchmark.run import run
 from benchmark.tasks import PlannedTask, choose_suite, plan_task
+from benchmark.unit import as_interrupt
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.images import open_image
 from probes.datasets.base import PreparedDataset
@@ -94,7 +95,8 @@ def find_targets(
     of_protocols = ", ".join(protocols)
     if not numbers:
         raise UserError(
-            f"no number is published by {of_protocols} for a backbone here; try --quick"
+            f"no number that {of_protocols} publishes is of a backbone that has a name here;"
+            f" `reproduce --quick {' '.join(protocols)}` tries what `list protocols` shows of it"
         )
     selected: dict[str, list[PublishedNumber]] = {}  # of each preset, whose tasks run together
     for number in numbers:
@@ -373,7 +375,7 @@ def judge_targets(
     """
     plan = make_plan(options)  # that of the run, for the data and weights that it used
     data = prepare_data(plan.tasks, find_folders(plan.tasks, options), options, num_workers=0)
-    backbone = backbones.create(plan.backbones[0], seed=options.seed)
+    backbone = backbones.create(plan.backbones[0], weights=options.weights, seed=options.seed)
     for target in targets:
         evidence = _evidence(target, data[target.task.name], backbone, analysis, store)
         yield Reproduction(target) if evidence is None else judge_evidence(evidence)
@@ -447,7 +449,8 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[tuple[str, 
             only=True,
         )
         try:
-            (cell,) = run(changed).cells
+            with as_interrupt():
+                (cell,) = run(changed).cells
         except UserError as error:  # such as another copy of the data than the source's
             (cell,) = missing_cells(names[0], options.seed, {planned.name: str(error)}).values()
         yield name, cell

@@ -387,7 +387,6 @@ async def run_async(options: RunOptions) -> RunResult:
             command resumes them.
     """
     plan = make_plan(options)
-    _print_notes(plan)
     if options.weights:
         mark_in_use(options.weights)
     try:
@@ -396,6 +395,7 @@ async def run_async(options: RunOptions) -> RunResult:
             # rest of the plan needs workers.
             executor = make_executor(options, bar)
             plan = plan.with_pipeline(executor)
+            _print_notes(plan)
             planned = [plan.planned_backbone(name) for name in plan.backbones]
             inapplicable = {each.name: plan.inapplicable_tasks(each) for each in planned}
             if not executor.in_this_process:
@@ -445,6 +445,7 @@ async def check_async(options: RunOptions) -> None:
 
 
 def _print_notes(plan: Plan) -> None:
+    _ = plan.folders  # raises where one is missing: no note stands beside an error
     for note in plan.notes:
         console.print(note, style="dim")
 

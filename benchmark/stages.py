@@ -59,6 +59,7 @@ from cliptex_common.files import home, mark_in_use
 from cliptex_common.progress import Progress, RunLog, Silent
 from reports.provenance import environment
 from reports.records import TAGS, cost_metrics
+from reports.tables import count
 from reports.tracking import Run, Tracker, logged_model
 
 
@@ -288,8 +289,9 @@ def preview_labels(request: LabelRequest) -> None:
         if writer.finished(shard.name, print_note, hashed=False) is None:
             pending.append(shard)
     console.print(
-        f"{len(source)} pairs in {len(shards)} shards: {len(shards) - len(pending)} labelled,"
-        f" {len(pending)} to do ({sum(shard.count for shard in pending)} pairs)",
+        f"{len(source)} pairs in {count(len(shards), 'shard')}:"
+        f" {len(shards) - len(pending)} labelled, {len(pending)} to do"
+        f" ({sum(shard.count for shard in pending)} pairs)",
     )
 
 
@@ -448,9 +450,9 @@ def preview_training(training: Training) -> None:
     """Print whether a training is done, or how many steps are to do. Raises ``UserError`` as
     ``train_unit``."""
     recipe, pairs = training.recipe, open_pairs(training.pairs, Silent(), keep=False)
-    count, steps = training_size(recipe, pairs)
+    used, steps = training_size(recipe, pairs)
     line = (
-        f"{recipe.name}: {count} of {len(pairs)} pairs in {len(pairs.shards)} shards ×"
+        f"{recipe.name}: {used} of {len(pairs)} pairs in {count(len(pairs.shards), 'shard')} ×"
         f" {recipe.epochs:g} epochs = {steps} steps of {recipe.batch_size}"
     )
     saved = States(states_folder(training.out), "").steps()

@@ -32,7 +32,7 @@ from benchmark.options import (
     TaskNames,
 )
 from benchmark.plan import Plan, prepare_data
-from benchmark.progress import console
+from benchmark.progress import console, subject
 from benchmark.result import check_writable
 from benchmark.run import ask_for_precision, describe, log_backbone, probe
 from benchmark.stages import TrainedWeights, Training, train_weights
@@ -218,6 +218,7 @@ async def _run(
     fix_identity(study, {**plan.identity, "conditions": plan.conditions})
 
     async def evaluate(recipe: Recipe, run: Run) -> dict[str, dict[str, float]]:
+        subject.set(f"{run.name} · ")
         weights = await pipeline.train(recipe, run.id)
         # all trials learn from the same labels, and are compared with the same clip-ft
         if recipe.tasks or recipe.name == "clip-ft":

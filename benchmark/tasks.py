@@ -8,6 +8,7 @@ an axis makes a variant of a task for each of its values (``--set layers=3,6,9,1
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -26,6 +27,7 @@ from cliptex_common.settings import (
     read_value,
     setting_of,
     split_task,
+    suggest_setting,
     with_changes,
 )
 from probes.base import Context, Layer, Probe, requested_layer
@@ -91,6 +93,8 @@ class PlannedTask:
             same settings, of the dataset that its own is ``trained_on`` or of the probe whose head
             it uses (``head_of``); of a probe that keeps no head, that task's training images. Or
             heads of earlier runs, for which neither that task nor its images are needed.
+        changed: what the user changed of the settings that the suite or a protocol gives it, in
+            words.
     """
 
     name: str
@@ -98,6 +102,7 @@ class PlannedTask:
     train_share: PositiveShare = 1.0
     encoded_layers: tuple[Layer, ...] = ()
     scored_with: PlannedTask | StoredHeads | None = None
+    changed: tuple[str, ...] = ()
 
     @property
     def spec(self) -> DatasetSpec:
@@ -164,6 +169,15 @@ class PlannedTask:
         if not differences:
             return ""
         return f"differs from {self.settings.protocol}: {', '.join(differences)}"
+
+    def shortened(self, data: PreparedDataset) -> str:
+        """What the user changed of its settings and images, in one line."""
+        counts = []
+        for split, samples in data.samples.items() if data.partial else ():
+            expected = data.spec.expected.get(split)
+            official = f" of {expected}" if expected else ""
+            counts.append(f"{len(samples)}{official} images of {split}")
+        return ", ".join([*self.changed, *counts])
 
     def context(self, data: PreparedDataset, seed: int, **fields: Any) -> Context:
         """The context of the probe, on the task's share of ``data``, with further ``fields`` of
@@ -604,6 +618,10 @@ def plan_tasks(
         axes = [axis for axis in probe.axes if axis in ranges]  # variants' names have this order
         planned = replace(_with_settings(trained, listed, changes), name=base)
         changed = {*changes, *ranges}
+        usual: dict[str, Any] = {}
+        protocol = {key: changes[key] for key in changes if key == "protocol"}
+        with suppress(UserError):  # some suites' settings fit only together with the user's
+            usual = asdict(_with_settings(trained, listed, protocol).settings)
         for values in product(*map(ranges.__getitem__, axes)):
             variant = _variant(planned, dict(zip(axes, values, strict=True)))
             epochs = getattr(variant.settings, "epochs", 0)
@@ -612,7 +630,12 @@ def plan_tasks(
                     f"--set max_iters changes nothing in {variant.name}, whose length is"
                     f" epochs={epochs:g}; set epochs=0 as well, or epochs"
                 )
-            tasks[variant.name] = variant
+            differences = tuple(
+                f"{key}={value} instead of {usual.get(key, 'that of the suite')}"
+                for key, value in asdict(variant.settings).items()
+                if (value != usual[key] if usual else key in changed)
+            )
+            tasks[variant.name] = replace(variant, changed=differences)
     for (task, key), text in requests.items():
         if task not in probes:
             raise UserError(f"--set {task}.{key}: no such task is chosen; {suggest(task, probes)}")
@@ -667,7 +690,7 @@ def _unused_override(task: str, key: str, text: str, probes: Sequence[Probe]) ->
             return UserError(f"--set {key}={text}: {probe.name} does not take it; {reason}")
     allowed = set[str]() if task else {"train_share", "shots"}
     allowed = allowed.union(*(probe.setting_names for probe in probes))
-    hint = suggest(key, allowed)
+    hint = suggest_setting(key, allowed, *(probe.settings_type for probe in probes))
     every = PROBES.load_entry_points().values()
     if owners := {probe.name for probe in every if setting_of(key) in probe.setting_names}:
         hint = f"it is a setting of {', '.join(sorted(owners))}"

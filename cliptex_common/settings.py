@@ -7,9 +7,10 @@ import ast
 import dataclasses
 import functools
 import inspect
+import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
@@ -240,7 +241,8 @@ def with_changes(settings: T, changes: Mapping[str, Any]) -> T:
         name, *path = key.split(".")
         is_table = name in hints and Mapping in value_types(hints[name])
         if name not in field_names(type(settings)) or (path and not is_table):
-            raise UserError(f"no setting {key!r}; {suggest(key, field_names(type(settings)))}")
+            kind = type(settings)
+            raise UserError(f"no setting {key!r}; {suggest_setting(key, field_names(kind), kind)}")
         if is_table:  # earlier changes of the same table count
             value = _merged(values.get(name, getattr(settings, name)), path, _plain(value))
             if not isinstance(value, Mapping):
@@ -248,6 +250,49 @@ def with_changes(settings: T, changes: Mapping[str, Any]) -> T:
         values[name] = read_value(key, value, hints[name])
     with one_line_errors():
         return dataclasses.replace(settings, **values)  # type: ignore[type-var]
+
+
+@functools.cache
+def meanings(settings_type: type) -> dict[str, str]:
+    """Setting → what it means, from the ``Attributes`` of a settings dataclass and its bases."""
+    texts: dict[str, str] = {}
+    for base in reversed(settings_type.__mro__):
+        attributes = (inspect.getdoc(base) or "").partition("Attributes:\n")[2]
+        for names, text in re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8}.*)*)", attributes, re.M):
+            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return texts
+
+
+def suggest_setting(key: str, choices: Collection[str], *settings_types: type) -> str:
+    """``suggest``, with the meaning of the nearest setting: by its meaning, else by its name."""
+    texts = {name: text for each in settings_types for name, text in meanings(each).items()}
+    words = key.replace("_", " ")
+    named = [name for name, text in texts.items() if name in choices and words in text]
+    hint = f"did you mean {named[0]}?" if named else suggest(key, choices)
+    nearest = hint.removeprefix("did you mean ").rstrip("?").partition(", ")[0]
+    return f"{hint} {nearest}: {texts[nearest]}" if nearest in texts else hint
+
+
+SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def describe_type(hint: Any) -> str:
+    """The values of a type hint in words: ``integer > 0``, ``adamw or sgd``."""
+
+    def describe(schema: Mapping[str, Any]) -> str:
+        if "anyOf" in schema:
+            return " or ".join(map(describe, schema["anyOf"]))
+        if "enum" in schema:
+            return " or ".join(map(str, schema["enum"]))
+        kind = schema.get("type", "any")
+        if kind == "array":
+            items = schema.get("prefixItems") or [schema.get("items", {})]
+            return f"list of {describe(items[0])}"
+        return " ".join(
+            [kind, *(f"{SIGNS[key]} {schema[key]:g}" for key in SIGNS if key in schema)]
+        )
+
+    return describe(TypeAdapter(hint).json_schema())
 
 
 def setting_of(key: str) -> str:

@@ -89,7 +89,7 @@ def load_head(source: str | Path, tracking_uri: str | None = None) -> Head:
 def _download(run: str, tracking_uri: str | None, folder: str) -> Path:
     from mlflow.exceptions import MlflowException
 
-    from reports.store import connect
+    from reports.store import connect, missing_artifacts
     from reports.store import tracking_uri as default_uri
 
     uri = default_uri(tracking_uri)
@@ -99,6 +99,8 @@ def _download(run: str, tracking_uri: str | None, folder: str) -> Path:
     except MlflowException as error:
         raise UserError(f"{run} is neither a file nor a run in {hide_secrets(uri)}") from error
     if HEAD not in files:
+        if gone := missing_artifacts([client.get_run(run).info.artifact_uri]):
+            raise UserError(gone)
         raise UserError(
             f"run {run} has no head; name a finished run of a task whose probe trains one (not a"
             " parent run)"

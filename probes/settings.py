@@ -71,13 +71,15 @@ class TrainingSettings:
             ``probes.protocols``.
         max_iters, batch_size: length of training; images of a batch.
         optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
-        lr, weight_decay, betas: of the optimizer (the betas of AdamW).
+        lr: learning rate of the optimizer.
+        weight_decay, betas: of the optimizer (the betas of AdamW).
         decay_all: norms and biases decay too.
         clip_norm: the gradient's norm is clipped to this; 0 for never.
         schedule: ``poly`` or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up;
             ``steps``, a tenth of the rate before at each of ``steps``, shares of the training; or
             one of a published source, which has its own warm-up and, of ``dinov3-depth``, beta 1:
             see ``RATES`` and ``BETAS``.
+        steps: shares of the training, see ``schedule``.
         power: of ``poly``.
         min_lr: what ``poly`` and ``cosine`` end at.
         warmup: share of the training over which the learning rate grows linearly; from 1 on a

@@ -378,8 +378,9 @@ def _group(label: str, numbers: list[int], columns: Sequence[SharedColumn]) -> _
 
 
 def _titles(columns: Sequence[SharedColumn]) -> list[str]:
-    """The task of each, with a letter where it has several protocols."""
-    tasks = [column.cell.task for column in columns]
+    """The task of each, with a letter where it has several protocols; and whether the user changed
+    what the suite says."""
+    tasks = [column.cell.task + " (shortened)" * bool(column.cell.shortened) for column in columns]
     return [
         f"{task} ({chr(65 + tasks[:number].count(task))})" if tasks.count(task) > 1 else task
         for number, task in enumerate(tasks)
@@ -394,7 +395,7 @@ def _rank_content(rank: Rank) -> dict[str, Any]:
     return {
         "value": score,
         "text": text.replace("-", "−"),
-        "spread": f"± {half:#.2g}",
+        "spread": f"± {half:.0f}" if half >= 10 else f"± {half:#.2g}",
         "place": "–".join(map(str, ends)),
         "order": [rank.first, rank.last],
     }

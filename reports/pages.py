@@ -284,7 +284,7 @@ def markdown_cell(number: Number) -> str:
     if number.missing:
         return plain_text(f"– ({number.missing})")
     value = f"**{number.text}**" if number.best else number.text
-    parts = [value, number.interval, f"({number.seeds} seeds)"]
+    parts = [value, number.interval, f"({count(number.seeds, 'seed')})"]
     return " ".join(filter(None, parts)) + (f"; {number.change}" if number.change else "")
 
 
@@ -460,11 +460,11 @@ def _notes(number: Number, cell: Cell) -> str:
         parts.append(f"protocol {cell.preset}" + (f" ({cell.differs})" if cell.differs else ""))
     if number.task != cell.task:  # with a letter
         parts.append(f"conditions {cell.protocol}")
-    parts.append(f"{number.seeds} seed{'s' * (number.seeds != 1)}")
+    parts.append(count(number.seeds, "seed"))
     if number.interval:
         parts.append(f"95 % interval {number.interval}")
-    if cell.partial:
-        parts.append("on a part of the data")
+    if cell.shortened:
+        parts.insert(0, f"not a number of the complete benchmark: {cell.shortened}")
     return ", ".join(parts)
 
 

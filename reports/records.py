@@ -329,6 +329,7 @@ class Cell(Record):
         head: sha256 of the file of its head, or of that of another task that it uses; '' for none.
         fingerprint, partial: of the data.
         preset, differs: the published protocol that its settings follow, and how they differ.
+        changed: what the user changed of the suite's settings and images, in words.
         metrics, declared: name → value, and the metric's declaration; the main one first. Only
             finished cells have values.
         commit: of the code.
@@ -354,6 +355,7 @@ class Cell(Record):
     partial: Flag = False
     preset: str = ""
     differs: str = ""
+    changed: str = ""
     declared: Declared = {}
     commit: str = ""
     held_out: Annotated[dict[str, float], Field(exclude=True)] = {}
@@ -368,6 +370,23 @@ class Cell(Record):
     def main(self) -> str:
         """Name of its main metric."""
         return next(iter(self.declared), "")
+
+    @property
+    def shortened(self) -> str:
+        """Why its numbers are not those of the complete benchmark; '' if they are."""
+        return self.changed or "on a part of the data" * self.partial
+
+
+def shortened_notes(cells: Iterable[Cell]) -> list[str]:
+    """A sentence for all tasks of which the user changed the same."""
+    tasks: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        if cell.shortened:
+            tasks.setdefault(cell.shortened, {})[cell.task] = None
+    return [
+        f"Not numbers of the complete benchmark: {', '.join(names)} ({text})."
+        for text, names in tasks.items()
+    ]
 
 
 class ParentRun(Record):

@@ -45,9 +45,10 @@ from reports.records import (
     inflate,
     read_arrays,
     read_record,
+    shortened_notes,
 )
 from reports.selection import select, without_studies
-from reports.store import Store
+from reports.store import Store, missing_artifacts
 
 MANIFEST, RUNS = "manifest.json", "runs.json"
 FILES = "|".join(map(re.escape, (PROTOCOL, PARENT, PER_IMAGE, DETECTIONS)))
@@ -386,6 +387,7 @@ def export_results(
     records = [*exporter.parents.values(), *exporter.cells]
     write_archive(path, source, version("cliptex-benchmark"), records, exporter.members)
     names = dict.fromkeys(cell.backbone for cell in exporter.cells)
+    notes += shortened_notes(exporter.cells)
     return ExportSummary(list(names), len(exporter.cells), notes)
 
 
@@ -412,7 +414,7 @@ class _Exporter:
         detections = self.store.arrays(cell, DETECTIONS)
         scores = image_scores(cell.kind, arrays, detections) if arrays else None
         if scores is None:
-            raise _Unshareable(why_unscored(cell.kind))
+            raise _Unshareable(missing_artifacts([cell.artifacts]) or why_unscored(cell.kind))
         verified = {
             name: value
             for name, value in cell.metrics.items()

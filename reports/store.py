@@ -16,7 +16,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -77,6 +77,14 @@ def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite database, else None."""
     path = uri.removeprefix("sqlite:///").partition("?")[0]
     return Path(path) if uri.startswith("sqlite:////") else None
+
+
+def artifact_folder(uri: str, experiment: str) -> str | None:
+    """Where a new experiment keeps its artifacts: beside a SQLite database; None leaves it to the
+    server. MLflow's own choice is the folder in which the first command happened to run."""
+    database = sqlite_file(uri)
+    folder = re.sub(r"[^\w.-]", "_", experiment, flags=re.ASCII)[:80]
+    return str(database.parent / "mlruns" / folder) if database else None
 
 
 @contextmanager
@@ -382,6 +390,45 @@ def local_folder(uri: str) -> Path | None:
     """The folder of an artifact URI on this disk, else None."""
     parts = urlparse(uri)
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def missing_artifacts(uris: Sequence[str]) -> str:
+    """Names those of the artifact folders of finished cells that are gone; '' if all exist."""
+    folders = filter(None, map(local_folder, uris))
+    gone = [folder for folder in folders if not folder.is_dir()]
+    if not gone:
+        return ""
+    return (
+        f"the artifacts of {len(gone)} of {len(uris)} results are gone: {gone[0]} does not exist;"
+        " where a SQLite store was moved, `doctor --repair` finds them beside it"
+    )
+
+
+ARTIFACT_COLUMNS = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+}
+
+
+def repair_artifacts(database: Path) -> int:
+    """Point the entries of a SQLite store whose folder of artifacts is gone at the folder of the
+    same name beside the store, as after a move of both; returns how many were changed."""
+    changed = 0
+    with closing(sqlite3.connect(database, BUSY_SECONDS)) as store, store:
+        for table, column in ARTIFACT_COLUMNS.items():
+            for (uri,) in store.execute(f"select distinct {column} from {table}").fetchall():
+                folder = local_folder(uri or "")
+                if folder is None or folder.is_dir():
+                    continue
+                # the name of a run or model, with the folder above it
+                for start in range(1, len(folder.parts) - 1):
+                    beside = database.parent.joinpath(*folder.parts[start:])
+                    if beside.is_dir():
+                        change = f"update {table} set {column} = ? where {column} = ?"
+                        changed += store.execute(change, (str(beside), uri)).rowcount
+                        break
+    return changed
 
 
 def read_run(run: Any, experiment: str = "") -> Record:

@@ -13,6 +13,7 @@ import numpy as np
 
 from reports.comparison import Analysis, Gain
 from reports.per_image import needs_plugin
+from reports.records import shortened_notes
 from reports.selection import TaskColumn
 from reports.statistics import (
     MIN_IMAGES,
@@ -24,6 +25,7 @@ from reports.statistics import (
     task_weights,
     weighted_sum,
 )
+from reports.store import missing_artifacts
 from reports.tables import count, decimal, with_interval
 
 SMALL = 100  # images: tasks with fewer are named
@@ -66,12 +68,7 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
 
 def _data(analysis: Analysis) -> Iterator[str]:
     cells = list(chain.from_iterable(analysis.selection.cells.values()))
-    partial = {cell.dataset for cell in cells if cell.partial}
-    if partial:
-        yield (
-            f"Partial data: {', '.join(sorted(partial))}. These numbers cannot be compared with"
-            " published ones."
-        )
+    yield from shortened_notes(cells)
     presets = {(cell.task, cell.preset, cell.differs) for cell in cells}
     for task, preset, differs in sorted(presets):
         if preset not in ("", "own"):
@@ -116,6 +113,9 @@ def _noise(analysis: Analysis) -> Iterator[str]:
             f"No per-image scores for {', '.join(without)}: only the noise of seeds is"
             f" included{unseen}."
         )
+        cells = chain.from_iterable(analysis.selection.cells.values())
+        if gone := missing_artifacts([cell.artifacts for cell in cells]):
+            yield f"{gone[0].upper()}{gone[1:]}."
     if analysis.refused:
         listed = [f"{c.title} · {name}: {why}" for (name, c), why in analysis.refused.items()]
         yield f"Not used: {_first(listed)}."

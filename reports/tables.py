@@ -61,6 +61,7 @@ class Number:
         missing: why there is no number.
         runs: ids of its MLflow runs; shared results have none.
         absent: seeds that the backbone has in other columns but not here.
+        shortened: see ``Cell``.
     """
 
     backbone: str
@@ -84,6 +85,7 @@ class Number:
     missing: str = ""
     runs: tuple[str, ...] = ()
     absent: tuple[int, ...] = ()
+    shortened: str = ""
     digits: int = 1
 
     @property
@@ -231,6 +233,7 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
         seeds=estimate.seeds,
         images=estimate.images,
         best=analysis.best.get((column, of.metric)) == backbone,
+        shortened=cells[0].shortened,
         absent=tuple(seed for seed in selection.seeds[backbone] if seed not in seeds),
         digits=of.digits,
     )

@@ -37,6 +37,7 @@ from reports.store import (
     PARENT_TAG,
     PREFIX,
     all_pages,
+    artifact_folder,
     connect,
     read_run,
     sqlite_file,
@@ -114,7 +115,8 @@ class Tracker:
         stored = self.client.get_experiment_by_name(experiment)
         if stored is None:
             try:
-                self.client.create_experiment(experiment, tags=EXPERIMENT_TAGS)
+                folder = artifact_folder(self.uri, experiment)
+                self.client.create_experiment(experiment, folder, tags=EXPERIMENT_TAGS)
             except MlflowException as error:  # perhaps another process has just created it
                 stored = self.client.get_experiment_by_name(experiment)
                 if stored is None:

@@ -52,8 +52,10 @@ def dense_losses(dense: Losses, targets: Losses, counts: Losses) -> Losses:
     batch."""
     losses = {}
     for task, count in counts.items():
-        loss_sum, _ = find_task(task).loss(dense[task], targets[task])
-        losses[task] = loss_sum / count
+        loss = find_task(task).loss(dense[task], targets[task])
+        if isinstance(loss, Tensor):
+            raise UserError(f"task {task!r}: loss returns one tensor; return its sum and count")
+        losses[task] = loss[0] / count
     return losses
 
 

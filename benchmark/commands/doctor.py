@@ -14,6 +14,7 @@ from benchmark.commands.looking import print_state
 from benchmark.options import TrackingOptions
 from benchmark.parser import JsonOptions
 from cliptex_common.errors import UserError, first_line, user_error_message
+from cliptex_common.process import cores
 from cliptex_common.settings import options_dataclass
 
 GB = 1e9
@@ -43,8 +44,12 @@ class Doctor(JsonOptions, TrackingOptions):
 
     examples:
       python -m benchmark doctor
+      python -m benchmark doctor --repair
       python -m benchmark doctor --tracking-uri http://HOST:5000 --json
     """
+
+    repair: bool = False
+    """let a SQLite store that was moved find its artifacts, which lie beside it"""
 
     def main(self) -> int:
         """Print the findings; exit code 1 if one is bad."""
@@ -79,6 +84,7 @@ def _python(options: Doctor) -> Iterator[Finding]:
     """The suite and the interpreter."""
     suite = f"suite {metadata.version('cliptex-benchmark')} in {Path(__file__).parents[2]}"
     yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable}), {suite}")
+    yield Finding("processor", "ok", f"{cores()} cores")
 
 
 def _torch(options: Doctor) -> Iterator[Finding]:
@@ -89,11 +95,13 @@ def _torch(options: Doctor) -> Iterator[Finding]:
     from cliptex_common.process import DRIVER_TOOLS, VARIABLES
 
     value, count = str(torch.__version__), device.device_count()
-    if count or not any(map(shutil.which, DRIVER_TOOLS)):
-        yield Finding("torch", "ok", value)
-    else:
-        remedy = "install a torch for your driver: https://pytorch.org/get-started/locally"
-        yield Finding("torch", "warn", f"{value}; it sees no GPU", remedy)
+    state, remedy = "ok", ""
+    if not count:
+        value += "; it sees no GPU"
+        if any(map(shutil.which, DRIVER_TOOLS)):
+            state = "warn"
+            remedy = "install a torch for your driver: https://pytorch.org/get-started/locally"
+    yield Finding("torch", state, value, remedy)
     for number in range(count):
         accelerator = torch.device(device.current_device().type, number)
         value, state, remedy = device.device_name(accelerator), "ok", ""
@@ -145,6 +153,35 @@ def _mlflow(options: Doctor) -> Iterator[Finding]:
         yield Finding("mlflow", "bad", f"{value}: {first_line(error)}", remedy)
 
 
+def _artifacts(options: Doctor) -> Iterator[Finding]:
+    """Where the files of runs are, and whether those of finished tasks are there."""
+    from reports.records import TAGS
+    from reports.store import (
+        Store,
+        artifact_folder,
+        missing_artifacts,
+        repair_artifacts,
+        sqlite_file,
+        tag_key,
+        tracking_uri,
+    )
+
+    uri = tracking_uri(options.tracking_uri)
+    database = sqlite_file(uri)
+    value, repaired = artifact_folder(uri, "") or "where the server keeps them", ""
+    if database is not None and database.exists():
+        if options.repair:
+            repaired = f"; {repair_artifacts(database)} entries repaired"
+        store = Store(uri)
+        cells = f"attributes.status = 'FINISHED' and tags.`{tag_key(TAGS['key'])}` != ''"
+        runs = store.runs(list(store.experiments()), cells)
+        value = ", ".join(sorted({run.artifacts.rsplit("/", 3)[0] for run in runs})) or value
+        if gone := missing_artifacts([run.artifacts for run in runs]):
+            yield Finding("artifacts", "bad", f"{value}{repaired}; {gone}")
+            return
+    yield Finding("artifacts", "ok", f"{value}{repaired}")
+
+
 def _home(options: Doctor) -> Iterator[Finding]:
     """Space and locks in ``$CLIPTEX_HOME``."""
     from cliptex_common.files import home, lock_path, locked
@@ -167,5 +204,6 @@ CHECKS: dict[str, Check] = {
     "torch": _torch,
     "mmlab": _mmlab,
     "mlflow": _mlflow,
+    "artifacts": _artifacts,
     "home": _home,
 }

@@ -8,10 +8,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, PositiveInt
 from rich.text import Text
@@ -19,13 +19,27 @@ from rich.text import Text
 import benchmark.catalog  # noqa: F401 – registers datasets, probes, protocols and suites
 from benchmark import unit
 from benchmark.executor import EXECUTORS
-from benchmark.options import BackboneNames, PluginOptions, TaskNames, TrackingOptions
+from benchmark.options import (
+    BackboneNames,
+    FolderOptions,
+    PluginOptions,
+    TaskNames,
+    TrackingOptions,
+)
 from benchmark.parser import ConfigOptions, JsonOptions, Positional, Positionals
 from benchmark.progress import console
 from benchmark.suites import SUITES
+from benchmark.tasks import choose_suite, plan_task
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import atomic_write
-from cliptex_common.settings import Folder, Names, options_dataclass
+from cliptex_common.settings import (
+    Folder,
+    Names,
+    as_text,
+    describe_type,
+    meanings,
+    options_dataclass,
+)
 from probes.registry import DATASETS, PROBES, PROTOCOLS
 from probes.registry import tasks as registered_tasks
 
@@ -50,18 +64,21 @@ Rows = list[tuple[str, str]]
 
 
 @options_dataclass
-class ListNames(JsonOptions, PluginOptions):
-    """List backbones, tasks, suites, datasets, probes, protocols, recipes, experts or executors.
+class ListNames(JsonOptions, FolderOptions):
+    """List backbones, tasks, suites, datasets, probes, protocols, recipes, experts or executors;
+    with --data-root also the webdatasets there.
 
     examples:
       python -m benchmark list backbones dino
       python -m benchmark list tasks --limit 10 --json tasks.json
+      python -m benchmark list settings voc/linear
     """
 
     what: Positional[str]
-    """backbones, tasks, suites, datasets, probes, protocols, recipes, experts, executors"""
+    """backbones, tasks, settings (of a task), suites, datasets, probes, protocols, recipes,
+    experts, executors"""
     words: Positionals[Sequence[str]] = ()
-    """only lines with these words"""
+    """only lines with these words; of `settings` the task comes first"""
     limit: PositiveInt | None = None
     """only the first so many"""
 
@@ -70,10 +87,11 @@ class ListNames(JsonOptions, PluginOptions):
         if self.what not in LISTS:
             raise UserError(f"cannot list {self.what!r}; {suggest(self.what, LISTS)}")
         words = [word.lower() for word in self.words]
+        subject = self.words[: self.what == "settings"]
         rows = [
             row
-            for row in LISTS[self.what]()
-            if all(word in " ".join(row).lower() for word in words)
+            for row in LISTS[self.what](*subject)
+            if all(word in " ".join(row).lower() for word in words[len(subject) :])
         ][: self.limit]
         if not self.output_json([{"name": name, "about": about} for name, about in rows]):
             print_table(rows or [("nothing; --plugin FILE.py adds what a plugin registers",)])
@@ -109,6 +127,17 @@ def _tasks() -> Rows:
         names = ", ".join(members or accepting.get(spec.name, own))
         rows.append((task, f"{spec.kind}, {next(iter(probe.metrics))} [{names}]"))
     return rows
+
+
+def _settings(task: str = "") -> Rows:
+    """Default in the task's own suite, type with range, and meaning of each setting of a task."""
+    planned = plan_task(choose_suite([task]), task, {})
+    kind = planned.probe.settings_type
+    hints, texts = get_type_hints(kind, include_extras=True), meanings(kind)
+    return [
+        (name, f"{as_text(name, value)} ({describe_type(hints[name])}) {texts.get(name, '')}")
+        for name, value in asdict(planned.settings).items()
+    ]
 
 
 def _suites() -> Rows:
@@ -171,9 +200,10 @@ def _executors() -> Rows:
     return list(EXECUTORS.descriptions().items())
 
 
-LISTS = {
+LISTS: dict[str, Callable[..., Rows]] = {
     "backbones": _backbones,
     "tasks": _tasks,
+    "settings": _settings,
     "suites": _suites,
     "datasets": _datasets,
     "probes": _probes,
@@ -371,6 +401,7 @@ class CheckResults(PluginOptions):
         """Exit code 2 with the reason if a file is refused."""
         from benchmark.progress import console
         from benchmark.unit import threads
+        from reports.records import shortened_notes
         from reports.selection import weights_labels
         from reports.sharing import check_results, load_files, read_files
 
@@ -382,7 +413,7 @@ class CheckResults(PluginOptions):
                 f"{results.title}: {len(scores)} results of {len(names)} backbones agree with their"
                 " per-image scores"
             )
-            for note in results.notes:
+            for note in (*results.notes, *shortened_notes(results.cells)):
                 console.print(f"  note · {note}", style="dim")
         return 0
 

@@ -18,6 +18,7 @@ NAMES = {
     "dataset": "leaves",
     "probe": "nearest-mean",
     "head": "sum-of-maps",
+    "dense-task": "saliency",
     "task": "edges",
     "expert": "ground-plane",
 }
@@ -26,7 +27,7 @@ NAMES = {
 @options_dataclass
 class New:
     """Write a commented file to begin a plugin from: a backbone, dataset, probe, dense head,
-    task of CLIPTeX or expert of your own.
+    family of dense tasks, task of CLIPTeX or expert of your own.
 
     examples:
       python -m benchmark new backbone my-net
@@ -34,7 +35,7 @@ class New:
     """
 
     kind: Positional[str]
-    """backbone, dataset, probe, head, task, expert"""
+    """backbone, dataset, probe, head, dense-task, task, expert"""
     name: Positional[str]
     """what to call it, in lower-case letters, digits and dashes"""
     out: Path | None = None
@@ -70,7 +71,8 @@ NEW_COMMAND = New
 
 def template(kind: str, name: str) -> str:
     """The source of a plugin that registers ``name``."""
-    text = files("benchmark.commands.templates").joinpath(f"{kind}.py").read_text(encoding="utf-8")
+    folder, file = files("benchmark.commands.templates"), f"{kind.replace('-', '_')}.py"
+    text = folder.joinpath(file).read_text(encoding="utf-8")
     for old, new in ((NAMES[kind], name), (_class_name(NAMES[kind]), _class_name(name))):
         text = text.replace(old, new)
     return text

@@ -40,6 +40,8 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
     """names as in `list protocols`, with --list also of backbones; all for --list and --quick"""
     backbone: str | None = None
     """whose published numbers to reproduce; with --quick any (default: a small random ViT)"""
+    weights: Path | None = None
+    """checkpoint of the backbone, where its name brings none"""
     tasks: TaskNames = ()
     """only these tasks"""
     list: bool = False
@@ -142,6 +144,17 @@ def _compare(targets: list[Target], options: RunOptions, uri: str) -> int:
     return 1 if result.failed else 0
 
 
+# group → usual options
+RUN_GROUPS = {
+    "what": "backbones suite tasks weights seeds",
+    "data": "data_root data partial",
+    "settings": "overrides config",
+    "machine": "device jobs executor",
+    "record": "experiment tracking_uri",
+    "output": "dry_run json",
+}
+
+
 @options_dataclass
 class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
     """Probe backbones on a suite's tasks and log the results to MLflow.
@@ -152,6 +165,7 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
         --data-root DIR --json out.json
     """
 
+    help_groups = RUN_GROUPS
     json: Path | None = None
     """write all metrics to this file"""
     dump_config: bool = False
@@ -219,14 +233,11 @@ class Watch(ConfigOptions, WatchOptions, TrackingOptions):
     def main(self) -> int:
         """Print each checkpoint's table."""
         from benchmark.in_loop import watch
-        from benchmark.progress import console
         from benchmark.result import show
         from reports.store import using
 
         with using(self.tracking_uri):
-            failed = watch(self, show)
-        console.print("curves by training step: the MLflow run whose name begins with watch")
-        return 1 if failed else 0
+            return 1 if watch(self, show) else 0
 
 
 WATCH_COMMAND = Watch

@@ -274,10 +274,17 @@ def find_folder(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[st
     for folder in (spec.folder, *spec.other_folders):
         if (root := Path(data_root) / folder).is_dir():
             return root
-    raise DatasetNotFound(
-        f"dataset {spec.name} is not in {data_root}: no folder {spec.folder}; put it there or pass"
-        f" --data {spec.name}=DIR"
-    )
+    raise DatasetNotFound(f"dataset {spec.name} is not in {data_root}: {_where(spec, data_root)}")
+
+
+def _where(spec: DatasetSpec, data_root: Path | None) -> str:
+    """What to do about a dataset without a folder in ``data_root``."""
+    if data_root and not Path(data_root).is_dir():
+        return "there is no such folder"
+    for folder in (spec.folder, *spec.other_folders):
+        if data_root and Path(data_root).match(folder):  # its own folder, not the one above
+            return f"this is its own folder; pass --data {spec.name}={data_root}"
+    return f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
 
 
 def prepare(
@@ -567,7 +574,7 @@ def limit_unreadable(
 ) -> None:
     """Raise ``UserError`` if too many samples of a split cannot be used."""
     total = usable + len(skipped)
-    accepted, limit = max(1, int(MAX_UNREADABLE * total)), ", more than 1 %"
+    accepted, limit = max(1, int(MAX_UNREADABLE * total)), ", more than one and than 1 %"
     if inventory.spec.kind in LINKED:
         accepted, limit = 0, ""
     if usable and len(skipped) <= accepted:
@@ -625,7 +632,7 @@ def survey(
         try:
             root = find_folder(spec, data_root, data_dirs)
         except DatasetNotFound:
-            hint = f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
+            hint = _where(spec, data_root)
             if deeper := sorted(data_root.glob(f"*/{spec.folder}")) if data_root else []:
                 hint = f"found elsewhere: --data {spec.name}={deeper[0]}"
             rows.append(DatasetState(spec.name, "absent", expected=spec.expected, message=hint))

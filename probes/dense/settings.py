@@ -46,9 +46,8 @@ class DenseSettings(TrainingSettings):
         interpolation: that images are resized with: OpenCV's ``bilinear``, or Pillow's, which
             smooths what it makes smaller.
         train_area: (top, bottom, left, right) in pixels of the part of a training image that is
-            used, bottom and right exclusive; none for all of it; or a name of
-            ``Area``. test_area: likewise at test time, instead of the dataset's own
-            area that is scored.
+            used, bottom and right exclusive; none for all of it; or a name of ``Area``.
+        test_area: likewise at test time, instead of the dataset's own area that is scored.
         crop: (height, width) of training's crops in pixels, each rounded up likewise; none for size
             × size.
         scale_range: in training images are resized to ``size`` × a random factor of this range
@@ -180,10 +179,12 @@ class ShippedHeadSettings:
     Attributes:
         channels: width of the heads but linear.
         dpt_widths: of the four maps that dpt reassembles; none for 3/8, 3/4, 3/2 and 3 times
-            ``channels``, as in mmseg. dpt_norm: batch normalisation where dpt fuses them; without
-            it its convolutions have biases, as in MiDaS' code.
+            ``channels``, as in mmseg.
+        dpt_norm: batch normalisation where dpt fuses these maps; without it its convolutions have
+            biases, as in MiDaS' code.
         dropout: of channels before the last convolution; none for 0 (linear, dpt-probe3d) or 0.1
-            (deeplabv3, pspnet, dpt). dropout_first: before the normalisation of linear.
+            (deeplabv3, pspnet, dpt).
+        dropout_first: dropout before the normalisation of linear.
         linear_norm: batch normalisation before the convolution of linear.
     """
 

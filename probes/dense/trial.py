@@ -163,6 +163,15 @@ def try_task(task: DenseTask) -> None:
     target = torch.zeros(2, task.channels, SIDE, SIDE)
     prediction = target
     if "objective" not in overridden:
+        if not _overrides(kind, "batch_loss"):
+            loss = task.loss(
+                task.activate(torch.zeros(2, task.outputs, SIDE, SIDE)), target.squeeze(1)
+            )
+            if isinstance(loss, Tensor):
+                raise UserError(
+                    f"dense task {task.name!r}: loss returns one tensor; return two, the sum over"
+                    " the pixels with ground truth, and their number"
+                )
         objective = TaskObjective(task)
         raw = torch.zeros(2, task.outputs, SIDE, SIDE, requires_grad=True)
         objective(raw, target).backward()

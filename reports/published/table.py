@@ -183,7 +183,7 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
         estimate = analysis.estimates.get((name, column, entry.metric))
         if column.task == entry.task and estimate is not None:
             cells = selection.cells[name, column]
-            partial = ["on a part of the data"] * any(cell.partial for cell in cells)
+            partial = list(dict.fromkeys(cell.shortened for cell in cells if cell.shortened))
             own = [protocol_difference(cell, entry.preset) for cell in cells]
             differences = dict.fromkeys(filter(None, (*partial, *own, entry.differs)))
             same = "same settings; `list protocols` has what its source does otherwise"

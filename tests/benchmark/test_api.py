@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -85,6 +88,8 @@ def test_per_image_scores_and_metrics_of_another_run(options, results):
     assert len(scores) == 48 and scores.image.is_unique
     with pytest.raises(UserError, match="imagefolder/linear"):
         results.per_image("imagefolder/lineer")
+    with pytest.raises(UserError, match=r"backbone 'pathces'; did you mean patches\?"):
+        results.per_image("imagefolder/linear", "pathces")
     mlflow.set_tracking_uri(options["tracking_uri"])
     with mlflow.start_run() as run:
         results.to_mlflow(step=7)
@@ -156,6 +161,31 @@ def test_what_is_wrong_is_said(options, results):
         results.per_class(5)
     with pytest.raises(UserError, match="mean=5: must be"):
         DataConfig((32, 32), mean=5, std=(1, 1, 1))
+
+
+SCRIPT = """
+from benchmark import evaluate
+
+print("started")
+options = {"suite": "own", "device": "cpu", "num_workers": 0, "settings": {"size": 32}}
+evaluate("random/timm/test_vit", "imagefolder/knn", jobs=2, data_root=".", **options)
+"""
+
+
+def test_a_script_needs_no_main_guard(tmp_path):
+    make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**environment, "CLIPTEX_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
+    assert process.stdout.count("started") == 1
 
 
 async def compute():

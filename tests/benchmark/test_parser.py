@@ -34,11 +34,12 @@ def test_examples_of_the_help_parse(example):
 
 @pytest.mark.parametrize("command", parsers(parser()), ids=lambda each: each.prog)
 def test_every_command_has_a_help(command):
-    assert "show this help" in command.format_help()
+    assert command.usual or "show this help" in command.format_help()
 
 
 def test_files_are_not_separated_by_commas():
     (run,) = (each for each in parsers(parser()) if each.prog.endswith(" run"))
+    run.usual = {}
     assert "--plugin FILE" in run.format_help() and "--backbone A[,B]" in run.format_help()
 
 
@@ -64,6 +65,17 @@ def test_commands_that_read_names_take_plugins():
 )
 def test_an_unknown_word_is_one_line_with_the_nearest(refused, words, message):
     refused(words, message)
+
+
+def test_the_help_of_run_is_a_screen_and_says_where_the_rest_is(capsys):
+    assert main(["run", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    for group in ("what", "data", "settings", "machine", "record", "output"):
+        assert any(line.startswith(f"{group} ") for line in lines)
+    assert "--help-all" in lines[-1]
+    assert main(["run", "--help-all"]) == 0
+    assert "--num-workers" in capsys.readouterr().out
 
 
 FILES = {

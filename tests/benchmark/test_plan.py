@@ -16,7 +16,9 @@ from benchmark.tasks import plan_tasks, settings_in
 from cliptex_common.errors import UserError
 from cliptex_common.settings import one_line_errors
 from probes.datasets.base import PreparedDataset
+from probes.datasets.check import prepare
 from probes.registry import DATASETS
+from tests.probes.datasets.make import make_camvid
 from tests.probes.datasets.make_shifts import make_imagenet
 
 
@@ -126,6 +128,12 @@ def test_precision_is_decided_where_the_device_is(options, precision, monkeypatc
             ["imagefolder/linear:0.1"],
             {"train_share": "0.5"},
             "TASK:VALUE fixes it",
+        ),
+        (
+            "own",
+            ["camvid/linear"],
+            {"learning_rate": "1"},
+            "lr: learning rate of the optimizer",
         ),
     ],
 )
@@ -271,6 +279,23 @@ def test_a_backbone_brings_its_baselines_and_a_group_its_members(suite, options,
         assert len(planned) == 8 and [planned[0], planned[-1]] == names
     else:
         assert planned == names
+
+
+def test_what_a_user_changes_is_said_in_words(tmp_path):
+    make_camvid(tmp_path / "camvid", n_train=4, n_val=3)
+    changes = {"size": "64", "epochs": "0", "max_iters": "2"}
+    (task,) = plan_tasks(SUITES["own"], ["camvid/linear"], changes)
+    data = prepare(task.spec, tmp_path / "camvid", partial=True, splits={"train": 2, "val": None})
+    text = task.shortened(data)
+    assert "size=64 instead of " in text and "max_iters=2 instead of " in text
+    assert "2 images of train" in text
+    (usual,) = plan_tasks(SUITES["own"], ["camvid/linear"], {})
+    assert not usual.changed
+
+
+def test_data_that_no_task_is_on_are_named(tmp_path):
+    plan = make_plan(RunOptions(backbones=["random"], suite="smoke", data={"camvid": tmp_path}))
+    assert any("--data camvid: suite smoke has no task on it" in note for note in plan.notes)
 
 
 def test_variants_of_a_task():

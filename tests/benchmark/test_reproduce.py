@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import backbones.registry
 import probes.dense.config
@@ -17,11 +23,14 @@ from benchmark import reproduce as targets_module
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan
 from benchmark.suites import SUITES, Suite, register_suite
+from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec, mirrored
 from probes.registry import DATASETS, PROTOCOLS, Preset, Protocol, register_dataset
 from reports.published.table import PublishedNumber
 from tests.benchmark.run_command import run_command
+from tests.forks import Fork, command
 from tests.probes import tiny_dense
+from tests.probes.datasets.make import make_camvid
 
 pytestmark = pytest.mark.integration
 
@@ -73,7 +82,7 @@ def golden(workdir, monkeypatch):
         labels = np.asarray(Image.open(path))
         Image.fromarray(np.where(labels == 255, 0, labels + 1).astype(np.uint8)).save(path)
 
-    def reproduce(published: float, backbone: str = VIT) -> int:
+    def reproduce(published: float, backbone: str = VIT, words: str = "") -> int:
         number = PublishedNumber(
             model="golden",
             backbones=(backbone,),
@@ -86,7 +95,7 @@ def golden(workdir, monkeypatch):
             **dict.fromkeys(("source", "title", "url", "licence", "protocol", "differs"), ""),
         )
         monkeypatch.setattr(targets_module, "published_numbers", lambda: [number])
-        return run_command(f"{COMMAND} --backbone {backbone} --data golden=golden")
+        return run_command(f"{COMMAND} --backbone {backbone} --data golden=golden {words}")
 
     return reproduce
 
@@ -98,6 +107,13 @@ def test_a_faithful_run_is_not_accused(golden, capsys):
     ours = output.partition("ours ")[2].partition(",")[0]
     assert golden(float(ours)) == 0
     assert "→ reproduced" in capsys.readouterr().out
+
+
+def test_the_weights_of_a_backbone_that_brings_none(golden, capsys):
+    backbone = backbones.create(VIT, seed=5)
+    save_file({**backbone.model_state()}, "own.safetensors")
+    assert golden(0.1, VIT.removeprefix("random/"), "--weights own.safetensors") == 0
+    assert "→ differs" in capsys.readouterr().out
 
 
 def test_a_target_has_the_settings_of_the_suite_that_runs_it(golden):
@@ -186,6 +202,27 @@ def test_quick_runs_every_preset_whose_data_are_there(golden, capsys):
     assert run_command(f"{quick} --data-root elsewhere") == 2
 
 
+def killed_run(options):
+    with Path("runs").open("a") as file:
+        file.write("x")
+    with suppress(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    raise UserError("a process of the run was killed, too")
+
+
+def quick_twice() -> None:
+    targets_module.run = killed_run
+    command(*["reproduce", "mmseg", "--quick", "--data", "camvid=camvid"])
+
+
+def test_a_signal_ends_quick_runs(workdir):
+    make_camvid(workdir / "camvid")
+    fork = Fork(quick_twice, output=workdir / "output")
+    assert fork.end() == 143, fork.text()
+    assert Path("runs").read_text() == "x" and "interrupted" in fork.text()
+
+
 def test_the_list_says_what_to_bring(capsys):
     assert run_command("reproduce dinov3 --list") == 0
     output = capsys.readouterr().out
@@ -200,4 +237,6 @@ def test_the_list_says_what_to_bring(capsys):
     assert rows and all("voc: 10,582 train, 1,449 val" in row for row in rows)
     assert run_command("reproduce dinov3 --backbone clip --list") == 2
     assert run_command("reproduce no-such-name --list") == 2
+    assert run_command("reproduce mmseg --list") == 2
+    assert "`reproduce --quick mmseg` tries" in capsys.readouterr().err
     assert run_command("reproduce") == 2

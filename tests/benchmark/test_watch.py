@@ -46,11 +46,13 @@ def curve() -> tuple[dict[int, float], int]:
     return {each.step: each.value for each in history}, parents
 
 
-def test_checkpoints_are_scored_once_and_in_order(monkeypatch):
+def test_checkpoints_are_scored_once_and_in_order(monkeypatch, capsys):
     checkpoint(20)
     checkpoint(3)
     Path("run/notes.txt").write_text("not weights, 7")
     assert run_command(f"watch {RUN} --dir run --once") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert any(f"MLflow run {run.info.run_id}, watch" in last for run in runs_of("own"))
     first, parents = curve()
     assert list(first) == [3, 20] and parents == 2
 

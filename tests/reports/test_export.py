@@ -55,6 +55,10 @@ def test_every_format_has_the_same_numbers(report, files):
         assert float(row["value"]) == estimate.value
         assert (int(row["seeds"]), int(row["images"])) == (estimate.seeds, estimate.images)
         assert float(row["low"] or "nan") == pytest.approx(estimate.low, nan_ok=True)
+    assert "(1 seed)" in files["report.md"] and "(1 seeds)" not in files["report.md"]
+    classes = files["index.html"].partition('id="t-class-1"')[2].partition("</table>")[0]
+    cells = re.findall(r"<data[^>]*>([^<]*)<", classes)
+    assert cells and all(re.fullmatch(r"\d+(\.\d)?", cell) for cell in cells)
     assert len(report.tables) == 5
     for table in report.tables:
         shown = table.frame.map(lambda cell: "" if cell.missing else cell.text).to_numpy().tolist()

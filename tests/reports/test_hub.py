@@ -64,6 +64,25 @@ def test_metadata_of_model_cards(store, numbers, tmp_path):
     assert {(each.task_name, each.metric_type): each.metric_value for each in results} == expected
 
 
+@pytest.mark.parametrize("format", ["hf-eval", "model-index", "csv", "zip"])
+def test_what_was_shortened_is_said(format, store, tmp_path, capsys):
+    changed = "size=64 instead of 512, 4 of 81 images of val"
+    tags = {"voc/linear": {"changed": changed, "data.partial": "true"}}
+    write_run(Tracker(f"toy {format}", store), "c", 0, {"voc/linear": 0.5}, task_tags=tags)
+    out = tmp_path / f"out.{format}"
+    words = ["results", "export", "--experiment", f"toy {format}", "--tracking-uri", store]
+    assert main([*words, "--hub", "voc=org/voc", "--format", format, "--out", f"{out}"]) == 0
+    files = [*out.rglob("*.yaml")] if out.is_dir() else []
+    if format == "zip":
+        assert changed in capsys.readouterr().out and main(["results", "check", f"{out}"]) == 0
+        assert f"complete benchmark: voc/linear ({changed})" in capsys.readouterr().out
+    elif format == "csv":
+        assert set(pd.read_csv(out).shortened) == {changed}
+    else:
+        text = " ".join(files[0].read_text().split())
+        assert f"not a number of the complete benchmark: {changed}" in text
+
+
 @pytest.mark.parametrize(
     ("options", "count"), [(["hf-eval", "--hub", "voc=org/voc"], 2), (["model-index"], 1)]
 )

@@ -88,6 +88,7 @@ def test_the_page_has_every_number_and_its_protocol():
     assert not re.search(loads, page), "needs no network"
     content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
     assert content["columns"][0]["cells"]["a"]["value"] == pytest.approx(70, abs=2)
+    assert not re.search(r"± \d+\.\D", page)
     assert content["protocols"] == [{"task": "voc/linear"}]
     assert [group["label"] for group in content["groups"]] == [
         "all tasks",

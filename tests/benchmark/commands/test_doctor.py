@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
 import sys
 import threading
+from contextlib import chdir
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 
@@ -15,6 +18,13 @@ import torch
 
 from benchmark.commands import doctor
 from benchmark.parser import main
+from cliptex_common.errors import UserError
+from probes.predictor import load_head
+from reports.records import Cell
+from reports.report import ReportRequest, build_report
+from reports.store import Store
+from reports.tracking import Tracker
+from tests.reports.synthetic import write_run
 
 
 @pytest.fixture
@@ -41,6 +51,33 @@ def test_a_ready_machine(diagnose, capsys, tmp_path):
     assert not list(tmp_path.glob("mlflow.db*"))
     assert main(["doctor"]) == 0
     assert "ok   python" in capsys.readouterr().out
+
+
+def test_a_store_that_was_moved_finds_its_artifacts(diagnose, tmp_path):
+    """They are beside it, whatever folder a command was called from; what is gone is named."""
+    (tmp_path / "caller").mkdir()
+    (tmp_path / "old").mkdir()
+    with chdir(tmp_path / "caller"):
+        tracker = Tracker("my paper", f"sqlite:///{tmp_path}/old/mlflow.db")
+        write_run(tracker, "clip", 0, {"voc/linear": 0.6})
+    assert not list((tmp_path / "caller").iterdir())
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    store = f"sqlite:///{tmp_path}/new/mlflow.db"
+    request = ReportRequest(["my paper"], tracking_uri=store)
+
+    gone = f"1 of 1 results are gone: {tmp_path}/old/mlruns/my_paper"
+    code, findings = diagnose("--tracking-uri", store)
+    assert code == 1 and gone in findings["artifacts"]["value"]
+    assert any(gone in note for note in build_report(request).notes)
+    (cell,) = [run for run in Store(store).runs(["my paper"]) if isinstance(run, Cell)]
+    with pytest.raises(UserError, match=re.escape(gone)):
+        load_head(cell.run_id, store)
+
+    code, findings = diagnose("--tracking-uri", store, "--repair")
+    assert "repaired" in findings["artifacts"]["value"] and findings["artifacts"]["state"] == "ok"
+    assert not any("gone" in note for note in build_report(request).notes)
+    write_run(Tracker("my paper", store), "random", 0, {"voc/linear": 0.5})
+    assert not (tmp_path / "old").exists()
 
 
 def test_an_unreachable_server(diagnose):

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from probes.registry import DATASETS
 from tests.benchmark.run_command import run_command
+from tests.probes.datasets.make import make_wds
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,23 @@ def test_list(kind, name, capsys):
     assert run_command(f"list {kind} {name} --json --limit 1") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert set(row) == {"name", "about"} and lines[0].startswith(row["name"])
+
+
+def test_settings_of_a_task_have_default_type_range_and_meaning(capsys):
+    assert run_command("list settings camvid/linear --json") == 0
+    rows = {row["name"]: row["about"] for row in json.loads(capsys.readouterr().out)}
+    assert rows["lr"].endswith("(number > 0) learning rate of the optimizer.")
+    assert "(adamw or sgd) " in rows["optimizer"]
+    assert rows["flip"].startswith("0.5 (number ≥ 0 ≤ 1) probability")
+    assert not [name for name, about in rows.items() if about.endswith(") ")]
+    assert run_command("list settings") == 2
+
+
+def test_webdatasets_of_a_folder_are_listed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(DATASETS, "data", dict(DATASETS.data))
+    make_wds(tmp_path / "wds_my-set")
+    assert run_command(f"list tasks my-set/knn --data-root {tmp_path}") == 0
+    assert "my-set/knn" in capsys.readouterr().out
 
 
 def test_protocols_show_their_source_and_settings(capsys):

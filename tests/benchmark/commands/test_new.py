@@ -22,9 +22,9 @@ def test_a_file_registers_the_name_and_is_short(kind, workdir, capsys):
     load_plugins(["one-of-mine.py"])
     (plugin,) = plugins.LOADED.values()
     (registry, _), *_ = plugin.entries  # a head has a probe for each kind of dataset, too
-    names = {name.split("/")[-1] for _, name in plugin.entries}
     plugin.remove()
-    assert registry.kind == kind and names == {"one-of-mine"}
+    assert registry.kind == kind.replace("-", " ")
+    assert all("one-of-mine" in name for _, name in plugin.entries)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from benchmark import progress
-from benchmark.progress import Bar, Overview, ProgressLine
+from benchmark.progress import Bar, Overview, ProgressLine, subject
 
 
 @pytest.fixture
@@ -71,6 +71,21 @@ def test_one_bar_for_all_units_in_a_terminal(monkeypatch):
         assert not bar.progress.tasks
     drawn = terminal.file.getvalue()
     assert "units of work" in drawn and "1/2" in drawn and "1:05 left" in drawn
+
+
+def test_a_step_is_one_line_of_a_narrow_terminal_and_begins_with_its_subject(monkeypatch):
+    terminal = Console(force_terminal=True, width=80, file=io.StringIO())
+    monkeypatch.setattr(progress, "console", terminal)
+    bar = Bar()
+    token = subject.set("trial 7 · ")
+    of_worker = bar.line()
+    bar.start("rendering", 4)
+    subject.reset(token)
+    of_worker.start("cliptex · seed 0 · camvid/linear + voc/linear + ade20k/linear · train", 900)
+    terminal.print(bar.progress.get_renderable())
+    here, worker = terminal.file.getvalue().splitlines()
+    assert "trial 7 · rendering" in here
+    assert "trial 7 · cliptex · seed 0 · c" in worker and "0/900" in worker and "…" in worker
 
 
 def test_progress_in_another_process_is_followed(tmp_path):

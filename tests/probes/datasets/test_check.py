@@ -311,6 +311,8 @@ def test_folders_of_datasets(tmp_path):
     for arguments, match in [
         ((voc, None, {}), "--data voc=DIR"),
         ((depth, root, {}), "no folder nyu"),
+        ((depth, root / "none", {}), "none: there is no such folder"),
+        ((voc, root / "VOCdevkit/VOC2012", {}), "its own folder; pass --data voc=.*/VOC2012$"),
         ((voc, None, {"voc": tmp_path / "none"}), "no such folder"),
     ]:
         with pytest.raises(UserError, match=match):

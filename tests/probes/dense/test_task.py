@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import probes.catalog  # noqa: F401  registers the kinds of all probes
 from cliptex_common.errors import UserError
@@ -87,6 +88,7 @@ def test_a_vector_follows_the_image_and_comes_back(flow):
         ({"metrics": {}}, "needs metrics"),
         ({"metrics": {"epe": Metric(), "Fw": Metric()}}, "summary gives no Fw"),
         ({"loss": DenseTask.loss}, "has no loss"),
+        ({"loss": lambda self, *maps: F.l1_loss(maps[0][:, :2], maps[1])}, "return two"),
         ({"outputs": 3}, r"predict gives \(3, 64, 64\)"),
         ({"has_classes": True}, "subclass of Segmentation"),
     ],
