@@ -17,11 +17,10 @@ from functools import partial
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from backbones.cliptex.recipes import subsets
-from cliptex_common.errors import UserError, error_summary, suggest
+from cliptex_common.errors import UserError, error_summary
 from cliptex_common.registry import Plugin, Registry, instance_of, load_module
 
 if TYPE_CHECKING:
@@ -174,11 +173,14 @@ def _module_entry(name: str, source: str, function: str, arguments: str, fresh: 
             raise UserError(f"--backbone {name}: {error_summary(error)}") from error
         libraries = (source.partition(".")[0],)
     if not callable(getattr(module, function, None)):
-        own = [key for key in vars(module) if key[0] != "_" and _is_defined_in(module, key)]
-        hint = suggest(function, own) if function else f"it defines {', '.join(own) or 'none'}"
+        defined = [
+            key
+            for key, value in vars(module).items()
+            if getattr(value, "__module__", "") == module.__name__
+        ]
         raise UserError(
             f"--backbone {name}: write {source}:CLASS or {source}:FUNCTION(ARGUMENTS), a subclass"
-            f" of nn.Module or what returns a module; {hint}"
+            f" of nn.Module or what returns a module; it defines {', '.join(defined) or 'neither'}"
         )
     try:
         call: Any = ast.parse(f"{function}{arguments or '()'}", mode="eval").body
@@ -195,11 +197,6 @@ def _module_entry(name: str, source: str, function: str, arguments: str, fresh: 
         "libraries": libraries,
     }
     return Entry(name, f"a module of {source}", "unknown", build_module, settings)
-
-
-def _is_defined_in(module: ModuleType, name: str) -> bool:
-    value = getattr(module, name)
-    return callable(value) and getattr(value, "__module__", "") == module.__name__
 
 
 def create(

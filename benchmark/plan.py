@@ -338,7 +338,7 @@ def prepare_data(
 
     Args:
         folders: dataset → folder, see ``find_folders``.
-        cached_only: write nothing; a dataset that was never checked raises ``NotChecked``.
+        cached_only: write nothing; a dataset that was never checked has no fingerprint.
         images: of each split at most, of a suite that is a quick look; None for all.
 
     Raises:

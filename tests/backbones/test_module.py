@@ -138,7 +138,7 @@ def test_a_trial_pass_finds_maps_and_embedding(call, strides, summary):
             "net.py",
             r"write net.py:CLASS or net.py:FUNCTION\(ARGUMENTS\), .* it defines Tokens, Maps",
         ),
-        ("net.py:Tokns", "did you mean Tokens"),
+        ("net.py:Tokns", "it defines Tokens"),
         ("net.py:Tokens(os.getcwd())", r"arguments are literals, as in Tokens\(64"),
         ("net.py:Maps", r"net.py: TypeError: .*missing 1 required positional argument: 'parts'"),
         ("net.py:Maps('x')", r"net.py:35: ValueError"),
