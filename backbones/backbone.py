@@ -103,6 +103,7 @@ class Backbone(nn.Module, ABC):
             numbers.
         token_blocks: number of blocks whose tokens ``read_tokens`` gives, of a plain ViT; else 0.
         origin: the plugin that it came from, if any, as of ``Registry.origin``.
+        summary: one line about what was found of a module that declares nothing; else ''.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Backbone(nn.Module, ABC):
     version: int = 2
     token_blocks: int = 0
     origin: Mapping[str, str] = MappingProxyType({})
+    summary: str = ""
 
     @cached_property
     def is_plain(self) -> bool:

@@ -1,5 +1,6 @@
-"""Backbones by name: entries, families of names (``timm/…``, ``open_clip/…``), and the table of the
-named ones with the settings they are benchmarked at.
+"""Backbones by name: entries, families of names (``timm/…``, ``open_clip/…``), modules of files
+(``net.py:Net(width=64)``), and the table of the named ones with the settings they are benchmarked
+at.
 
 open_clip and timm are imported when the first backbone is built: that takes seconds, and names can
 be listed without.
@@ -7,6 +8,9 @@ be listed without.
 
 from __future__ import annotations
 
+import ast
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from backbones.cliptex.recipes import subsets
 from cliptex_common.errors import UserError, error_summary
-from cliptex_common.registry import Registry, instance_of
+from cliptex_common.registry import Plugin, Registry, instance_of, load_module
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,17 +137,66 @@ def names() -> list[str]:
     return sorted(BACKBONES.load_entry_points())
 
 
-def find(name: str) -> Entry:
-    """The entry of ``name``, also for a family's member.
+def find(name: str, *, fresh: bool = False) -> Entry:
+    """The entry of ``name``, also for a family's member and for a module of a file.
+
+    Args:
+        fresh: read a file again that has changed since this process has read it.
 
     Raises:
-        UserError: no such backbone (suggests the nearest), or its package is broken.
+        UserError: no such backbone (suggests the nearest), or its package or file is broken.
     """
     prefix, _, rest = name.partition("/")
     if rest and (family := _find_family(prefix)):
         return Entry(name, family.about, "unknown", family.build)
+    if (call := MODULE_CALL.fullmatch(name)) or name.endswith(".py"):
+        return _module_entry(name, *(call.groups("") if call else (name, "", "")), fresh=fresh)
     patterns = ", ".join(family.pattern for family in FAMILIES.values())
-    return BACKBONES.find(name, also=f"; also {patterns}, random/NAME")
+    return BACKBONES.find(name, also=f"; also {patterns}, random/NAME, FILE.py:CLASS")
+
+
+# FILE.py:CLASS, FILE.py:FUNCTION(ARGUMENTS), or an importable PACKAGE.MODULE in place of the file
+MODULE_CALL = re.compile(r"(.+\.py|[^\W\d][\w.]*):([^\W\d]\w*)(\(.*\))?")
+
+
+def _module_entry(name: str, source: str, function: str, arguments: str, fresh: bool) -> Entry:
+    """The entry of what ``function(arguments)`` of a file or an importable module builds."""
+    libraries: tuple[str, ...] = ()
+    if source.endswith(".py"):
+        plugin = load_module(source, fresh)
+        module = sys.modules[plugin.module]
+    else:
+        try:
+            module = import_module(source)
+            plugin = Plugin(Path(str(module.__file__)), Path(str(module.__file__)).read_bytes())
+        except Exception as error:  # whatever it raises, or it is no file
+            raise UserError(f"--backbone {name}: {error_summary(error)}") from error
+        libraries = (source.partition(".")[0],)
+    if not callable(getattr(module, function, None)):
+        defined = [
+            key
+            for key, value in vars(module).items()
+            if getattr(value, "__module__", "") == module.__name__
+        ]
+        raise UserError(
+            f"--backbone {name}: write {source}:CLASS or {source}:FUNCTION(ARGUMENTS), a subclass"
+            f" of nn.Module or what returns a module; it defines {', '.join(defined) or 'neither'}"
+        )
+    try:
+        call: Any = ast.parse(f"{function}{arguments or '()'}", mode="eval").body
+        values = [ast.literal_eval(each) for each in call.args]
+        named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+    except (ValueError, SyntaxError) as error:
+        raise UserError(
+            f"--backbone {name}: arguments are literals, as in {function}(64, pool='max')"
+        ) from error
+    settings = {
+        "build": partial(getattr(module, function), *values, **named),
+        "call": ast.unparse(call),
+        "plugin": plugin,
+        "libraries": libraries,
+    }
+    return Entry(name, f"a module of {source}", "unknown", build_module, settings)
 
 
 def create(
@@ -158,7 +211,7 @@ def create(
 
     Args:
         name: a named backbone (see ``names``), ``timm/NAME[.TAG]``,
-            ``open_clip/ARCH[/PRETRAINED]``, or ``random/`` in
+            ``open_clip/ARCH[/PRETRAINED]``, ``FILE.py:CLASS``, or ``random/`` in
             front of any of these: the same architecture, initialised from ``seed``, nothing
             downloaded.
         weights: the user's own weights: a file of ``save_checkpoint``, other safetensors, or a
@@ -269,6 +322,7 @@ def build_with(adapter: str, request: Request) -> Backbone:
 
 build_timm, build_open_clip = partial(build_with, "timm"), partial(build_with, "open_clip")
 build_hf, build_hub = partial(build_with, "transformers"), partial(build_with, "torch_hub")
+build_module = partial(build_with, "module")
 
 
 def build_random(request: Request) -> Backbone:

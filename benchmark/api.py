@@ -353,10 +353,10 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
     if not callable(getattr(backbone, "state_dict", None)) or isinstance(backbone, type):
         raise UserError(f"backbone={backbone!r}: give a name, names or a module")
     from backbones import DataConfig
-    from backbones.adapters.module import IMAGENET, entry_of
+    from backbones.adapters.module import entry_of
     from backbones.registry import BACKBONES, register
 
-    images = read_value("images", images, DataConfig | None) or IMAGENET
+    images = read_value("images", images, DataConfig | None)
     if not name:
         name = type(backbone).__name__.lower()
         name = f"my-{name}" if name in BACKBONES else name

@@ -17,7 +17,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import (
     AbstractAsyncContextManager,
@@ -46,7 +46,7 @@ from benchmark.unit import (
     threads_per_unit,
 )
 from cliptex_common.errors import UserError, suggest
-from cliptex_common.files import home, lock_path, locked, locked_async, make_folder
+from cliptex_common.files import check_creatable, home, lock_path, locked, locked_async, make_folder
 from cliptex_common.process import describe_variables, is_accelerator_name
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.settings import Precision, options_dataclass
@@ -256,6 +256,38 @@ class Executor(ABC):
         The future goes to ``_result`` when done. If ``_start`` itself raises, only this unit fails.
         """
 
+    def check(self) -> None:
+        """Refuse what the command would not get far with. A dry run does this, and a run before it
+        starts.
+
+        Raises:
+            UserError: this machine lacks the device, units on other machines cannot share the
+                MLflow store, or ``$CLIPTEX_HOME`` or the store's folder cannot be written.
+        """
+        from reports.store import sqlite_file, tracking_uri
+
+        if not self.is_remote:
+            choose_device(self.options.device)
+        uri = tracking_uri()
+        if self.is_remote and uri.startswith("sqlite:"):
+            raise UserError(
+                f"--executor {self.options.executor} runs units on other machines, which cannot"
+                f" share the file {uri}; start `mlflow server` and give --tracking-uri"
+                " http://HOST:PORT"
+            )
+        file = sqlite_file(uri)
+        for folder in (home(), file.parent if file else home()):
+            check_creatable(folder)
+
+    def preview(self, names: Sequence[str]) -> list[str]:
+        """Lines that say how units of these names, which compute on the device, would run.
+
+        Raises:
+            UserError: the engine refuses them.
+        """
+        cpus, gpus = self.resources().values()
+        return [f"{len(names)} jobs of {gpus} GPUs and {cpus} cores each, {self.slots} at once"]
+
     def _stop(self) -> None:  # noqa: B027
         """Withdraw units that have not started; running ones see their ``stop_file``."""
 
@@ -365,9 +397,7 @@ class Executor(ABC):
         return future
 
     def __enter__(self) -> Self:
-        """Check the device, clear folders of lost units, and start the scheduler."""
-        if not self.is_remote:
-            choose_device(self.options.device)  # raises if this machine does not have it
+        """Clear folders of lost units, and start the scheduler."""
         folder = make_folder(home() / "tasks", 0o700)  # arguments may contain passwords
         remove_abandoned(folder)
         self._on_exit.enter_context(reporting(self.bar))
@@ -549,6 +579,18 @@ def make_executor(options: ExecutionOptions, bar: Bar) -> Executor:
 
 
 @contextmanager
+def unstarted_executor(options: ExecutionOptions) -> Iterator[Executor]:
+    """The executor of a dry run, which has no workers and checks what a run would. Raises
+    ``UserError`` as ``make_executor`` and ``Executor.check``."""
+    executor = make_executor(options, Bar())
+    try:
+        executor.check()
+        yield executor
+    finally:
+        executor.release()
+
+
+@contextmanager
 def open_executor_and_tracker(
     options: ExecutionOptions, experiment: str
 ) -> Iterator[tuple[Executor, Tracker]]:
@@ -573,19 +615,12 @@ def start_executor(executor: Executor, experiment: str) -> Iterator[Tracker]:
         UserError, TrackingError: no such device, or a store that cannot be used (by units on other
             machines).
     """
-    from reports.store import tracking_uri
     from reports.tracking import Tracker
 
     tracker = None
     try:
         with executor:
-            uri = tracking_uri()
-            if executor.is_remote and uri.startswith("sqlite:"):
-                raise UserError(
-                    f"--executor {executor.options.executor} runs units on other machines, which"
-                    f" cannot share the file {uri}; start `mlflow server` and give --tracking-uri"
-                    " http://HOST:PORT"
-                )
+            executor.check()
             tracker = Tracker(experiment)
             for name in tracker.close_stale():
                 console.print(

@@ -206,7 +206,7 @@ class Plan:
             "head": list(options.heads),
             "data-root": options.data_root and str(options.data_root.absolute()),
             "experiment": self.experiment,
-            "plugin": [path for path, _ in registry.plugin_sources()],
+            "plugin": [str(path) for path, plugin in registry.LOADED.items() if plugin.entries],
         }
         return {key: value for key, value in values.items() if value or key == "seed"}
 
@@ -229,7 +229,8 @@ def make_plan(options: RunOptions) -> Plan:
             f" {', '.join(names)}; run them one by one"
         )
     for name in names:
-        backbones.find(name.removeprefix("random/"))  # raises; random/NAME is NAME untrained
+        # raises; random/NAME is NAME untrained
+        backbones.find(name.removeprefix("random/"), fresh=True)
     absent: Sequence[PlannedTask] = ()
     chosen = {name.partition(":")[0] for name in options.tasks or suite.tasks}  # without variants
     if added := [task.name for task in tasks if task.name.partition(":")[0] not in chosen]:
@@ -341,7 +342,7 @@ def prepare_data(
 
     Args:
         folders: dataset → folder, see ``find_folders``.
-        cached_only: write nothing; a dataset that was never checked raises ``NotChecked``.
+        cached_only: write nothing; a dataset that was never checked has no fingerprint.
         images: of each split at most, of a suite that is a quick look; None for all.
 
     Raises:

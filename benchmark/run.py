@@ -5,8 +5,8 @@ A cell is the result of one backbone, task and seed. A row is the cells of one b
 one parent run of MLflow; a unit of work is those cells of a row whose tasks are scored on the same
 images.
 
-``run --dry-run`` and ``run --dump-config`` are the same plan and rows without an executor: nothing
-is created."""
+``run --dry-run`` is the same plan and rows with an executor that is not started, ``run
+--dump-config`` without one: nothing is created."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -41,6 +42,7 @@ from benchmark.executor import (
     make_executor,
     open_executor_and_tracker,
     start_executor,
+    unstarted_executor,
 )
 from benchmark.options import RunOptions
 from benchmark.plan import Plan, make_plan
@@ -50,10 +52,9 @@ from benchmark.suites import BackboneSource, NotMade
 from benchmark.tasks import BackboneInfo, Job, PlannedTask, unit_title
 from benchmark.unit import drop_last_model
 from cliptex_common import registry
-from cliptex_common.errors import UserError
+from cliptex_common.errors import NotDownloaded, UserError
 from cliptex_common.files import content_key, lock_path, locked_async, mark_in_use
 from cliptex_common.progress import Silent
-from probes.datasets.check import NotChecked
 from reports import records
 from reports.provenance import environment
 from reports.records import TAGS, Cell, ParentRun, cost_metrics, metric_key, task_tag
@@ -397,6 +398,7 @@ async def run_async(options: RunOptions) -> RunResult:
             plan = plan.with_pipeline(executor)
             _print_notes(plan)
             planned = [plan.planned_backbone(name) for name in plan.backbones]
+            _print_summaries(planned)
             inapplicable = {each.name: plan.inapplicable_tasks(each) for each in planned}
             if not executor.in_this_process:
                 drop_last_model()  # of ``planned_backbone``; each worker loads its own
@@ -448,6 +450,12 @@ def _print_notes(plan: Plan) -> None:
     _ = plan.folders  # raises where one is missing: no note stands beside an error
     for note in plan.notes:
         console.print(note, style="dim")
+
+
+def _print_summaries(planned: Iterable[BackboneInfo]) -> None:
+    for info in planned:
+        if info.summary:
+            console.print(info.summary, style="dim")
 
 
 def _plan_without_executor(options: RunOptions) -> Plan:
@@ -503,15 +511,17 @@ async def _existing(subject: str, work: Awaitable[Any]) -> Any:
 
 
 def dry_run(options: RunOptions) -> None:
-    """Print what has to be made first, and which units are done and which are to do: the rows of
-    the run, without an executor."""
+    """Print what has to be made first, which units are done and which are to do, and what these
+    take: the rows of the run, with an executor that is not started. Raises ``UserError`` as
+    ``run``."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
     plan = _plan_without_executor(options)
     _print_notes(plan)
-    asyncio.run(_print_units(plan))
+    with unstarted_executor(options) as executor:
+        asyncio.run(_print_units(plan, executor))
 
 
-async def _print_units(plan: Plan) -> None:
+async def _print_units(plan: Plan, executor: Executor) -> None:
     titles: list[str] = []  # of what has to be made, in the order of the work
 
     async def if_made(work: Awaitable[Any]) -> Any:
@@ -521,20 +531,17 @@ async def _print_units(plan: Plan) -> None:
             titles.extend(error.titles)
             return None
 
-    with suppress(NotChecked):
-        plan = await if_made(plan.with_data(0, cached_only=True)) or plan
+    plan = await if_made(plan.with_data(0, cached_only=True)) or plan
     sources = {row: await if_made(plan.source(*row)) for row in plan.rows}
     for title in dict.fromkeys(titles):
         console.print(f"  to do · {title}")
     if not plan.data:
-        console.print(
-            "  note · tasks on the same images become one unit, known once the data are made and"
-            " checked"
-        )
-    counts = Counter({"done": 0, "to do": 0})
+        console.print("  note · tasks on the same images become one unit once the data are made")
+    counts, tracker = Counter({"done": 0, "to do": 0}), Tracker.existing(plan.experiment)
     planned: dict[str, BackboneInfo] = {}
+    pending: list[tuple[str, int, Sequence[PlannedTask]]] = []  # units
     for (name, seed), source in sources.items():
-        cells = await _look_up(plan, planned, name, seed, source)
+        cells = await _look_up(plan, planned, tracker, name, seed, source)
         states = {task.name: "to do" for task in plan.tasks}
         for cell in cells.values():
             states[cell.task] = "done" if cell.status == "cached" else cell.status
@@ -546,29 +553,106 @@ async def _print_units(plan: Plan) -> None:
         for state, tasks in product(("done", "to do"), plan.units):
             if part := [task for task in tasks if states[task.name] == state]:
                 console.print(f"  {state} · {unit_title(name, seed, part)}")
+                if state == "to do":
+                    pending.append((name, seed, part))
+    refuse_inapplicable(counts.elements())
+    if pending:
+        _print_cost(plan, executor, tracker, planned, pending)
     totals = ", ".join(f"{count} {state}" for state, count in counts.items())
     sizes = f"{len(plan.backbones)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
     console.print(f"{sizes}: {totals}")
 
 
 async def _look_up(
-    plan: Plan, planned: dict[str, BackboneInfo], name: str, seed: int, source: BackboneSource
+    plan: Plan,
+    planned: dict[str, BackboneInfo],
+    tracker: Tracker | None,
+    name: str,
+    seed: int,
+    source: BackboneSource,
 ) -> dict[str, Cell]:
-    """``Row.find`` of a row without an executor; nothing if its weights are not on this disk.
+    """``Row.find`` of a row without an executor. Of a backbone that a run would download, only what
+    does not fit its architecture.
 
     Args:
         planned: name → ``Plan.planned_backbone``, of those that are described already; updated.
     """
     try:
         info = planned.get(name) or plan.planned_backbone(name)
+        _print_summaries([info] if name not in planned else [])
         planned[name] = info
-        row = Row(plan, info, seed, {}, source=source)
+        row = Row(plan, info, seed, plan.inapplicable_tasks(info), source=source)
         if source:
             row.backbone = await row.load()
-    except UserError as error:
+            for task in plan.tasks:
+                if task.stored_heads:
+                    task.stored_heads.cell_of(row.backbone, seed)
+    except NotDownloaded as error:
         console.print(f"  note · {name}: {error}")
+        with suppress(NotDownloaded):
+            untrained = describe_backbone({"name": f"random/{name.removeprefix('random/')}"})
+            return missing_cells(name, seed, plan.inapplicable_tasks(untrained), "not applicable")
         return {}
-    if tracker := Tracker.existing(plan.experiment):
+    if tracker is not None:
         row.tracker = tracker
-    row.inapplicable = plan.inapplicable_tasks(info)
     return row.find()
+
+
+# processor seconds that encode an image, for each million of parameters: a ViT-S/16 (22 million)
+# encodes 13.4 images a second on two cores (docs/benchmarks.md)
+ENCODE_SECONDS = 2 / 13.4 / 22
+
+
+def _print_cost(
+    plan: Plan,
+    executor: Executor,
+    tracker: Tracker | None,
+    planned: Mapping[str, BackboneInfo],
+    pending: Sequence[tuple[str, int, Sequence[PlannedTask]]],
+) -> None:
+    """Print what the pending units encode, how they run, and what they take: by earlier cells of
+    the same task, if possible of the same backbone, else by their images alone."""
+    earlier: dict[str, list[Cell]] = {task.name: [] for task in plan.tasks}
+    for cell in tracker.search("attributes.status = 'FINISHED'") if tracker else ():
+        if isinstance(cell, Cell) and cell.task in earlier:
+            earlier[cell.task].append(cell)
+    cpus, gpus = executor.resources().values()
+    images, seconds, disk, guessed, unknown = 0, 0.0, 0.0, 0, 0
+    for name, _, tasks in pending:
+        data = {plan.data[task.name].spec.name: plan.data[task.name] for task in tasks if plan.data}
+        count = sum(len(split) for each in data.values() for split in each.samples.values())
+        images += count
+        for task in tasks:
+            cells = [cell for cell in earlier[task.name] if cell.backbone == name]
+            if cells := cells or earlier[task.name]:
+                seconds += fmean(cell.seconds for cell in cells) * (gpus or cpus)
+                disk += fmean(cell.costs.get("disk_bytes", 0.0) for cell in cells)
+            elif gpus or not count or name not in planned:
+                unknown += 1
+            else:
+                guessed += 1
+                millions = planned[name].params["parameters"] / 1e6
+                seconds += count / len(tasks) * millions * ENCODE_SECONDS
+    if plan.data:
+        console.print(f"  encode · at most {images} images")
+    kind, total = "GPU" if gpus else "processor", sum(len(tasks) for *_, tasks in pending)
+    sources = {
+        "by earlier cells of the same tasks": total - guessed - unknown,
+        "by encoding alone, at the rate of docs/benchmarks.md": guessed,
+        "unknown": unknown,
+    }
+    basis = ", ".join(f"{count} tasks {source}" for source, count in sources.items() if count)
+    console.print(
+        f"  about {seconds / 3600:.2g} {kind} hours and {disk / 1e9:.2g} GB of features: {basis}"
+    )
+    for line in executor.preview([unit_title(*unit) for unit in pending]):
+        console.print(f"  {line}")
+
+
+def refuse_inapplicable(statuses: Iterable[str]) -> None:
+    """Raise ``UserError`` if all cells of a run are not applicable."""
+    if all(status == "not applicable" for status in statuses):
+        raise UserError(
+            "none of these tasks applies to these backbones; choose others with --task or"
+            " --backbone"
+        )

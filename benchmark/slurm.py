@@ -102,7 +102,18 @@ class SlurmExecutor(Executor):
         self._jobs: dict[str, _Job] = {}
         self._queried = 0.0  # when the controller last answered
 
-    def _start(self, unit: Unit) -> Future[Outcome] | None:
+    def preview(self, names: Sequence[str]) -> list[str]:
+        unit = Unit(print, (), names[0], home().absolute() / "tasks/UNIT", **self.resources())
+        self._describe(unit)
+        script = self._submitit._make_submission_file_text("true", "")
+        code, output = _output_of(["sbatch", "--test-only"], script)
+        if code:
+            raise UserError(f"sbatch refuses {unit.name}: {_reason(output)}")
+        lines = [line for line in script.splitlines() if line.startswith("#SBATCH")]
+        return [f"{len(names)} jobs, each with", *lines]
+
+    def _describe(self, unit: Unit) -> None:
+        """Set what ``sbatch`` is told of a unit."""
         gpus = unit.gpus * self._gpus_per_unit
         self._submitit.folder = unit.folder / "slurm"  # removed with the unit
         self._submitit.update_parameters(
@@ -111,11 +122,13 @@ class SlurmExecutor(Executor):
             cpus_per_task=self._cpus_per_process or unit.cpus,
             gpus_per_node=gpus or None,
         )
+
+    def _start(self, unit: Unit) -> Future[Outcome] | None:
+        self._describe(unit)
         try:
             submitted = self._submitit.submit(in_job, unit)
         except Exception as error:
-            lines = str(error).strip().splitlines()
-            message = ([line for line in lines if "sbatch: " in line] or lines)[-1][:300]
+            message = _reason(str(error))
             busy = r"limit|timed out|[Uu]nable to contact|temporarily"
             if self._jobs and re.search(busy, message):
                 return None  # try again when another job has ended
@@ -218,6 +231,12 @@ def _outcome(job: Any) -> Outcome | None:
     return outcomes[0] if len(outcomes) == job.num_tasks else None
 
 
+def _reason(output: str) -> str:
+    """The last line of ``sbatch`` itself in its output."""
+    lines = output.strip().splitlines()
+    return ([line for line in lines if "sbatch: " in line] or lines)[-1][:300]
+
+
 def _last_line(job: _Job) -> str:
     with suppress(OSError, IndexError):
         output = job.submitted.paths.stdout.read_text(errors="replace")
@@ -240,11 +259,17 @@ def _has_gpus(partition: str) -> bool:
     return any("gpu" in line.split()[-1] and (partition or "* " in line) for line in lines)
 
 
-def _output_of(command: list[str]) -> tuple[int, str]:
-    """Exit code and output of a command; 1 and the reason if it cannot run."""
+def _output_of(command: list[str], content: str = "") -> tuple[int, str]:
+    """Exit code and output of a command that reads ``content``; 1 and the reason if it cannot
+    run."""
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+            command,
+            input=content,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, str(error)

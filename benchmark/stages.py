@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -36,7 +36,7 @@ from backbones.cliptex.labelling import (
 from backbones.cliptex.labels import MANIFEST, JoinedLabels, LabelStore, LabelWriter
 from backbones.cliptex.pairs import FailureCounter, PairSource, open_pairs
 from backbones.cliptex.recipes import Recipe
-from backbones.cliptex.train import TrainResult, find_trained, states_folder, train
+from backbones.cliptex.train import TrainResult, check_training, find_trained, states_folder, train
 from backbones.cliptex.trainer import (
     States,
     TrainContext,
@@ -54,7 +54,7 @@ from benchmark.executor import (
 from benchmark.progress import console, reporter
 from benchmark.unit import as_interrupt, drop_last_model, keep_last_model
 from cliptex_common.device import device_name
-from cliptex_common.errors import UserError, hide_secrets
+from cliptex_common.errors import NotDownloaded, UserError, hide_secrets
 from cliptex_common.files import home, mark_in_use
 from cliptex_common.progress import Progress, RunLog, Silent
 from reports.provenance import environment
@@ -280,8 +280,8 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
     return store
 
 
-def preview_labels(request: LabelRequest) -> None:
-    """Print which shards are labelled and which are to do. Raises ``UserError`` as
+def preview_labels(request: LabelRequest, executor: Executor) -> None:
+    """Print which shards are labelled and which are to do, and where. Raises ``UserError`` as
     ``label_pairs``."""
     source, writer = request.open(keep=False)
     shards, pending = source.shards, []
@@ -293,6 +293,7 @@ def preview_labels(request: LabelRequest) -> None:
         f" {len(shards) - len(pending)} labelled, {len(pending)} to do"
         f" ({sum(shard.count for shard in pending)} pairs)",
     )
+    print_preview(executor, [f"label {shard.name}" for shard in pending])
 
 
 def label_unit(
@@ -446,9 +447,9 @@ async def train_weights(
     )
 
 
-def preview_training(training: Training) -> None:
-    """Print whether a training is done, or how many steps are to do. Raises ``UserError`` as
-    ``train_unit``."""
+def preview_training(training: Training, executor: Executor) -> None:
+    """Print whether a training is done, or how many steps are to do, and where. Raises
+    ``UserError`` as ``train_unit``."""
     recipe, pairs = training.recipe, open_pairs(training.pairs, Silent(), keep=False)
     used, steps = training_size(recipe, pairs)
     line = (
@@ -456,11 +457,25 @@ def preview_training(training: Training) -> None:
         f" {recipe.epochs:g} epochs = {steps} steps of {recipe.batch_size}"
     )
     saved = States(states_folder(training.out), "").steps()
-    if find_weights(training, None):
-        line += f"; {training.out} holds these weights: nothing is to do"
-    elif saved and saved[0] < steps:
+    try:
+        if is_finished := find_weights(training, None) is not None:
+            line += f"; {training.out} holds these weights: nothing is to do"
+        else:
+            check_training(recipe, **training.inputs(keep=False))
+    except NotDownloaded as error:
+        is_finished = False
+        print_note(str(error))
+    if not is_finished and saved and saved[0] < steps:
         line += f"; it resumes from step {saved[0]} if that was saved by the same training"
     console.print(line)
+    if not is_finished:
+        print_preview(executor, [training.title])
+
+
+def print_preview(executor: Executor, names: Sequence[str]) -> None:
+    """Print how the units of a dry run would run."""
+    for line in executor.preview(names) if names else ():
+        console.print(f"  {line}")
 
 
 def train_unit(training: Training) -> TrainedWeights:

@@ -22,6 +22,7 @@ from benchmark.executor import (
     Priority,
     decide_precision,
     open_executor_and_tracker,
+    unstarted_executor,
 )
 from benchmark.options import (
     Changes,
@@ -175,7 +176,8 @@ def launch(options: SweepOptions) -> int:
     if study is not None and study.trials:
         fix_identity(study, plan.identity)
     if options.dry_run:
-        done = len(finished_trials(study)) if study else 0
+        with unstarted_executor(options):  # raises as the launch would
+            done = len(finished_trials(study)) if study else 0
         console.print(
             f"{options.name}: {done} of {plan.space.total} trials done, {len(plan.tasks)} tasks"
             f" each; then the best and the base again on {options.confirm} fresh seeds"

@@ -237,7 +237,7 @@ class BackboneInfo:
     Attributes:
         create_arguments: keyword arguments of ``backbones.create`` that build it.
         name, architecture, weights, channels, strides, divisor, has_text, has_dense_text,
-            fixed_size, depth: as of ``backbones.Backbone``.
+            fixed_size, depth, summary: as of ``backbones.Backbone``.
         identity: of ``Backbone.identity``.
         params: of its LoggedModel in MLflow.
     """
@@ -255,6 +255,7 @@ class BackboneInfo:
     fixed_size: tuple[int, int] | None
     depth: int
     params: Mapping[str, Any]
+    summary: str = ""
 
     @classmethod
     def of(cls, backbone: Backbone, create_arguments: Mapping[str, Any]) -> BackboneInfo:

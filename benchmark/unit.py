@@ -166,7 +166,7 @@ class _PickledCall:
     def load(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         import_module(self.module)
         for path, source in self.plugins:
-            plugins.load(path, source)
+            plugins.load(path, source, registers=False)
         return pickle.loads(self.content)
 
 

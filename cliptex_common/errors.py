@@ -25,6 +25,10 @@ class UserError(ValueError):
     """The user's input is wrong. The message is one line: what is wrong, and what to do."""
 
 
+class NotDownloaded(UserError):
+    """Something is not on this disk, and there is no network to get it."""
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """A hint for an unknown ``name``: ``did you mean a, b?``, or up to 50 of the ``choices``."""
     choices = sorted(choices)

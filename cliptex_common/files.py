@@ -141,6 +141,16 @@ def make_folder(path: Path, mode: int = 0o777) -> Path:
     return path
 
 
+def check_creatable(path: Path) -> None:
+    """Raise ``UserError`` if nothing can be created at ``path``; nothing is created."""
+    path = path.absolute()
+    parent = next(each for each in (path, *path.parents) if each.exists())
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise UserError(f"cannot create {path}: {error.strerror}; choose another folder") from error
+
+
 def check_regular(path: str | os.PathLike[str]) -> None:
     """Raise ``OSError`` if ``path`` is no regular file: reading a pipe, a device or the kernel's
     log may never end."""

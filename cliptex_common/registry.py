@@ -136,16 +136,17 @@ def _paths_in_environment() -> list[Path]:
     return [expand_user(name).resolve() for name in names if name]
 
 
-def load(path: str | Path, source: bytes | None = None) -> None:
+def load(path: str | Path, source: bytes | None = None, registers: bool = True) -> None:
     """Import a plugin. One that this process has is imported again only if its content has changed;
     what it registered before is then gone.
 
     Args:
         source: its content as another process read it; by default that of the file.
+        registers: whether it must register something.
 
     Raises:
         UserError: there is no such file, it raises, takes longer than ``$CLIPTEX_PLUGIN_TIMEOUT``
-            seconds (600), registers nothing, or registers a name that
+            seconds (600), registers nothing though it must, or registers a name that
             exists; with its line.
     """
     path = expand_user(path).resolve()
@@ -168,7 +169,7 @@ def load(path: str | Path, source: bytes | None = None) -> None:
                 plugin.execute()
                 for read in READERS if not plugin.entries else ():
                     resolve_name(read)(plugin)
-            if not plugin.entries:
+            if registers and not plugin.entries:
                 raise UserError("it registers nothing; see `python -m benchmark new --help`")
         except BaseException as error:  # also SystemExit: it must not end the command silently
             plugin.remove()
@@ -176,6 +177,26 @@ def load(path: str | Path, source: bytes | None = None) -> None:
                 raise
             reason = str(error) if isinstance(error, UserError) else error_summary(error)
             raise UserError(f"plugin {path}{plugin.line_of(error)}: {reason}") from error
+
+
+def load_module(path: str, fresh: bool = False) -> Plugin:
+    """The plugin of a file that is used by what it defines, whether it registers anything or not.
+
+    Args:
+        fresh: import it again if it has changed. Otherwise what this process has imported counts,
+            in a worker the content that it was sent, whether it sees the file or not.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    file = expand_user(path).resolve()
+    plugin = LOADED.get(file)
+    if plugin is None and not file.exists():
+        plugin = next((each for each in LOADED.values() if each.path.match(path)), None)
+    if plugin is None or (fresh and file.exists()):
+        load(file, registers=False)
+        plugin = LOADED[file]
+    return plugin
 
 
 @contextmanager

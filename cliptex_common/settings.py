@@ -41,13 +41,21 @@ def as_list(values: Any) -> Any:
 
 
 def split_words(values: Any) -> list[str]:
-    """``["a, b", "a"]`` or ``"a,b,a"`` → ``["a", "b"]``. Raises ``ValueError`` if values are given
-    but no word."""
+    """``["a, b", "a"]`` or ``"a,b,a"`` → ``["a", "b"]``; commas in parentheses do not separate.
+    Raises ``ValueError`` if values are given but no word."""
     values = as_list(values)
     if not isinstance(values, Iterable):
         raise ValueError("give names")
-    words = [word.strip() for value in values for word in str(value).split(",")]
-    words = list(dict.fromkeys(filter(None, words)))
+    words: list[str] = []
+    for value in values:
+        is_open = False  # a parenthesis of the word before
+        for part in str(value).split(","):
+            if is_open:
+                words[-1] += f",{part}"
+            else:
+                words.append(part)
+            is_open = words[-1].count("(") > words[-1].count(")")
+    words = list(dict.fromkeys(filter(None, map(str.strip, words))))
     if values and not words:
         raise ValueError("separate names by commas")
     return words

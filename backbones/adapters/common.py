@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone
-from cliptex_common.errors import UserError, first_line
+from cliptex_common.errors import NotDownloaded, UserError, first_line
 
 
 class TokenBackbone(Backbone):
@@ -163,12 +163,12 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = 
         f" cache to {constants.HF_HUB_CACHE}"
     )
     if not hub_reachable():
-        raise UserError(f"no network for the files of {backbone!r}: {advice}")
+        raise NotDownloaded(f"no network for the files of {backbone!r}: {advice}")
     for file in files:
         try:
             return Path(hf_hub_download(repo, file, etag_timeout=TIMEOUT))
         except LocalEntryNotFoundError as error:  # the network failed; an EntryNotFoundError too
-            raise UserError(f"no network for the files of {backbone!r}: {advice}") from error
+            raise NotDownloaded(f"no network for the files of {backbone!r}: {advice}") from error
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:

@@ -1,34 +1,44 @@
-"""Any ``nn.Module`` as a backbone, for scripts and notebooks: strides and widths of its maps are
-measured."""
+"""Any ``nn.Module`` as a backbone: in memory, for scripts and notebooks, or of a file
+(``--backbone net.py:Net``). What its forward pass returns is found by a trial."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone, DataConfig, Weights, state_sha256
-from backbones.registry import Entry
-from cliptex_common.errors import UserError
+from backbones.checkpoint import check_architecture, fit_state
+from backbones.registry import Entry, Request
+from cliptex_common.errors import UserError, error_summary
 from cliptex_common.files import content_key
 
 IMAGENET = DataConfig((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# number of axes of what cannot be read → what to do
+ADVICE = {
+    2: "return what it pools, and the pooled embedding beside it or by encode_image(images)",
+    3: "leave registers out, or return maps",
+}
 
 
 class ModuleBackbone(Backbone):
-    """A copy of ``module``, frozen.
+    """A module, frozen.
 
     Args:
         module: called with (N, 3, H, W) normalised float images, it returns one feature map (N, C,
-            h, w) or several, shallow to deep, each at an integer stride. Optional methods:
-            ``encode_image(images)`` returns the embedding (N, D), else the mean of the last map;
-            ``encode_text(texts)`` returns (len(texts), D).
-        data: how images are prepared; by default 224 × 224 with ImageNet's mean and deviation.
+            h, w) or several, shallow to deep, each at an integer stride. Patch tokens (N, L, C),
+            alone or after one class token, are a map, too. Beside the maps it may return the
+            embedding (N, D); otherwise that is the class token, or the mean of the last map.
+            Optional methods: ``encode_image(images)`` returns the embedding, ``encode_text(texts)``
+            (len(texts), D).
+        data: how images are prepared; by default the module's own attribute ``data``, else 224 ×
+            224 with ImageNet's mean and deviation.
 
     Raises:
         UserError: it returns anything else.
@@ -36,57 +46,150 @@ class ModuleBackbone(Backbone):
 
     libraries = ("torch", "torchvision")
 
-    def __init__(self, module: nn.Module, name: str, data: DataConfig = IMAGENET) -> None:
+    def __init__(self, module: nn.Module, name: str, data: DataConfig | None = None) -> None:
         super().__init__()
-        self.module = copy.deepcopy(module).cpu().float().eval()
-        self.name, self.data = name, data
+        self.model: Any = module.cpu().float().eval()
+        own = getattr(module, "data", None)
+        self.name, self.data = name, data or (own if isinstance(own, DataConfig) else IMAGENET)
         kind = type(module)
         self.architecture = f"module/{kind.__module__}.{kind.__qualname__}"
         # one class may be built at several widths
-        shapes = {name: list(value.shape) for name, value in self.module.state_dict().items()}
+        shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
         self.model_config = {"shapes": content_key(shapes)}
         with contextlib.suppress(OSError, TypeError):  # no source, as in a REPL
             # the same weights in other code are another backbone
             self.model_config["code"] = content_key({"source": inspect.getsource(kind)})
-        self.weights = Weights("a module in memory", state_sha256(self.module.state_dict()))
+        self.weights = Weights("a module in memory", state_sha256(self.model.state_dict()))
         self.has_text = hasattr(module, "encode_text")
         with torch.inference_mode():
-            images = torch.zeros(1, 3, *data.size)
-            maps = self(images)
-            self.depth = len(maps)
-            self.strides = tuple(self._stride(each) for each in maps)
-            self.channels = tuple(each.shape[1] for each in maps)
-            self.divisor = max(self.strides)
+            images = torch.zeros(1, 3, *self.data.size)
+            levels, embeddings = _split(self.model(images))
+            self.strides = tuple(self._stride(each) for each in levels or embeddings)
+            self.level_strides = self.strides  # those of a view with other layers stay all
+            pairs, _ = self._read(images)
             self.embed_dim = self.encode_image(images).shape[-1]
-
-    def _stride(self, feature_map: Any) -> int:
-        height, width = self.data.size
-        shape: Any = type(feature_map).__name__
-        if isinstance(feature_map, Tensor):
-            shape = tuple(feature_map.shape)
-            if len(shape) == 4:
-                stride = height // shape[2]
-                if (shape[2] * stride, shape[3] * stride) == (height, width):
-                    return stride
-        raise UserError(
-            f"{self.name!r} must return feature maps (N, C, h, w) at integer strides of {height} ×"
-            f" {width} images, not {shape}; wrap it in a module that does"
+        self.depth, self.divisor = len(pairs), max(self.strides)
+        self.channels = tuple(each.shape[1] for _, each in pairs)
+        if self.is_plain and all(token is not None for token, _ in pairs):
+            self.token_blocks = self.depth
+        channels, strides = (", ".join(map(str, each)) for each in (self.channels, self.strides))
+        self.summary = (
+            f"{name}: {self.depth} feature maps (channels {channels}; strides {strides}), embedding"
+            f" of {self.embed_dim} ({self._embedding_source(pairs[-1][0], embeddings)})"
         )
 
+    def _stride(self, level: Any) -> int:
+        """The stride of a feature map or of patch tokens, in pixels."""
+        height, width = self.data.size
+        shape: Any = tuple(level.shape) if isinstance(level, Tensor) else ()
+        for stride in range(1, min(height, width) + 1):
+            grid = (height // stride, width // stride)
+            is_map = shape[2:] == grid
+            is_tokens = len(shape) == 3 and shape[1] - math.prod(grid) in (0, 1)
+            if (is_map or is_tokens) and height % stride == width % stride == 0:
+                return stride
+        advice = ADVICE.get(len(shape), "wrap it in a module that does")
+        raise UserError(
+            f"{self.name!r} must return feature maps (N, C, h, w), or patch tokens (N, L, C) alone"
+            f" or after one class token, at integer strides of {height} × {width} images, not"
+            f" {shape or type(level).__name__}; {advice}"
+        )
+
+    def _embedding_source(self, token: Tensor | None, embeddings: Sequence[Tensor]) -> str:
+        if hasattr(self.model, "encode_image"):
+            return "by its encode_image"
+        if len(embeddings) > 1:
+            raise UserError(
+                f"{self.name!r} returns {len(embeddings)} tensors (N, D); define"
+                " encode_image(images), which returns the embedding"
+            )
+        if embeddings:
+            return "returned beside them"
+        return "the mean of the last map" if token is None else "the class token"
+
+    def _read(self, images: Tensor) -> tuple[list[tuple[Tensor | None, Tensor]], list[Tensor]]:
+        """(class token, feature map) of each layer, and the embeddings that are returned."""
+        levels, embeddings = _split(self.model(images))
+        pairs = []
+        for level, stride in zip(levels, self.level_strides, strict=True):
+            token = None
+            if level.ndim == 3:
+                grid = [side // stride for side in images.shape[-2:]]
+                if level.shape[1] > math.prod(grid):
+                    token, level = level[:, 0], level[:, 1:]
+                level = level.transpose(1, 2).unflatten(2, grid).contiguous()
+            pairs.append((token, level))
+        return pairs, embeddings
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self.module(images)
-        maps = (maps,) if isinstance(maps, Tensor) else tuple(maps)
+        maps = tuple(each for _, each in self._read(images)[0])
         return tuple(maps[layer] for layer in self.data.layers) if self.data.layers else maps
 
     def encode_image(self, images: Tensor) -> Tensor:
-        encode = getattr(self.module, "encode_image", None)
-        return encode(images) if encode else self(images)[-1].mean(dim=(2, 3))
+        if hasattr(self.model, "encode_image"):
+            return self.model.encode_image(images)
+        pairs, embeddings = self._read(images)
+        if embeddings:
+            return embeddings[0]
+        if (token := pairs[-1][0]) is not None:
+            return token
+        return pairs[self.data.layers[-1] if self.data.layers else -1][1].mean(dim=(2, 3))
+
+    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        pairs: Any = self._read(images)[0]  # with class tokens, see ``token_blocks``
+        return [(pairs[layer][0], pairs[layer][1].flatten(2).transpose(1, 2)) for layer in layers]
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        return self.module.encode_text(texts) if self.has_text else super().encode_text(texts)  # type: ignore[operator]
+        return self.model.encode_text(texts) if self.has_text else super().encode_text(texts)
 
 
-def entry_of(module: nn.Module, name: str, data: DataConfig = IMAGENET) -> Entry:
+def _split(outputs: Any) -> tuple[list[Any], list[Tensor]]:
+    """Maps or tokens, and embeddings (N, D), of what a forward pass returned."""
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    elif not isinstance(outputs, list | tuple):
+        outputs = [outputs]
+    embeddings = [each for each in outputs if isinstance(each, Tensor) and each.ndim == 2]
+    levels = [each for each in outputs if each is not None and getattr(each, "ndim", 0) != 2]
+    return levels, embeddings
+
+
+def entry_of(module: nn.Module, name: str, data: DataConfig | None = None) -> Entry:
     """A registry entry that builds copies of ``module``."""
-    backbone = ModuleBackbone(module, name, data)
+    backbone = ModuleBackbone(copy.deepcopy(module), name, data)
     return Entry(name, "a module in memory", "unknown", lambda request: copy.deepcopy(backbone))
+
+
+def build(request: Request) -> Backbone:
+    """What a class or function of a file builds: a ``Backbone``, or another module. Without weights
+    it is the same network in all runs, unless the name begins with ``random/``.
+
+    Raises:
+        UserError: it cannot be built or is no module, or the weights do not fit it.
+    """
+    plugin, checkpoint = request.settings["plugin"], request.checkpoint
+    architecture = f"module/{request.settings['call']}"
+    if not request.random:
+        torch.manual_seed(0)
+    try:
+        module = request.settings["build"]()
+        if not isinstance(module, nn.Module):
+            raise UserError(
+                f"{request.name} is of type {type(module).__name__}; name what builds an nn.Module"
+            )
+        is_backbone = isinstance(module, Backbone)
+        if checkpoint is not None:
+            check_architecture(checkpoint, architecture)
+            fit_state(module.model if is_backbone else module, checkpoint, request.name)
+        backbone: Any = module if is_backbone else ModuleBackbone(module, request.name)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{plugin.path}{plugin.line_of(error)}: {error_summary(error)}") from error
+    if not is_backbone:
+        backbone.data = backbone.data.with_layers(range(backbone.depth))
+    backbone.architecture = architecture
+    backbone.model_config = {**backbone.model_config, "code": plugin.sha256}
+    backbone.libraries += request.settings["libraries"]
+    backbone.weights = request.weights(backbone.model_state(), request.name)
+    return backbone

@@ -56,7 +56,7 @@ class TorchHubBackbone(TokenBackbone):
         if not self.divisor or not (self.is_capi or self.is_video or is_dino):
             raise UserError(
                 f"{name!r} has the interface neither of DINOv2 (get_intermediate_layers) nor of"
-                " CAPI nor of V-JEPA 2; write a plugin (`new backbone`)"
+                " CAPI nor of V-JEPA 2; write a module (`new backbone`)"
             )
         blocks = self.model.encoder.blocks if self.is_capi else self.model.blocks
         self.depth = self.token_blocks = len(blocks)

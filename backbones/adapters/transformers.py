@@ -190,7 +190,7 @@ def _size(stored: Any) -> dict[str, int]:
     return {"height": stored, "width": stored} if isinstance(stored, int) else stored or {}
 
 
-ADVICE = "take it from timm or open_clip, or write a plugin (`new backbone`)"
+ADVICE = "take it from timm or open_clip, or write a module (`new backbone`)"
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)  # of inputs that a model does not take
 
 

@@ -90,11 +90,6 @@ def train(
         NonFiniteLoss: the loss broke; the message names the step.
     """
     out, context = Path(out), context or TrainContext()
-    if labels is None and (labelled := labelled_tasks(recipe.tasks)):
-        raise UserError(
-            f"recipe {recipe.name!r} learns {', '.join(labelled)} but has no labels; give"
-            " --labels DIR"
-        )
     with (
         processes(context.device) as process,
         torch.random.fork_rng(devices=[]),
@@ -108,20 +103,11 @@ def train(
         key = _key(recipe, start, pairs, labels)
         if result := process.share(_finished(out, key) if process.first else None):
             return result
-        source = head_source(recipe, start)
         folder = context.resume_dir or states_folder(out)
         context = replace(context, resume_dir=folder).on_rank(process)
-        dataset = TrainDataset(
-            pairs,
-            labels,
-            recipe,
-            tokenizer=start.tokenizer,
-            data=start.data,
-            label_size=prediction_side(recipe, source),
-            rank=process.rank,
-            world=process.world,
+        source, dataset, notes = _open_data(
+            recipe, start, pairs, labels, process.rank, process.world
         )
-        notes = _check_labels(dataset)
         for note in notes:
             context.notify(note)
         torch.manual_seed(recipe.seed)
@@ -175,6 +161,43 @@ def train(
         process.wait()
         sha256 = state_sha256(weights)
         return TrainResult(out, sha256, key, labels_identity, trainer.metrics, cost, notes)
+
+
+def check_training(
+    recipe: Recipe, *, init: str, pairs: PairSource, out: str | Path, labels: Labels | None = None
+) -> None:
+    """Raise ``UserError`` as ``train`` does before its first step."""
+    start = load_initial_clip(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
+    source, *_ = _open_data(recipe, start, pairs, labels)
+    build_heads(recipe, source, labels)
+
+
+def _open_data(
+    recipe: Recipe,
+    start: Backbone,
+    pairs: PairSource,
+    labels: Labels | None,
+    rank: int = 0,
+    world: int = 1,
+) -> tuple[Backbone, TrainDataset, list[str]]:
+    """The backbone as the heads read it, its data, and notes about these."""
+    if labels is None and (labelled := labelled_tasks(recipe.tasks)):
+        raise UserError(
+            f"recipe {recipe.name!r} learns {', '.join(labelled)} but has no labels; give"
+            " --labels DIR"
+        )
+    source = head_source(recipe, start)
+    dataset = TrainDataset(
+        pairs,
+        labels,
+        recipe,
+        tokenizer=start.tokenizer,
+        data=start.data,
+        label_size=prediction_side(recipe, source),
+        rank=rank,
+        world=world,
+    )
+    return source, dataset, _check_labels(dataset)
 
 
 def states_folder(out: Path) -> Path:

@@ -99,7 +99,7 @@ class PredictLabels(
     def main(self) -> int:
         """Let experts label the pairs."""
         from backbones.cliptex.labelling import LabelSettings
-        from benchmark.executor import open_executor_and_tracker
+        from benchmark.executor import open_executor_and_tracker, unstarted_executor
         from benchmark.stages import LabelRequest, label_pairs, preview_labels
         from reports.store import using
 
@@ -116,7 +116,8 @@ class PredictLabels(
         with using(self.tracking_uri):
             if self.dry_run:
                 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-                preview_labels(request)
+                with unstarted_executor(self) as executor:
+                    preview_labels(request, executor)
                 return 0
             with open_executor_and_tracker(self, self.experiment) as (executor, _):
                 manifest = asyncio.run(label_pairs(request, executor)).manifest
@@ -282,6 +283,7 @@ class TrainBackbone(
         import backbones
         from backbones.cliptex.recipes import find_recipe
         from backbones.cliptex.trainer import first_process
+        from benchmark.executor import unstarted_executor
         from benchmark.progress import console
         from benchmark.stages import Training, preview_training
         from reports.store import using
@@ -303,7 +305,8 @@ class TrainBackbone(
         with using(self.tracking_uri):
             if self.dry_run:
                 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-                preview_training(inputs)
+                with unstarted_executor(_for_one_unit(self)) as executor:
+                    preview_training(inputs, executor)
                 return 0
             is_rank = "RANK" in os.environ  # set by torchrun in each of its processes
             weights = _train_rank(inputs, self) if is_rank else _submit(inputs, self)
@@ -363,7 +366,11 @@ def _submit(inputs: Training, options: ExecutionOptions) -> TrainedWeights:
     from benchmark.executor import open_executor_and_tracker
     from benchmark.stages import train_weights
 
-    if options.executor == "local":  # one unit, in this process, with all cores
-        options = replace(options, jobs=1)
-    with open_executor_and_tracker(options, inputs.experiment) as (executor, _):
+    opened = open_executor_and_tracker(_for_one_unit(options), inputs.experiment)
+    with opened as (executor, _):
         return asyncio.run(train_weights(inputs, executor))
+
+
+def _for_one_unit(options: ExecutionOptions) -> ExecutionOptions:
+    """On this machine it runs in this process, with all cores."""
+    return replace(options, jobs=1) if options.executor == "local" else options

@@ -59,7 +59,7 @@ class New:
         if path.exists():
             raise UserError(f"{path} exists already; choose another name, or --out FILE")
         source = template(self.kind, self.name)
-        load(path, source.encode())  # raises if the name is taken
+        load(path, source.encode(), registers=False)  # raises if the name is taken
         LOADED[path.resolve()].remove()
         write_text(path, source)
         console.print(f"wrote {path}; its first lines say how to try it")

@@ -175,7 +175,7 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
         """Run, print the table and where the results are."""
         from benchmark.progress import console
         from benchmark.result import as_json, check_writable, show, write_report
-        from benchmark.run import dry_run, dump_config, run
+        from benchmark.run import dry_run, dump_config, refuse_inapplicable, run
         from cliptex_common.errors import hide_secrets
         from cliptex_common.files import write_json
         from reports.store import using
@@ -202,11 +202,7 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
             finally:  # the table also where a report has a bug
                 show(result, report)
         # the table that was just printed has the reasons
-        if all(cell.status == "not applicable" for cell in result.cells):
-            raise UserError(
-                "none of these tasks applies to these backbones; choose others with --task or"
-                " --backbone"
-            )
+        refuse_inapplicable(cell.status for cell in result.cells)
         flag = f" --tracking-uri {hide_secrets(uri)}" if self.tracking_uri else ""
         experiment = result.tracker.experiment
         console.print(f"all results: MLflow experiment {experiment}, python -m benchmark ui{flag}")

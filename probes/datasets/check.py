@@ -226,15 +226,12 @@ MAX_UNREADABLE = 0.01  # of a split; one sample is always accepted
 LINKED = ("video", "object-views", "scene-views")  # kinds of which no sample may be unreadable
 # kinds that are scored on relations between images, which ``--limit`` would break
 RELATIONS = ("association", "correspondence", "instance-retrieval", *LINKED)
+FEW = 20  # samples of a split that a dry run decodes
 CHUNK = 1000  # samples whose hashes are stored together
 
 
 class DatasetNotFound(UserError):
     """A dataset has no folder."""
-
-
-class NotChecked(LookupError):
-    """This copy of a dataset has not been checked yet."""
 
 
 def check_names(data_dirs: Mapping[str, Path]) -> None:
@@ -305,7 +302,8 @@ def prepare(
             to take, evenly spaced (None: all).
         partial: accept fewer samples than the official dataset has.
         workers: decoding threads; they never change the result.
-        cached_only: raise ``NotChecked`` instead of checking.
+        cached_only: write nothing; of a copy that was never checked, a few samples are decoded, and
+            the result has no fingerprint.
 
     Raises:
         UserError: something is missing, the dataset is not complete (without ``partial``), a split
@@ -332,11 +330,13 @@ def prepare(
     result = read_json_object(cache)
     if not result:
         if cached_only:
-            raise NotChecked(spec.name)
-        journal = cache.with_suffix(".part")
-        result = check_samples(inventory, journal, workers, progress or Silent())
-        write_json(cache, result)
-        journal.unlink(missing_ok=True)
+            check_few(inventory)
+            result = {"skipped": dict.fromkeys(splits, ()), "fingerprint": "", "notes": ()}
+        else:
+            journal = cache.with_suffix(".part")
+            result = check_samples(inventory, journal, workers, progress or Silent())
+            write_json(cache, result)
+            journal.unlink(missing_ok=True)
 
     skipped = [(path, reason) for split in splits for path, reason in result["skipped"][split]]
     unreadable = {path for path, _ in skipped}
@@ -544,6 +544,22 @@ def check_samples(
         "skipped": skipped,
         "notes": [*overlap(hashes), *inventory.link_notes()],
     }
+
+
+def check_few(inventory: Inventory) -> None:
+    """Decode ``FEW`` samples of each split, evenly spaced. Raises ``UserError`` if they are not
+    what the declaration says, none can be read, or too many files are missing."""
+    spec, root = inventory.spec, inventory.root
+    classes = len(spec.class_names(root))
+    for split, samples in inventory.present.items():
+        instances = coco_images(spec, root, split) if spec.kind == "detection" else {}
+        few = samples[:: max(1, len(samples) // FEW)]
+        reasons = [check_sample(spec, classes, root, instances, sample)[1] for sample in few]
+        missing = [] if spec.expected else [(path, "missing") for path in inventory.missing[split]]
+        if all(reasons):
+            unread = [(sample.image, reason) for sample, reason in zip(few, reasons, strict=True)]
+            limit_unreadable(inventory, split, 0, unread)
+        limit_unreadable(inventory, split, len(samples), missing)
 
 
 def check_sample(

@@ -67,7 +67,8 @@ def register_config(plugin: Plugin) -> None:
     Raises:
         UserError: it states no evaluator of a dense task.
     """
-    if not {"model", "_base_"} & vars(sys.modules[plugin.module]).keys():
+    stated = vars(sys.modules[plugin.module])
+    if "_base_" not in stated and not isinstance(stated.get("model"), dict):  # or an nn.Module
         return
     config, name = parse_config(plugin.path.name, plugin.source), Path(plugin.path).stem
     if unwanted := [path for path in DERIVED if any(literals(config, path))]:

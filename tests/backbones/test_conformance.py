@@ -171,7 +171,7 @@ def test_data_config_is_sane(backbone):
 
 def test_names_and_text(backbone, name):
     assert backbone.name == name
-    assert backbone.architecture.split("/")[0] in ("timm", "open_clip", "hf", "hub", "my")
+    assert backbone.architecture.split("/")[0] in ("timm", "open_clip", "hf", "hub", "module")
     is_open_clip = backbone.architecture.startswith("open_clip/")
     assert backbone.has_text == (is_open_clip or "text_config" in backbone.model_config)
     if not backbone.has_text:

@@ -88,7 +88,7 @@ def test_the_table_in_the_docs_is_what_happens_here(tmp_path):
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_is_refused_is_refused_in_one_line(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": name, **REFUSED[name]}))
-    with pytest.raises(backbones.UserError, match="write a plugin") as caught:
+    with pytest.raises(backbones.UserError, match="write a module") as caught:
         backbones.create(f"random/hf/{tmp_path}")
     assert "\n" not in str(caught.value)
     assert f"`{name}`" in PAGE.read_text(encoding="utf-8").partition(END)[2]

@@ -70,7 +70,7 @@ def test_the_code_is_part_of_the_identity(tmp_path):
     [
         ("dino_lik", "torch.hub cannot build .*dino_lik"),
         ("always_loaded", "argument 'pretrained'"),
-        ("another_interface", "write a plugin"),
+        ("another_interface", "write a module"),
         ("no_module", "returns a str, not a module"),
     ],
 )

@@ -55,7 +55,7 @@ FAMILY_MEMBERS = [
     "random/timm/convnext_atto",
     "open_clip/RN50",
     "efficientnet-lite0",
-    "random/my-net",
+    "random/my-net.py:MyNet",
     *(f"random/hf/{model}" for model in HF),
 ]
 
@@ -70,7 +70,7 @@ TYPICAL = [  # small, and one of each adapter at least
     "random/timm/vit_tiny_patch16_224",
     "random/timm/resnet18",
     "efficientnet-lite0",
-    "random/my-net",
+    "random/my-net.py:MyNet",
     "random/hf/dinov3_vit",
     "random/hf/clip",
     "random/hf/convnext",
@@ -82,7 +82,7 @@ PARAMS = slow_except([*(f"random/{name}" for name in NAMES), *FAMILY_MEMBERS], T
 
 @contextmanager
 def repositories(folder: Path) -> Iterator[None]:
-    """``hf/MODEL`` is a folder as ``save_pretrained`` writes it, and ``my-net`` a plugin as ``new
+    """``hf/MODEL`` is a folder as ``save_pretrained`` writes it, and ``my-net.py`` a file as ``new
     backbone my-net`` writes it."""
     for model, config in HF.items():
         (folder / "hf" / model).mkdir(parents=True)
@@ -91,9 +91,9 @@ def repositories(folder: Path) -> Iterator[None]:
         )
         if "text_config" in config:
             save_tokenizer(folder / "hf" / model)
-    path = folder / "my-net.py"
+    path = folder / "hf/my-net.py"
     path.write_text(template("backbone", "my-net"))
-    plugins.load(path)
+    plugins.load(path, registers=False)
     before = Path.cwd()
     os.chdir(folder / "hf")
     yield

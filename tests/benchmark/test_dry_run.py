@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmark.executor import EXECUTORS
+from benchmark.local import LocalExecutor
+from tests.backbones.cliptex import toy
+from tests.benchmark.other_package import registries
 from tests.benchmark.run_command import listing, read_json, run_command, store
+from tests.probes.datasets import make
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("imagefolder")]
 
 OWN = "run --suite own --backbone random --data-root . --device cpu --num-workers 0"
+KNN = f"{OWN} --task imagefolder/knn"
+TRAIN = "train --init random --recipe clip --set model=tiny --pairs pairs --out w.st --device cpu"
 LINEAR = f"{OWN} --set epochs=2 --task imagefolder/linear"
 
 
@@ -48,12 +56,13 @@ def test_dry_run_on_an_empty_home_names_every_unit(workdir, capsys):
     assert sorted(pending[: len(stages)]) == sorted(stages)
     assert "cliptex · seed 0 · mini-class/zero-shot" in pending
     assert "tasks on the same images become one unit" in pending[len(stages)]
-    assert len(pending) == len(stages) + 1 + 16 + 1
+    assert len(pending) == len(stages) + 1 + 16 + 3
+    assert "16 tasks unknown" in lines[-3] and "16 jobs of 0 GPUs" in lines[-2]
     assert lines[-1] == "2 backbones × 8 tasks × 1 seeds: 0 done, 16 to do"
 
 
 def test_dry_run_says_why_a_task_does_not_apply(workdir, capsys):
-    words = f"{OWN} --task imagefolder/zero-shot --dry-run"
+    words = f"{OWN} --task imagefolder/zero-shot,imagefolder/knn --dry-run"
     assert run_command(words) == 0
     line = "not applicable · random · seed 0 · imagefolder/zero-shot: no text tower"
     assert line in capsys.readouterr().out
@@ -68,10 +77,11 @@ def test_dry_run_after_a_run_shows_what_is_done(workdir, capsys):
     totals = "1 backbones × 1 tasks × 1 seeds: 1 done, 0 to do\n"
     assert capsys.readouterr().out == done + totals
     assert run_command(f"{LINEAR} --dry-run --seeds 2") == 0
-    assert capsys.readouterr().out == done + (
-        "  to do · random · seed 1 · imagefolder/linear\n"
-        "1 backbones × 1 tasks × 2 seeds: 1 done, 1 to do\n"
-    )
+    output = capsys.readouterr().out
+    assert output.startswith(f"{done}  to do · random · seed 1 · imagefolder/linear\n")
+    assert re.search(r"encode · at most \d+ images\n  about [\d.e-]+ processor hours", output)
+    assert "1 tasks by earlier cells of the same tasks\n  1 jobs of 0 GPUs and " in output
+    assert output.endswith("1 backbones × 1 tasks × 2 seeds: 1 done, 1 to do\n")
     assert run_command(f"{LINEAR} --dry-run --force") == 0
     assert "0 done, 1 to do" in capsys.readouterr().out
     assert set(listing(workdir)) == set(before)
@@ -110,6 +120,54 @@ def test_options_of_a_run_can_be_used_again_and_a_limited_run_is_another(
         assert f"seeds: {state}\n" in capsys.readouterr().out, words
 
 
-def test_dry_run_plans_for_the_device_of_another_machine(capsys):
-    assert run_command(f"{LINEAR} --dry-run --executor slurm".replace("cpu", "xpu")) == 0
-    assert "to do · random · seed 0 · imagefolder/linear\n" in capsys.readouterr().out
+def test_what_was_found_of_a_module_is_printed(capsys):
+    assert run_command("new backbone my-net") == 0
+    for option in ("--dry-run", ""):
+        assert run_command(f"{KNN} {option}".replace("random", "my-net.py:MyNet(width=8)")) == 0
+        line = "my-net.py:MyNet(width=8): 4 feature maps (channels 8, 8, 8, 8; strides 8, 8, 8, 8)"
+        assert f"{line}, embedding of 8 (by its encode_image)\n" in capsys.readouterr().out
+
+
+class Remote(LocalExecutor):
+    is_remote = True
+
+
+@pytest.mark.parametrize("option", ["", "--dry-run"])
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"{KNN} --executor lcoal", "no executor 'lcoal'; did you mean local"),
+        (f"{KNN} --executor-arg cups=2", "local has no such setting; did you mean cpus"),
+        (f"{KNN} --executor-arg cpus=x", "--executor-arg cpus=x: give an integer"),
+        (f"{KNN} --executor ray --executor-arg address=127.0.0.1:1", "no Ray at 127.0.0.1:1"),
+        (f"{KNN} --executor remote", "start `mlflow server` and give --tracking-uri"),
+        (f"{KNN} --device xpu", "no device 'xpu' on this machine"),
+        (f"{KNN} --weights absent", "no weights file absent"),
+        (f"{KNN} --backbone cliptex --only", "backbone 'cliptex' has no weights of its own"),
+        (f"{KNN} --set layers=99", "layers=99: backbone 'random' has"),
+        (f"{KNN} --data imagefolder=absent", "absent"),
+        (f"{OWN} --task imagefolder/zero-shot", "none of these tasks applies"),
+        (f"{OWN} --task camvid/linear --partial", "the label maps of camvid do not belong to"),
+        (
+            "run --backbone random --data-root . --task nyu-depth/linear",
+            "dataset nyu-depth is not in .",
+        ),
+        (f"{TRAIN} --set batch_size=999", "batch_size 999 is more than the 8 training pairs"),
+        (f"{TRAIN} --recipe cliptex --set batch_size=4", "but has no labels; give --labels DIR"),
+        (f"{TRAIN} --executor-arg cups=2", "local has no such setting; did you mean cpus"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_command_refuses(workdir, refused, command, message, option):
+    make.make_camvid(workdir / "camvid", n_train=4, n_val=3)
+    for path in (workdir / "camvid/annotations/val").iterdir():
+        make.save(path, np.zeros((5, 5), np.uint8))
+    toy.write_pairs(workdir / "pairs", 8, 1)
+    with registries():
+        EXECUTORS.register("remote", Remote)
+        refused(f"{command} {option}", message)
+
+
+@pytest.mark.parametrize("option", ["", "--dry-run"])
+def test_a_home_where_nothing_can_be_created(option, refused, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", "/proc/home")
+    refused(f"{KNN} {option}", "cannot create /proc/home")

@@ -82,7 +82,8 @@ def test_every_block_says_its_language():
 
 def run(command: RunOptions) -> None:
     """A dry run, on small copies of the datasets and with random weights."""
-    command = replace(command, data_root=Path("DIR"), partial=True, seeds=1)
+    here = {"executor": "local", "executor_arg": {}}
+    command = replace(command, data_root=Path("DIR"), partial=True, seeds=1, **here)
     plan = make_plan(command)
     for name in plan.backbones:
         initial(name)

@@ -47,7 +47,7 @@ class Patches(nn.Module):
         return self.conv(images).relu()
 
 
-def test_a_backbone_a_dataset_and_a_probe_of_plugins(plugin_files, folder):
+def test_a_backbone_a_dataset_and_a_probe_of_files(plugin_files, folder):
     """The network of `new backbone` with random weights, on leaves and by the nearest mean."""
     rng = np.random.default_rng(0)
     for part, number in {"train": 3, "val": 2}.items():
@@ -60,10 +60,10 @@ def test_a_backbone_a_dataset_and_a_probe_of_plugins(plugin_files, folder):
     make.make_imagefolder(folder / "data/imagefolder", n_train=3, n_val=5)
     settings = {"max_iters": 2, "size": 32, "batch_size": 2}
     results = evaluate(
-        "random/my-net",
+        "my-net.py:MyNet",
         ["leaves/linear", "imagefolder/nearest-mean"],
         suite="own",
-        plugins=["my-net.py", "leaves.py", "nearest-mean.py"],
+        plugins=["leaves.py", "nearest-mean.py"],
         data_root="data",
         settings=settings,
         device="cpu",
@@ -71,7 +71,7 @@ def test_a_backbone_a_dataset_and_a_probe_of_plugins(plugin_files, folder):
         num_workers=0,
     )
     assert set(results.frame.status) == {"done"}
-    table = results.table()["random/my-net"]
+    table = results.table()["my-net.py:MyNet"]
     assert 0 <= table["leaves/linear", "mIoU"] <= 100
     assert table["imagefolder/nearest-mean", "top1"] > 90, "the colour is the class"
     assert len(results.per_image("imagefolder/nearest-mean")) == 20

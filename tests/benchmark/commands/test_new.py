@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import backbones
 from benchmark.commands.new import NAMES
 from benchmark.parser import main
 from cliptex_common import registry as plugins
@@ -19,6 +20,10 @@ def test_a_file_registers_the_name_and_is_short(kind, workdir, capsys):
     assert "wrote one-of-mine.py" in capsys.readouterr().out
     text = Path("one-of-mine.py").read_text()
     assert text.count("\n") < 60 and NAMES[kind] not in text
+    if kind == "backbone":  # used by the name of its class
+        assert backbones.create("one-of-mine.py:OneOfMine").depth == 4
+        plugins.LOADED[Path("one-of-mine.py").resolve()].remove()
+        return
     load_plugins(["one-of-mine.py"])
     (plugin,) = plugins.LOADED.values()
     (registry, _), *_ = plugin.entries  # a head has a probe for each kind of dataset, too
@@ -33,8 +38,8 @@ def test_a_file_registers_the_name_and_is_short(kind, workdir, capsys):
         ("new backbon mine", "no template for 'backbon'; did you mean backbone"),
         ("new probe My_Probe", "name 'My_Probe': use lower-case letters, digits and dashes"),
         ("new probe mine --out there.py", "there.py exists already"),
-        ("new backbone clip", "backbone 'clip' exists already; choose another name"),
-        ("new backbone net", "name 'net' means something else in the file; choose another"),
+        ("new dataset voc", "dataset 'voc' exists already; choose another name"),
+        ("new backbone tensor", "name 'tensor' means something else in the file; choose another"),
     ],
 )
 def test_wrong_input_is_one_line(workdir, refused, command, message):

@@ -17,6 +17,7 @@ from tests.probes.datasets.make import make_imagefolder
 LABEL = "labels predict --pairs pairs --experts dpt=there --out labels"
 TRAIN = "train --init random --pairs pairs --out w.safetensors"
 EXPERT = "experts train unet --data-root there --out expert"
+SWEEP = "sweep launch --suite smoke"
 LONG = "x" * 300
 DEEP = "[" * 50_000
 KNN = "run --task imagefolder/knn --backbone random --device cpu --data imagefolder=images"
@@ -78,13 +79,10 @@ def test_class_names_that_are_nested_too_deeply(workdir, refused):
     refused(KNN, "classnames.json is not valid JSON (it is nested too deeply)")
 
 
-def test_a_home_where_nothing_can_be_created(workdir, refused, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", "/proc/home")
-    make_imagefolder(workdir / "images")
-    refused(KNN, "/proc/home")
+DRY = [f"{each} --dry-run" for each in (LABEL, TRAIN, SWEEP)]
 
 
-@pytest.mark.parametrize("command", [LABEL, TRAIN, EXPERT, "sweep launch --suite smoke"])
+@pytest.mark.parametrize("command", [LABEL, TRAIN, EXPERT, SWEEP, *DRY])
 def test_a_database_file_is_no_store_for_several_machines(command, workdir, refused):
     class Remote(LocalExecutor):
         is_remote = True

@@ -4,6 +4,7 @@ plug-ins."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -304,6 +305,19 @@ def test_a_job_of_slurm_computes_with_the_cores_it_is_given(fake_slurm, monkeypa
     for settings, threads in (({"cpus": "12"}, 12), ({}, 4)):
         executor = executor_of("slurm", settings, jobs=2, device="cpu")
         assert executor.resources() == {"cpus": threads, "gpus": 0}
+
+
+@pytest.mark.cluster
+def test_a_preview_is_what_sbatch_is_told(slurm):
+    settings = {"gpus": "2", "cpus": "1", "time": "9", "comment": "mine"}
+    with executor_of("slurm", settings) as executor:
+        first, *lines = executor.preview(["one", "two"])
+        unit = executor.submit(units.submission_script, name="one", **executor.resources())
+        script = re.sub(r"tasks/\w+", "tasks/UNIT", unit.result(600))
+    assert first == "2 jobs, each with" and "#SBATCH --gpus-per-node=2" in lines
+    assert lines == [line for line in script.splitlines() if line.startswith("#SBATCH")]
+    with pytest.raises(UserError, match=r"sbatch refuses one: .*[Ii]nvalid partition"):
+        executor_of("slurm", {"partition": "nowhere"}).preview(["one"])
 
 
 @pytest.mark.cluster

@@ -16,6 +16,12 @@ def doubled(number, seconds=0.0):
     return 2 * number, start, time.time(), str(Path.cwd())
 
 
+def submission_script():
+    from submitit import JobEnvironment
+
+    return JobEnvironment().paths.submission_file.read_text()
+
+
 def report_progress(number):
     from benchmark.progress import console, reporter
 
