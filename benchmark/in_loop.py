@@ -19,7 +19,6 @@ import csv
 import math
 import operator
 import random
-import re
 import shlex
 import sys
 import time
@@ -39,7 +38,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from backbones.checkpoint import load_checkpoint
+from backbones.checkpoint import checkpoints, load_checkpoint
 from benchmark.api import Results, check, evaluate
 from benchmark.options import WatchOptions, run_options
 from benchmark.plan import Plan, make_plan
@@ -129,22 +128,6 @@ def _arrivals(options: WatchOptions, scored: dict[int, str]) -> Iterator[tuple[i
             if options.once:
                 return
             time.sleep(options.every)
-
-
-def checkpoints(folder: Path) -> dict[int, Path]:
-    """Step → weights file, in the order of steps. Raises ``UserError`` if two files have the same
-    step, or a step is too large."""
-    files: dict[int, Path] = {}
-    for path in folder.glob("[!.]*"):
-        numbers = re.findall(r"\d+", path.stem)
-        if path.suffix in (".safetensors", ".pt", ".pth", ".bin") and numbers:
-            first = files.setdefault(int(numbers[-1]), path)
-            if first != path:
-                pair = f"{first.name} and {path.name} in {folder}"
-                raise UserError(f"{pair} are both of step {numbers[-1]}; move one away")
-            if int(numbers[-1]) >= 2**63:
-                raise UserError(f"MLflow has no step {numbers[-1]}; rename {path}")
-    return dict(sorted(files.items()))
 
 
 def write_weights(folder: Path, step: int, state: Mapping[str, Tensor]) -> Path:

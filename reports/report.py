@@ -53,6 +53,7 @@ from reports.tables import (
     overview,
     sections,
 )
+from reports.trainings import step_figures, step_lines
 
 
 def _now() -> str:
@@ -71,7 +72,7 @@ class Report:
     """The content of the page. ``analysis`` is None in the report of a study alone.
 
     Attributes:
-        axes: the best values of settings, a sentence each.
+        axes: the best values of settings, a sentence each; steps: what scores of checkpoints do.
         mode_changes: where features change mode between sizes; in ``notes``, too.
         costs: of backbones (``reports.relations.cost_frame``).
         figures: by part of the page.
@@ -99,6 +100,7 @@ class Report:
     power: list[str] = field(default_factory=list)
     averages: list[str] = field(default_factory=list)
     axes: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
     mode_changes: list[str] = field(default_factory=list)
     styles: dict[str, Style] = field(default_factory=dict)
     date: str = field(default_factory=_now)
@@ -201,6 +203,7 @@ def build_report(
         power=power_lines(analysis),
         averages=average_lines(analysis),
         axes=list(best_values(analysis)),
+        steps=step_lines(analysis),
         mode_changes=changes,
         overview=overview(analysis),
         tables=[*sections(analysis), *filter(None, [experts_table(analysis)])],
@@ -214,6 +217,7 @@ def build_report(
             "bars": task_bars(analysis),
             "reliability": reliability(store, analysis),
             "axes": axis_figures(analysis),
+            "steps": step_figures(analysis),
             "costs": costs_of_backbones(analysis, judgements, costs),
             "diagnostics": diagnostics_figures(analysis, diagnostics),
             "curves": training_curves(store, analysis),

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import backbones
 from backbones.backbone import state_sha256
-from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from backbones.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from cliptex_common.errors import UserError
 from tests.backbones.mini import CONFIG, DATA, mini_clip, save_backbone
 
@@ -278,3 +278,22 @@ def test_every_shape_comes_back_also_of_tied_tensors(tmp_path, dtype=torch.bfloa
     for name, tensor in state.items():
         assert read.state[name].dtype == tensor.dtype and torch.equal(read.state[name], tensor)
     assert (read.data, read.model_config) == (DATA, {"a": [1, 2]})
+
+
+def test_checkpoints_of_a_training_by_step(tmp_path):
+    names = ("steps-2000.pt", "epoch=3-step=1000.ckpt", "checkpoint-500/model.safetensors")
+    others = (
+        "last.pt",
+        "epoch_latest.pt",
+        "checkpoint-500/optimizer.pt",
+        "runs-7/log.txt",
+        "a1.txt",
+    )
+    for name in (*names, *others):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    steps = [500, 1000, 2000]
+    assert list(checkpoints(tmp_path).items()) == [
+        (step, tmp_path / name) for step, name in zip(steps, reversed(names), strict=True)
+    ]

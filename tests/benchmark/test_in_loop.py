@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from backbones.backbone import DataConfig
+from backbones.checkpoint import checkpoints
 from benchmark import InLoop, LightningProbe, TransformersProbe
 from benchmark.commands.runs import Watch
-from benchmark.in_loop import checkpoints, untouched
+from benchmark.in_loop import untouched
 from benchmark.parser import Parser, add_command, read_options
 from cliptex_common.errors import UserError
 from tests.probes.datasets.make import make_camvid, make_imagefolder

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 import backbones
+from backbones.checkpoint import checkpoints
 from benchmark import in_loop
-from benchmark.in_loop import checkpoints
 from cliptex_common.errors import UserError
 from tests.benchmark.run_command import read_json, run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder

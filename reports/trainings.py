@@ -1,0 +1,135 @@
+"""Scores over the steps of trainings, whose checkpoints are columns: which step is best, whether
+scores still rise, and where the order of two trainings changes.
+
+Differences are paired, image by image and seed by seed, at the level at which the report judges its
+pairs (``Judgement.level``). What is not decided is not said.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import combinations, pairwise
+
+from reports.comparison import Analysis
+from reports.figures import Figure, cycled_styles, make_layout, points
+from reports.selection import Selection, TaskColumn
+from reports.statistics import Estimate, difference, estimate
+from reports.tables import with_interval
+
+Steps = Mapping[int, str]  # step → backbone, in the order of steps
+
+
+def trainings(selection: Selection) -> dict[str, Steps]:
+    """Training → its columns, of trainings with several."""
+    found: dict[str, dict[int, str]] = defaultdict(dict)
+    for name in selection.backbones:
+        parent = selection.parent(name)
+        if parent and parent.training and parent.step is not None:
+            found[parent.training][parent.step] = name
+    return {name: dict(sorted(steps.items())) for name, steps in found.items() if len(steps) > 1}
+
+
+def _columns(analysis: Analysis) -> list[TaskColumn]:
+    return [column for column in analysis.selection.columns if column.main]
+
+
+def _scored(analysis: Analysis, column: TaskColumn, steps: Steps) -> dict[int, Estimate]:
+    """Step → the main metric, where there is a number."""
+    keys = {step: (name, column, column.main) for step, name in steps.items()}
+    return {step: analysis.estimates[key] for step, key in keys.items() if key in analysis.samples}
+
+
+def _gain(analysis: Analysis, column: TaskColumn, name: str, base: str) -> Estimate:
+    """How much better ``name`` is than ``base`` in the main metric; positive is better."""
+    metric = column.metric(column.main)
+    own, other = (analysis.samples[each, column, column.main] for each in (name, base))
+    gap = difference(own, other) if metric.direction > 0 else difference(other, own)
+    return replace(estimate(gap, analysis.seed_prior, metric.width), level=analysis.level)
+
+
+def step_figures(analysis: Analysis) -> list[Figure]:
+    """One for each task: the main metric over steps, a line for each training."""
+    lines = trainings(analysis.selection)
+    styles = cycled_styles(lines)
+    figures: list[Figure] = []
+    for column in _columns(analysis):
+        metric = column.metric(column.main)
+        label = f"{metric.label or column.main}{f' ({metric.unit})' if metric.unit else ''}"
+        data, alt = [], []
+        for name, steps in lines.items():
+            scored = _scored(analysis, column, steps)
+            if len(scored) < 2:
+                continue
+            text = [f"{with_interval(each, 2)} at step {step}" for step, each in scored.items()]
+            hover = [f"{name}: {words}" for words in text]
+            line = points(name, styles[name], [*scored.values()], [*scored], hover)
+            data.append({**line, "mode": "lines+markers", "line": {"color": styles[name].colour}})
+            alt.append(f"{name}: {', '.join(text)}")
+        if not data:
+            continue
+        better = "higher" if metric.direction > 0 else "lower"
+        caption = f"{label} by step of training, {better} is better; separate 95 % intervals."
+        layout = make_layout({"title": "step"}, {"title": label}, legend=True)
+        spec = {"data": data, "layout": layout}
+        name = f"steps-{len(figures)}"
+        figures.append(Figure(name, column.title, caption, "; ".join(alt), spec, 300))
+    return figures
+
+
+def step_lines(analysis: Analysis) -> list[str]:
+    """What the curves show beyond doubt, a sentence each."""
+    lines = trainings(analysis.selection)
+    return [
+        *(
+            _course(analysis, column, name, steps)
+            for name, steps in lines.items()
+            for column in _columns(analysis)
+            if len(_scored(analysis, column, steps)) > 1
+        ),
+        *(
+            sentence
+            for one, other in combinations(lines.items(), 2)
+            for column in _columns(analysis)
+            for sentence in _crossings(analysis, column, one, other)
+        ),
+    ]
+
+
+def _course(analysis: Analysis, column: TaskColumn, training: str, steps: Steps) -> str:
+    """The best step of a training, and how its scores move at the end."""
+    scored = _scored(analysis, column, steps)
+    sign = column.metric(column.main).direction
+    best = max(scored, key=lambda step: sign * scored[step].value)
+    *_, before, last = scored
+    rise = _gain(analysis, column, steps[last], steps[before])
+    sentence = (
+        f"{training} · {column.title}: best at step {best} ({with_interval(scored[best], 1)})"
+    )
+    if rise.verdict() == "win":
+        return f"{sentence}, still rising: {with_interval(rise, 1, True)} since step {before}."
+    if best != last:
+        fall = _gain(analysis, column, steps[last], steps[best])
+        if fall.verdict() == "loss":
+            return f"{sentence}, falling since: {with_interval(fall, 1, True)} at step {last}."
+    return f"{sentence}; no further rise is decided after step {before}."
+
+
+def _crossings(
+    analysis: Analysis, column: TaskColumn, one: tuple[str, Steps], other: tuple[str, Steps]
+) -> Iterator[str]:
+    """Where the order of two trainings changes: between two of their common steps with verdicts."""
+    (first, own), (second, others) = one, other
+    leads: list[tuple[int, str]] = []
+    common = _scored(analysis, column, own).keys() & _scored(analysis, column, others).keys()
+    for step in sorted(common):
+        verdict = _gain(analysis, column, own[step], others[step]).verdict()
+        if verdict in ("win", "loss"):
+            leads.append((step, first if verdict == "win" else second))
+    for (step, leader), (next_step, next_leader) in pairwise(leads):
+        if leader != next_leader:
+            yield (
+                f"{column.title}: {leader} is ahead at step {step}, {next_leader} at step"
+                f" {next_step}: their order changes between."
+            )
