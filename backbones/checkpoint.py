@@ -7,7 +7,7 @@ import argparse
 import json
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no weights file {path}; check the path given with --weights")
+        raise UserError(f"no weights file {path}; check its path")
     checkpoint = (
         _read_safetensors(path) if _is_safetensors(path) else Checkpoint(path, _read_torch(path))
     )
@@ -125,14 +125,34 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def is_suite_checkpoint(path: Path) -> bool:
-    """Whether ``save_checkpoint`` wrote a file, by its header alone: the rest may be damaged."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """What ``save_checkpoint`` wrote beside the tensors, by the file's header alone: the rest may
+    be damaged. {} of other files."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         try:
-            return "format_version" in json.loads(file.read(min(size, 1 << 27)))["__metadata__"]
+            metadata = json.loads(file.read(min(size, 1 << 27)))["__metadata__"]
         except (ValueError, KeyError, TypeError):
-            return False
+            return {}
+    return metadata if "format_version" in metadata else {}
+
+
+def _prefix(state: Collection[str], needed: Collection[str]) -> str:
+    """The prefix of a larger model in names of ``state``, without which most are ``needed``."""
+
+    def matches(prefix: str) -> int:
+        names = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+        return len(names.intersection(needed))
+
+    return max(_SUBMODULES, key=matches)
+
+
+def fitting_tensors(state: Mapping[str, Tensor], model: nn.Module) -> int:
+    """How many tensors of ``state`` have a name and shape of ``model``, but for a prefix."""
+    own = model.state_dict()
+    prefix = _prefix(state, own)
+    names = {name: name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+    return sum(own[names[n]].shape == state[n].shape for n in names if names[n] in own)
 
 
 def fit_state(model: nn.Module, checkpoint: Checkpoint, architecture: str) -> None:
@@ -146,12 +166,7 @@ def fit_state(model: nn.Module, checkpoint: Checkpoint, architecture: str) -> No
     """
     own, state = model.state_dict(), checkpoint.state
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
-
-    def matches(prefix: str) -> int:
-        names = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
-        return len(needed & names)
-
-    prefix = max(_SUBMODULES, key=matches)
+    prefix = _prefix(state, needed)
     fitted = {}
     for name, tensor in state.items():
         if name.startswith(prefix):

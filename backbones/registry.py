@@ -189,7 +189,8 @@ def create(
     if checkpoint and stored and (any_architecture or entry.any_architecture):
         # the checkpoint's in place of the entry's: builder, settings and architecture
         architecture = stored
-        build = _family_of(checkpoint.path, stored, own_name).build
+        named = "" if any_architecture else own_name
+        build = _family_of(checkpoint.path, stored, named).build
         settings = {"architecture": stored, "model_config": checkpoint.model_config}
     request = Request(own_name, settings, checkpoint, random, seed, entry.licence)
     with torch.random.fork_rng(devices=[]):
@@ -228,9 +229,49 @@ def _family_of(path: Path, architecture: str, requested: str) -> Family:
     if family.runs_code and architecture != requested:
         raise UserError(
             f"{path} is of {architecture!r}, whose code would run; if you trust it, name it:"
-            f" --backbone {architecture} --weights {path}"
+            f" --backbone {architecture} --weights {path}, or --architecture {architecture}"
         )
     return family
+
+
+# beside those of named backbones, what files of weights are often of
+COMMON = (
+    "timm/resnet18",
+    "timm/resnet50",
+    "timm/vit_tiny_patch16_224",
+    "timm/vit_small_patch16_224",
+    "timm/vit_base_patch16_224",
+    "timm/convnext_tiny",
+    "timm/efficientnet_b0",
+    "open_clip/ViT-B-32",
+)
+
+
+def nearest_architectures(weights: Path) -> str:
+    """The three architectures, of ``COMMON`` and the named backbones, that most tensors of a file
+    fit by name and shape. Raises ``UserError`` if it cannot be read."""
+    import timm
+    import torch
+    from open_clip import get_model_config
+
+    from backbones.adapters.open_clip import build_model
+    from backbones.checkpoint import fitting_tensors, load_checkpoint
+
+    state = load_checkpoint(weights).state
+    named = (entry.settings.get("architecture", "") for entry in BACKBONES.values())
+    counts: dict[str, int] = {}
+    without_tags = [architecture.partition(".")[0] for architecture in named]
+    for architecture in dict.fromkeys([*COMMON, *filter(None, without_tags)]):
+        family, _, name = architecture.partition("/")
+        with torch.device("meta"):  # shapes alone
+            if family == "timm":
+                model = timm.create_model(name, num_classes=0)
+            else:
+                model = build_model(get_model_config(name))
+        counts[architecture] = fitting_tensors(state, model)
+    best = sorted(counts, key=lambda name: -counts[name])[:3]
+    lines = [f"{name} ({counts[name]} of {len(state)} tensors)" for name in best if counts[name]]
+    return ", ".join(lines) or "none that is tried"
 
 
 # as DINOv2's authors evaluate it; it was trained at 518 pixels

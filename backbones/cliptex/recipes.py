@@ -232,6 +232,22 @@ def setting_names() -> set[str]:
     return field_names(Recipe) - {"lambdas"} | lambdas
 
 
+def changed_settings(settings: Mapping[str, Any]) -> str:
+    """What ``Recipe.settings`` of trained weights change in the recipe of their name, in one line,
+    λ first: ``λ_seg=0.3 epochs=2``. Seeds and precision are not what a recipe is called by."""
+    name = settings["name"]
+    defaults = (find_recipe(name) if name in recipe_names() else Recipe()).settings()
+    words = []
+    for key, value in settings.items():
+        default = defaults.get(key, 1.0 if key.startswith(LAMBDA_PREFIX) else None)
+        value = tuple(value) if isinstance(value, list) else value
+        if value != default and key not in ("name", "seed", "precision"):
+            values = value if isinstance(value, tuple) else (value,)
+            shown = (f"{each:g}" if isinstance(each, float) else str(each) for each in values)
+            words.append(f"{key.replace(LAMBDA_PREFIX, 'λ_')}={'+'.join(shown)}")
+    return " ".join(words)
+
+
 CONTRAST_ALONE = {"clip": 1.0, **dict.fromkeys(PAPER, 0.0)}  # λ
 RECIPES: dict[str, Recipe] = {
     "clip": Recipe(name="clip", lr=5e-4, weight_decay=0.2, lambdas=CONTRAST_ALONE),
