@@ -600,8 +600,8 @@ def read_shared(
     """The records of shared files as a report reads them, and what a reader must know of them.
 
     A backbone that has other weights here, or in an earlier file, gets the file's title added to
-    its name, and a network that is here has its name here. Results whose protocol differs from one's own only in the
-    versions of libraries share its column.
+    its name; a network that is here has its name here. Results whose protocol differs from one's
+    own only in the versions of libraries share its column.
 
     Args:
         own: the runs of the store that the report is about.

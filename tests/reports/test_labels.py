@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
-    initialize,
     invariant,
     precondition,
     rule,
@@ -33,7 +32,7 @@ from reports.records import (
     network_key,
     read_arrays,
 )
-from reports.selection import column_runs, select, shown_runs
+from reports.selection import Selection, column_runs, select, shown_runs
 from reports.sharing import export_results, read_shared
 from reports.store import Store
 from reports.tables import sections
@@ -59,18 +58,25 @@ class Histories(RuleBasedStateMachine):
 
     networks: Bundle = Bundle("networks")
 
-    @initialize()
-    def start(self):
+    def __init__(self):
+        super().__init__()
         self.scratch = TemporaryDirectory()
         self.folder = Path(self.scratch.name)
         self.records: dict[str, Cell | ParentRun] = {}
         self.store = RecordStore(self.records)
         self.groups: dict[str, int] = {}  # network → number of its file or recipe
         self.shared: list[str] = []
+        self.selection: Selection | None = None
 
     def teardown(self):
-        if hasattr(self, "scratch"):
-            self.scratch.cleanup()
+        """The table of the last step."""
+        if selection := self.selection:
+            for table in sections(analyse(self.store, selection)):
+                for number in table.numbers:
+                    shown = selection.cells[number.backbone, selection.columns[0]]
+                    mean = np.mean([cell.metrics[number.metric] for cell in shown])
+                    assert (number.value, number.seeds) == (pytest.approx(mean), len(shown))
+        self.scratch.cleanup()
 
     @rule(target=networks, name=st.sampled_from(("net", "clip")), is_recipe=st.booleans())
     def bring(self, name, is_recipe):
@@ -178,8 +184,6 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def numbers_belong_to_one_network(self):
-        if not hasattr(self, "scratch"):
-            return
         runs = self.runs()
         cells = sorted((run for run in runs if isinstance(run, Cell)), key=lambda c: c.started)
         if not cells:
@@ -190,11 +194,10 @@ class Histories(RuleBasedStateMachine):
         for (name, _), shown in selection.cells.items():
             (number,) = {self.groups[cell.network] for cell in shown}
             files = [Path(newest[number, cell.seed].artifacts) / PER_IMAGE for cell in shown]
-            stored = [
-                metrics_of("classification", read_arrays(f.read_bytes()), None) for f in files
-            ]
+            arrays = [read_arrays(file.read_bytes()) for file in files]
+            stored = [metrics_of("classification", each, None)["top1"] for each in arrays]
             mean = np.mean([cell.metrics["top1"] for cell in shown])
-            assert mean == pytest.approx(np.mean([each["top1"] for each in stored]))
+            assert mean == pytest.approx(np.mean(stored))
             for cell in shown:
                 columns[cell.network].add(name)
         assert {cell.network for cell in cells} == columns.keys()
@@ -206,11 +209,7 @@ class Histories(RuleBasedStateMachine):
         for network in claims.keys() & columns.keys():
             (name,) = columns[network]
             assert name.replace("@", " ").split()[0] == claims[network]
-        analysis = analyse(self.store, selection)
-        for number in (number for table in sections(analysis) for number in table.numbers):
-            shown = selection.cells[number.backbone, selection.columns[0]]
-            mean = np.mean([cell.metrics[number.metric] for cell in shown])
-            assert (number.value, number.seeds) == (pytest.approx(mean), len(shown))
+        self.selection = selection
 
 
 Histories.TestCase.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
