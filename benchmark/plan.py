@@ -231,7 +231,7 @@ def make_plan(options: RunOptions) -> Plan:
     if options.weights is not None and len(names) != 1:
         raise UserError(
             f"--weights applies to one backbone, but {len(names)} are given:"
-            f" {', '.join(names)}; run them one by one"
+            f" {', '.join(names)}; write --backbone LABEL=FILE for each"
         )
     sources = backbone_sources(names, options)
     absent: Sequence[PlannedTask] = ()
