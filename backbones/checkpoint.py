@@ -7,7 +7,7 @@ import argparse
 import json
 import pickle
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,24 +137,6 @@ def read_metadata(path: Path) -> dict[str, str]:
     return metadata if "format_version" in metadata else {}
 
 
-def _prefix(state: Collection[str], needed: Collection[str]) -> str:
-    """The prefix of a larger model in names of ``state``, without which most are ``needed``."""
-
-    def matches(prefix: str) -> int:
-        names = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
-        return len(names.intersection(needed))
-
-    return max(_SUBMODULES, key=matches)
-
-
-def fitting_tensors(state: Mapping[str, Tensor], model: nn.Module) -> int:
-    """How many tensors of ``state`` have a name and shape of ``model``, but for a prefix."""
-    own = model.state_dict()
-    prefix = _prefix(state, own)
-    names = {name: name.removeprefix(prefix) for name in state if name.startswith(prefix)}
-    return sum(own[names[n]].shape == state[n].shape for n in names if names[n] in own)
-
-
 def fit_state(model: nn.Module, checkpoint: Checkpoint, architecture: str) -> None:
     """Load a checkpoint's state into ``model``, every tensor or none.
 
@@ -166,7 +148,12 @@ def fit_state(model: nn.Module, checkpoint: Checkpoint, architecture: str) -> No
     """
     own, state = model.state_dict(), checkpoint.state
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
-    prefix = _prefix(state, needed)
+
+    def matches(prefix: str) -> int:
+        names = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+        return len(needed & names)
+
+    prefix = max(_SUBMODULES, key=matches)
     fitted = {}
     for name, tensor in state.items():
         if name.startswith(prefix):

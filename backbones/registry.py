@@ -7,6 +7,7 @@ be listed without.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -234,44 +235,33 @@ def _family_of(path: Path, architecture: str, requested: str) -> Family:
     return family
 
 
-# beside those of named backbones, what files of weights are often of
-COMMON = (
-    "timm/resnet18",
-    "timm/resnet50",
-    "timm/vit_tiny_patch16_224",
-    "timm/vit_small_patch16_224",
-    "timm/vit_base_patch16_224",
-    "timm/convnext_tiny",
-    "timm/efficientnet_b0",
-    "open_clip/ViT-B-32",
-)
+# what files of weights are often of, beside the architectures of named backbones
+COMMON = {"timm/resnet18", "timm/vit_small_patch16_224", "timm/convnext_tiny", "open_clip/ViT-B-32"}
 
 
 def nearest_architectures(weights: Path) -> str:
-    """The three architectures, of ``COMMON`` and the named backbones, that most tensors of a file
-    fit by name and shape. Raises ``UserError`` if it cannot be read."""
+    """The three architectures, of ``COMMON`` and the named backbones, whose tensors' shapes are
+    most like those of a file. Raises ``UserError`` if it cannot be read."""
     import timm
     import torch
     from open_clip import get_model_config
 
     from backbones.adapters.open_clip import build_model
-    from backbones.checkpoint import fitting_tensors, load_checkpoint
+    from backbones.checkpoint import load_checkpoint
 
-    state = load_checkpoint(weights).state
+    shapes = Counter(tensor.shape for tensor in load_checkpoint(weights).state.values())
     named = (entry.settings.get("architecture", "") for entry in BACKBONES.values())
-    counts: dict[str, int] = {}
-    without_tags = [architecture.partition(".")[0] for architecture in named]
-    for architecture in dict.fromkeys([*COMMON, *filter(None, without_tags)]):
+    without_tags = (architecture.partition(".")[0] for architecture in named)
+    likeness = {}
+    for architecture in {*COMMON, *filter(None, without_tags)}:
         family, _, name = architecture.partition("/")
         with torch.device("meta"):  # shapes alone
-            if family == "timm":
-                model = timm.create_model(name, num_classes=0)
-            else:
-                model = build_model(get_model_config(name))
-        counts[architecture] = fitting_tensors(state, model)
-    best = sorted(counts, key=lambda name: -counts[name])[:3]
-    lines = [f"{name} ({counts[name]} of {len(state)} tensors)" for name in best if counts[name]]
-    return ", ".join(lines) or "none that is tried"
+            is_timm = family == "timm"
+            model = timm.create_model(name) if is_timm else build_model(get_model_config(name))
+        own = Counter(tensor.shape for tensor in model.state_dict().values())
+        likeness[architecture] = (own & shapes).total() / (own | shapes).total()
+    best = sorted(likeness, key=lambda name: (-likeness[name], name))[:3]
+    return ", ".join(f"{name} ({likeness[name]:.0%})" for name in best)
 
 
 # as DINOv2's authors evaluate it; it was trained at 518 pixels

@@ -277,19 +277,15 @@ def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]
 
 
 LABELLED = re.compile(r"([^=/:(]+)=(.+)")
-REMOTE = ("run:", "hf:")
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, BackboneSource]:
-    """Column → how its backbone is created, but for the seed.
+    """Column → how its backbone is created, but for the seed. Raises ``UserError`` for an unknown
+    name or source, a checkpoint of unknown architecture, or two backbones with one label.
 
     Args:
         names: each ``NAME`` or ``LABEL=SOURCE``.
-
-    Raises:
-        UserError: an unknown name or source, a checkpoint of unknown architecture, or two backbones
-            with one label.
     """
     if options.name and len(options.backbones) != 1:
         raise UserError(f"--name {options.name}: it labels one backbone; write LABEL=NAME for each")
@@ -299,20 +295,16 @@ def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, Bac
         label, name = match.groups() if match else ("", item)
         if options.name and item in options.backbones:
             label = options.name
-        arguments, settings = {"name": name, "weights": None}, ""
-        if options.weights:
-            arguments["weights"] = str(options.weights)
-            settings = checkpoint_metadata(options.weights)[2]
-        elif match and (path := find_checkpoint(name)):
-            arguments, settings = _checkpoint_arguments(item, path, options.architecture)
-            name = name if name.startswith(REMOTE) else str(path)
+        arguments = {"name": name, "weights": options.weights and str(options.weights)}
+        if match and not options.weights and (path := find_checkpoint(name)):
+            arguments = _checkpoint_arguments(item, path, options.architecture)
+            name = name if ":" in name else str(path)
         backbones.find(arguments["name"].removeprefix("random/"))  # raises
+        settings = checkpoint_metadata(arguments["weights"])[2]
         request = f"{label}={name}" if label else name
         source = BackboneSource(arguments, label=label, settings=settings, request=request)
         if source.column in sources:
-            raise UserError(
-                f"--backbone {item}: {source.column!r} is there twice; change its label"
-            )
+            raise UserError(f"--backbone {item}: two are called {source.column!r}; label them")
         sources[source.column] = source
     return sources
 
@@ -321,49 +313,45 @@ def find_checkpoint(source: str) -> Path | None:
     """The file of a ``SOURCE`` of ``--backbone LABEL=SOURCE``, which need not exist; None if it is
     a name. Raises ``UserError`` if it cannot be fetched."""
     kind, _, rest = source.partition(":")
-    if source.startswith(REMOTE) and kind == "run":
-        from benchmark.stages import trained_weights  # with what trains
+    if kind == "run":
+        from benchmark.stages import trained_weights  # with all that trains
 
         return trained_weights(rest)
-    if source.startswith(REMOTE):
+    if kind == "hf":
         from backbones.adapters.common import hub_file
 
         owner, repository, *file = rest.split("/", 2)
-        files = file or ["model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin"]
-        return hub_file(f"{owner}/{repository}", files, backbone=source, weights=False)
-    path = expand_user(Path(source)).absolute()
+        repository = f"{owner}/{repository}"
+        return hub_file(repository, file or ["model.safetensors"], backbone=source, weights=False)
+    path = expand_user(source).absolute()
     if path.is_dir() and source not in backbones.names():
         # here a folder becomes a column for each of its checkpoints
         raise UserError(f"{source} is a folder; name its checkpoints one by one, LABEL=FILE")
     return path if path.is_file() or path.suffix in WEIGHTS_SUFFIXES else None
 
 
-def _checkpoint_arguments(
-    item: str, path: Path, architecture: str | None
-) -> tuple[dict[str, Any], str]:
-    """Arguments of ``backbones.create`` for a checkpoint, and what its recipe changes. Raises
-    ``UserError`` if nothing says its architecture."""
-    stored, recipe, settings = checkpoint_metadata(path)
-    arguments: dict[str, Any] = {"name": architecture, "weights": str(path)}
+def _checkpoint_arguments(item: str, path: Path, architecture: str | None) -> dict[str, Any]:
+    """Arguments of ``backbones.create`` for a checkpoint. Raises ``UserError`` if nothing says its
+    architecture."""
+    stored, recipe, _ = checkpoint_metadata(path)
     if stored and stored != architecture:
         name = recipe if recipe in backbones.names() else stored
-        arguments |= {"name": name, "any_architecture": True}
-    elif not architecture:
+        return {"name": name, "weights": str(path), "any_architecture": True}
+    if not architecture:
         raise UserError(
             f"--backbone {item}: the file does not say its architecture; add --architecture NAME,"
-            f" nearest by tensors: {nearest_architectures(path)}"
+            f" nearest by shapes: {nearest_architectures(path)}"
         )
-    return arguments, settings
+    return {"name": architecture, "weights": str(path)}
 
 
 def checkpoint_metadata(path: str | Path | None) -> tuple[str, str, str]:
     """Architecture, name of the recipe, and its ``changed_settings`` of a checkpoint; '' for what
     it does not say."""
     metadata = read_metadata(Path(path)) if path and Path(path).is_file() else {}
-    recipe = json.loads(metadata.get("extra", "{}")).get("recipe")
-    settings = recipe if isinstance(recipe, dict) and "name" in recipe else {}
-    changes = changed_settings(settings) if settings else ""
-    return metadata.get("architecture", ""), settings.get("name", ""), changes
+    recipe = json.loads(metadata.get("extra", "{}")).get("recipe", {})
+    changes = changed_settings(recipe) if recipe else ""
+    return metadata.get("architecture", ""), recipe.get("name", ""), changes
 
 
 def _split_by_folder(

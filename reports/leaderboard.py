@@ -106,7 +106,7 @@ class Leaderboard:
             TrackingError: the file is refused.
         """
         scores = check_results(results)
-        cells, parents = column_runs([*results.cells, *results.parents.values()])
+        cells, parents, _ = column_runs([*results.cells, *results.parents.values()])
         by_id = {parent.run_id: parent for parent in parents}
         results = replace(results, parents=by_id, cells=cells)
         names = new_names(parents, self.parents, results.title)

@@ -18,6 +18,8 @@ from reports.records import TAGS, Cell, Metric, ParentRun, Record, TrackingError
 from reports.store import PREFIX, Store
 
 R = TypeVar("R", Cell, ParentRun)
+Network = tuple[str, str, str]  # a name of it, the sha256 of its weights, ``Cell.network``
+Labels = Mapping[Network, str]
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
 
 
@@ -182,9 +184,9 @@ def _with_network(run: Record, networks: Mapping[str, set[str]]) -> Record:
     return run
 
 
-def weights_labels(runs: Sequence[Record]) -> dict[tuple[str, str, str], str]:
-    """(name, sha256, network) → the name of their column: a name of several networks with numbers
-    gets what tells them apart, the settings of their recipes, else the start of the sha256.
+def weights_labels(runs: Sequence[Record]) -> Labels:
+    """Network → the name of its column: a name of several networks with numbers gets what tells
+    them apart, the settings of their recipes, else the start of the sha256.
 
     Numbers of different networks are never pooled. Only those of the seeds of a recipe, each of
     which has weights of its own, are one column, which is called by those of its first seed.
@@ -195,12 +197,12 @@ def weights_labels(runs: Sequence[Record]) -> dict[tuple[str, str, str], str]:
     """
     own = [run for run in runs if isinstance(run, Cell | ParentRun)]
     columns = {_network(run): _network(run) for run in own if run.metrics}
-    settings: dict[tuple[str, str, str], str] = {}
-    recipes: dict[tuple[str, ...], dict[str, set[tuple[int, tuple[str, str, str]]]]]
+    settings: dict[Network, str] = {}
+    recipes: dict[tuple[str, ...], dict[str, set[tuple[int, Network]]]]
     recipes = defaultdict(lambda: defaultdict(set))  # recipe → settings → seeds and networks
     for run in own:
         if isinstance(run, ParentRun) and (network := _network(run)) in columns:
-            settings[network] = run.settings
+            settings[network] = run.settings or settings.get(network, "")
             if run.has_weights_of_seed:
                 recipe = run.backbone, run.source, run.experiment, run.architecture
                 recipes[recipe][run.settings].add((run.seed, network))
@@ -224,11 +226,11 @@ def weights_labels(runs: Sequence[Record]) -> dict[tuple[str, str, str], str]:
     return {network: names[first][0] for network, first in columns.items()}
 
 
-def _network(run: Cell | ParentRun) -> tuple[str, str, str]:
+def _network(run: Cell | ParentRun) -> Network:
     return run.backbone, run.weights, run.network
 
 
-def with_label(run: R, labels: Mapping[tuple[str, str, str], str]) -> R:
+def with_label(run: R, labels: Labels) -> R:
     """A cell or parent run under the name of its column; without a number it keeps its own."""
     name = labels.get(_network(run), run.backbone)
     return run if name == run.backbone else run.model_copy(update={"backbone": name})
@@ -236,13 +238,13 @@ def with_label(run: R, labels: Mapping[tuple[str, str, str], str]) -> R:
 
 def column_runs(
     runs: Sequence[Record], requested: Iterable[str] = ()
-) -> tuple[list[Cell], list[ParentRun]]:
-    """The cells and parent runs among ``runs``, under the names of their columns; ``requested``: as
-    of ``shown_runs``."""
+) -> tuple[list[Cell], list[ParentRun], Labels]:
+    """The cells and parent runs among ``runs``, under the names of their columns, and these names;
+    ``requested``: as of ``shown_runs``."""
     shown = shown_runs(runs, requested)
     labels = weights_labels(shown)
     cells = [with_label(run, labels) for run in shown if isinstance(run, Cell)]
-    return cells, [with_label(run, labels) for run in shown if isinstance(run, ParentRun)]
+    return cells, [with_label(run, labels) for run in shown if isinstance(run, ParentRun)], labels
 
 
 def select(
@@ -267,10 +269,7 @@ def select(
             several weights.
     """
     shown = ", ".join(experiments)
-    shown_all = shown_runs(runs, [*backbones, *([baseline] if baseline else [])])
-    labels = weights_labels(shown_all)
-    every = [with_label(cell, labels) for cell in shown_all if isinstance(cell, Cell)]
-    parents = [with_label(run, labels) for run in shown_all if isinstance(run, ParentRun)]
+    every, parents, labels = column_runs(runs, [*backbones, baseline or ""])
     task_names = {cell.task for cell in every}
     for task in tasks if task_names else ():
         if task not in task_names:
@@ -331,7 +330,7 @@ def select(
 
 def _backbones(
     cells: Sequence[Cell],
-    labels: Mapping[tuple[str, str, str], str],
+    labels: Labels,
     backbones: Sequence[str],
     baseline: str | None,
 ) -> tuple[list[str], str]:

@@ -21,6 +21,7 @@ from cliptex_common.settings import (
     Probability,
     Share,
     ShareRange,
+    as_text,
     field_names,
     parse_pairs,
     read_value,
@@ -237,14 +238,12 @@ def changed_settings(settings: Mapping[str, Any]) -> str:
     λ first: ``λ_seg=0.3 epochs=2``. Seeds and precision are not what a recipe is called by."""
     name = settings["name"]
     defaults = (find_recipe(name) if name in recipe_names() else Recipe()).settings()
-    words = []
-    for key, value in settings.items():
-        default = defaults.get(key, 1.0 if key.startswith(LAMBDA_PREFIX) else None)
-        value = tuple(value) if isinstance(value, list) else value
-        if value != default and key not in ("name", "seed", "precision"):
-            values = value if isinstance(value, tuple) else (value,)
-            shown = (f"{each:g}" if isinstance(each, float) else str(each) for each in values)
-            words.append(f"{key.replace(LAMBDA_PREFIX, 'λ_')}={'+'.join(shown)}")
+    texts = {key: as_text(key, value) for key, value in settings.items()}
+    words = [
+        f"{key.replace(LAMBDA_PREFIX, 'λ_')}={text.replace(',', '+')}"
+        for key, text in texts.items()
+        if key not in ("name", "seed", "precision") and text != as_text(key, defaults.get(key))
+    ]
     return " ".join(words)
 
 

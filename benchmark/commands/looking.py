@@ -381,7 +381,7 @@ class CheckResults(PluginOptions):
         for results in read_files(load_files(self.files)):
             with threads(1):  # several spend twice the time on products as small as these
                 scores = check_results(results)
-            cells, _ = column_runs([*results.cells, *results.parents.values()])
+            cells, *_ = column_runs([*results.cells, *results.parents.values()])
             names = {cell.backbone for cell in cells}
             console.print(
                 f"{results.title}: {len(scores)} results of {len(names)} backbones agree with their"

@@ -193,10 +193,10 @@ def test_a_label_names_a_column(checkpoints):
 @pytest.mark.parametrize(
     ("backbones", "options", "message"),
     [
-        ("a=random,a=clip", {}, "--backbone a=clip: there are two 'a'"),
+        ("a=random,a=clip", {}, "--backbone a=clip: two are called 'a'"),
         ("a=.", {}, ". is a folder; name its checkpoints one by one"),
         ("a=absent.pt", {}, "no weights file .*absent.pt"),
-        ("a=plain.pt", {}, r"--architecture NAME, .*: timm/resnet18 \(1 of 1 tensors\)"),
+        ("a=plain.pt", {}, r"--architecture NAME, .*: timm/resnet18 "),
         ("a=clap", {}, "no backbone 'clap'"),
         ("clip,random", {"name": "a"}, "--name a: it labels one backbone"),
     ],

@@ -65,6 +65,7 @@ class Histories(RuleBasedStateMachine):
         self.records: dict[str, Cell | ParentRun] = {}
         self.store = RecordStore(self.records)
         self.groups: dict[str, int] = {}  # network → number of its file or recipe
+        self.brought = 0
         self.shared: list[str] = []
         self.selection: Selection | None = None
 
@@ -80,7 +81,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule(target=networks, name=st.sampled_from(("net", "clip")), is_recipe=st.booleans())
     def bring(self, name, is_recipe):
-        return len(self.groups), name, is_recipe
+        self.brought += 1
+        return self.brought, name, is_recipe
 
     def identity(self, network, seed):
         number, _, is_recipe = network
@@ -150,7 +152,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.records)
     @rule(data=st.data(), label=st.sampled_from(("c", *LABELS)))
     def rename(self, data, label):
-        _, parents = column_runs(self.store.runs([]))
+        _, parents, _ = column_runs(self.store.runs([]))
         columns = {run.run_id: run.backbone for run in parents}
         if not columns:
             return
