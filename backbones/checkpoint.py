@@ -102,7 +102,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no weights file {path}; check the path given with --weights")
+        raise UserError(f"no weights file {path}; check its path")
     checkpoint = (
         _read_safetensors(path) if _is_safetensors(path) else Checkpoint(path, _read_torch(path))
     )
@@ -126,14 +126,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def is_suite_checkpoint(path: Path) -> bool:
-    """Whether ``save_checkpoint`` wrote a file, by its header alone: the rest may be damaged."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """What ``save_checkpoint`` wrote beside the tensors, by the file's header alone: the rest may
+    be damaged. {} of other files."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         try:
-            return "format_version" in json.loads(file.read(min(size, 1 << 27)))["__metadata__"]
+            metadata = json.loads(file.read(min(size, 1 << 27)))["__metadata__"]
         except (ValueError, KeyError, TypeError):
-            return False
+            return {}
+    return metadata if "format_version" in metadata else {}
 
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -242,7 +243,8 @@ def create(
     if checkpoint and stored and (any_architecture or entry.any_architecture):
         # the checkpoint's in place of the entry's: builder, settings and architecture
         architecture = stored
-        build = _family_of(checkpoint.path, stored, own_name).build
+        named = "" if any_architecture else own_name
+        build = _family_of(checkpoint.path, stored, named).build
         settings = {"architecture": stored, "model_config": checkpoint.model_config}
     request = Request(own_name, settings, checkpoint, random, seed, entry.licence)
     with torch.random.fork_rng(devices=[]):
@@ -281,9 +283,38 @@ def _family_of(path: Path, architecture: str, requested: str) -> Family:
     if family.runs_code and architecture != requested:
         raise UserError(
             f"{path} is of {architecture!r}, whose code would run; if you trust it, name it:"
-            f" --backbone {architecture} --weights {path}"
+            f" --backbone {architecture} --weights {path}, or --architecture {architecture}"
         )
     return family
+
+
+# what files of weights are often of, beside the architectures of named backbones
+COMMON = {"timm/resnet18", "timm/vit_small_patch16_224", "timm/convnext_tiny", "open_clip/ViT-B-32"}
+
+
+def nearest_architectures(weights: Path) -> str:
+    """The three architectures, of ``COMMON`` and the named backbones, whose tensors' shapes are
+    most like those of a file. Raises ``UserError`` if it cannot be read."""
+    import timm
+    import torch
+    from open_clip import get_model_config
+
+    from backbones.adapters.open_clip import build_model
+    from backbones.checkpoint import load_checkpoint
+
+    shapes = Counter(tensor.shape for tensor in load_checkpoint(weights).state.values())
+    named = (entry.settings.get("architecture", "") for entry in BACKBONES.values())
+    without_tags = (architecture.partition(".")[0] for architecture in named)
+    likeness = {}
+    for architecture in {*COMMON, *filter(None, without_tags)}:
+        family, _, name = architecture.partition("/")
+        with torch.device("meta"):  # shapes alone
+            is_timm = family == "timm"
+            model = timm.create_model(name) if is_timm else build_model(get_model_config(name))
+        own = Counter(tensor.shape for tensor in model.state_dict().values())
+        likeness[architecture] = (own & shapes).total() / (own | shapes).total()
+    best = sorted(likeness, key=lambda name: (-likeness[name], name))[:3]
+    return ", ".join(f"{name} ({likeness[name]:.0%})" for name in best)
 
 
 # as DINOv2's authors evaluate it; it was trained at 518 pixels

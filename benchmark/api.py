@@ -17,7 +17,7 @@ import ctypes
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 COLUMNS = ["backbone", "task", "metric", "value", "seed", "status", "reason", "run"]
-COLUMNS += ["weights", "protocol"]
+COLUMNS += ["weights", "network", "protocol"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Results:
     """What ``evaluate`` and ``compare`` return.
 
     Attributes:
-        frame: a row for each number: backbone (with the start of the sha256 where its name has
-            several weights), task, metric, value, seed, status, reason, run (its MLflow id),
-            weights (sha256), protocol (hash of its conditions).
+        frame: a row for each number: backbone (its label, or its name with what tells it from
+            others of this name), task, metric, value, seed, status, reason, run (its MLflow id),
+            weights (sha256), network (hash of weights and configuration), protocol (hash of its
+            conditions).
         tracking_uri: the MLflow store; experiment: in that store.
         parents: MLflow ids of the parent runs.
         options: of ``evaluate``, as far as they apply to other backbones too.
@@ -176,7 +177,7 @@ class Results:
 
 @check_arguments
 def evaluate(
-    backbone: str | nn.Module | Sequence[str],
+    backbone: str | nn.Module | Sequence[str] | Mapping[str, Any],
     tasks: str | Sequence[str] = (),
     *,
     name: str | None = None,
@@ -188,17 +189,18 @@ def evaluate(
     """Probe backbones on tasks; finished cells are reused.
 
     Args:
-        backbone: a name (``clip``, ``timm/resnet18`` …), several, or a module; see
-            ``backbones.adapters.module``.
+        backbone: a name (``clip``, ``timm/resnet18`` …), several, or a module (see
+            ``backbones.adapters.module``); or label → a name, a module, or whatever
+            ``--backbone LABEL=SOURCE`` takes: ``{"a": module, "b": "b.pt", "clip": "clip"}``.
         tasks: ``dataset/probe``, one or several; by default all of the suite.
         name: of a module; by default that of its class, after ``my-`` where a backbone has that.
-        images: how the images of a module are prepared.
+        images: how the images of modules are prepared.
         settings: changes to the tasks' settings, as with ``--set``, or to those of one task, as
             ``{"voc/linear": {"lr": 0.1}}``; several values of an axis, such as ``{"layers": [3,
             6]}``, make variants.
         tracking_uri: MLflow store; by default as MLflow itself decides.
         **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data`` (``{NAME: DIR}`` or
-            ``["NAME=DIR"]``), ``weights``, ``heads``,
+            ``["NAME=DIR"]``), ``weights``, ``architecture``, ``tags``, ``heads``,
             ``partial``, ``limit``, ``force``, ``experiment``, ``device``, ``jobs``,
             ``num_workers``, ``plugins``, as of ``python -m benchmark run``. A single backbone comes
             without baselines (``only=False`` adds them). A module is evaluated in this process.
@@ -212,9 +214,10 @@ def evaluate(
     from benchmark.run import run_async
     from reports.store import using
 
-    of_this_backbone = ("weights", "heads", "force")
+    of_this_backbone = ("weights", "architecture", "tags", "heads", "force")
     for_others = {key: value for key, value in options.items() if key not in of_this_backbone}
-    if not isinstance(backbone, str | Sequence):
+    values = backbone.values() if isinstance(backbone, Mapping) else [backbone]
+    if not all(isinstance(each, str | Path | Sequence) for each in values):
         options.setdefault("jobs", 1)
         elsewhere = options["jobs"] != 1 or options.get("executor", "local") != "local"
         if elsewhere or options.get("weights"):
@@ -255,7 +258,7 @@ def compare(
     """
     import pandas as pd
 
-    from reports.selection import weights_labels
+    from reports.selection import shown_runs, weights_labels
     from reports.store import Store, read_run
 
     evaluated = [subject for subject in subjects if isinstance(subject, Results)]
@@ -280,10 +283,11 @@ def compare(
     uri, experiment = experiments.pop()
     parents = tuple(parent for each in results for parent in each.parents)
     frame = pd.concat([each.frame for each in results], ignore_index=True)
-    frame = frame.drop_duplicates([*COLUMNS[:3], "seed", "weights", "protocol"], keep="last")
+    frame = frame.drop_duplicates([*COLUMNS[:3], "seed", "network", "protocol"], keep="last")
     client = Store(uri).client
-    labels = weights_labels([read_run(client.get_run(parent)) for parent in parents])
-    own = zip(frame.backbone, frame.weights, strict=True)
+    runs = [read_run(client.get_run(parent)) for parent in parents]
+    labels = weights_labels(shown_runs(runs, frame.backbone))
+    own = zip(frame.backbone, frame.weights, frame.network, strict=True)
     frame = frame.assign(backbone=[labels.get(each, each[0]) for each in own])
     return Results(frame, uri, experiment, parents, baseline=baseline)
 
@@ -344,14 +348,24 @@ def _run_options(
 
 @contextmanager
 def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterator[list[str]]:
-    """The backbones' names; a module is registered while the block runs."""
+    """The backbones as ``--backbone`` takes them; modules are registered while the block runs."""
+    if isinstance(backbone, Mapping) and backbone:
+        with ExitStack() as stack:
+            items = []
+            for label, each in backbone.items():
+                is_module = callable(getattr(each, "state_dict", None))
+                if is_module:
+                    (each,) = stack.enter_context(_named(each, label, images))
+                items.append(label if each == label and not is_module else f"{label}={each}")
+            yield items
+        return
     if isinstance(backbone, str | Sequence) and len(backbone):
         if name or images:
             raise UserError("name and images are for modules; a registered backbone has its own")
         yield [backbone] if isinstance(backbone, str) else list(backbone)
         return
     if not callable(getattr(backbone, "state_dict", None)) or isinstance(backbone, type):
-        raise UserError(f"backbone={backbone!r}: give a name, names or a module")
+        raise UserError(f"backbone={backbone!r}: give a name, names or a module, or labels of them")
     from backbones import DataConfig
     from backbones.adapters.module import entry_of
     from backbones.registry import BACKBONES, register

@@ -171,7 +171,7 @@ def find_cells(
     ``cells_of_heads``."""
     heads = cells_of_heads(tracker, backbone, tasks, conditions, seed)
     keys = backbone.cell_keys(tasks, conditions, seed, heads)
-    return finished_cells(tracker, keys, backbone.name)
+    return finished_cells(tracker, keys, backbone)
 
 
 def cells_of_heads(
@@ -192,17 +192,17 @@ def cells_of_heads(
         elif task.uses_head:
             trained = conditions[task.name]["head"]  # those of the task that trains the head
             keys[task.name] = cell_key(backbone.identity, trained, seed)
-    return finished_cells(tracker, keys, backbone.name, parent_id) | stored
+    return finished_cells(tracker, keys, backbone, parent_id) | stored
 
 
 def finished_cells(
-    tracker: Tracker, keys: Mapping[str, str], backbone: str, parent_id: str = ""
+    tracker: Tracker, keys: Mapping[str, str], backbone: BackboneInfo, parent_id: str = ""
 ) -> dict[str, Cell]:
     """Task → cell, of tasks that are finished.
 
     Args:
         keys: task → identity of its cell.
-        backbone: its name in the cells; the same weights may have been probed under another one.
+        backbone: whose column they are for; it may have been probed under another name.
         parent_id: accept only runs under this parent run; '' accepts any.
     """
     cells = {}
@@ -211,7 +211,8 @@ def finished_cells(
         cell = tracker.finished(**tags)
         if isinstance(cell, Cell):  # no run whose tags cannot be read
             _remove_scratch(cell)
-            update = {"backbone": backbone, "status": "cached", "costs": {}}
+            column = {"backbone": backbone.column, "network": backbone.network}
+            update = {**column, "status": "cached", "costs": {}}
             cells[task] = cell.model_copy(update=update)
     return cells
 
@@ -330,6 +331,7 @@ def _open_run(
         name=task.name,
         backbone=backbone.name,
         weights=backbone.weights.sha256,
+        network=backbone.network,
         task=task.name,
         dataset=task.spec.name,
         kind=task.spec.kind,
@@ -374,7 +376,7 @@ def _open_run(
         )
         run.log_models(inputs=[job.model_id])
         run.log_json(conditions, records.PROTOCOL)
-        yield cell.model_copy(update={"run_id": run.id}), run
+        yield cell.model_copy(update={"run_id": run.id, "backbone": backbone.column}), run
 
 
 def _work_dir(key: str) -> Path:
@@ -526,9 +528,9 @@ def probe_unit(job: Job) -> list[Cell]:
             for task in tasks
             if task.scored_with and task.name not in keys
         }
-        cells |= missing_cells(backbone.name, seed, reasons)
+        cells |= missing_cells(backbone.column, seed, reasons)
         with cell_locks(keys.values()):
-            cells |= finished_cells(tracker, keys, backbone.name, parent_id)
+            cells |= finished_cells(tracker, keys, backbone, parent_id)
             pending = [(task, keys[task.name]) for task in tasks if task.name not in cells]
             if pending:
                 finished = _run_pending(job, pending, tracker, heads)
@@ -548,8 +550,8 @@ def _run_pending(
     backbone = load_backbone(**job.backbone.create_arguments).to(device)
     if content_key(backbone.identity()) != content_key(job.backbone.identity):
         raise UserError(
-            f"the weights of {backbone.name} have changed since the run began; run the command"
-            " again"
+            f"the weights of {job.backbone.column} have changed since the run began; run the"
+            " command again"
         )
     # to log to; its name, which only messages of errors need, is not known here
     parent = Run(tracker, job.parent_id, name=job.parent_id)
@@ -579,7 +581,7 @@ def _run_pending(
         for joint in trained_together(contexts):
             names = " + ".join(task.name for task, _ in joint)
             # of every step that the probe reports
-            reporter().prefix = f"{backbone.name} · seed {job.seed} · {names} · "
+            reporter().prefix = f"{job.backbone.column} · seed {job.seed} · {names} · "
             cells += run_cells(joint, job, tracker)
             reporter().prefix = ""
     return cells

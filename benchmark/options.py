@@ -135,7 +135,8 @@ class ProbeOptions(DataOptions, ExecutionOptions):
     """What is probed, and where."""
 
     backbones: BackboneNames = ()
-    """backbones to probe; see `list backbones`"""
+    """backbones to probe, as NAME (see `list backbones`) or LABEL=SOURCE: a checkpoint, run:ID of a
+    training, hf:REPO[/FILE], or a name; LABEL names its column"""
     suite: Text | None = None
     """a named list of tasks; see `list suites` (default: mini, or those that have the tasks)"""
     tasks: TaskNames = ()
@@ -154,6 +155,12 @@ class RunOptions(ProbeOptions):
 
     weights: Path | None = None
     """checkpoint of the backbone (safetensors, or a torch file loaded weights-only)"""
+    architecture: Text | None = None
+    """NAME of the architecture of checkpoints that do not say theirs"""
+    name: Text | None = None
+    """label of the single backbone"""
+    tags: Annotated[Mapping[str, str], Field(alias="tag")] = field(default_factory=dict)
+    """a tag of the runs in MLflow, which `results list` shows (repeatable)"""
     heads: HeadSources = ()
     """ids of MLflow runs of finished tasks, or files head.safetensors of them: other test sets are
     scored with these heads, and the images that they were trained on are not needed"""

@@ -4,6 +4,8 @@ tasks share a unit.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +15,9 @@ from typing import Any, Self
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+from backbones.checkpoint import read_metadata
+from backbones.cliptex.recipes import changed_settings
+from backbones.registry import nearest_architectures
 from benchmark.cell import describe_backbone
 from benchmark.executor import Executor, decide_precision
 from benchmark.options import DataOptions, FolderOptions, RunOptions
@@ -29,7 +34,7 @@ from benchmark.tasks import (
 )
 from cliptex_common import registry
 from cliptex_common.errors import UserError
-from cliptex_common.files import content_key
+from cliptex_common.files import content_key, expand_user
 from probes.base import NotApplicable, Probe
 from probes.datasets.base import PreparedDataset, Split, UnfitCopy
 from probes.datasets.check import DatasetNotFound, find_folder, prepare
@@ -45,7 +50,7 @@ class Plan:
 
     Attributes:
         options: of the command.
-        backbones: their names.
+        backbones: column → how its backbone is created, but for the seed.
         absent: tasks of the suite that are left out because their data have no folder.
         notes: lines to print first.
         pipeline: makes the data and weights that are the suite's own, if it has any; see
@@ -56,7 +61,7 @@ class Plan:
     options: Any
     suite: Suite
     tasks: Sequence[PlannedTask]
-    backbones: Sequence[str] = ()
+    backbones: Mapping[str, BackboneSource] = field(default_factory=dict)
     seeds: Sequence[int] = ()
     absent: Sequence[PlannedTask] = ()
     notes: Sequence[str] = ()
@@ -69,7 +74,7 @@ class Plan:
 
     @property
     def rows(self) -> list[tuple[str, int]]:
-        """Name and seed of each backbone."""
+        """Column and seed of each backbone."""
         return [(name, seed) for seed in self.seeds for name in self.backbones]
 
     def with_pipeline(self, executor: Executor | None) -> Self:
@@ -122,24 +127,28 @@ class Plan:
         """Task → its ``PlannedTask.conditions``, computed once for all backbones and seeds."""
         return {task.name: task.conditions(self.data[task.name]) for task in self.tasks}
 
-    def is_trained(self, name: str) -> bool:
+    def is_trained(self, column: str) -> bool:
         """Whether the suite trains a backbone; it does not if the user brings weights."""
-        if self.pipeline is None or self.options.weights is not None:
+        arguments = self.backbones[column].create_arguments
+        if self.pipeline is None or arguments["weights"] is not None:
             return False
-        return self.pipeline.trains(name)
+        return self.pipeline.trains(arguments["name"])
 
-    async def source(self, name: str, seed: int) -> BackboneSource:
+    async def source(self, column: str, seed: int) -> BackboneSource:
         """How to create a backbone, whose weights are trained first if the suite trains it."""
-        if self.pipeline is not None and self.is_trained(name):
-            return await self.pipeline.weights(name, seed)
-        return self._untrained_source(name, seed)
+        source = self.backbones[column]
+        if self.pipeline is not None and self.is_trained(column):
+            return await self.pipeline.weights(source.create_arguments["name"], seed)
+        return replace(source, create_arguments={**source.create_arguments, "seed": seed})
 
-    def planned_backbone(self, name: str) -> BackboneInfo:
+    def planned_backbone(self, column: str) -> BackboneInfo:
         """A backbone before any work: of one that the suite trains its architecture, else with the
         weights of the first seed. Raises ``UserError`` if it cannot be built."""
-        if self.is_trained(name):
-            return replace(self.trained_architecture, name=name)
-        return describe_backbone(self._untrained_source(name, self.seeds[0]).create_arguments)
+        arguments = self.backbones[column].create_arguments
+        if self.is_trained(column):
+            return replace(self.trained_architecture, name=arguments["name"], label=column)
+        info = describe_backbone({**arguments, "seed": self.seeds[0]})
+        return replace(info, label=column)
 
     @cached_property
     def trained_architecture(self) -> BackboneInfo:
@@ -181,18 +190,12 @@ class Plan:
             **of_row,
         )
 
-    def _untrained_source(self, name: str, seed: int) -> BackboneSource:
-        """How to create a backbone that the suite does not train."""
-        weights = self.options.weights
-        path = None if weights is None else str(weights)
-        return BackboneSource({"name": name, "weights": path, "seed": seed})
-
     def as_config_file(self) -> dict[str, Any]:
         """The options as a ``--config`` file of the same run: absolute paths, what the plan has
         resolved (backbones, suite), nothing about execution."""
         options = self.options
         values: dict[str, Any] = {
-            "backbone": list(self.backbones),
+            "backbone": [source.request for source in self.backbones.values()],
             "only": True,
             "seed": self.seeds[0],
             "seeds": len(self.seeds),
@@ -203,6 +206,8 @@ class Plan:
             "limit": options.limit,
             "data": {name: str(path.absolute()) for name, path in options.data.items()},
             "weights": options.weights and str(options.weights.absolute()),
+            "architecture": options.architecture,
+            "tag": dict(options.tags),
             "head": list(options.heads),
             "data-root": options.data_root and str(options.data_root.absolute()),
             "experiment": self.experiment,
@@ -226,11 +231,9 @@ def make_plan(options: RunOptions) -> Plan:
     if options.weights is not None and len(names) != 1:
         raise UserError(
             f"--weights applies to one backbone, but {len(names)} are given:"
-            f" {', '.join(names)}; run them one by one"
+            f" {', '.join(names)}; write --backbone LABEL=FILE for each"
         )
-    for name in names:
-        # raises; random/NAME is NAME untrained
-        backbones.find(name.removeprefix("random/"), fresh=True)
+    sources = backbone_sources(names, options)
     absent: Sequence[PlannedTask] = ()
     chosen = {name.partition(":")[0] for name in options.tasks or suite.tasks}  # without variants
     if added := [task.name for task in tasks if task.name.partition(":")[0] not in chosen]:
@@ -253,7 +256,7 @@ def make_plan(options: RunOptions) -> Plan:
         tasks = [task.with_precision(precision) for task in tasks]
         notes.append(note)
     seeds = range(options.seed, options.seed + options.seeds)
-    return Plan(options, suite, tasks, names, seeds, absent, notes)
+    return Plan(options, suite, tasks, sources, seeds, absent, notes)
 
 
 def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]:
@@ -275,6 +278,84 @@ def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]
         return names, []
     baselines = ", ".join(member for member in members if member != name)
     return members, [f"{name} runs beside its baselines {baselines} (--only: without them)"]
+
+
+LABELLED = re.compile(r"([^=/:(]+)=(.+)")
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, BackboneSource]:
+    """Column → how its backbone is created, but for the seed. Raises ``UserError`` for an unknown
+    name or source, a checkpoint of unknown architecture, or two backbones with one label.
+
+    Args:
+        names: each ``NAME`` or ``LABEL=SOURCE``.
+    """
+    if options.name and len(options.backbones) != 1:
+        raise UserError(f"--name {options.name}: it labels one backbone; write LABEL=NAME for each")
+    sources: dict[str, BackboneSource] = {}
+    for item in names:
+        match = LABELLED.fullmatch(item)
+        label, name = match.groups() if match else ("", item)
+        if options.name and item in options.backbones:
+            label = options.name
+        arguments = {"name": name, "weights": options.weights and str(options.weights)}
+        if match and not options.weights and (path := find_checkpoint(name)):
+            arguments = _checkpoint_arguments(item, path, options.architecture)
+            name = name if ":" in name else str(path)
+        backbones.find(arguments["name"].removeprefix("random/"), fresh=True)  # raises
+        settings = checkpoint_metadata(arguments["weights"])[2]
+        request = f"{label}={name}" if label else name
+        source = BackboneSource(arguments, label=label, settings=settings, request=request)
+        if source.column in sources:
+            raise UserError(f"--backbone {item}: two are called {source.column!r}; label them")
+        sources[source.column] = source
+    return sources
+
+
+def find_checkpoint(source: str) -> Path | None:
+    """The file of a ``SOURCE`` of ``--backbone LABEL=SOURCE``, which need not exist; None if it is
+    a name. Raises ``UserError`` if it cannot be fetched."""
+    kind, _, rest = source.partition(":")
+    if kind == "run":
+        from benchmark.stages import trained_weights  # with all that trains
+
+        return trained_weights(rest)
+    if kind == "hf":
+        from backbones.adapters.common import hub_file
+
+        owner, repository, *file = rest.split("/", 2)
+        repository = f"{owner}/{repository}"
+        return hub_file(repository, file or ["model.safetensors"], backbone=source, weights=False)
+    path = expand_user(source).absolute()
+    if path.is_dir() and source not in backbones.names():
+        # here a folder becomes a column for each of its checkpoints
+        raise UserError(f"{source} is a folder; name its checkpoints one by one, LABEL=FILE")
+    return path if path.is_file() or path.suffix in WEIGHTS_SUFFIXES else None
+
+
+def _checkpoint_arguments(item: str, path: Path, architecture: str | None) -> dict[str, Any]:
+    """Arguments of ``backbones.create`` for a checkpoint. Raises ``UserError`` if nothing says its
+    architecture."""
+    stored, recipe, _ = checkpoint_metadata(path)
+    if stored and stored != architecture:
+        name = recipe if recipe in backbones.names() else stored
+        return {"name": name, "weights": str(path), "any_architecture": True}
+    if not architecture:
+        raise UserError(
+            f"--backbone {item}: the file does not say its architecture; add --architecture NAME,"
+            f" nearest by shapes: {nearest_architectures(path)}"
+        )
+    return {"name": architecture, "weights": str(path)}
+
+
+def checkpoint_metadata(path: str | Path | None) -> tuple[str, str, str]:
+    """Architecture, name of the recipe, and its ``changed_settings`` of a checkpoint; '' for what
+    it does not say."""
+    metadata = read_metadata(Path(path)) if path and Path(path).is_file() else {}
+    recipe = json.loads(metadata.get("extra", "{}")).get("recipe", {})
+    changes = changed_settings(recipe) if recipe else ""
+    return metadata.get("architecture", ""), recipe.get("name", ""), changes
 
 
 def _split_by_folder(

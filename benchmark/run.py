@@ -45,7 +45,7 @@ from benchmark.executor import (
     unstarted_executor,
 )
 from benchmark.options import RunOptions
-from benchmark.plan import Plan, make_plan
+from benchmark.plan import Plan, checkpoint_metadata, make_plan
 from benchmark.progress import Bar, console
 from benchmark.result import RunResult, suite_average
 from benchmark.suites import BackboneSource, NotMade
@@ -72,7 +72,7 @@ def log_backbone(tracker: Tracker, backbone: BackboneInfo, train_run: str = "") 
         TAGS["weights_source"]: weights.source,
         TAGS["licence"]: weights.licence,
     }
-    return logged_model(tracker, backbone.name, weights.sha256, backbone.params, tags, train_run)
+    return logged_model(tracker, backbone.column, weights.sha256, backbone.params, tags, train_run)
 
 
 async def ask_for_precision(
@@ -151,7 +151,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return self.planned.name
+        return self.planned.column
 
     async def load(self) -> BackboneInfo:
         """The backbone, whose ``source`` is known; described once for all seeds of equal weights.
@@ -159,7 +159,7 @@ class Row:
         arguments = self.source.create_arguments
         if self.planned.is_built_by(arguments):
             return self.planned
-        return await describe(arguments, self.executor)
+        return replace(await describe(arguments, self.executor), label=self.name)
 
     def find(self) -> dict[str, Cell]:
         """Task → cell, of tasks that are finished or do not apply; none is finished with
@@ -215,6 +215,9 @@ class Row:
                 earlier = None if plan.options.force else self._find_earlier()
                 if not pending and earlier and self._is_complete(earlier, cells.values()):
                     self.run_id = earlier.run_id
+                    named = self.record.naming_tags()
+                    if not named.items() <= earlier.naming_tags().items():
+                        tracker.client.set_tags(earlier.run_id, named)
                     return [cells[task.name] for task in plan.tasks]
                 run = stack.enter_context(self._open_run(earlier))
             for unit_cells in await asyncio.gather(*(self._run_unit(each) for each in pending)):
@@ -272,14 +275,20 @@ class Row:
             "set": plan.options.overrides,
             "limit": limit,
         }
-        name = f"{backbone.name} · {suite} · seed {self.seed}"
+        source = plan.backbones[self.name]
+        if source.label:  # a run for each label; cells know none
+            identity["label"] = source.label
+        name = f"{self.name} · {suite} · seed {self.seed}"
         return ParentRun(
             name=f"{name} · only {limit} images" if limit else name,
             backbone=backbone.name,
+            label=self.name if self.name != backbone.name else "",
             architecture=backbone.architecture,
             suite=suite,
             seed=self.seed,
             weights=backbone.weights.sha256,
+            network=backbone.network,
+            settings=checkpoint_metadata(self.source.create_arguments.get("weights"))[2],
             weights_source=backbone.weights.source,
             licence=backbone.weights.licence,
             run_key=content_key(identity),
@@ -292,6 +301,7 @@ class Row:
                 for task, conditions in plan.conditions.items()
             },
             costs=dict(self.source.cost),
+            own_tags=dict(plan.options.tags),
         )
 
     def _find_earlier(self) -> ParentRun | None:
@@ -337,7 +347,7 @@ class Row:
             "environment": environment(),
         }
         resume = earlier.run_id if earlier else None
-        tags = record.to_tags()
+        tags = record.to_tags() | (record.naming_tags() if earlier else {})
         with self.tracker.run(record.name, tags=tags, params=params, resume=resume) as run:
             self.run_id = run.id
             run.log_json(content, records.PARENT)
@@ -388,8 +398,9 @@ async def run_async(options: RunOptions) -> RunResult:
             command resumes them.
     """
     plan = make_plan(options)
-    if options.weights:
-        mark_in_use(options.weights)
+    for source in plan.backbones.values():
+        if path := source.create_arguments["weights"]:
+            mark_in_use(Path(path))
     try:
         with Bar() as bar:
             # Started below: what does not fit is refused before there are workers and a store. The
@@ -399,7 +410,7 @@ async def run_async(options: RunOptions) -> RunResult:
             _print_notes(plan)
             planned = [plan.planned_backbone(name) for name in plan.backbones]
             _print_summaries(planned)
-            inapplicable = {each.name: plan.inapplicable_tasks(each) for each in planned}
+            inapplicable = {each.column: plan.inapplicable_tasks(each) for each in planned}
             if not executor.in_this_process:
                 drop_last_model()  # of ``planned_backbone``; each worker loads its own
             with start_executor(executor, plan.experiment) as tracker:
@@ -407,7 +418,7 @@ async def run_async(options: RunOptions) -> RunResult:
                 plan = await plan.with_data(executor.num_workers)
                 reported: dict[Exception, str] = {}
                 rows = [
-                    Row(plan, each, seed, inapplicable[each.name], executor, tracker, reported)
+                    Row(plan, each, seed, inapplicable[each.column], executor, tracker, reported)
                     for seed in plan.seeds
                     for each in planned
                 ]
@@ -427,11 +438,13 @@ async def _run_rows(
     at_once = asyncio.Semaphore(len(rows) if executor.is_remote else executor.slots)
     results = await asyncio.gather(*(row.run(at_once) for row in rows))
     cells = [cell for row_cells in results for cell in row_cells]
-    parents = [row for row in rows if row.model_id]
-    labels = weights_labels([*cells, *(row.record for row in parents)])
+    records = [
+        (row.record.model_copy(update={"backbone": row.name}), row) for row in rows if row.model_id
+    ]
+    labels = weights_labels([*cells, *(record for record, _ in records)])
     run_ids = {
-        (with_label(row.record, labels).backbone, row.seed): row.run_id
-        for row in parents
+        (with_label(record, labels).backbone, row.seed): row.run_id
+        for record, row in records
         if row.run_id
     }
     cells = [with_label(cell, labels) for cell in cells]

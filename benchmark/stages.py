@@ -59,6 +59,7 @@ from cliptex_common.files import home, mark_in_use
 from cliptex_common.progress import Progress, RunLog, Silent
 from reports.provenance import environment
 from reports.records import TAGS, cost_metrics
+from reports.store import Store, read_run
 from reports.tables import count
 from reports.tracking import Run, Tracker, logged_model
 
@@ -435,6 +436,22 @@ def find_weights(
         return None
     run = tracker.finished(**{TAGS["train_key"]: result.key}) if tracker is not None else None
     return TrainedWeights(**vars(result), run=run.run_id if run is not None else "")
+
+
+def trained_weights(run_id: str) -> Path:
+    """The weights of a finished training: those stored with its MLflow run, else the file that it
+    wrote. Raises ``UserError`` if there are none."""
+    from mlflow.exceptions import MlflowException
+
+    store = Store()
+    try:
+        run = read_run(store.client.get_run(run_id))
+    except MlflowException as error:
+        raise UserError(f"run:{run_id}: no such run in {hide_secrets(store.uri)}") from error
+    path = Path(run.tags.get(TAGS["weights_file"], ""))
+    if not (run.is_finished and path.name):
+        raise UserError(f"run:{run_id} is no finished training; `train` prints the id of its run")
+    return store.artifact(run, f"weights/{path.name}") or path
 
 
 async def train_weights(

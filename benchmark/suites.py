@@ -28,11 +28,24 @@ class BackboneSource:
         create_arguments: keyword arguments of ``backbones.create``.
         run: id of the MLflow run that trained its weights; '' if unknown.
         cost: of the weights: ``train_seconds``, ``label_seconds`` …
+        label: that the user gives it; settings: of the recipe that trained the user's weights,
+            where they are not its defaults.
+        request: as ``--backbone`` takes it.
     """
 
     create_arguments: Mapping[str, Any]
     run: str = ""
     cost: Mapping[str, float] = field(default_factory=dict)
+    label: str = ""
+    settings: str = ""
+    request: str = ""
+
+    @property
+    def column(self) -> str:
+        """What its column is called: its label, or its name and what its recipe changes of the
+        method."""
+        changes = [word for word in self.settings.split() if word.startswith(("λ", "experts"))]
+        return self.label or " ".join([self.create_arguments["name"], *changes])
 
 
 class NotMade(Exception):

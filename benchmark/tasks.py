@@ -42,7 +42,7 @@ from probes.registry import (
     trained_task,
 )
 from probes.upsamplers.names import HUB_SOURCES
-from reports.records import Cell, cell_key
+from reports.records import Cell, cell_key, network_key
 
 # defaults of settings that were added later; left out of conditions, so that keys of earlier cells
 # stay as they are
@@ -78,7 +78,7 @@ class StoredHeads:
                 return cell
         owners = ", ".join(f"{cell.label} ({cell.weights[:12]})" for cell in self.cells)
         raise UserError(
-            f"no head is of {backbone.name} ({backbone.weights.sha256[:12]}) and seed {seed};"
+            f"no head is of {backbone.column} ({backbone.weights.sha256[:12]}) and seed {seed};"
             f" --head names {owners}"
         )
 
@@ -240,6 +240,7 @@ class BackboneInfo:
             fixed_size, depth, summary: as of ``backbones.Backbone``.
         identity: of ``Backbone.identity``.
         params: of its LoggedModel in MLflow.
+        label: name of its column, if it is another one.
     """
 
     create_arguments: Mapping[str, Any]
@@ -256,10 +257,21 @@ class BackboneInfo:
     depth: int
     params: Mapping[str, Any]
     summary: str = ""
+    label: str = ""
+
+    @property
+    def column(self) -> str:
+        """The name of its column; no part of its identity."""
+        return self.label or self.name
+
+    @property
+    def network(self) -> str:
+        """``network_key`` of its identity."""
+        return network_key(self.identity)
 
     @classmethod
     def of(cls, backbone: Backbone, create_arguments: Mapping[str, Any]) -> BackboneInfo:
-        own = ("create_arguments", "identity", "params")
+        own = ("create_arguments", "identity", "params", "label")
         shared = {name: getattr(backbone, name) for name in field_names(cls) if name not in own}
         return cls(
             **shared,
@@ -343,7 +355,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        return unit_title(self.backbone.name, self.seed, self.tasks)
+        return unit_title(self.backbone.column, self.seed, self.tasks)
 
     def with_specs(self) -> Job:
         """With the specs of its datasets, in the process that probes."""

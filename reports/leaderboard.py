@@ -22,8 +22,8 @@ from reports.pages import figure_content, render_template
 from reports.published.table import costs_of, published_numbers, read_rows
 from reports.records import PARENT, PROTOCOL, Cell, Metric, ParentRun
 from reports.relations import COST_AXES, cost_conditions, cost_figure
-from reports.selection import task_order, weights_labels, with_label
-from reports.sharing import SharedResults, check_results, settings_key
+from reports.selection import column_runs, task_order
+from reports.sharing import SharedResults, check_results, new_names, settings_key
 from reports.statistics import (
     Estimate,
     MetricSample,
@@ -99,18 +99,17 @@ class Leaderboard:
     parents: list[ParentRun] = field(default_factory=list)
 
     def add(self, results: SharedResults) -> None:
-        """Verify a file and add its results. Weights of a name that differ have rows of their own
-        (``weights_labels``); a name that others have for other weights gets the file's title added.
+        """Verify a file and add its results. Networks of one name have rows of their own
+        (``column_runs``); a name that others have for other weights gets the file's title added.
 
         Raises:
             TrackingError: the file is refused.
         """
         scores = check_results(results)
-        labels = weights_labels([*results.cells, *results.parents.values()])
-        parents = {key: with_label(run, labels) for key, run in results.parents.items()}
-        cells = [with_label(cell, labels) for cell in results.cells]
-        results = replace(results, parents=parents, cells=cells)
-        names = results.new_names(self.parents)
+        cells, parents, _ = column_runs([*results.cells, *results.parents.values()])
+        by_id = {parent.run_id: parent for parent in parents}
+        results = replace(results, parents=by_id, cells=cells)
+        names = new_names(parents, self.parents, results.title)
         for parent in results.parents.values():
             name = names.get(parent.backbone, parent.backbone)
             self.parents.append(parent.model_copy(update={"backbone": name}))

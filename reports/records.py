@@ -206,9 +206,12 @@ HELD_OUT = "select/"  # of scores on held-out training images, by which a probe 
 LABEL_FREE = "label_free/"  # of diagnostics of features without labels, which nothing ranks
 SAMPLED = ("shots", "train_share")  # parameters that learning curves are drawn over
 PROTOCOL_PREFIX, REUSED_PREFIX = "protocol.", "cached."  # of a parent's tags, one for each task
+OWN_PREFIX = "tag."  # of a parent's tags that the user gave it
 # field → its tag in MLflow, where they differ
 TAGS = {
     "weights": "weights.sha256",
+    "network": "weights.network",
+    "settings": "weights.settings",
     "weights_source": "weights.source",
     "licence": "weights.licence",
     "device": "device.kind",
@@ -323,6 +326,7 @@ class Cell(Record):
 
     Attributes:
         weights: sha256.
+        network: hash of the weights and configuration of the backbone (``network_key``).
         probe: name of the probe; kind: of the dataset (``segmentation``, ``detection`` …).
         protocol: hash of the conditions that its numbers depend on (``PROTOCOL``).
         key: identity of the cell (``cell_key``).
@@ -342,6 +346,7 @@ class Cell(Record):
     task: str
     seed: int
     weights: str = ""
+    network: str = ""
     dataset: str = ""
     kind: str = ""
     probe: str = ""
@@ -393,8 +398,12 @@ class ParentRun(Record):
     """The run of one backbone, suite and seed, which the runs of its cells nest under.
 
     Attributes:
+        label: the name of its column, if the user gave it one; '' for that of the backbone. It is
+            part of no identity and may change.
         weights, weights_source, licence: the sha256 of its weights, where they are from, and how
             they may be used.
+        network: as of ``Cell``; settings: those of the recipe that trained the weights, where they
+            are not its defaults (``λ_seg=0.3 epochs=2``).
         run_key: a run with the same key is resumed.
         model: id of the LoggedModel; train_run: of the run that trained the weights.
         training, step: of the folder of checkpoints that its weights are from; '' and None of
@@ -404,14 +413,18 @@ class ParentRun(Record):
         average: title of the suite's average, if it has one and there is a number for each task.
         protocols: task → hash of its conditions; reused: task → id of a cell's run under another
             parent. Of the task as ``task_tag`` writes it.
+        own_tags: those that the user gave it.
     """
 
     backbone: str
     seed: int
     run_key: str
+    label: str = ""
     architecture: str = ""
     suite: str = ""
     weights: str = ""
+    network: str = ""
+    settings: str = ""
     weights_source: str = ""
     licence: str = ""
     model: str = ""
@@ -424,6 +437,12 @@ class ParentRun(Record):
     commit: str = ""
     protocols: Annotated[dict[str, str], Field(exclude=True)] = {}
     reused: Annotated[dict[str, str], Field(exclude=True)] = {}
+    own_tags: Annotated[dict[str, str], Field(exclude=True)] = {}
+
+    @property
+    def column(self) -> str:
+        """What its column is called, unless another network has that name."""
+        return self.label or self.backbone
 
     @property
     def has_weights_of_seed(self) -> bool:
@@ -431,11 +450,19 @@ class ParentRun(Record):
         is_trained = bool(self.train_run) or "train_seconds" in self.costs
         return is_trained or self.weights_source == f"random(seed={self.seed})"
 
+    def naming_tags(self) -> dict[str, str]:
+        """Those of its tags that say its column and network, and the user's own; a finished run may
+        get others."""
+        own_tags = {f"{OWN_PREFIX}{name}": value for name, value in self.own_tags.items()}
+        network = {TAGS["network"]: self.network, TAGS["settings"]: self.settings}
+        return {"label": self.label, **network, **own_tags}
+
     def to_tags(self) -> dict[str, str]:
         """Its tags in MLflow, without empty ones."""
         protocols = {f"{PROTOCOL_PREFIX}{task}": value for task, value in self.protocols.items()}
         reused = {f"{REUSED_PREFIX}{task}": run_id for task, run_id in self.reused.items()}
-        return super().to_tags() | protocols | reused
+        own = {tag: text for tag, text in self.naming_tags().items() if text}
+        return super().to_tags() | protocols | reused | own
 
 
 def cell_key(
@@ -445,6 +472,13 @@ def cell_key(
     of the head of another task, where the conditions name one that it uses."""
     used = {"head": head} if "head" in conditions else {}
     return content_key({"backbone": identity, "protocol": conditions, "seed": seed, **used})
+
+
+def network_key(identity: Mapping[str, Any]) -> str:
+    """Hash of a network, of ``Backbone.identity``: of its weights and its configuration, whatever
+    versions of libraries compute it."""
+    names = ("architecture", "model_config", "sha256", "data")
+    return content_key({name: identity.get(name) for name in names})
 
 
 def cost_metrics(costs: Mapping[str, float]) -> dict[str, float]:
@@ -482,9 +516,12 @@ def read_record(
         }
         return cell.model_copy(update=own)
     if TAGS["run_key"] in tags:
-        protocols = _with_prefix(tags, PROTOCOL_PREFIX)
-        reused = _with_prefix(tags, REUSED_PREFIX)
-        return ParentRun(**values, protocols=protocols, reused=reused)
+        return ParentRun(
+            **values,
+            protocols=_with_prefix(tags, PROTOCOL_PREFIX),
+            reused=_with_prefix(tags, REUSED_PREFIX),
+            own_tags=_with_prefix(tags, OWN_PREFIX),
+        )
     return Record(**values, params=dict(params), tags=dict(tags))
 
 

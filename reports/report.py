@@ -35,7 +35,13 @@ from reports.relations import (
     diagnostics_figures,
     mode_changes,
 )
-from reports.selection import TaskColumn, default_experiments, select, without_studies
+from reports.selection import (
+    TaskColumn,
+    default_experiments,
+    select,
+    shown_runs,
+    without_studies,
+)
 from reports.sharing import read_shared
 from reports.store import UNREADABLE, Store
 from reports.studies import Study, find_studies, find_study
@@ -172,7 +178,8 @@ def build_report(
         return _study_report(store, request, request.study)
     experiments = list(request.experiments) or default_experiments(store)
     runs = store.runs(experiments)
-    counted, notes = _like_runs(request.like_runs, without_studies(runs))
+    requested = [*request.backbones, *filter(None, [request.baseline])]
+    counted, notes = _like_runs(request.like_runs, shown_runs(without_studies(runs), requested))
     for run in runs:
         if run.status == UNREADABLE:
             notes.append(f"Run {run.run_id} ({run.name}) is left out: {run.reason}.")
@@ -233,19 +240,19 @@ def build_report(
 
 def _like_runs(ids: Sequence[str], runs: list[Record]) -> tuple[list[Record], list[str]]:
     """The runs with the protocols of the parent runs among ``ids`` and, of their backbones, the
-    cells among them with their weights; notes about the others.
+    cells among them with their networks; notes about the others.
 
     So a page that is attached to a run agrees with that run.
     """
     protocols: set[str] = set()
-    weights: set[tuple[str, int, str]] = set()
+    networks: set[tuple[str, int, str, str]] = set()
     for run in runs:
         if isinstance(run, ParentRun) and run.run_id in ids:
             protocols.update(run.protocols.values())
-            weights.add((run.backbone, run.seed, run.weights))
+            networks.add((run.backbone, run.seed, run.weights, run.network))
     if not protocols:
         return runs, []
-    backbones = {name for name, *_ in weights}
+    backbones = {name for name, *_ in networks}
     same: list[Record] = []
     other_protocols: set[str] = set()
     subjects = []
@@ -253,7 +260,7 @@ def _like_runs(ids: Sequence[str], runs: list[Record]) -> tuple[list[Record], li
         has_protocol = not isinstance(run, Cell) or run.protocol in protocols
         is_same = True
         if isinstance(run, Cell | ParentRun) and run.backbone in backbones:
-            is_same = (run.backbone, run.seed, run.weights) in weights
+            is_same = (run.backbone, run.seed, run.weights, run.network) in networks
             if isinstance(run, Cell) and run.is_finished and has_protocol:
                 is_same = run.run_id in ids
             if isinstance(run, Cell) and is_same and not has_protocol:

@@ -1,13 +1,14 @@
 """Which runs count, and why a number is missing.
 
-Of one backbone, task, protocol and seed the newest finished run counts. Weights of one name whose
-sha256 differ are backbones of their own (``weights_labels``).
+Of one backbone, task, protocol and seed the newest finished run counts. A network – weights and
+configuration – has a column of its own: its label names it (``shown_runs``), or its backbone, with
+what tells it from others of this name (``weights_labels``).
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeVar
@@ -17,6 +18,8 @@ from reports.records import TAGS, Cell, Metric, ParentRun, Record, TrackingError
 from reports.store import PREFIX, Store
 
 R = TypeVar("R", Cell, ParentRun)
+Network = tuple[str, str, str]  # a name of it, the sha256 of its weights, ``Cell.network``
+Labels = Mapping[Network, str]
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
 
 
@@ -130,40 +133,118 @@ def without_studies(runs: Sequence[Record]) -> list[Record]:
     return [run for run in runs if run.run_id not in in_study]
 
 
-def weights_labels(runs: Sequence[Record]) -> dict[tuple[str, str], str]:
-    """(backbone, sha256) → the name of their column: the backbone's, with the start of the sha256
-    where the backbone has several with numbers.
+def shown_runs(runs: Sequence[Record], requested: Iterable[str] = ()) -> list[Record]:
+    """Runs, with cells and parent runs under the names that their networks have: those of them that
+    are requested, else the newest label, else the names of the backbones.
 
-    Numbers of different weights are never pooled. Only those of the seeds of a recipe, each of
+    A cell with several names is there for each of them. So is, without labels, one that was run
+    under another name of the same weights, for each parent that reused it.
+    """
+    networks: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        if isinstance(run, Cell | ParentRun) and run.network:
+            networks[run.weights].add(run.network)
+    shown: dict[tuple[str, str], Record] = {}
+    runs = [_with_network(run, networks) for run in runs]
+    parents = [run for run in runs if isinstance(run, ParentRun)]
+    claims: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # network → name → label
+    for parent in sorted(parents, key=attrgetter("started")):
+        names = claims[parent.weights, parent.network]
+        names.pop(parent.column, None)
+        names[parent.column] = parent.label
+    requested = {name.partition("@")[0] for name in requested}
+    labelled = {
+        network: [name for name in names if name in requested]
+        or [*filter(None, names.values())][-1:]
+        for network, names in claims.items()
+        if any(names.values())
+    }
+    for run in runs:
+        if isinstance(run, Cell | ParentRun):
+            for name in labelled.get((run.weights, run.network), [run.backbone]):
+                shown[run.run_id, name] = run.model_copy(update={"backbone": name})
+        else:
+            shown[run.run_id, ""] = run
+    cells = {run.run_id: run for run in runs if isinstance(run, Cell)}
+    for parent in parents:
+        for child in {*parent.reused.values()} & cells.keys():
+            cell = cells[child]
+            if (cell.weights, cell.network) not in labelled:
+                changes = {"backbone": parent.backbone, "parent": parent.run_id}
+                shown.setdefault((child, parent.backbone), cell.model_copy(update=changes))
+    return list(shown.values())
+
+
+def _with_network(run: Record, networks: Mapping[str, set[str]]) -> Record:
+    """An older run, which does not say of which configuration its weights are, with the only one
+    that others say. ``networks``: sha256 of weights → their networks."""
+    if isinstance(run, Cell | ParentRun) and len(networks.get(run.weights, ())) == 1:
+        (network,) = networks[run.weights]
+        return run.model_copy(update={"network": network})
+    return run
+
+
+def weights_labels(runs: Sequence[Record]) -> Labels:
+    """Network → the name of its column: a name of several networks with numbers gets what tells
+    them apart, the settings of their recipes, else the start of the sha256.
+
+    Numbers of different networks are never pooled. Only those of the seeds of a recipe, each of
     which has weights of its own, are one column, which is called by those of its first seed.
 
     Args:
-        runs: cells, and their parent runs, which have how the weights were made.
+        runs: cells, and their parent runs, which have how the weights were made, by the names of
+            ``shown_runs``.
     """
     own = [run for run in runs if isinstance(run, Cell | ParentRun)]
-    columns = {(run.backbone, run.weights): run.weights for run in own if run.metrics}
-    recipes: dict[tuple[str, ...], set[tuple[int, str]]] = defaultdict(set)
+    columns = {_network(run): _network(run) for run in own if run.metrics}
+    settings: dict[Network, str] = {}
+    recipes: dict[tuple[str, ...], dict[str, set[tuple[int, Network]]]]
+    recipes = defaultdict(lambda: defaultdict(set))  # recipe → settings → seeds and networks
     for run in own:
-        if not isinstance(run, ParentRun) or not run.has_weights_of_seed:
-            continue
-        if (run.backbone, run.weights) in columns:
-            recipe = run.backbone, run.source, run.experiment, run.architecture
-            recipes[recipe].add((run.seed, run.weights))
-    for (name, *_), pairs in recipes.items():
-        seeds, shas = map(set, zip(*pairs, strict=True))
-        if len(seeds) == len(shas) == len(pairs):
-            columns |= {(name, sha): min(pairs)[1] for sha in shas}
-    counts = Counter(name for name, _ in {(name, first) for (name, _), first in columns.items()})
-    return {
-        (name, sha): f"{name}@{first[:8]}" if counts[name] > 1 else name
-        for (name, sha), first in columns.items()
-    }
+        if isinstance(run, ParentRun) and (network := _network(run)) in columns:
+            settings[network] = run.settings or settings.get(network, "")
+            if run.has_weights_of_seed:
+                recipe = run.backbone, run.source, run.experiment, run.architecture
+                recipes[recipe][run.settings].add((run.seed, network))
+    for by_settings in recipes.values():
+        unknown = by_settings.pop("", set())  # of older runs
+        if len(by_settings) < 2:
+            by_settings[""] = unknown.union(*by_settings.values())
+        for pairs in by_settings.values():
+            seeds, networks = map(set, zip(*pairs, strict=True))
+            if len(seeds) == len(networks) == len(pairs):
+                columns |= dict.fromkeys(networks, min(pairs)[1])
+    names = {}
+    for name, sha, network in columns.values():
+        words = settings.get((name, sha, network), "").split()
+        changed = " ".join([name, *(word for word in words if word not in name.split())])
+        by_sha = f"{name}@{sha[:8]}"
+        names[name, sha, network] = [name, changed, by_sha, f"{by_sha}-{network[:8]}"]
+    for _ in range(3):  # the next name where two have this one
+        counts = Counter(first for first, *_ in names.values())
+        names = {key: each[1:] if counts[each[0]] > 1 else each for key, each in names.items()}
+    return {network: names[first][0] for network, first in columns.items()}
 
 
-def with_label(run: R, labels: Mapping[tuple[str, str], str]) -> R:
+def _network(run: Cell | ParentRun) -> Network:
+    return run.backbone, run.weights, run.network
+
+
+def with_label(run: R, labels: Labels) -> R:
     """A cell or parent run under the name of its column; without a number it keeps its own."""
-    name = labels.get((run.backbone, run.weights), run.backbone)
+    name = labels.get(_network(run), run.backbone)
     return run if name == run.backbone else run.model_copy(update={"backbone": name})
+
+
+def column_runs(
+    runs: Sequence[Record], requested: Iterable[str] = ()
+) -> tuple[list[Cell], list[ParentRun], Labels]:
+    """The cells and parent runs among ``runs``, under the names of their columns, and these names;
+    ``requested``: as of ``shown_runs``."""
+    shown = shown_runs(runs, requested)
+    labels = weights_labels(shown)
+    cells = [with_label(run, labels) for run in shown if isinstance(run, Cell)]
+    return cells, [with_label(run, labels) for run in shown if isinstance(run, ParentRun)], labels
 
 
 def select(
@@ -177,8 +258,8 @@ def select(
 
     Args:
         runs: all runs of the experiments.
-        backbones: only these, in this order; ``NAME`` means all its weights, ``NAME@SHA`` those
-            whose sha256 starts so. Default: all.
+        backbones: only these columns, in this order; a ``NAME`` of several means all of them,
+            ``NAME@SHA`` those whose sha256 starts so. Default: all.
         baseline: what the others are compared with; default: the first existing one of clip-ft,
             clip and random, else the first backbone.
         tasks: only these.
@@ -188,10 +269,7 @@ def select(
             several weights.
     """
     shown = ", ".join(experiments)
-    parents = [run for run in runs if isinstance(run, ParentRun)]
-    every = _cells(runs, parents)
-    labels = weights_labels([*every, *parents])
-    every = [with_label(cell, labels) for cell in every]
+    every, parents, labels = column_runs(runs, [*backbones, baseline or ""])
     task_names = {cell.task for cell in every}
     for task in tasks if task_names else ():
         if task not in task_names:
@@ -219,20 +297,18 @@ def select(
     by_protocol = {(column.task, column.protocol): column for column in columns}
     by_id = {run.run_id: run for run in runs}
     newest_parents: dict[tuple[str, int], ParentRun] = {}
+    bases = {column: name for (name, *_), column in labels.items()}
     for cell in newest.values():
         run = by_id.get(cell.parent)
         if isinstance(run, ParentRun):
+            name = bases[cell.backbone]
+            run = run.model_copy(update={"label": "" if name == run.backbone else name})
             stored = newest_parents.setdefault((cell.backbone, cell.seed), run)
             if run.started > stored.started:
                 newest_parents[cell.backbone, cell.seed] = run
     for cell in sorted(newest.values(), key=attrgetter("seed")):
         grid[cell.backbone, by_protocol[cell.task, cell.protocol]].append(cell)
-    planned = {
-        (with_label(run, labels).backbone, task)
-        for run in parents
-        if run.is_finished
-        for task in run.protocols
-    }
+    planned = {(run.backbone, task) for run in parents if run.is_finished for task in run.protocols}
     missing = {
         (name, column): _missing_reason(name, column, cells, planned)
         for name in names
@@ -252,32 +328,22 @@ def select(
     )
 
 
-def _cells(runs: Sequence[Record], parents: Sequence[ParentRun]) -> list[Cell]:
-    """The cells among ``runs``. One that was run under another name of the same weights is there
-    again for each parent that reused it, as a cell of that parent's backbone."""
-    by_id = {run.run_id: run for run in runs if isinstance(run, Cell)}
-    cells = {(cell.run_id, cell.backbone): cell for cell in by_id.values()}
-    for parent in parents:
-        for child in parent.reused.values():
-            if child in by_id and (child, parent.backbone) not in cells:
-                changes = {"backbone": parent.backbone, "parent": parent.run_id}
-                cells[child, parent.backbone] = by_id[child].model_copy(update=changes)
-    return list(cells.values())
-
-
 def _backbones(
     cells: Sequence[Cell],
-    labels: Mapping[tuple[str, str], str],
+    labels: Labels,
     backbones: Sequence[str],
     baseline: str | None,
 ) -> tuple[list[str], str]:
     """The names of the columns of backbones, and that of the baseline."""
     finished = dict.fromkeys(cell.backbone for cell in cells if cell.metrics)
+    bases = {column: name for (name, *_), column in labels.items()}
 
     def find(name: str, role: str) -> list[str]:
+        if name in finished:
+            return [name]
         columns = dict.fromkeys(
             label
-            for (own, sha), label in labels.items()
+            for (own, sha, _), label in labels.items()
             if label in finished
             and (own == name or ("@" in name and f"{own}@{sha}".startswith(name)))
         )
@@ -289,9 +355,7 @@ def _backbones(
 
     chosen = [column for name in backbones for column in find(name, "backbone")]
     names = list(dict.fromkeys(chosen)) or list(finished)
-    preferred = (
-        name for each in PREFERRED_BASELINES for name in names if each == name.partition("@")[0]
-    )
+    preferred = (name for each in PREFERRED_BASELINES for name in names if each == bases[name])
     bases = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
     if len(bases) > 1:
         raise TrackingError(

@@ -43,13 +43,15 @@ from reports.records import (
     TrackingError,
     cell_key,
     inflate,
+    network_key,
     read_arrays,
     read_record,
     shortened_notes,
 )
-from reports.selection import select, without_studies
+from reports.selection import select, shown_runs, without_studies
 from reports.store import Store, missing_artifacts
 
+R = TypeVar("R", Cell, ParentRun)
 MANIFEST, RUNS = "manifest.json", "runs.json"
 FILES = "|".join(map(re.escape, (PROTOCOL, PARENT, PER_IMAGE, DETECTIONS)))
 MEMBER = re.compile(rf"{re.escape(RUNS)}|[0-9a-f]{{16}}/({FILES})")
@@ -162,14 +164,14 @@ class SharedResults:
         """A JSON file of a record."""
         return json.loads(self.members[f"{record.run_id}/{name}"])
 
-    def new_names(self, records: Collection[Cell | ParentRun]) -> dict[str, str]:
-        """Backbone → its name with the title of this file, of backbones that share no weights with
-        those of this name in ``records``."""
-        names = {run.backbone for run in records}
-        weights = {(run.backbone, run.weights) for run in records}
-        own = self.parents.values()
-        names -= {run.backbone for run in own if (run.backbone, run.weights) in weights}
-        return {name: f"{name} ({self.title})" for name in names}
+
+def new_names(own: Iterable[R], records: Collection[R], title: str) -> dict[str, str]:
+    """Backbone → its name with the title of a file, of backbones of which the runs of the file
+    (``own``) share no weights with those of this name in ``records``."""
+    names = {run.backbone for run in records}
+    weights = {(run.backbone, run.weights) for run in records}
+    names -= {run.backbone for run in own if (run.backbone, run.weights) in weights}
+    return {name: f"{name} ({title})" for name in names}
 
 
 def shared_id(record: Any) -> str:
@@ -316,6 +318,8 @@ def _check_cell(results: SharedResults, cell: Cell) -> ImageScores:
     identity = results.json(parent, PARENT)["backbone"]
     if identity["sha256"] != cell.weights:
         raise _Refused("its weights are not those of its parent run")
+    if {cell.network, parent.network} - {"", network_key(identity)}:
+        raise _Refused("weights and configuration are not those that its network is the hash of")
     if cell_key(identity, conditions, cell.seed, cell.head) != cell.key:
         raise _Refused(
             "backbone, protocol, seed and head are not those that the tag `cell` is the hash of"
@@ -341,7 +345,6 @@ def _check_cell(results: SharedResults, cell: Cell) -> ImageScores:
 
 # of a backbone in run.json, beside its identity
 NOT_IDENTITY = ("name", "source", "licence", "config")
-R = TypeVar("R", Cell, ParentRun)
 # fields that hold only in this store
 LOCAL_FIELDS = ("threads", "model", "train_run", "average", "study")
 
@@ -449,6 +452,7 @@ class _Exporter:
         self.members[f"{run_id}/{PARENT}"] = canonical_json(content).encode()
         name = f"{parent.backbone} · seed {parent.seed}"
         changes = {"run_id": run_id, "name": name, "parent": "", "metrics": {}, "reused": {}}
+        changes["own_tags"] = {}
         self.parents[run_id] = _shareable(parent, changes)
 
 
@@ -598,8 +602,8 @@ def read_shared(
     """The records of shared files as a report reads them, and what a reader must know of them.
 
     A backbone that has other weights here, or in an earlier file, gets the file's title added to
-    its name. Results whose protocol differs from one's own only in the
-    versions of libraries share its column.
+    its name; a network that is here has its name here. Results whose protocol differs from one's
+    own only in the versions of libraries share its column.
 
     Args:
         own: the runs of the store that the report is about.
@@ -641,12 +645,14 @@ class _Merger:
         """Add the records of one file."""
         title, folder = results.title, unpack(results)
         self.notes += results.notes
-        names = results.new_names(self.seen)
+        records: list[Any] = shown_runs([*results.parents.values(), *results.cells])
+        names = new_names(records, self.seen, title)
+        own_names = {(run.weights, run.network): run.backbone for run in self.seen if run.network}
         protocols = self._protocols(results)
         source = results.manifest.source or f"{title}{SUFFIX}"
-        records: list[Cell | ParentRun] = [*results.parents.values(), *results.cells]
         for record in records:
             name = names.get(record.backbone, record.backbone)
+            name = own_names.get((record.weights, record.network), name)
             changes: dict[str, Any] = {
                 "backbone": name,
                 "experiment": title,
@@ -658,6 +664,7 @@ class _Merger:
             else:
                 planned = record.protocols.items()
                 changes["protocols"] = {task: protocols.get(each, each) for task, each in planned}
+                changes["label"] = ""  # it is the name now
             record = self.records.setdefault(record.run_id, record.model_copy(update=changes))
             self.seen.append(record)
 

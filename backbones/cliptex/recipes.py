@@ -21,6 +21,7 @@ from cliptex_common.settings import (
     Probability,
     Share,
     ShareRange,
+    as_text,
     field_names,
     parse_pairs,
     read_value,
@@ -230,6 +231,20 @@ def setting_names() -> set[str]:
     """Names of all settings of a recipe, as users know them."""
     lambdas = {LAMBDA_PREFIX + loss for loss in ("clip", *task_names())}
     return field_names(Recipe) - {"lambdas"} | lambdas
+
+
+def changed_settings(settings: Mapping[str, Any]) -> str:
+    """What ``Recipe.settings`` of trained weights change in the recipe of their name, in one line,
+    λ first: ``λ_seg=0.3 epochs=2``. Seeds and precision are not what a recipe is called by."""
+    name = settings["name"]
+    defaults = (find_recipe(name) if name in recipe_names() else Recipe()).settings()
+    texts = {key: as_text(key, value) for key, value in settings.items()}
+    words = [
+        f"{key.replace(LAMBDA_PREFIX, 'λ_')}={text.replace(',', '+')}"
+        for key, text in texts.items()
+        if key not in ("name", "seed", "precision") and text != as_text(key, defaults.get(key))
+    ]
+    return " ".join(words)
 
 
 CONTRAST_ALONE = {"clip": 1.0, **dict.fromkeys(PAPER, 0.0)}  # λ

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, PositiveInt
 from rich.text import Text
@@ -42,6 +42,10 @@ from cliptex_common.settings import (
 )
 from probes.registry import DATASETS, PROBES, PROTOCOLS
 from probes.registry import tasks as registered_tasks
+
+if TYPE_CHECKING:
+    from reports.records import ParentRun
+    from reports.store import Store
 
 
 def print_table(rows: Iterable[Sequence[str]]) -> None:
@@ -402,13 +406,14 @@ class CheckResults(PluginOptions):
         from benchmark.progress import console
         from benchmark.unit import threads
         from reports.records import shortened_notes
-        from reports.selection import weights_labels
+        from reports.selection import column_runs
         from reports.sharing import check_results, load_files, read_files
 
         for results in read_files(load_files(self.files)):
             with threads(1):  # several spend twice the time on products as small as these
                 scores = check_results(results)
-            names = {*weights_labels([*results.cells, *results.parents.values()]).values()}
+            cells, *_ = column_runs([*results.cells, *results.parents.values()])
+            names = {cell.backbone for cell in cells}
             console.print(
                 f"{results.title}: {len(scores)} results of {len(names)} backbones agree with their"
                 " per-image scores"
@@ -456,7 +461,76 @@ class LeaderboardPage(PluginOptions):
         return 0
 
 
-RESULTS_COMMAND = {"export": ExportResults, "check": CheckResults, "page": LeaderboardPage}
+@options_dataclass
+class ListResults(TrackingOptions):
+    """List the runs of an experiment: backbone, seed, status, MLflow id, weights, settings, tags.
+
+    examples:
+      python -m benchmark results list --experiment paper
+    """
+
+    experiment: Names = ()
+    """MLflow experiments (default: the latest with results)"""
+
+    def main(self) -> int:
+        """Print a line for each run, by the names of columns."""
+        _, parents = _parents(self.tracking_uri, self.experiment)
+        rows = []
+        for run in sorted(parents, key=lambda run: (run.backbone, run.seed, run.started)):
+            tags = [f"{name}={value}" for name, value in run.own_tags.items()]
+            about = " ".join(filter(None, [run.weights_source, run.settings, *tags]))
+            rows.append((run.backbone, f"seed {run.seed}", run.status, run.run_id, about))
+        print_table(rows)
+        return 0
+
+
+@options_dataclass
+class LabelResults(TrackingOptions):
+    """Change the label of a backbone, the name of its column; its numbers and identities stay.
+
+    examples:
+      python -m benchmark results label cliptex@3e8413f7 'longer training'
+    """
+
+    old: Positional[str]
+    """its column, as reports name it, or the id of one of its runs (`results list`)"""
+    new: Positional[str]
+    """its new label; '' for the backbone's own name"""
+    experiment: Names = ()
+    """MLflow experiments (default: the latest with results)"""
+
+    def main(self) -> int:
+        """Set the tag of its runs."""
+        store, parents = _parents(self.tracking_uri, self.experiment)
+        columns = {run.run_id: run.backbone for run in parents}
+        column = columns.get(self.old, self.old)
+        chosen = [run_id for run_id in columns if columns[run_id] == column]
+        if not chosen:
+            hint = suggest(self.old, columns.values())
+            raise UserError(f"no backbone or run {self.old!r} has results; {hint}")
+        for run_id in chosen:
+            store.client.set_tags(run_id, {"label": self.new})
+        console.print(f"{column} is {self.new} now, in {len(chosen)} runs")
+        return 0
+
+
+def _parents(uri: str | None, experiments: Sequence[str]) -> tuple[Store, list[ParentRun]]:
+    """The store, and its parent runs under the names of their columns."""
+    from reports.selection import column_runs, default_experiments, without_studies
+    from reports.store import Store
+
+    store = Store(uri)
+    runs = store.runs(list(experiments) or default_experiments(store))
+    return store, column_runs(without_studies(runs))[1]
+
+
+RESULTS_COMMAND = {
+    "export": ExportResults,
+    "check": CheckResults,
+    "page": LeaderboardPage,
+    "list": ListResults,
+    "label": LabelResults,
+}
 
 
 MAPS_BUDGET = 4_000_000  # bytes of feature maps in a page

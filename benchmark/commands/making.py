@@ -323,7 +323,7 @@ class TrainBackbone(
 
     def _check_output(self) -> None:
         """Raise ``UserError`` if ``--out`` is the initial weights or not written by a training."""
-        from backbones.checkpoint import is_suite_checkpoint
+        from backbones.checkpoint import read_metadata
         from benchmark.result import check_writable
 
         if not self.out.is_file():
@@ -332,7 +332,7 @@ class TrainBackbone(
             return
         if Path(self.init).is_file() and self.out.samefile(self.init):
             raise UserError(f"--out {self.out} is the file of --init; give another")
-        if not is_suite_checkpoint(self.out):
+        if not read_metadata(self.out):
             raise UserError(
                 f"--out {self.out} exists and has no weights of this package; give another file, or"
                 " move it away"

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import benchmark.catalog  # noqa: F401
+from backbones.backbone import DataConfig
+from backbones.checkpoint import Checkpoint, save_checkpoint
+from backbones.cliptex.recipes import find_recipe
 from benchmark.options import RunOptions
 from benchmark.plan import find_folders, make_plan, prepare_data
 from benchmark.suites import SUITES
@@ -154,6 +157,61 @@ def test_wrong_tasks_and_settings(suite, tasks, changes, message):
 def test_wrong_options(options, message):
     with pytest.raises(UserError, match=message), one_line_errors():
         make_plan(RunOptions(**options))
+
+
+@pytest.fixture
+def checkpoints(tmp_path, monkeypatch):
+    """In the working folder: weights that say their architecture, of a training with other λ, and a
+    plain state dict."""
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig((32, 32), (0.5,) * 3, (0.5,) * 3)
+    recipe = find_recipe("cliptex").changed({"lambda_seg": 0.3, "epochs": 2, "seed": 1})
+    for name, extra in (("own", {}), ("trained", {"recipe": recipe.settings()})):
+        path = Path(f"{name}.safetensors")
+        state = {"a": torch.zeros(1)}
+        save_checkpoint(Checkpoint(path, state, "open_clip/toy", {}, data, extra=extra))
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "plain.pt")
+    return tmp_path
+
+
+def test_a_label_names_a_column(checkpoints):
+    """Of weights, by what the file says, or of a name; changed λ name one themselves."""
+    names = ["a=own.safetensors", "b=plain.pt", "c=random", "d=trained.safetensors"]
+    options = RunOptions(tasks=["imagefolder/knn"], backbones=names, architecture="timm/resnet18")
+    plan = make_plan(options)
+    created = {name: source.create_arguments for name, source in plan.backbones.items()}
+    assert {name: each["name"] for name, each in created.items()} == {
+        "a": "open_clip/toy",
+        "b": "timm/resnet18",
+        "c": "random",
+        "d": "cliptex",
+    }
+    assert created["b"]["weights"] == str(checkpoints / "plain.pt")
+    assert [name for name, each in created.items() if "any_architecture" in each] == ["a", "d"]
+    requests = plan.as_config_file()["backbone"]
+    assert requests[1:3] == [f"b={checkpoints}/plain.pt", "c=random"]
+    assert make_plan(replace(options, backbones=requests)).backbones == plan.backbones
+    trained = {"tasks": options.tasks, "weights": "trained.safetensors"}
+    (column,) = make_plan(RunOptions(backbones=["cliptex"], **trained)).backbones
+    assert column == "cliptex λ_seg=0.3"
+    (column,) = make_plan(RunOptions(backbones=["cliptex"], name="mine", **trained)).backbones
+    assert column == "mine"
+
+
+@pytest.mark.parametrize(
+    ("backbones", "options", "message"),
+    [
+        ("a=random,a=clip", {}, "--backbone a=clip: two are called 'a'"),
+        ("a=.", {}, ". is a folder; name its checkpoints one by one"),
+        ("a=absent.pt", {}, "no weights file .*absent.pt"),
+        ("a=plain.pt", {}, r"--architecture NAME, .*: timm/resnet18 "),
+        ("a=clap", {}, "no backbone 'clap'"),
+        ("clip,random", {"name": "a"}, "--name a: it labels one backbone"),
+    ],
+)
+def test_wrong_labels(checkpoints, backbones, options, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(RunOptions(tasks=["imagefolder/knn"], backbones=backbones, **options))
 
 
 def test_protocol_changes_with_everything_a_number_depends_on(tmp_path):

@@ -137,7 +137,7 @@ def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished()
         assert again.run_id == first.run_id and again.metrics == first.metrics
         leftover = home() / "work" / first.key  # killed after the cell was finished
         write_json(leftover / "cell.json", {"run": first.run_id})
-        finished_cells(tracker, {task.name: first.key}, "random")
+        finished_cells(tracker, {task.name: first.key}, unit.backbone)
         assert not leftover.exists()
         (other,) = probe_unit(replace(unit, parent_id=another.id))
         assert other.status == "done" and other.run_id != first.run_id
