@@ -82,14 +82,16 @@ def _follow(
     stored = earlier.tags if earlier else {}
     scored = {int(tag[5:]): stored[tag] for tag in stored if tag.startswith("step.")}
     resume = earlier.run_id if earlier else None
-    names = {"backbone": plan.backbones[0], "suite": plan.suite.name}
+    (backbone,) = plan.backbones
+    names = {"backbone": backbone, "suite": plan.suite.name}
     tags = {"stage": "watch", "seed": str(options.seed), TAGS["watch_key"]: key, **names}
-    title = f"watch · {plan.backbones[0]} · {plan.suite.name}"
+    title = f"watch · {backbone} · {plan.suite.name}"
     failures = 0
     with tracker.run(title, tags=tags, params=names, resume=resume) as curves:
         for step, path in _arrivals(options, scored):
             console.print(f"step {step}: {path.name}", style="bold")
-            result = run(run_options(options, only=True, weights=path))
+            label = f"{backbone} step {step}"  # by which reports know it
+            result = run(run_options(options, only=True, weights=path, name=label))
             for cell in result.cells:
                 metrics = {f"{cell.task}/{name}": value for name, value in cell.metrics.items()}
                 curves.log_metrics(metrics, step)
@@ -282,7 +284,9 @@ class InLoop:
         started = time.monotonic()
         with untouched():
             module = _with_all_weights(self._module(model))
-            results = evaluate(module, self.tasks, **self.subject, **self.options)
+            name = self.subject["name"] or type(module).__name__.lower()
+            subject = {**self.subject, "name": f"{name} step {step}"}  # by which reports know it
+            results = evaluate(module, self.tasks, **subject, **self.options)
         for row in results.frame[results.frame.status == "failed"].itertuples():
             if self.on_error == "raise":
                 raise UserError(f"{row.task} at step {step}: {row.reason}")

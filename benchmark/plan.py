@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from backbones.checkpoint import read_metadata
+from backbones.checkpoint import WEIGHTS_SUFFIXES, checkpoints, read_metadata
 from backbones.cliptex.recipes import changed_settings
 from backbones.registry import nearest_architectures
 from benchmark.cell import describe_backbone
@@ -228,6 +228,7 @@ def make_plan(options: RunOptions) -> Plan:
     suite = SUITES.find(options.suite) if options.suite else choose_suite(options.tasks)
     tasks = plan_tasks(suite, options.tasks, options.overrides, heads)
     names, notes = _backbones(suite, options)
+    names = list(_with_checkpoints(names))
     if options.weights is not None and len(names) != 1:
         raise UserError(
             f"--weights applies to one backbone, but {len(names)} are given:"
@@ -281,7 +282,6 @@ def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]
 
 
 LABELLED = re.compile(r"([^=/:(]+)=(.+)")
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, BackboneSource]:
@@ -313,6 +313,23 @@ def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, Bac
     return sources
 
 
+def _with_checkpoints(names: Sequence[str]) -> Iterator[str]:
+    """``LABEL=FOLDER`` as ``LABEL step N=FILE`` of each checkpoint, by which reports know a
+    training (``reports.trainings``). Raises ``UserError`` if there is none."""
+    for item in names:
+        match = LABELLED.fullmatch(item)
+        if not (match and match[2] not in backbones.names() and expand_user(match[2]).is_dir()):
+            yield item
+            continue
+        if not (files := checkpoints(expand_user(match[2]))):
+            raise UserError(
+                f"--backbone {item}: no checkpoint in the folder has a step in its name, as in"
+                " step-1000.safetensors, or checkpoint-1000/model.safetensors"
+            )
+        for step, path in files.items():
+            yield f"{match[1]} step {step}={path}"
+
+
 def find_checkpoint(source: str) -> Path | None:
     """The file of a ``SOURCE`` of ``--backbone LABEL=SOURCE``, which need not exist; None if it is
     a name. Raises ``UserError`` if it cannot be fetched."""
@@ -328,9 +345,6 @@ def find_checkpoint(source: str) -> Path | None:
         repository = f"{owner}/{repository}"
         return hub_file(repository, file or ["model.safetensors"], backbone=source, weights=False)
     path = expand_user(source).absolute()
-    if path.is_dir() and source not in backbones.names():
-        # here a folder becomes a column for each of its checkpoints
-        raise UserError(f"{source} is a folder; name its checkpoints one by one, LABEL=FILE")
     return path if path.is_file() or path.suffix in WEIGHTS_SUFFIXES else None
 
 

@@ -318,7 +318,7 @@ class Record(BaseModel):
         """Its tags in MLflow, without empty ones."""
         # the fields that every record has are MLflow's own: ids, status, metrics, params
         fields = self.model_dump(by_alias=True, exclude=set(Record.model_fields))
-        return {tag: str(value) for tag, value in fields.items() if value not in ("", None)}
+        return {tag: str(value) for tag, value in fields.items() if value != ""}
 
 
 class Cell(Record):
@@ -406,8 +406,6 @@ class ParentRun(Record):
             are not its defaults (``λ_seg=0.3 epochs=2``).
         run_key: a run with the same key is resumed.
         model: id of the LoggedModel; train_run: of the run that trained the weights.
-        training, step: of the folder of checkpoints that its weights are from; '' and None of
-            others.
         experts: of CLIPTeX and its ablations; empty for other backbones.
         main_metrics: ``TASK/METRIC`` of its tasks, in the suite's order, as many as a tag holds.
         average: title of the suite's average, if it has one and there is a number for each task.
@@ -429,8 +427,6 @@ class ParentRun(Record):
     licence: str = ""
     model: str = ""
     train_run: str = ""
-    training: str = ""
-    step: int | None = None
     experts: Words = ()
     main_metrics: Words = ()
     average: str = ""

@@ -7,27 +7,28 @@ pairs (``Judgement.level``). What is not decided is not said.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 
 from reports.comparison import Analysis
 from reports.figures import Figure, cycled_styles, make_layout, points
-from reports.selection import Selection, TaskColumn
+from reports.selection import TaskColumn
 from reports.statistics import Estimate, difference, estimate
 from reports.tables import with_interval
 
 Steps = Mapping[int, str]  # step → backbone, in the order of steps
+AT_STEP = re.compile(r"(.+) step (\d+)")  # a label, as ``--backbone LABEL=FOLDER`` gives it
 
 
-def trainings(selection: Selection) -> dict[str, Steps]:
+def trainings(backbones: Sequence[str]) -> dict[str, Steps]:
     """Training → its columns, of trainings with several."""
     found: dict[str, dict[int, str]] = defaultdict(dict)
-    for name in selection.backbones:
-        parent = selection.parent(name)
-        if parent and parent.training and parent.step is not None:
-            found[parent.training][parent.step] = name
+    for name in backbones:
+        if match := AT_STEP.fullmatch(name):
+            found[match[1]][int(match[2])] = name
     return {name: dict(sorted(steps.items())) for name, steps in found.items() if len(steps) > 1}
 
 
@@ -51,7 +52,7 @@ def _gain(analysis: Analysis, column: TaskColumn, name: str, base: str) -> Estim
 
 def step_figures(analysis: Analysis) -> list[Figure]:
     """One for each task: the main metric over steps, a line for each training."""
-    lines = trainings(analysis.selection)
+    lines = trainings(analysis.selection.backbones)
     styles = cycled_styles(lines)
     figures: list[Figure] = []
     for column in _columns(analysis):
@@ -80,7 +81,7 @@ def step_figures(analysis: Analysis) -> list[Figure]:
 
 def step_lines(analysis: Analysis) -> list[str]:
     """What the curves show beyond doubt, a sentence each."""
-    lines = trainings(analysis.selection)
+    lines = trainings(analysis.selection.backbones)
     return [
         *(
             _course(analysis, column, name, steps)

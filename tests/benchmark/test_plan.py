@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,11 +199,27 @@ def test_a_label_names_a_column(checkpoints):
     assert column == "mine"
 
 
+def test_a_folder_is_a_column_for_each_checkpoint(checkpoints):
+    for step in (20, 3):
+        folder = checkpoints / f"run/checkpoint-{step}"
+        folder.mkdir(parents=True)
+        os.link("own.safetensors", folder / "model.safetensors")
+    options = RunOptions(tasks=["imagefolder/knn"], backbones=["mine=run", "random"])
+    plan = make_plan(options)
+    assert [*plan.backbones] == ["mine step 3", "mine step 20", "random"]
+    path = plan.backbones["mine step 3"].create_arguments["weights"]
+    assert path == str(checkpoints / "run/checkpoint-3/model.safetensors")
+    again = replace(options, backbones=plan.as_config_file()["backbone"])
+    assert make_plan(again).backbones == plan.backbones
+    with pytest.raises(UserError, match="--weights applies to one backbone"):
+        make_plan(replace(options, backbones=["mine=run"], weights=Path("plain.pt")))
+
+
 @pytest.mark.parametrize(
     ("backbones", "options", "message"),
     [
         ("a=random,a=clip", {}, "--backbone a=clip: two are called 'a'"),
-        ("a=.", {}, ". is a folder; name its checkpoints one by one"),
+        ("a=.", {}, "a=.: no checkpoint in the folder has a step in its name"),
         ("a=absent.pt", {}, "no weights file .*absent.pt"),
         ("a=plain.pt", {}, r"--architecture NAME, .*: timm/resnet18 "),
         ("a=clap", {}, "no backbone 'clap'"),

@@ -74,9 +74,10 @@ def test_checkpoints_are_scored_once_and_in_order(monkeypatch, capsys):
     assert looks == [5.0] * 2 and parents == 3
     assert {**first, 100: after[100]} == after, "nothing is scored again"
 
-    weights = "run/net-8_step100.safetensors"
-    assert run_command(f"run {RUN} --only --weights {weights} --json out.json") == 0
-    results = read_json("out.json")["backbones"]["timm/test_vit"]
+    weights, label = "run/net-8_step100.safetensors", "timm/test_vit step 100"
+    words = ("--weights", weights, "--name", label, "--json", "out.json")
+    assert run_command(f"run {RUN} --only", *words) == 0
+    results = read_json("out.json")["backbones"][label]
     assert after[100] == results["imagefolder/linear"]["top1"]
     assert curve()[1] == 3, "the same cell"
 

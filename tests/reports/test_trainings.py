@@ -33,7 +33,7 @@ def report(tracker, report_of):
 
 
 def test_checkpoints_of_a_training_are_a_curve(report):
-    assert trainings(report.analysis.selection) == {
+    assert trainings(report.analysis.selection.backbones) == {
         name: {step: f"{name} step {step}" for step in MINE} for name in ("mine", "theirs")
     }
     (figure,) = report.figures["steps"]
