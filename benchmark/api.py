@@ -124,8 +124,8 @@ class Results:
         cell = read_run(store.client.get_run(rows.run.iloc[0]))
         if arrays := store.arrays(cell, PER_IMAGE):
             return arrays
-        gone = missing_artifacts([cell.artifacts])
-        raise UserError(gone or f"{task} stores no per-image scores; those of other tasks exist")
+        missing = missing_artifacts([cell.artifacts])
+        raise UserError(missing or f"{task} stores no per-image scores; those of other tasks exist")
 
     def to_mlflow(self, run_id: str | None = None, step: int | None = None) -> None:
         """Log the means over seeds as metrics ``TASK/METRIC`` of another run, such as that of a

@@ -99,8 +99,8 @@ def _download(run: str, tracking_uri: str | None, folder: str) -> Path:
     except MlflowException as error:
         raise UserError(f"{run} is neither a file nor a run in {hide_secrets(uri)}") from error
     if HEAD not in files:
-        if gone := missing_artifacts([client.get_run(run).info.artifact_uri]):
-            raise UserError(gone)
+        if missing := missing_artifacts([client.get_run(run).info.artifact_uri]):
+            raise UserError(missing)
         raise UserError(
             f"run {run} has no head; name a finished run of a task whose probe trains one (not a"
             " parent run)"

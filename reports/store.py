@@ -395,12 +395,12 @@ def local_folder(uri: str) -> Path | None:
 def missing_artifacts(uris: Sequence[str]) -> str:
     """Names those of the artifact folders of finished cells that are gone; '' if all exist."""
     folders = filter(None, map(local_folder, uris))
-    gone = [folder for folder in folders if not folder.is_dir()]
-    if not gone:
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if not missing:
         return ""
     return (
-        f"the artifacts of {len(gone)} of {len(uris)} results are gone: {gone[0]} does not exist;"
-        " where a SQLite store was moved, `doctor --repair` finds them beside it"
+        f"the artifacts of {len(missing)} of {len(uris)} results are gone: {missing[0]} does not"
+        " exist; where a SQLite store was moved, `doctor --repair` finds them beside it"
     )
 
 

@@ -114,8 +114,8 @@ def _noise(analysis: Analysis) -> Iterator[str]:
             f" included{unseen}."
         )
         cells = chain.from_iterable(analysis.selection.cells.values())
-        if gone := missing_artifacts([cell.artifacts for cell in cells]):
-            yield f"{gone[0].upper()}{gone[1:]}."
+        if missing := missing_artifacts([cell.artifacts for cell in cells]):
+            yield f"{missing[0].upper()}{missing[1:]}."
     if analysis.refused:
         listed = [f"{c.title} · {name}: {why}" for (name, c), why in analysis.refused.items()]
         yield f"Not used: {_first(listed)}."

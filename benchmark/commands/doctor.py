@@ -176,8 +176,8 @@ def _artifacts(options: Doctor) -> Iterator[Finding]:
         cells = f"attributes.status = 'FINISHED' and tags.`{tag_key(TAGS['key'])}` != ''"
         runs = store.runs(list(store.experiments()), cells)
         value = ", ".join(sorted({run.artifacts.rsplit("/", 3)[0] for run in runs})) or value
-        if gone := missing_artifacts([run.artifacts for run in runs]):
-            yield Finding("artifacts", "bad", f"{value}{repaired}; {gone}")
+        if missing := missing_artifacts([run.artifacts for run in runs]):
+            yield Finding("artifacts", "bad", f"{value}{repaired}; {missing}")
             return
     yield Finding("artifacts", "ok", f"{value}{repaired}")
 
