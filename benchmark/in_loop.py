@@ -83,9 +83,10 @@ def _follow(
     stored = earlier.tags if earlier else {}
     scored = {int(tag[5:]): stored[tag] for tag in stored if tag.startswith("step.")}
     resume = earlier.run_id if earlier else None
-    names = {"backbone": plan.backbones[0], "suite": plan.suite.name}
+    (column,) = plan.backbones
+    names = {"backbone": column, "suite": plan.suite.name}
     tags = {"stage": "watch", "seed": str(options.seed), TAGS["watch_key"]: key, **names}
-    title = f"watch · {plan.backbones[0]} · {plan.suite.name}"
+    title = f"watch · {column} · {plan.suite.name}"
     failures = 0
     with tracker.run(title, tags=tags, params=names, resume=resume) as curves:
         for step, path in _arrivals(options, scored):
