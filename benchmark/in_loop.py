@@ -82,15 +82,15 @@ def _follow(
     stored = earlier.tags if earlier else {}
     scored = {int(tag[5:]): stored[tag] for tag in stored if tag.startswith("step.")}
     resume = earlier.run_id if earlier else None
-    (backbone,) = plan.backbones
-    names = {"backbone": backbone, "suite": plan.suite.name}
+    (column,) = plan.backbones
+    names = {"backbone": column, "suite": plan.suite.name}
     tags = {"stage": "watch", "seed": str(options.seed), TAGS["watch_key"]: key, **names}
-    title = f"watch · {backbone} · {plan.suite.name}"
+    title = f"watch · {column} · {plan.suite.name}"
     failures = 0
     with tracker.run(title, tags=tags, params=names, resume=resume) as curves:
         for step, path in _arrivals(options, scored):
             console.print(f"step {step}: {path.name}", style="bold")
-            label = f"{backbone} step {step}"  # by which reports know it
+            label = f"{column} step {step}"  # by which reports know it
             result = run(run_options(options, only=True, weights=path, name=label))
             for cell in result.cells:
                 metrics = {f"{cell.task}/{name}": value for name, value in cell.metrics.items()}

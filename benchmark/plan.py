@@ -341,9 +341,9 @@ def find_checkpoint(source: str) -> Path | None:
     if kind == "hf":
         from backbones.adapters.common import hub_file
 
-        owner, repository, *file = rest.split("/", 2)
-        repository = f"{owner}/{repository}"
-        return hub_file(repository, file or ["model.safetensors"], backbone=source, weights=False)
+        parts = rest.split("/")
+        file = "/".join(parts[2:]) or "model.safetensors"
+        return hub_file("/".join(parts[:2]), [file], backbone=source, weights=False)
     path = expand_user(source).absolute()
     return path if path.is_file() or path.suffix in WEIGHTS_SUFFIXES else None
 

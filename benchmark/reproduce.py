@@ -375,8 +375,8 @@ def judge_targets(
     """
     plan = make_plan(options)  # that of the run, for the data and weights that it used
     data = prepare_data(plan.tasks, find_folders(plan.tasks, options), options, num_workers=0)
-    (name,) = plan.backbones
-    backbone = backbones.create(name, weights=options.weights, seed=options.seed)
+    source = next(iter(plan.backbones.values()))
+    backbone = backbones.create(**source.create_arguments, seed=options.seed)
     for target in targets:
         evidence = _evidence(target, data[target.task.name], backbone, analysis, store)
         yield Reproduction(target) if evidence is None else judge_evidence(evidence)

@@ -347,7 +347,8 @@ class Row:
             "environment": environment(),
         }
         resume = earlier.run_id if earlier else None
-        tags = record.to_tags() | (record.naming_tags() if earlier else {})
+        renamed = earlier and earlier.label  # the name of this command counts
+        tags = record.to_tags() | (record.naming_tags() if renamed else {})
         with self.tracker.run(record.name, tags=tags, params=params, resume=resume) as run:
             self.run_id = run.id
             run.log_json(content, records.PARENT)

@@ -506,7 +506,7 @@ class LabelResults(TrackingOptions):
         column = columns.get(self.old, self.old)
         chosen = [run_id for run_id in columns if columns[run_id] == column]
         if not chosen:
-            hint = suggest(self.old, columns.values())
+            hint = suggest(self.old, {*columns.values()})
             raise UserError(f"no backbone or run {self.old!r} has results; {hint}")
         for run_id in chosen:
             store.client.set_tags(run_id, {"label": self.new})

@@ -85,10 +85,11 @@ def run(command: RunOptions) -> None:
     here = {"executor": "local", "executor_arg": {}}
     command = replace(command, data_root=Path("DIR"), partial=True, seeds=1, **here)
     plan = make_plan(command)
-    for name in plan.backbones:
+    names = [source.create_arguments["name"] for source in plan.backbones.values()]
+    for name in names:
         initial(name)
     if not plan.suite.pipeline:
-        names = [name if name.startswith("random") else f"random/{name}" for name in plan.backbones]
+        names = [name if name.startswith("random") else f"random/{name}" for name in names]
         command = replace(command, backbones=names, weights=None)
         asyncio.run(make_plan(command).with_pipeline(None).with_data(num_workers=0))
     dry_run(command)
