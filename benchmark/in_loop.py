@@ -51,6 +51,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.files import atomic_write, lock_path, locked
 from cliptex_common.settings import as_list, as_pairs, check_arguments
 from reports.records import TAGS, metric_key
+from reports.store import connect
 from reports.tracking import Tracker
 
 
@@ -95,6 +96,8 @@ def _follow(
                 metrics = {f"{cell.task}/{name}": value for name, value in cell.metrics.items()}
                 curves.log_metrics(metrics, step)
             curves.flush()
+            for run_id in result.run_ids.values():
+                tracker.client.set_tags(run_id, {"step": step})
             if result.failed:  # the next watch tries it again
                 failures += 1
             else:
@@ -299,6 +302,8 @@ class InLoop:
         with untouched():
             module = _with_all_weights(self._module(model))
             results = evaluate(module, self.tasks, **self.subject, **self.options)
+        for run_id in results.parents:
+            connect(results.tracking_uri).set_tags(run_id, {"step": step})
         for row in results.frame[results.frame.status == "failed"].itertuples():
             if self.on_error == "raise":
                 raise UserError(f"{row.task} at step {step}: {row.reason}")

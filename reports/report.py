@@ -11,6 +11,7 @@ from itertools import chain
 import pandas as pd
 
 from cliptex_common.errors import hide_secrets
+from reports.by_image import DifferenceSection, check_pairs, where_they_differ
 from reports.comparison import Analysis, analyse
 from reports.figures import (
     Figure,
@@ -91,6 +92,7 @@ class Report:
     published: list[PublishedRow] = field(default_factory=list)
     studies: list[Study] = field(default_factory=list)
     figures: dict[str, list[Figure]] = field(default_factory=dict)
+    differences: list[DifferenceSection] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
     features: FeaturePictures | None = None
     diagnostics: list[Diagnostics] = field(default_factory=list)
@@ -136,6 +138,7 @@ class ReportRequest:
 
     Attributes:
         shared: files, folders or URLs of results that others shared.
+        pairs: backbones that are compared image by image: the first with the second, and so on.
         like_runs: ids of parent runs and of cells: only numbers under the protocols of these
             parents and, of their backbones, only these cells. Default: all.
     """
@@ -149,6 +152,7 @@ class ReportRequest:
     ui_url: str = ""
     like_runs: Sequence[str] = ()
     shared: Sequence[str] = ()
+    pairs: Sequence[str] = ()
 
 
 def build_report(
@@ -178,6 +182,7 @@ def build_report(
         shared, about_shared = read_shared(request.shared, counted, store)
         counted, notes = [*counted, *shared], [*notes, *about_shared]
     selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
+    check_pairs(selection, request.pairs)
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, advance)
     changes = mode_changes(store, analysis)
@@ -218,6 +223,7 @@ def build_report(
             "diagnostics": diagnostics_figures(analysis, diagnostics),
             "curves": training_curves(store, analysis),
         },
+        differences=where_they_differ(store, selection, request.pairs, notes),
         galleries=pictures,
         features=read_feature_pictures(store, analysis),
         diagnostics=diagnostics,
