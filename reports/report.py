@@ -22,7 +22,13 @@ from reports.figures import (
     task_bars,
     training_curves,
 )
-from reports.pictures import FeaturePictures, Gallery, galleries, read_feature_pictures
+from reports.pictures import (
+    GALLERY_BUDGET,
+    FeaturePictures,
+    Gallery,
+    galleries,
+    read_feature_pictures,
+)
 from reports.provenance import Provenance, collect_provenance
 from reports.published.table import PublishedRow, compare_published
 from reports.records import Cell, ParentRun, Record
@@ -188,7 +194,8 @@ def build_report(
     changes = mode_changes(store, analysis)
     judgements, provenance = judge_pairs(analysis), collect_provenance(store, selection)
     costs, diagnostics = cost_frame(analysis, provenance), collect_diagnostics(analysis)
-    pictures, without_pictures = galleries(store, analysis)
+    budget = GALLERY_BUDGET // (2 if request.pairs else 1)  # those of pairs take the other half
+    pictures, without_pictures = galleries(store, analysis, budget)
     seeds = sorted(set().union(*selection.seeds.values()))
     subtitle = [
         ", ".join(selection.backbones),
