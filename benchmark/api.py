@@ -34,13 +34,14 @@ from cliptex_common.settings import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from torch import nn
 
     from backbones.backbone import DataConfig
     from benchmark.options import RunOptions
+    from reports.records import Cell
     from reports.report import Report
+    from reports.store import Store
 
 T = TypeVar("T")
 COLUMNS = ["backbone", "task", "metric", "value", "seed", "status", "reason", "run"]
@@ -55,7 +56,7 @@ class Results:
         frame: a row for each number: backbone (its label, or its name with what tells it from
             others of this name), task, metric, value, seed, status, reason, run (its MLflow id),
             weights (sha256), network (hash of weights and configuration), protocol (hash of its
-            conditions).
+            conditions). ``details`` has more columns.
         tracking_uri: the MLflow store; experiment: in that store.
         parents: MLflow ids of the parent runs.
         options: of ``evaluate``, as far as they apply to other backbones too.
@@ -78,14 +79,46 @@ class Results:
 
     @check_arguments
     def per_image(
-        self, task: str, backbone: str | None = None, seed: int | None = None
+        self,
+        task: str,
+        backbone: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        by_class: bool = False,
     ) -> pd.DataFrame:
-        """What the task's metrics are computed from, a row for each image (by default of the first
-        backbone and seed); where an image has several numbers, its entry is an array. Raises
-        ``UserError`` if there is nothing."""
+        """The images of a task, one a row.
+
+        Of two backbones a ``reports.by_image.ImageDifferences``: both scores, their difference and
+        its rank, 1 where the first is furthest behind the second, which is the baseline if there is
+        one. It has ``worst(20)``, ``pictures()`` with both predictions, and ``traits()`` that go
+        with the difference. Of one backbone what the task's metrics are computed from; where an
+        image has several numbers, its entry is an array.
+
+        Args:
+            backbone: a name, or two; by default all, which must not be more than two.
+            seed: by default the first.
+            by_class: of two backbones, a row for each class of an image of segmentation.
+
+        Raises:
+            UserError: there is nothing of that kind.
+        """
         import pandas as pd
 
-        arrays = self._arrays(task, backbone, seed)
+        from reports.by_image import compare_images
+        from reports.records import PER_IMAGE
+
+        names = as_list(backbone or list(dict.fromkeys(self.frame.backbone)))
+        if self.baseline in names and not backbone:
+            names = [*(name for name in names if name != self.baseline), self.baseline]
+        if len(names) > 2:
+            raise UserError(
+                f"per_image compares two backbones, not {len(names)}; name one or two of"
+                f" {', '.join(names)}, as backbone=[{names[0]!r}, {names[1]!r}]"
+            )
+        store, cells = self._cells(task, names, seed)
+        if len(names) == 2:
+            return compare_images(store, cells, by_class)
+        if not (arrays := store.arrays(cells[names[0]], PER_IMAGE)):
+            raise UserError(f"{task} stores no per-image scores; those of other tasks exist")
         arrays.pop("classes", None)
         return pd.DataFrame({name: list(values) for name, values in arrays.items()})
 
@@ -98,34 +131,59 @@ class Results:
         nothing."""
         import pandas as pd
 
-        from probes.registry import find_task
-        from reports.per_image import image_scores
+        from reports.comparison import load_scores
 
-        scores = image_scores(find_task(task)[0].kind, self._arrays(task, backbone, seed))
+        name = backbone or self.frame.backbone.iloc[0]
+        store, cells = self._cells(task, [name], seed)
+        scores = load_scores(store, cells[name])
         if scores is None or (classes := scores.classes) is None:
             raise UserError(f"{task} has no scores of classes; those of segmentation have")
         columns = {classes.metric: classes.values, "images": classes.images}
         return pd.DataFrame(columns, index=pd.Index(classes.names, name="class"))
 
-    def _arrays(self, task: str, backbone: str | None, seed: int | None) -> dict[str, np.ndarray]:
-        """Per-image arrays of a finished cell."""
-        from reports.records import PER_IMAGE
+    def _cells(
+        self, task: str, backbones: Sequence[str], seed: int | None
+    ) -> tuple[Store, dict[str, Cell]]:
+        """The store, and a finished cell of each backbone: of the first seed and conditions that
+        all of them have."""
         from reports.store import Store, missing_artifacts, read_run
 
         rows = self.frame.query("run != ''")
-        for column, value in (("task", task), ("backbone", backbone), ("seed", seed)):
-            if value is not None:
-                allowed = {*map(str, rows[column])}
-                rows = rows[rows[column] == value]
-                if rows.empty:
-                    hint = suggest(str(value), allowed)
+        asked: dict[str, Any] = {"task": [task], "backbone": backbones}
+        for column, values in (asked | {"seed": [seed]} if seed is not None else asked).items():
+            for value in values:
+                if value not in {*rows[column]}:
+                    hint = suggest(str(value), {*map(str, rows[column])})
                     raise UserError(f"no finished cell of {column} {value!r}; {hint}")
-        store = Store(self.tracking_uri)
-        cell = read_run(store.client.get_run(rows.run.iloc[0]))
-        if arrays := store.arrays(cell, PER_IMAGE):
-            return arrays
-        missing = missing_artifacts([cell.artifacts])
-        raise UserError(missing or f"{task} stores no per-image scores; those of other tasks exist")
+            rows = rows[rows[column].isin(values)]
+        for _, group in rows.groupby(["seed", "protocol"], sort=False):
+            runs = dict(zip(group.backbone, group.run, strict=True))
+            if len(runs) == len(backbones):
+                store = Store(self.tracking_uri)
+                cells = {name: read_run(store.client.get_run(runs[name])) for name in backbones}
+                if missing := missing_artifacts([cell.artifacts for cell in cells.values()]):
+                    raise UserError(missing)
+                return store, cells  # type: ignore[return-value]
+        raise UserError(
+            f"{' and '.join(backbones)} have no cell of {task} with one seed under the same"
+            " conditions; evaluate both with the same settings and data"
+        )
+
+    def details(self) -> pd.DataFrame:
+        """``frame``, and of each cell its costs (``cost/seconds`` …) and all of its settings."""
+        import pandas as pd
+
+        from reports.records import COST
+        from reports.store import Store
+
+        client = Store(self.tracking_uri).client
+        rows = {}
+        for run in set(self.frame.run) - {""}:
+            data = client.get_run(run).data
+            costs = {name: value for name, value in data.metrics.items() if name.startswith(COST)}
+            rows[run] = costs | data.params
+        details = pd.DataFrame.from_dict(rows, orient="index")
+        return self.frame.join(details.drop(columns=self.frame.columns, errors="ignore"), on="run")
 
     def to_mlflow(self, run_id: str | None = None, step: int | None = None) -> None:
         """Log the means over seeds as metrics ``TASK/METRIC`` of another run, such as that of a

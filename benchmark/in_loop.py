@@ -50,6 +50,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.files import atomic_write, lock_path, locked
 from cliptex_common.settings import as_list, as_pairs, check_arguments
 from reports.records import TAGS, metric_key
+from reports.store import connect
 from reports.tracking import Tracker
 
 
@@ -96,6 +97,8 @@ def _follow(
                 metrics = {f"{cell.task}/{name}": value for name, value in cell.metrics.items()}
                 curves.log_metrics(metrics, step)
             curves.flush()
+            for run_id in result.run_ids.values():
+                tracker.client.set_tags(run_id, {"step": step})
             if result.failed:  # the next watch tries it again
                 failures += 1
             else:
@@ -287,6 +290,8 @@ class InLoop:
             name = self.subject["name"] or type(module).__name__.lower()
             subject = {**self.subject, "name": f"{name} step {step}"}  # by which reports know it
             results = evaluate(module, self.tasks, **subject, **self.options)
+        for run_id in results.parents:
+            connect(results.tracking_uri).set_tags(run_id, {"step": step})
         for row in results.frame[results.frame.status == "failed"].itertuples():
             if self.on_error == "raise":
                 raise UserError(f"{row.task} at step {step}: {row.reason}")

@@ -207,29 +207,34 @@ def class_legend(names: Sequence[str], colours: np.ndarray, width: int) -> np.nd
     return np.asarray(picture)
 
 
-def write_grid(
-    path: Path,
+def write_grid(path: Path, *grid: Any, **options: Any) -> Path:
+    """Write ``draw_grid`` of the other arguments, completely or not at all; its suffix says the
+    format. Returns ``path``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    sheet = draw_grid(*grid, **options)
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, Image.registered_extensions()[path.suffix.lower()])
+    return path
+
+
+def draw_grid(
     titles: Sequence[str],
     rows: Sequence[Sequence[np.ndarray]],
     captions: Sequence[str] = (),
     legend: np.ndarray | None = None,
     side: int = TILE,
-) -> Path:
-    """Write a grid of pictures, completely or not at all.
+) -> Image.Image:
+    """A grid of pictures.
 
     Args:
-        path: its suffix says the format.
         titles: one for each column.
         rows: pictures (H, W, 3) uint8 RGB, resized so that their longest side is ``side``; the last
             row may be shorter.
         captions: one for each row, above it; may be left out.
         legend: (h, w, 3) uint8, below the grid.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     tiles = [[fit_picture(picture, side) for picture in row] for row in rows]
     widths = [max(tile.width for tile in column if tile) for column in zip_longest(*tiles)]
@@ -253,9 +258,7 @@ def write_grid(
         y += caption_height + row_height + GAP
     if legend is not None:
         sheet.paste(Image.fromarray(legend), (GAP, y))
-    with atomic_write(path) as temporary:
-        sheet.save(temporary, Image.registered_extensions()[path.suffix.lower()])
-    return path
+    return sheet
 
 
 def fit_picture(picture: np.ndarray, side: int) -> Image.Image:

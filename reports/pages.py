@@ -28,7 +28,7 @@ from cliptex_common.files import write_text
 from reports.figures import Figure
 from reports.records import REPORT, Cell, Record, TrackingError
 from reports.report import Report, ReportRequest, build_report
-from reports.statistics import RESAMPLES
+from reports.statistics import LEVEL, RESAMPLES
 from reports.store import connect, local_folder, metrics_frame, tracking_uri
 from reports.studies import study_frame
 from reports.tables import (
@@ -57,6 +57,7 @@ def render_page(report: Report) -> str:
         bracketed=bracketed,
         count=count,
         ACROSS=ACROSS,
+        LEVEL=LEVEL,
         RESAMPLES=RESAMPLES,
         **figure_content(report.all_figures()),
     )

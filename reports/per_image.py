@@ -53,6 +53,9 @@ class ImageScores:
         classes: the metric of each class, for kinds that have classes.
         units: names of the U units that are resampled: the images, or what they are made of.
         finite: (N,) whether all that is stored of an image is a finite number.
+        of_classes: returns the score of each class in each image, name → (N,), NaN where it has
+            none; empty for kinds without such scores.
+        traits: returns what an image's score may go with: name → (N,) amounts of classes, sizes …
     """
 
     images: tuple[str, ...]
@@ -64,6 +67,8 @@ class ImageScores:
     classes: ClassScores | None = None
     units: tuple[str, ...] = ()
     finite: np.ndarray = field(default_factory=lambda: np.ones(0, bool))
+    of_classes: Callable[[], Mapping[str, np.ndarray]] = dict
+    traits: Callable[[], Mapping[str, np.ndarray]] = dict
 
     def __post_init__(self) -> None:
         if not self.units:
@@ -165,3 +170,14 @@ def class_scores(
     """See ``ClassScores``; ``amounts`` (N, C) are positive where an image has a class."""
     names = tuple(map(str, arrays.get("classes", range(len(values)))))
     return ClassScores(metric, names, (amounts > 0).sum(axis=0), values)
+
+
+def class_traits(classes: ClassScores, amounts: np.ndarray, what: str) -> dict[str, np.ndarray]:
+    """Traits of images: how many classes they have, and the amount of each.
+
+    Args:
+        amounts: (N, C).
+        what: is counted: ``area``, ``number``.
+    """
+    named = {f"{what} of {name}": each for name, each in zip(classes.names, amounts.T, strict=True)}
+    return {"number of classes": (amounts > 0).sum(axis=1), **named}

@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from reports.comparison import Analysis
-from reports.records import DAMAGED, FEATURES, GALLERY, damaged
+from reports.records import DAMAGED, FEATURES, GALLERY, Cell, TrackingError, damaged
 from reports.selection import TaskColumn
 from reports.store import Store
 
@@ -165,7 +165,7 @@ class Gallery:
     candidates: int
 
 
-class _Pack:
+class Pack:
     """A run's zip file of pictures, some of which may be missing. Raises one of ``DAMAGED``."""
 
     def __init__(self, path: Path) -> None:
@@ -183,6 +183,12 @@ class _Pack:
     def uri(self, image: str, role: str) -> str:
         """A picture as a data URI, '' if it is missing."""
         return self.file_uri(self.images[image].get(role))
+
+    def pixels(self, file: str | None) -> np.ndarray:
+        """A file as (H, W, 3) uint8 RGB; a white dot if it is missing."""
+        if file not in self.sizes:
+            return np.full((1, 1, 3), 255, np.uint8)
+        return np.asarray(Image.open(io.BytesIO(self.files.read(file))).convert("RGB"))
 
     def file_uri(self, file: str | None) -> str:
         """A file as a data URI, '' if it is missing."""
@@ -216,24 +222,29 @@ def galleries(
 
 def _packs(
     store: Store, analysis: Analysis, column: TaskColumn, notes: list[str]
-) -> dict[str, _Pack]:
+) -> dict[str, Pack]:
     """Backbone → the pictures of its first seed."""
     packs = {}
     for name in analysis.selection.backbones:
         for cell in analysis.selection.cells.get((name, column), [])[:1]:
-            path = store.artifact(cell, GALLERY)
-            if path is None:
-                continue
             try:
-                packs[name] = _Pack(path)
-            except DAMAGED as error:
-                reason = damaged(GALLERY, cell.run_id, cell.name, error)
-                notes.append(f"No pictures of {name} on {column.title}: {reason}.")
-    return packs
+                packs[name] = read_pack(store, cell)
+            except TrackingError as error:
+                notes.append(f"No pictures of {name} on {column.title}: {error}.")
+    return {name: pack for name, pack in packs.items() if pack}
+
+
+def read_pack(store: Store, cell: Cell) -> Pack | None:
+    """The pictures of a cell; None if it has none. Raises ``TrackingError`` if they are damaged."""
+    path = store.artifact(cell, GALLERY)
+    try:
+        return None if path is None else Pack(path)
+    except DAMAGED as error:
+        raise damaged(GALLERY, cell.run_id, cell.name, error) from error
 
 
 def _gallery(
-    analysis: Analysis, column: TaskColumn, packs: dict[str, _Pack], budget: int
+    analysis: Analysis, column: TaskColumn, packs: dict[str, Pack], budget: int
 ) -> tuple[Gallery, int]:
     """The gallery of a task, and the bytes of its pictures."""
     first = next(iter(packs.values()))
@@ -245,7 +256,7 @@ def _gallery(
     rows: list[GalleryRow] = []
     used = 0
     for name, reason in _select(scores, score.direction if score else 1).items():
-        pictures: list[tuple[str, _Pack | None, str]]
+        pictures: list[tuple[str, Pack | None, str]]
         pictures = [("image", first, "image"), ("ground truth", first, "truth")]
         pictures += [(b, packs.get(b), "prediction") for b in analysis.selection.backbones]
         size = sum(pack.size(name, role) for _, pack, role in pictures if pack)

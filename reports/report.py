@@ -11,6 +11,7 @@ from itertools import chain
 import pandas as pd
 
 from cliptex_common.errors import hide_secrets
+from reports.by_image import DifferenceSection, check_pairs, where_they_differ
 from reports.comparison import Analysis, analyse
 from reports.figures import (
     Figure,
@@ -21,7 +22,13 @@ from reports.figures import (
     task_bars,
     training_curves,
 )
-from reports.pictures import FeaturePictures, Gallery, galleries, read_feature_pictures
+from reports.pictures import (
+    GALLERY_BUDGET,
+    FeaturePictures,
+    Gallery,
+    galleries,
+    read_feature_pictures,
+)
 from reports.provenance import Provenance, collect_provenance
 from reports.published.table import PublishedRow, compare_published
 from reports.records import Cell, ParentRun, Record
@@ -98,6 +105,7 @@ class Report:
     published: list[PublishedRow] = field(default_factory=list)
     studies: list[Study] = field(default_factory=list)
     figures: dict[str, list[Figure]] = field(default_factory=dict)
+    differences: list[DifferenceSection] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
     features: FeaturePictures | None = None
     diagnostics: list[Diagnostics] = field(default_factory=list)
@@ -144,6 +152,7 @@ class ReportRequest:
 
     Attributes:
         shared: files, folders or URLs of results that others shared.
+        pairs: backbones that are compared image by image: the first with the second, and so on.
         like_runs: ids of parent runs and of cells: only numbers under the protocols of these
             parents and, of their backbones, only these cells. Default: all.
     """
@@ -157,6 +166,7 @@ class ReportRequest:
     ui_url: str = ""
     like_runs: Sequence[str] = ()
     shared: Sequence[str] = ()
+    pairs: Sequence[str] = ()
 
 
 def build_report(
@@ -187,12 +197,14 @@ def build_report(
         shared, about_shared = read_shared(request.shared, counted, store)
         counted, notes = [*counted, *shared], [*notes, *about_shared]
     selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
+    check_pairs(selection, request.pairs)
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, advance)
     changes = mode_changes(store, analysis)
     judgements, provenance = judge_pairs(analysis), collect_provenance(store, selection)
     costs, diagnostics = cost_frame(analysis, provenance), collect_diagnostics(analysis)
-    pictures, without_pictures = galleries(store, analysis)
+    budget = GALLERY_BUDGET // (2 if request.pairs else 1)  # those of pairs take the other half
+    pictures, without_pictures = galleries(store, analysis, budget)
     seeds = sorted(set().union(*selection.seeds.values()))
     subtitle = [
         ", ".join(selection.backbones),
@@ -229,6 +241,7 @@ def build_report(
             "diagnostics": diagnostics_figures(analysis, diagnostics),
             "curves": training_curves(store, analysis),
         },
+        differences=where_they_differ(store, selection, request.pairs, notes),
         galleries=pictures,
         features=read_feature_pictures(store, analysis),
         diagnostics=diagnostics,

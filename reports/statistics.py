@@ -409,14 +409,21 @@ def judge_jointly(
 
 def spearman(x: pd.Series, y: pd.Series) -> tuple[float, float, float]:
     """Spearman's ρ over what both have, and the ends of its 95 % interval; NaN for four or fewer,
-    and where one does not vary.
+    and where one does not vary."""
+    z = fisher_z(x, y)
+    reach = special.ndtri(1 - LEVEL / 2) * np.sqrt(z.image_variance)
+    rho, low, high = np.tanh([z.value, z.value - reach, z.value + reach]).tolist()
+    return rho, low, high
 
-    Fisher's z with the standard error of Bonett and Wright (Psychometrika 65, 2000).
+
+def fisher_z(x: pd.Series, y: pd.Series) -> Estimate:
+    """Fisher's z of Spearman's ρ over what both have; NaN as there.
+
+    With the standard error of Bonett and Wright (Psychometrika 65, 2000).
     """
     both = pd.concat([x, y], axis=1).dropna().rank()
     if len(both) <= 4 or (both.nunique() == 1).any():
-        return np.nan, np.nan, np.nan
-    rho = float(np.corrcoef(both.to_numpy().T)[0, 1])
-    reach = special.ndtri(1 - LEVEL / 2) * np.sqrt((1 + rho**2 / 2) / (len(both) - 3))
-    z = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
-    return rho, float(np.tanh(z - reach)), float(np.tanh(z + reach))
+        return Estimate(np.nan)
+    rho = np.corrcoef(both.to_numpy().T)[0, 1]
+    z = float(np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12)))
+    return Estimate(z, (1 + rho**2 / 2) / (len(both) - 3), images=len(both))

@@ -493,6 +493,7 @@ def metrics_frame(cells: Sequence[Cell]) -> pd.DataFrame:
 VIEW = "cliptex"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 MAIN_TAG = PREFIX + TAGS["main_metrics"]
+TELLING_APART = ("label", "step", TAGS["weights"], "set")  # tags of parents in the view
 MOST_COLUMNS = 100  # of the view; MLflow accepts 20,000 characters
 
 
@@ -529,7 +530,11 @@ def save_view(client: Client, experiment_id: str) -> None:
         "searchFilter": f"tags.`{PREFIX}{TAGS['run_key']}` != ''",
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
-        "selectedColumns": ["attributes.`Dataset`", *(f"metrics.`{name}`" for name in shown)],
+        "selectedColumns": [
+            "attributes.`Dataset`",
+            *(f"tags.`{PREFIX}{name}`" for name in TELLING_APART),
+            *(f"metrics.`{name}`" for name in shown),
+        ],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": [section],

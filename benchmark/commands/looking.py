@@ -233,6 +233,7 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
       python -m benchmark report --experiment paper --baseline clip-ft --out report/
       python -m benchmark report --backbone clip,clip-ft,cliptex --format html,latex
         --ui-url http://127.0.0.1:5000
+      python -m benchmark report --pairs cliptex,clip-ft
     """
 
     experiment: Names = ()
@@ -245,6 +246,8 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
     """only these tasks; see `list tasks`"""
     shared: Annotated[Names, Field(alias="with")] = ()
     """results of others: files or folders of `results export`, URLs"""
+    pairs: Names = ()
+    """two backbones, as A,B: adds where they differ, image by image (repeatable)"""
     study: str | None = None
     """report on this λ sweep instead"""
     format: Names = ("html",)
@@ -263,8 +266,8 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
 
         if unknown := set(self.format) - set(FORMATS):
             raise TrackingError(f"--format {min(unknown)}: choose from {', '.join(FORMATS)}")
-        if self.study and (self.backbones or self.tasks or self.baseline):
-            raise TrackingError("--study excludes --backbone, --task and --baseline")
+        if self.study and (self.backbones or self.tasks or self.baseline or self.pairs):
+            raise TrackingError("--study excludes --backbone, --task, --baseline and --pairs")
         request = ReportRequest(
             experiments=self.experiment,
             baseline=self.baseline,
@@ -272,6 +275,7 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
             tasks=self.tasks,
             study=self.study,
             shared=self.shared,
+            pairs=self.pairs,
             tracking_uri=self.tracking_uri,
             ui_url=self.ui_url,
         )

@@ -17,13 +17,14 @@ from cliptex_common.settings import settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import LOSS, DenseSettings
 from probes.dense.task import DenseTask, Drawing
-from reports.per_image import ImageScores, class_scores
+from reports.per_image import ImageScores, class_scores, class_traits
 from reports.records import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LEGEND = 40  # classes at most of a legend
+AREAS = ("intersection", "prediction", "label")
 
 
 @settings_dataclass
@@ -159,9 +160,26 @@ class Segmentation(DenseTask):
 
     def image_scores(self, images: tuple[str, ...], arrays: Arrays) -> ImageScores:
         (ious,) = class_ious(arrays, np.ones((1, len(images))))
-        classes = class_scores("IoU", arrays, arrays["label"], ious)
-        scores = super().image_scores(images, arrays)
-        return replace(scores, score_name="mIoU of the image", classes=classes)
+        label = arrays["label"].astype(np.float64)
+        classes = class_scores("IoU", arrays, label, ious)
+
+        def of_classes() -> dict[str, np.ndarray]:
+            each = _ious(*(arrays[name].astype(np.float64) for name in AREAS))
+            return dict(zip(classes.names, each.T, strict=True))
+
+        def traits() -> dict[str, np.ndarray]:
+            area = 100 * ratio(label, label.sum(axis=1, keepdims=True))
+            median = np.ma.median(np.ma.masked_where(~(area > 0), area), axis=1)
+            sizes = {"size of objects (median area of its classes)": median.filled(np.nan)}
+            return sizes | class_traits(classes, area, "area")
+
+        return replace(
+            super().image_scores(images, arrays),
+            score_name="mIoU of the image",
+            classes=classes,
+            of_classes=of_classes,
+            traits=traits,
+        )
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
         """The most frequent class."""
@@ -185,10 +203,10 @@ class Segmentation(DenseTask):
 def class_ious(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
     """(R, classes) IoU in percent of each class in each set; NaN where it is in neither ground
     truth nor prediction. See ``Segmentation.summary``."""
-    hit, predicted, true = (
-        weights @ arrays[name].astype(np.float64)
-        for name in ("intersection", "prediction", "label")
-    )
+    return _ious(*(weights @ arrays[name].astype(np.float64) for name in AREAS))
+
+
+def _ious(hit: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     return 100 * ratio(hit, predicted + true - hit)
 
 
@@ -200,8 +218,7 @@ def segmentation_scores(areas: Mapping[str, Any]) -> tuple[dict[str, float], np.
         areas: ``intersection``, ``prediction``, ``label`` in pixels, each (classes,) or (images,
             classes), tensors or arrays.
     """
-    names = ("intersection", "prediction", "label")
-    arrays = {name: np.atleast_2d(areas[name]) for name in names}
+    arrays = {name: np.atleast_2d(areas[name]) for name in AREAS}
     weights = np.ones((1, len(arrays["label"])))
     scores = Segmentation().summary(arrays, weights)
     return {name: float(value[0]) for name, value in scores.items()}, class_ious(arrays, weights)[0]

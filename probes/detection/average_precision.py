@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from cliptex_common.metrics import Arrays
-from reports.per_image import ImageScores, MetricFunction, class_scores
+from reports.per_image import ImageScores, MetricFunction, class_scores, class_traits
 from reports.records import Columns
 
 RECALLS = np.linspace(0, 1, 101)
@@ -32,7 +32,8 @@ def detection_scores(
         if f"{kind}_hits" in detections
     }
     hits = int(np.unpackbits(detections["bbox_hits"].astype(">u2").view(np.uint8)).sum())
-    by_class = 100 * matches["bbox"].by_class(np.ones((1, len(images))))[0].mean(axis=1)
+    ap_of_classes = 100 * matches["bbox"].by_class(np.ones((1, len(images))))[0].mean(axis=1)
+    classes = class_scores("box AP", arrays, objects, ap_of_classes)
     return ImageScores(
         images,
         {f"{kind}_mAP": _mean_precision(each) for kind, each in matches.items()},
@@ -40,7 +41,11 @@ def detection_scores(
         "F-measure at IoU 0.5",
         1,
         int(np.clip(WORK / max(hits, 1), 200, 1000)),
-        class_scores("box AP", arrays, objects, by_class),
+        classes,
+        traits=lambda: {
+            "number of objects": objects.sum(axis=1),
+            **class_traits(classes, objects, "number"),
+        },
     )
 
 

@@ -49,8 +49,16 @@ def classification(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
             }
     # weights of all images at once have to fit the memory
     most = max(100, 200_000_000 // len(images))
-    score_name = "rank of the true class"
-    return ImageScores(images, metrics, lambda: -rank.astype(float), score_name, 1, most)
+    label = arrays.get("label", np.zeros(0))
+    return ImageScores(
+        images,
+        metrics,
+        lambda: -rank.astype(float),
+        "rank of the true class",
+        1,
+        most,
+        traits=lambda: {f"is of class {number}": label == number for number in np.unique(label)},
+    )
 
 
 def _calibration_error(confidence: np.ndarray, gap: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -119,6 +119,28 @@ def test_compared_in_one_report(results, tmp_path, options):
     runs = Store(options["tracking_uri"]).runs([results.experiment])
     assert {run.run_id for run in runs} >= set(comparison.frame.run)
 
+    images = comparison.per_image("camvid/linear")  # the baseline comes second
+    assert images.columns.tolist() == ["image", "random", "patches", "difference", "rank"]
+    own = [results.per_image("camvid/linear"), comparison.per_image("camvid/linear", "random")]
+    assert sorted(images.image) == sorted(own[0].image) == sorted(own[1].image)
+    worst = images.worst(2)
+    assert worst["rank"].tolist() == [1, 2] and worst.difference.min() == images.difference.min()
+    assert worst.pictures().width > 400
+    by_class = comparison.per_image("camvid/linear", by_class=True)
+    first = by_class.iloc[0]
+    number = comparison.per_class("camvid/linear").index.get_loc(first["class"])
+    for each, name in zip(own, ("patches", "random"), strict=True):
+        row = each.set_index("image").loc[first.image]
+        hit = row.intersection[number]
+        union = row.prediction[number] + row.label[number] - hit
+        assert first[name] == pytest.approx(100 * hit / union)
+    with pytest.raises(UserError, match="no scores of classes"):
+        comparison.per_image("imagefolder/linear", by_class=True)
+    assert len(comparison.frame.columns) <= 20
+    details = comparison.details()
+    assert len(details) == len(comparison.frame) and details["cost/seconds"].gt(0).all()
+    assert set(details.max_iters.dropna()) == {"4"}
+
 
 def test_other_weights_of_a_name_have_a_column_of_their_own(options, results):
     other = evaluate(Patches(1), TASKS, suite="own", images=IMAGES, seeds=2, **options)

@@ -123,8 +123,10 @@ def test_a_training_is_the_same_with_it_and_its_numbers_are_logged(options):
     assert 0 < probe.share < 1
     # the run that a row names has the number too
     first = rows[0]
-    stored = client.get_run(first["run"]).data.metrics[first["metric"]]
-    assert stored == pytest.approx(float(first["value"]))
+    stored = client.get_run(first["run"]).data
+    assert stored.metrics[first["metric"]] == pytest.approx(float(first["value"]))
+    parent = client.get_run(stored.tags["mlflow.parentRunId"])
+    assert parent.data.tags["cliptex.step"] == first["step"]
 
 
 def test_an_evaluation_leaves_no_copy_of_the_encoder(options):

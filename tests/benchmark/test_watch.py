@@ -42,8 +42,10 @@ def curve() -> tuple[dict[int, float], int]:
     (own,) = [run for run in runs if run.data.tags.get("stage") == "watch"]
     assert own.info.status == "FINISHED"
     history = store().get_metric_history(own.info.run_id, "imagefolder/linear/top1")
-    parents = sum("run.key" in run.data.tags for run in runs)
-    return {each.step: each.value for each in history}, parents
+    parents = [run.data.tags for run in runs if "run.key" in run.data.tags]
+    assert {tags["step"] for tags in parents} == {str(each.step) for each in history}
+    assert {tags["set"] for tags in parents} == {"epochs=2 size=32"}
+    return {each.step: each.value for each in history}, len(parents)
 
 
 def test_checkpoints_are_scored_once_and_in_order(monkeypatch, capsys):
