@@ -159,7 +159,7 @@ def test_other_weights_of_a_name_have_a_column_of_their_own(options, results):
 def test_a_label_is_a_name_and_no_identity(options, results, tmp_path, monkeypatch):
     """Two labels of one network share its cells, which a changed label leaves as they are."""
     shared = {"suite": "own", "images": IMAGES, **options}
-    tasks = TASKS[:1]
+    tasks = TASKS
     both = evaluate({"a": Patches(), "b": Patches(), "c": Patches(1)}, tasks, **shared)
     table = both.table()
     assert list(table.columns) == ["a", "b", "c"] and table.a.equals(table.b)
