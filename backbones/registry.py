@@ -151,7 +151,7 @@ def find(name: str, *, fresh: bool = False) -> Entry:
     if rest and (family := _find_family(prefix)):
         return Entry(name, family.about, "unknown", family.build)
     if (call := MODULE_CALL.fullmatch(name)) or name.endswith(".py"):
-        return _module_entry(name, *(call.groups("") if call else (name, "", "")), fresh=fresh)
+        return _module_entry(name, call.groups("") if call else (name, "", ""), fresh)
     patterns = ", ".join(family.pattern for family in FAMILIES.values())
     return BACKBONES.find(name, also=f"; also {patterns}, random/NAME, FILE.py:CLASS")
 
@@ -160,8 +160,10 @@ def find(name: str, *, fresh: bool = False) -> Entry:
 MODULE_CALL = re.compile(r"(.+\.py|[^\W\d][\w.]*):([^\W\d]\w*)(\(.*\))?")
 
 
-def _module_entry(name: str, source: str, function: str, arguments: str, fresh: bool) -> Entry:
-    """The entry of what ``function(arguments)`` of a file or an importable module builds."""
+def _module_entry(name: str, parts: Sequence[str], fresh: bool) -> Entry:
+    """The entry of what is built by ``parts``: a file or an importable module, a function of it,
+    and its arguments."""
+    source, function, arguments = parts
     libraries: tuple[str, ...] = ()
     if source.endswith(".py"):
         plugin = load_module(source, fresh)

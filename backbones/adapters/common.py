@@ -194,7 +194,7 @@ def load_tokenizer(load: Callable[..., T], repo: str, backbone: str) -> T:
         return load(local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         if Path(repo).is_dir() or not hub_reachable():
-            raise UserError(
+            raise NotDownloaded(
                 f"no tokenizer for {backbone!r} ({first_line(error)}): copy the hub cache of"
                 f" {repo} to {constants.HF_HUB_CACHE}"
             ) from error

@@ -178,9 +178,10 @@ def build(request: Request) -> Backbone:
                 f"{request.name} is of type {type(module).__name__}; name what builds an nn.Module"
             )
         is_backbone = isinstance(module, Backbone)
+        model: Any = module.model if is_backbone else module
         if checkpoint is not None:
             check_architecture(checkpoint, architecture)
-            fit_state(module.model if is_backbone else module, checkpoint, request.name)
+            fit_state(model, checkpoint, request.name)
         backbone: Any = module if is_backbone else ModuleBackbone(module, request.name)
     except UserError:
         raise

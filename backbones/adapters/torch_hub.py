@@ -25,7 +25,7 @@ from backbones.adapters.common import TokenBackbone, evenly_spaced, with_mean
 from backbones.backbone import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Request
-from cliptex_common.errors import UserError, error_summary
+from cliptex_common.errors import NotDownloaded, UserError, error_summary
 
 
 class TorchHubBackbone(TokenBackbone):
@@ -193,7 +193,7 @@ def _fetch_code(repo: str, subject: str, pinned: bool) -> Path:
     """The folder of a repository's code, fetched if missing; torch.hub asks for trust first."""
     name = repo.partition(":")[0].replace("/", "_")
     if constants.HF_HUB_OFFLINE and not any(Path(torch.hub.get_dir()).glob(f"{name}_*")):
-        raise UserError(
+        raise NotDownloaded(
             f"no network for the code of {subject}: fetch github.com/{repo} where there is one"
             f" (by torch.hub), and copy its folder to {torch.hub.get_dir()}"
         )

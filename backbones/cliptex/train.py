@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backbones.adapters.open_clip import OpenClipBackbone
 from backbones.backbone import Backbone, state_sha256
 from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from backbones.cliptex.batches import Batch, TrainDataset
@@ -174,7 +175,7 @@ def check_training(
 
 def _open_data(
     recipe: Recipe,
-    start: Backbone,
+    start: OpenClipBackbone,
     pairs: PairSource,
     labels: Labels | None,
     rank: int = 0,

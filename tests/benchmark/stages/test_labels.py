@@ -106,7 +106,9 @@ def test_dry_run_says_what_is_done_and_creates_nothing(here, tmp_path, capsys, m
         assert listing(tmp_path) == before
         return capsys.readouterr().out.splitlines()
 
-    assert dry_run() == ["48 pairs in 4 shards: 0 labelled, 4 to do (48 pairs)"]
+    line, jobs = dry_run()
+    assert line == "48 pairs in 4 shards: 0 labelled, 4 to do (48 pairs)"
+    assert jobs.startswith("  4 jobs of 0 GPUs and ")
     unfinished = shutil.ignore_patterns("manifest.json", "00002*")
     shutil.copytree(here / "labels", "labels", ignore=unfinished)
     assert dry_run()[0] == "48 pairs in 4 shards: 3 labelled, 1 to do (12 pairs)"
