@@ -351,8 +351,8 @@ class Row:
         tags = record.to_tags() | (record.naming_tags() if renamed else {})
         with self.tracker.run(record.name, tags=tags, params=params, resume=resume) as run:
             self.run_id = run.id
-            # what tells it from others of its backbone and seed in MLflow's list
-            run.set_tags({"set": " ".join(f"{k}={v}" for k, v in options.overrides.items())})
+            if options.overrides:  # which tell it from others of its backbone and seed
+                run.set_tags({"set": " ".join(f"{k}={v}" for k, v in options.overrides.items())})
             run.log_json(content, records.PARENT)
             config = self.plan.as_config_file()
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
