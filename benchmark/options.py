@@ -135,8 +135,8 @@ class ProbeOptions(DataOptions, ExecutionOptions):
     """What is probed, and where."""
 
     backbones: BackboneNames = ()
-    """backbones to probe, as NAME (see `list backbones`) or LABEL=SOURCE: a checkpoint, run:ID of a
-    training, hf:REPO[/FILE], or a name; LABEL names its column"""
+    """NAME of a backbone, or LABEL=SOURCE of your own (a checkpoint, a folder of them, run:ID of a
+    training, hf:REPO[/FILE], or a name); LABEL names its column. See `list backbones`"""
     suite: Text | None = None
     """a named list of tasks; see `list suites` (default: mini, or those that have the tasks)"""
     tasks: TaskNames = ()

@@ -92,8 +92,8 @@ class Parser(argparse.ArgumentParser):
                 action = actions[name]
                 value = "" if action.nargs == 0 else action.metavar or name.upper()
                 flag, about = f"{action.option_strings[0]} {value}", str(action.help)
-                about = shorten(re.split("[;:(]", about)[0], 46, placeholder=" …")
-                lines.append(f"{group:<9}{flag:<24}{about}")
+                about = shorten(re.split("[;:(]", about)[0], 43, placeholder=" …")
+                lines.append(f"{group:<9}{flag:<28}{about}")
                 group = ""
         return "\n".join([*lines, f"all options, with examples: {self.prog} --help-all", ""])
 

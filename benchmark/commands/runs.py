@@ -146,11 +146,11 @@ def _compare(targets: list[Target], options: RunOptions, uri: str) -> int:
 
 # group → usual options
 RUN_GROUPS = {
-    "what": "backbones suite tasks weights seeds",
+    "what": "backbones architecture suite tasks weights seeds",
     "data": "data_root data partial",
     "settings": "overrides config",
     "machine": "device jobs executor",
-    "record": "experiment tracking_uri",
+    "record": "experiment tracking_uri name tags",
     "output": "dry_run json",
 }
 
