@@ -444,7 +444,7 @@ def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult
         per_image.setdefault("classes", np.array(context.data.classes))
     arrays: dict[str, Mapping[str, np.ndarray]] = {records.PER_IMAGE: per_image}
     if task.varies("size"):
-        from probes.pictures import part_features  # as predictors, for computing processes alone
+        from probes.pictures import part_features  # imports MMEngine: only where a task is computed
 
         arrays[records.PARTS] = part_features(context)
     if result.detections is not None:
@@ -465,7 +465,7 @@ def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult
 
 
 def _log_feature_pictures(context: Context, run: Run) -> None:
-    from probes.pictures import task_feature_pictures
+    from probes.pictures import task_feature_pictures  # likewise
 
     try:
         arrays = task_feature_pictures(context)
@@ -589,7 +589,7 @@ def _run_pending(
 
 def _load_head(cell: Cell, tracker: Tracker) -> Head:
     """The head of a cell. Raises ``UserError`` if it cannot be read or is another one."""
-    from probes.predictor import load_head  # with MMEngine, for the processes that compute alone
+    from probes.predictor import load_head  # likewise
 
     head = load_head(cell.run_id, tracker.uri)
     if head.sha256 != cell.head:  # a part of the number's identity

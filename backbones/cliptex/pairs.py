@@ -197,7 +197,7 @@ class PairSource:
         return np.concatenate(order)
 
 
-IMAGE_MEMBERS, CAPTION_MEMBERS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
+PAIR_IMAGES, PAIR_CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 MEMBERS = (("image", np.int64, 2), ("caption", np.int64, 2))  # offset and size
 TABLE_VERSION = 2  # of the cached tables
 PARALLEL_BYTES = 1 << 26  # of shards that several processes index
@@ -371,8 +371,8 @@ def _index_shard(path: Path) -> tuple[np.ndarray, list[str]]:
     """A shard's rows, and the keys that lack image or caption."""
     rows, incomplete = [], []
     for key, members in walk_tar(path).items():
-        image = next((members[suffix] for suffix in IMAGE_MEMBERS if suffix in members), None)
-        caption = next((members[suffix] for suffix in CAPTION_MEMBERS if suffix in members), None)
+        image = next((members[suffix] for suffix in PAIR_IMAGES if suffix in members), None)
+        caption = next((members[suffix] for suffix in PAIR_CAPTIONS if suffix in members), None)
         if image and caption:
             rows.append((key.encode(), image, caption, "txt" in members))
         else:
