@@ -304,7 +304,7 @@ def nearest_architectures(weights: Path) -> str:
     from backbones.adapters.open_clip import build_model
     from backbones.checkpoint import load_checkpoint
 
-    shapes = Counter(tensor.shape for tensor in load_checkpoint(weights).state.values())
+    shapes: Counter[torch.Size] = Counter(tensor.shape for tensor in load_checkpoint(weights).state.values())
     named = (entry.settings.get("architecture", "") for entry in BACKBONES.values())
     without_tags = (architecture.partition(".")[0] for architecture in named)
     likeness = {}
@@ -313,7 +313,7 @@ def nearest_architectures(weights: Path) -> str:
         with torch.device("meta"):  # shapes alone
             is_timm = family == "timm"
             model = timm.create_model(name) if is_timm else build_model(get_model_config(name))
-        own = Counter(tensor.shape for tensor in model.state_dict().values())
+        own: Counter[torch.Size] = Counter(tensor.shape for tensor in model.state_dict().values())
         likeness[architecture] = (own & shapes).total() / (own | shapes).total()
     best = sorted(likeness, key=lambda name: (-likeness[name], name))[:3]
     return ", ".join(f"{name} ({likeness[name]:.0%})" for name in best)

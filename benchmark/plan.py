@@ -303,7 +303,7 @@ def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, Bac
         if match and not options.weights and (path := find_checkpoint(name)):
             arguments = _checkpoint_arguments(item, path, options.architecture)
             name = name if ":" in name else str(path)
-        backbones.find(arguments["name"].removeprefix("random/"), fresh=True)  # raises
+        backbones.find(str(arguments["name"]).removeprefix("random/"), fresh=True)  # raises
         settings = checkpoint_metadata(arguments["weights"])[2]
         request = f"{label}={name}" if label else name
         source = BackboneSource(arguments, label=label, settings=settings, request=request)

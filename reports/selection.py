@@ -215,13 +215,14 @@ def weights_labels(runs: Sequence[Record]) -> Labels:
             if len(seeds) == len(networks) == len(pairs):
                 columns |= dict.fromkeys(networks, min(pairs)[1])
     names = {}
-    for name, sha, network in columns.values():
-        words = settings.get((name, sha, network), "").split()
+    for first in columns.values():
+        name, sha, digest = first
+        words = settings.get(first, "").split()
         changed = " ".join([name, *(word for word in words if word not in name.split())])
         by_sha = f"{name}@{sha[:8]}"
-        names[name, sha, network] = [name, changed, by_sha, f"{by_sha}-{network[:8]}"]
+        names[first] = [name, changed, by_sha, f"{by_sha}-{digest[:8]}"]
     for _ in range(3):  # the next name where two have this one
-        counts = Counter(first for first, *_ in names.values())
+        counts = Counter(wanted for wanted, *_ in names.values())
         names = {key: each[1:] if counts[each[0]] > 1 else each for key, each in names.items()}
     return {network: names[first][0] for network, first in columns.items()}
 
@@ -356,12 +357,12 @@ def _backbones(
     chosen = [column for name in backbones for column in find(name, "backbone")]
     names = list(dict.fromkeys(chosen)) or list(finished)
     preferred = (name for each in PREFERRED_BASELINES for name in names if each == bases[name])
-    bases = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
-    if len(bases) > 1:
+    found = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
+    if len(found) > 1:
         raise TrackingError(
-            f"baseline {baseline!r} has several weights; choose {' or '.join(bases)}"
+            f"baseline {baseline!r} has several weights; choose {' or '.join(found)}"
         )
-    (base,) = bases
+    (base,) = found
     if base not in names or not backbones:
         names = [base, *(name for name in names if name != base)]
     return names, base
