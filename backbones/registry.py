@@ -304,7 +304,8 @@ def nearest_architectures(weights: Path) -> str:
     from backbones.adapters.open_clip import build_model
     from backbones.checkpoint import load_checkpoint
 
-    shapes: Counter[torch.Size] = Counter(tensor.shape for tensor in load_checkpoint(weights).state.values())
+    state = load_checkpoint(weights).state
+    shapes: Counter[torch.Size] = Counter(tensor.shape for tensor in state.values())
     named = (entry.settings.get("architecture", "") for entry in BACKBONES.values())
     without_tags = (architecture.partition(".")[0] for architecture in named)
     likeness = {}

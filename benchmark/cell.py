@@ -515,7 +515,7 @@ def probe_unit(job: Job) -> list[Cell]:
     """
     if job.data_root:
         register_folders(job.data_root)
-    job, tracker = job.with_specs(), Tracker(job.experiment)
+    tracker = Tracker(job.experiment)
     # with --force, only what this same unit finished before its worker died
     parent_id = job.parent_id if job.force else ""
     backbone, seed, cells = job.backbone, job.seed, dict[str, Cell]()

@@ -30,7 +30,6 @@ from benchmark.tasks import (
     choose_suite,
     plan_tasks,
     stored_heads,
-    without_specs,
 )
 from cliptex_common import registry
 from cliptex_common.errors import UserError
@@ -161,8 +160,7 @@ class Plan:
         a probe does not fit the backbone or its dataset."""
         reasons = {}
         for task in self.tasks:
-            root = self.folders[task.spec.name]
-            data = PreparedDataset(task.spec.at(root), root, {})
+            data = PreparedDataset(task.spec.name, self.folders[task.spec.name], {})
             try:
                 task.probe.fits(backbone, data, task.settings)
                 Probe.fits(task.probe, backbone, data, task.settings)  # a plugin's may not call it
@@ -181,7 +179,7 @@ class Plan:
         names = [task.name for task in tasks]
         return Job(
             tasks=tuple(tasks),
-            data={name: without_specs(self.data[name]) for name in names},
+            data={name: self.data[name] for name in names},
             conditions={name: self.conditions[name] for name in names},
             data_root=self.options.data_root,
             suite=self.suite.name,
@@ -474,7 +472,7 @@ def prepare_data(
                 trained_on = datasets[spec.name, trained.splits]
             else:
                 # of what stored heads were trained on, only the declaration is read
-                trained_on = PreparedDataset(spec, NO_FOLDER, {"train": [], "val": []})
+                trained_on = PreparedDataset(spec.name, NO_FOLDER, {"train": [], "val": []})
             dataset = replace(dataset, trained_on=trained_on)
         if task.stored_heads:
             dataset.check_classes(task.stored_heads.classes)

@@ -326,7 +326,7 @@ class Job:
     """The argument of ``probe_unit``: tasks that share images, on one backbone and seed.
 
     Attributes:
-        data: task → its ``PreparedDataset``, which travels ``without_specs``.
+        data: task → its ``PreparedDataset``.
         conditions: task → its ``PlannedTask.conditions``.
         data_root: as by ``--data-root``; its subfolders ``wds_NAME`` are webdatasets, which the
             worker has to register before it can find their tasks.
@@ -357,26 +357,10 @@ class Job:
     def title(self) -> str:
         return unit_title(self.backbone.column, self.seed, self.tasks)
 
-    def with_specs(self) -> Job:
-        """With the specs of its datasets, in the process that probes."""
-        data = {task.name: _with_spec(self.data[task.name], task.spec) for task in self.tasks}
-        return replace(self, data=data)
-
 
 def unit_title(backbone: str, seed: int, tasks: Sequence[PlannedTask]) -> str:
     """How the unit that probes ``tasks`` is called."""
     return f"{backbone} · seed {seed} · {' + '.join(task.name for task in tasks)}"
-
-
-def _with_spec(data: PreparedDataset, spec: DatasetSpec) -> PreparedDataset:
-    trained_on = data.trained_on and _with_spec(data.trained_on, DATASETS.find(spec.trained_on))
-    return replace(data, spec=spec.at(data.root), trained_on=trained_on)
-
-
-def without_specs(data: PreparedDataset) -> PreparedDataset:
-    """The dataset with ``spec=None``: a spec may hold functions that cannot be pickled."""
-    trained_on = data.trained_on and without_specs(data.trained_on)
-    return replace(data, spec=None, trained_on=trained_on)  # type: ignore[arg-type]
 
 
 def stored_heads(sources: Sequence[str]) -> dict[str, StoredHeads]:

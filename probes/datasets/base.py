@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from cliptex_common import files
+from cliptex_common import registry as plugins
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
+from cliptex_common.registry import Registry, instance_of
 from probes.features.files import content_hashes
 
 Split = Literal["train", "val"]
@@ -174,12 +177,37 @@ class DatasetSpec:
         return self.classes(root) if callable(self.classes) else self.classes
 
 
+DATASETS: Registry[DatasetSpec] = Registry(
+    "dataset", "datasets", instance_of(DatasetSpec), ("probes.catalog", "probes.experts")
+)
+
+
+def register_dataset(spec: DatasetSpec) -> DatasetSpec:
+    """Add a dataset of the calling module.
+
+    Raises:
+        UserError: its name is registered, or it lacks what datasets of its kind declare.
+    """
+    declared = DECLARED.get(spec.kind, {})
+    if missing := [f"{key}, {about}" for key, about in declared.items() if key not in spec.extra]:
+        raise UserError(
+            f"dataset {spec.name!r} does not declare, in extra={{…}} of its DatasetSpec:"
+            f" {'; '.join(missing)}"
+        )
+    if not spec.module:
+        module = sys._getframe(1).f_globals["__name__"]  # of the caller
+        if plugins.calling_plugin():  # configs cannot import a plugin's file
+            module = "probes.registry"
+        spec = replace(spec, module=module)
+    return DATASETS.register(spec.name, spec)
+
+
 @dataclass(frozen=True)
 class PreparedDataset:
     """A checked dataset on this disk: what a probe gets.
 
     Attributes:
-        spec: its declaration.
+        name: of the dataset.
         root: its folder.
         samples: split → usable samples, in the official order.
         skipped: (relative path, reason) of each sample that cannot be read.
@@ -193,7 +221,7 @@ class PreparedDataset:
             ``spec.trained_on``.
     """
 
-    spec: DatasetSpec
+    name: str
     root: Path
     samples: Mapping[str, list[Sample]]
     skipped: tuple[tuple[str, str], ...] = ()
@@ -203,6 +231,15 @@ class PreparedDataset:
     full_train: tuple[Sample, ...] = ()
     train_indices: tuple[int, ...] = ()
     trained_on: PreparedDataset | None = None
+
+    @cached_property
+    def spec(self) -> DatasetSpec:
+        """The declaration of this copy, looked up by name: it may hold functions, which cannot
+        travel to the process that probes."""
+        return DATASETS.find(self.name).at(self.root)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -345,7 +345,7 @@ def prepare(
         for split in splits
     }
     return PreparedDataset(
-        spec,
+        spec.name,
         root,
         samples,
         tuple(skipped),

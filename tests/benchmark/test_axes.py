@@ -89,7 +89,7 @@ def test_words_of_one_setting_are_not_those_of_another_that_shares_its_axis():
 
 def test_sizes_are_units_of_their_own_and_layers_share_one(tmp_path):
     tasks = plan_tasks(SUITES.find("profile"), ["camvid/patch-knn"], {})
-    data = PreparedDataset(tasks[0].spec, tmp_path, {"val": []})
+    data = PreparedDataset(tasks[0].spec.name, tmp_path, {"val": []})
     units = Plan(
         None, SUITES.find("profile"), tasks, data={task.name: data for task in tasks}
     ).units

@@ -102,7 +102,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DatasetSpec]
                 (root / file).write_text(json.dumps(content))
             splits: Sequence[Split] = ("val",) if spec.trained_on else ("train", "val")
             samples = {split: spec.list_samples(root, split) for split in splits}
-            datasets[spec.name] = PreparedDataset(spec, root, samples, partial=True)
+            datasets[spec.name] = PreparedDataset(spec.name, root, samples, partial=True)
         return datasets[spec.name]
 
     return prepare

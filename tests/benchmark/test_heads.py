@@ -25,7 +25,7 @@ def test_options_of_a_head_are_part_of_the_identity(workdir):
 
     def conditions(**overrides):
         (task,) = plan_tasks(own, ["camvid/head"], overrides)
-        return task.conditions(PreparedDataset(task.spec, workdir, {}))
+        return task.conditions(PreparedDataset(task.spec.name, workdir, {}))
 
     narrow = {"head.type": "UPerHead", "head.channels": "8"}
     planned = conditions(**narrow, **{"head.norm_cfg.type": "BN"})

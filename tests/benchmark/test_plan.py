@@ -34,7 +34,7 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
     settings = task.settings
     assert (settings.protocol, settings.lr, settings.bins) == ("dinov3", 3e-4, 256)
     assert settings.precision == "fp32" and settings.max_iters == 100
-    data = PreparedDataset(DATASETS["nyu-depth"], tmp_path, {})
+    data = PreparedDataset("nyu-depth", tmp_path, {})
     line = task.deviations(data)
     assert line.startswith("differs from dinov3: max_iters=100 instead of 38400")
     (own,) = plan_tasks(suite, [], {"max_iters": "100"})
@@ -55,7 +55,7 @@ def test_precision_follows_the_device_and_is_part_of_the_identity(can, tmp_path,
         (task,) = plan.tasks
         return task, any(line.startswith(note) for line in plan.notes)
 
-    data = PreparedDataset(DATASETS["nyu-depth"], tmp_path, {})
+    data = PreparedDataset("nyu-depth", tmp_path, {})
     automatic, is_noted = planned()
     assert (automatic.settings.precision, is_noted) == ("bf16" if can else "fp32", True)
     for precision in ("fp32", "bf16"):
@@ -234,7 +234,7 @@ def test_wrong_labels(checkpoints, backbones, options, message):
 def test_protocol_changes_with_everything_a_number_depends_on(tmp_path):
     paper = SUITES.find("paper")
     (task,) = plan_tasks(paper, ["voc/linear"], {})
-    data = PreparedDataset(DATASETS["voc"], tmp_path, {"train": [], "val": []}, fingerprint="a")
+    data = PreparedDataset("voc", tmp_path, {"train": [], "val": []}, fingerprint="a")
     protocols = [
         task.conditions(data),
         plan_tasks(paper, ["voc/linear"], {"lr": "0.5"})[0].conditions(data),
@@ -388,7 +388,7 @@ def test_variants_of_a_task():
         "imagefolder/knn:0.5",
     ]
     assert tasks["imagefolder/few-shot:1"].settings.shots == 1
-    data = PreparedDataset(DATASETS["imagefolder"], Path("/"), {}, fingerprint="a")
+    data = PreparedDataset("imagefolder", Path("/"), {}, fingerprint="a")
     (plain,) = plan_tasks(own, ["imagefolder/linear"], {})
     assert tasks["imagefolder/linear"].conditions(data) == plain.conditions(data)
     assert tasks["imagefolder/linear:0.1"].conditions(data)["train_share"] == 0.1

@@ -95,7 +95,7 @@ def test_what_a_plugin_computes_has_its_sha256_and_nothing_else_has(plugin):
 
     def conditions(task, suite="own", protocol="own"):
         (planned,) = plan_tasks(SUITES.find(suite), [task], {"protocol": protocol})
-        return planned.conditions(PreparedDataset(planned.spec, Path(), data))
+        return planned.conditions(PreparedDataset(planned.spec.name, Path(), data))
 
     before = conditions("imagefolder/linear")
     network, recipe = backbones.create("random").identity(), find_recipe("cliptex").identity()

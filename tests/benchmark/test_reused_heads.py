@@ -23,6 +23,7 @@ from tests.benchmark.run_command import read_json, run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder, make_nyu
 from tests.probes.datasets.make_shifts import make_imagenet, make_real, make_shift
 from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
+from tests.probes.tiny_dense import with_declared
 
 pytestmark = pytest.mark.integration
 
@@ -220,7 +221,7 @@ def test_a_depth_head_of_nyu_is_scored_on_sun_rgbd(workdir, jobs):
 
 def test_a_probe_that_keeps_nothing_is_refused(workdir):
     spec, probe = find_task("voc/in-context")
-    data = PreparedDataset(replace(spec, trained_on="ade20k"), workdir, {})
+    data = with_declared(PreparedDataset(spec.name, workdir, {}), trained_on="ade20k")
     with pytest.raises(UserError, match="keeps nothing"):
         probe.fits(backbones.create("random"), data, probe.settings_type())
 

@@ -14,7 +14,7 @@ from PIL import Image
 from backbones.backbone import Backbone
 from cliptex_common.progress import Silent
 from probes.base import Context
-from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
+from probes.datasets.base import DATASETS, DatasetSpec, PreparedDataset, Sample
 from tests.performance.beside import TEMPLATES, class_files
 from tests.probes import tiny_dense
 from tests.probes.datasets.make import picture, write_tar
@@ -92,7 +92,7 @@ def classified(folder: Path) -> PreparedDataset:
         for split in ("train", "val")
     }
     names = tuple(f"class {kind}" for kind in range(1 + max(s.target for s in samples["train"])))
-    spec = DatasetSpec(
+    spec = DATASETS["colours"] = DatasetSpec(
         "colours",
         "classification",
         "",
@@ -100,4 +100,4 @@ def classified(folder: Path) -> PreparedDataset:
         classes=names,
         extra={"templates": TEMPLATES},
     )
-    return PreparedDataset(spec, folder, samples, fingerprint="colours")
+    return PreparedDataset(spec.name, folder, samples, fingerprint="colours")

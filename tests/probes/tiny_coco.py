@@ -11,10 +11,21 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
+from probes.registry import DATASETS, register_dataset
 
 CLASSES = ("tv", "frisbee", "skis")  # three of COCO's, drawn as squares, discs and bars
 CATEGORY_IDS = {"frisbee": 1, "skis": 7, "tv": 90}  # in another order than the classes
 COLOURS = {"tv": (220, 40, 40), "frisbee": (40, 200, 60), "skis": (50, 80, 230)}
+SPEC = DatasetSpec(
+    "tiny-shapes",
+    "detection",
+    "shapes",
+    lambda root, split: [],
+    classes=CLASSES,
+    annotations={s: f"annotations/instances_{s}2017.json" for s in ("train", "val")},
+)
+if SPEC.name not in DATASETS:
+    register_dataset(SPEC)
 
 
 def write(root: Path, train: int = 12, val: int = 6, side: int = 96, seed: int = 0) -> Path:
@@ -62,23 +73,14 @@ def write(root: Path, train: int = 12, val: int = 6, side: int = 96, seed: int =
 
 def prepared(root: Path, skip: int = 0) -> PreparedDataset:
     """The set as a probe gets it; without the last ``skip`` training images."""
-    annotations = {split: f"annotations/instances_{split}2017.json" for split in ("train", "val")}
     samples = {}
-    for split, file in annotations.items():
+    for split, file in SPEC.annotations.items():
         images = json.loads((root / file).read_text())["images"]
         samples[split] = [
             Sample(f"{split}2017/{image['file_name']}", image["id"]) for image in images
         ]
     samples["train"] = samples["train"][: len(samples["train"]) - skip]
-    spec = DatasetSpec(
-        "shapes",
-        "detection",
-        "shapes",
-        lambda root, split: [],
-        classes=CLASSES,
-        annotations=annotations,
-    )
-    return PreparedDataset(spec, root, samples)
+    return PreparedDataset(SPEC.name, root, samples)
 
 
 def _shape(rng: np.random.Generator, name: str, height: int, width: int) -> np.ndarray:

@@ -3,7 +3,9 @@ have them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -94,7 +96,14 @@ def prepared(root: Path, kind: str, seed: int = 0) -> PreparedDataset:
     """A dataset that ``make`` wrote."""
     spec = DATASETS[SPECS[kind].name]
     samples = {split: spec.list_samples(root, split) for split in ("train", "val")}
-    return PreparedDataset(spec, root, samples, fingerprint=f"{kind}-{seed}")
+    return PreparedDataset(spec.name, root, samples, fingerprint=f"{kind}-{seed}")
+
+
+def with_declared(data: PreparedDataset, **changes: Any) -> PreparedDataset:
+    """The dataset with another declaration than the registered one."""
+    changed = replace(data)
+    vars(changed)["spec"] = replace(data.spec, **changes)
+    return changed
 
 
 def pipelines(data: PreparedDataset, settings, crop, mean=(0, 0, 0)) -> tuple[list, list]:

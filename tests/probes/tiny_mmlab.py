@@ -14,7 +14,12 @@ from backbones.backbone import Backbone, DataConfig, Weights, state_sha256
 from backbones.registry import Entry, Request
 from probes.base import Context
 from probes.datasets.base import DatasetSpec, PreparedDataset
+from probes.registry import DATASETS, register_dataset
 from tests.recorder import Recorder
+
+TOY = DatasetSpec("tiny-toy", "segmentation", "", lambda root, split: [])
+if TOY.name not in DATASETS:
+    register_dataset(TOY)
 
 
 class TinyBackbone(Backbone):
@@ -79,10 +84,7 @@ def context(
     return Context(
         backbone=registry.create(**create),
         backbone_config=create,
-        data=data
-        or PreparedDataset(
-            DatasetSpec("toy", "segmentation", "", lambda root, split: []), work_dir, {}
-        ),
+        data=data or PreparedDataset(TOY.name, work_dir, {}),
         settings=settings,
         seed=seed,
         device=torch.device("cpu"),

@@ -3,7 +3,6 @@ suite's own config, head and training of a preset."""
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -119,8 +118,7 @@ def _config(protocol: str, task: str, backbone: str, changes: tuple[tuple[str, A
     settings = preset_settings(protocol, task, **dict(changes))
     data = _data(spec.kind)
     if crop := spec.extra.get("crop"):
-        adapted = dataclasses.replace(data.spec, extra={**data.spec.extra, "crop": crop})
-        data = dataclasses.replace(data, spec=adapted)
+        data = tiny_dense.with_declared(data, extra={**data.spec.extra, "crop": crop})
     return dense_config(probe, context(data.root / "work", data, settings, backbone))
 
 

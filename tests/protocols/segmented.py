@@ -60,7 +60,7 @@ def write(root: Path, dataset: str, train: list[int], val: list[int]) -> Prepare
                 each.save(root / folder / split / f"{index:03}.png")
     spec = DATASETS[dataset]
     samples = {split: spec.list_samples(root, split) for split in ("train", "val")}
-    return PreparedDataset(spec, root, samples, fingerprint=f"{dataset}-{train}-{val}")
+    return PreparedDataset(spec.name, root, samples, fingerprint=f"{dataset}-{train}-{val}")
 
 
 @cache

@@ -319,7 +319,7 @@ def _ends(part: slice) -> tuple[int, int]:
 def _suite_scores(folder: Path, settings: Any) -> dict[str, Any]:
     write(folder)
     spec = DATASETS["ade20k"]
-    data = PreparedDataset(spec, folder, {"val": spec.list_samples(folder, "val")}, "golden")
+    data = PreparedDataset(spec.name, folder, {"val": spec.list_samples(folder, "val")}, "golden")
     settings = replace(settings, size=SMALL, slide=(SMALL, STRIDE))
     task = context(folder / "work", data, settings, "golden-projection")
     task = replace(task, backbone=TextTower())

@@ -1,5 +1,6 @@
 """A share of train: its images, and the numbers of probes that train on it."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -96,3 +97,14 @@ def test_a_share_scores_as_a_dataset_of_its_images(tmp_path, task, settings):
         assert not all(tensor.equal(full.head.tensors[name]) for name, tensor in tensors)
     if "lr_grid" not in settings:  # a grid of learning rates caches no features
         assert contexts[0].cost.images["encode"] > 0 == contexts[1].cost.images["encode"]
+
+
+def test_a_dataset_travels_by_its_name(tmp_path):
+    """Its spec has functions, which cannot travel."""
+    data = replace(tiny_coco.prepared(tiny_coco.write(tmp_path)), notes=("a",))
+    share = replace(data, trained_on=with_share(data, 0.5, 0))
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        pickle.dumps(share.spec)
+    travelled = pickle.loads(pickle.dumps(share))
+    assert travelled == share
+    assert travelled.spec is travelled.trained_on.spec is DATASETS[data.name]

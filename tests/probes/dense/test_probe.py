@@ -159,7 +159,7 @@ def test_unfit_data_and_settings_fail_before_training(tmp_path):
     with pytest.raises(UserError, match="batch_size must be 2 or more"):
         run(tmp_path / "a", "depth", "pspnet", batch_size=1)
     data = tiny_dense.make(tmp_path / "data", "segmentation")
-    single = dataclasses.replace(data, spec=dataclasses.replace(data.spec, classes=("all",)))
+    single = tiny_dense.with_declared(data, classes=("all",))
     with pytest.raises(UserError, match="needs 2 or more"):
         run(tmp_path / "b", "segmentation", "linear", single)
     data = tiny_dense.make(tmp_path / "depth", "depth")

@@ -12,9 +12,10 @@ from torchvision.transforms import InterpolationMode
 
 from cliptex_common.errors import NonFiniteLoss, UserError
 from probes.base import Context, EncodeContext
-from probes.datasets.base import DatasetSpec, PreparedDataset
+from probes.datasets.base import PreparedDataset
 from probes.image_level.encode import ImageViews, encode_texts
 from probes.image_level.settings import EncodeSettings, Encoding
+from tests.probes import tiny_mmlab
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours
 from tests.recorder import Recorder
@@ -43,12 +44,11 @@ def encode(backbone, paths, workers=0, **options):
 
 
 def task(backbone):
-    spec = DatasetSpec("toy", "image-text", "", lambda root, split: [])
     return Context(
         CPU,
         backbone=backbone,
         backbone_config={},
-        data=PreparedDataset(spec, Path("nowhere"), {}),
+        data=PreparedDataset(tiny_mmlab.TOY.name, Path("nowhere"), {}),
         settings=EncodeSettings(),
         seed=0,
         work_dir=Path("nowhere"),
