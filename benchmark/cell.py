@@ -11,7 +11,6 @@ import resource
 import shutil
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -20,15 +19,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import Timeout
 
-import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from backbones.backbone import Backbone, in_memory_format, versions
+from backbones.backbone import Backbone, in_memory_format
+from backbones.weights import versions
 from benchmark.executor import choose_device
+from benchmark.finished import (
+    RUN_FILE,
+    cells_of_heads,
+    finished_cells,
+    missing_cells,
+    report_failure,
+    work_dir,
+)
 from benchmark.progress import console, reporter
-from benchmark.tasks import BackboneInfo, Job, PlannedTask, StoredHeads
-from benchmark.unit import WorkerLost, as_interrupt, keep_last_model
+from benchmark.tasks import Job, PlannedTask, load_backbone
+from benchmark.unit import as_interrupt
 from cliptex_common.device import (
     count_flops,
     device_name,
@@ -42,13 +48,7 @@ from cliptex_common.device import (
     reset_peak_memory,
     synchronize,
 )
-from cliptex_common.errors import (
-    NonFiniteLoss,
-    OutOfMemory,
-    UserError,
-    error_summary,
-    user_error_message,
-)
+from cliptex_common.errors import UserError
 from cliptex_common.files import (
     canonical_json,
     content_key,
@@ -66,8 +66,7 @@ from probes.datasets.webdataset import register_folders
 from probes.dense.tasks import DENSE_TASKS
 from probes.upsamplers.names import HUB_SOURCES
 from reports import records
-from reports.records import TAGS, Cell, cell_key, cost_metrics, to_columns
-from reports.store import PARENT_TAG
+from reports.records import TAGS, Cell, cost_metrics, to_columns
 from reports.tracking import Run, Tracker
 
 TIMED_SECONDS = 0.3  # of passes, after a first one that does not count
@@ -157,74 +156,6 @@ def _fastest(compute: Callable[[], None]) -> float:
     return min(seconds)
 
 
-RUN_FILE = "cell.json"  # in a cell's scratch folder: the MLflow run that it was started in
-
-
-def find_cells(
-    tracker: Tracker,
-    backbone: BackboneInfo,
-    tasks: Sequence[PlannedTask],
-    conditions: Mapping[str, Any],
-    seed: int,
-) -> dict[str, Cell]:
-    """Task → cell, of tasks that are finished; see ``PlannedTask.conditions``. Raises as
-    ``cells_of_heads``."""
-    heads = cells_of_heads(tracker, backbone, tasks, conditions, seed)
-    keys = backbone.cell_keys(tasks, conditions, seed, heads)
-    return finished_cells(tracker, keys, backbone)
-
-
-def cells_of_heads(
-    tracker: Tracker,
-    backbone: BackboneInfo,
-    tasks: Sequence[PlannedTask],
-    conditions: Mapping[str, Any],
-    seed: int,
-    parent_id: str = "",
-) -> dict[str, Cell]:
-    """Task → the finished cell of another task whose head it uses; ``parent_id``: see
-    ``finished_cells``. Raises ``UserError`` where none of the stored heads is of this backbone and
-    seed."""
-    stored, keys = {}, {}
-    for task in tasks:
-        if isinstance(task.scored_with, StoredHeads):
-            stored[task.name] = task.scored_with.cell_of(backbone, seed)
-        elif task.uses_head:
-            trained = conditions[task.name]["head"]  # those of the task that trains the head
-            keys[task.name] = cell_key(backbone.identity, trained, seed)
-    return finished_cells(tracker, keys, backbone, parent_id) | stored
-
-
-def finished_cells(
-    tracker: Tracker, keys: Mapping[str, str], backbone: BackboneInfo, parent_id: str = ""
-) -> dict[str, Cell]:
-    """Task → cell, of tasks that are finished.
-
-    Args:
-        keys: task → identity of its cell.
-        backbone: whose column they are for; it may have been probed under another name.
-        parent_id: accept only runs under this parent run; '' accepts any.
-    """
-    cells = {}
-    for task, key in keys.items():
-        tags = {TAGS["key"]: key, **({PARENT_TAG: parent_id} if parent_id else {})}
-        cell = tracker.finished(**tags)
-        if isinstance(cell, Cell):  # no run whose tags cannot be read
-            _remove_scratch(cell)
-            column = {"backbone": backbone.column, "network": backbone.network}
-            update = {**column, "status": "cached", "costs": {}}
-            cells[task] = cell.model_copy(update=update)
-    return cells
-
-
-def _remove_scratch(cell: Cell) -> None:
-    """Remove the scratch folder of a process that was killed after the cell was finished."""
-    folder = _work_dir(cell.key)
-    if read_json_object(folder / RUN_FILE).get("run") == cell.run_id:
-        with suppress(Timeout), locked(lock_path("cell", cell.key), wait=False):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def run_cells(
     contexts: Sequence[tuple[PlannedTask, Context]], job: Job, tracker: Tracker
 ) -> list[Cell]:
@@ -283,7 +214,7 @@ def run_cells(
             cells.append(cell)
     for cell in cells:
         if cell.status == "done":
-            shutil.rmtree(_work_dir(cell.key), ignore_errors=True)
+            shutil.rmtree(work_dir(cell.key), ignore_errors=True)
     return cells
 
 
@@ -298,26 +229,6 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
         if is_out_of_memory(error):
             error = out_of_memory(error, "lower batch_size or size")
         return [error] * len(probes)
-
-
-def report_failure(error: Exception) -> str:
-    """Print the traceback of a bug; returns one line for a failed cell. An error that the user can
-    correct is raised again: it ends the command."""
-    if user_error_message(error) is not None:
-        raise error
-    if not isinstance(error, NonFiniteLoss | OutOfMemory | WorkerLost):
-        console.print("".join(traceback.format_exception(error)))
-    return error_summary(error)
-
-
-def missing_cells(
-    backbone: str, seed: int, reasons: Mapping[str, str], status: str = "failed"
-) -> dict[str, Cell]:
-    """Task → cell, of tasks that have no result; ``reasons``: task → why."""
-    return {
-        task: Cell(backbone=backbone, task=task, seed=seed, status=status, reason=reason)
-        for task, reason in reasons.items()
-    }
 
 
 @contextmanager
@@ -341,7 +252,7 @@ def _open_run(
         device=device_name(context.device),
         threads=str(torch.get_num_threads()),
         protocol=content_key(conditions),
-        key=context.work_dir.name,  # see ``_work_dir``
+        key=context.work_dir.name,  # see ``work_dir``
         head=context.head.sha256 if context.head else "",
         fingerprint=data.fingerprint,
         partial=data.partial,
@@ -377,11 +288,6 @@ def _open_run(
         run.log_models(inputs=[job.model_id])
         run.log_json(conditions, records.PROTOCOL)
         yield cell.model_copy(update={"run_id": run.id, "backbone": backbone.column}), run
-
-
-def _work_dir(key: str) -> Path:
-    """A cell's scratch folder, from which it resumes; removed when the cell is finished."""
-    return home() / "work" / key
 
 
 def _with_result(
@@ -496,15 +402,6 @@ def preferred_precision(device: str) -> Precision:
     return "bf16" if prefers_bf16(choose_device(device)) else "fp32"
 
 
-load_backbone = keep_last_model(backbones.create)  # the same process may probe it next
-
-
-def describe_backbone(create_arguments: Mapping[str, Any]) -> BackboneInfo:
-    """Build a backbone and describe it; a unit of work. Raises ``UserError`` as
-    ``backbones.create``."""
-    return BackboneInfo.of(load_backbone(**create_arguments), create_arguments)
-
-
 def probe_unit(job: Job) -> list[Cell]:
     """The unit's cells, in the order of its tasks; those that another process has finished
     meanwhile are read back.
@@ -569,7 +466,7 @@ def _run_pending(
                     backbone=backbone,
                     backbone_config=job.backbone.create_arguments,
                     device=device,
-                    work_dir=_work_dir(key),
+                    work_dir=work_dir(key),
                     log=Silent(),
                     progress=reporter(),
                     num_workers=job.num_workers,

@@ -47,7 +47,7 @@ from benchmark.unit import (
 )
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import check_creatable, home, lock_path, locked, locked_async, make_folder
-from cliptex_common.process import describe_variables, is_accelerator_name
+from cliptex_common.process import describe_variables, is_accelerator_name, may_have_accelerator
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.settings import Precision, options_dataclass
 
@@ -96,7 +96,8 @@ class ExecutionOptions:
     @property
     def uses_gpus(self) -> bool:
         """Whether units compute on GPUs, if there are any."""
-        return self.device == "auto" or is_accelerator_name(self.device)
+        is_open = self.device == "auto" and may_have_accelerator()
+        return is_open or is_accelerator_name(self.device)
 
     def executor_integer(self, key: str, default: int, minimum: int = 1) -> int:
         """A setting of the executor. Raises ``UserError`` if it is below ``minimum``."""
@@ -156,17 +157,19 @@ def decide_precision(options: ExecutionOptions, option: str = "--set") -> tuple[
     Returns:
         the precision, and a note to print.
     """
-    from cliptex_common.device import current_device, is_available, planned_device, prefers_bf16
-
     device: Device = options.device
-    if device == "auto":
-        is_cluster = options.executor == "slurm" or "address" in options.executor_arg
-        device = planned_device() if is_cluster else current_device()
-    if not is_available(device):
-        choice = f"{option} precision=fp32 or bf16 decides"
-        return "auto", f"precision bf16 if the workers' {device} computes in it ({choice})"
+    is_cluster = options.executor == "slurm" or "address" in options.executor_arg
+    precision: Precision = "fp32"
+    if device != "cpu" and (is_cluster or options.uses_gpus):
+        from cliptex_common.device import current_device, is_available, planned_device, prefers_bf16
+
+        if device == "auto":
+            device = planned_device() if is_cluster else current_device()
+        if not is_available(device):
+            choice = f"{option} precision=fp32 or bf16 decides"
+            return "auto", f"precision bf16 if the workers' {device} computes in it ({choice})"
+        precision = "bf16" if prefers_bf16(device) else "fp32"
     name = str(device) if is_accelerator_name(str(device)) else "the CPU"
-    precision: Precision = "bf16" if prefers_bf16(device) else "fp32"
     opposite = "fp32" if precision == "bf16" else "bf16"
     return precision, f"precision {precision} on {name} ({option} precision={opposite})"
 
@@ -266,7 +269,7 @@ class Executor(ABC):
         """
         from reports.store import sqlite_file, tracking_uri
 
-        if not self.is_remote:
+        if not self.is_remote and self.options.uses_gpus:
             choose_device(self.options.device)
         uri = tracking_uri()
         if self.is_remote and uri.startswith("sqlite:"):

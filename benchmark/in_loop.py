@@ -38,7 +38,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from backbones.checkpoint import checkpoints, load_checkpoint
+from backbones.checkpoint import load_checkpoint
+from backbones.weights import checkpoints
 from benchmark.api import Results, check, evaluate
 from benchmark.options import WatchOptions, run_options
 from benchmark.plan import Plan, make_plan

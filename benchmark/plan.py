@@ -15,10 +15,9 @@ from typing import Any, Self
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from backbones.checkpoint import WEIGHTS_SUFFIXES, checkpoints, read_metadata
 from backbones.cliptex.recipes import changed_settings
 from backbones.registry import nearest_architectures
-from benchmark.cell import describe_backbone
+from backbones.weights import WEIGHTS_SUFFIXES, checkpoints, read_metadata
 from benchmark.executor import Executor, decide_precision
 from benchmark.options import DataOptions, FolderOptions, RunOptions
 from benchmark.progress import reporter
@@ -28,6 +27,7 @@ from benchmark.tasks import (
     Job,
     PlannedTask,
     choose_suite,
+    describe_backbone,
     plan_tasks,
     stored_heads,
 )
@@ -146,7 +146,8 @@ class Plan:
         arguments = self.backbones[column].create_arguments
         if self.is_trained(column):
             return replace(self.trained_architecture, name=arguments["name"], label=column)
-        info = describe_backbone({**arguments, "seed": self.seeds[0]})
+        arguments = {**arguments, "seed": self.seeds[0]}
+        info = BackboneInfo.recall(arguments) or describe_backbone(arguments)
         return replace(info, label=column)
 
     @cached_property

@@ -19,7 +19,7 @@ from torch import nn
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and protocol
 from backbones.backbone import Backbone
-from benchmark.cell import missing_cells
+from benchmark.finished import missing_cells
 from benchmark.options import RunOptions
 from benchmark.plan import find_folders, make_plan, prepare_data
 from benchmark.run import run

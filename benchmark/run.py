@@ -27,14 +27,6 @@ import yaml
 
 import backbones
 from backbones.cliptex.recipes import subsets
-from benchmark.cell import (
-    describe_backbone,
-    find_cells,
-    missing_cells,
-    preferred_precision,
-    probe_unit,
-    report_failure,
-)
 from benchmark.executor import (
     Executor,
     Priority,
@@ -44,12 +36,13 @@ from benchmark.executor import (
     start_executor,
     unstarted_executor,
 )
+from benchmark.finished import find_cells, missing_cells, report_failure
 from benchmark.options import RunOptions
 from benchmark.plan import Plan, checkpoint_metadata, make_plan
 from benchmark.progress import Bar, console
 from benchmark.result import RunResult, suite_average
 from benchmark.suites import BackboneSource, NotMade
-from benchmark.tasks import BackboneInfo, Job, PlannedTask, unit_title
+from benchmark.tasks import BackboneInfo, Job, PlannedTask, describe_backbone, unit_title
 from benchmark.unit import drop_last_model
 from cliptex_common import registry
 from cliptex_common.errors import NotDownloaded, UserError
@@ -82,6 +75,8 @@ async def ask_for_precision(
     ``auto``, since this machine has no such device."""
     if not any(task.is_precision_open for task in tasks):
         return tasks
+    from benchmark.cell import preferred_precision  # needs torch, like all that computes
+
     precision = await executor.run(
         preferred_precision,
         executor.device,
@@ -94,12 +89,14 @@ async def ask_for_precision(
 
 
 async def describe(create_arguments: Mapping[str, Any], executor: Executor | None) -> BackboneInfo:
-    """``describe_backbone`` in a worker, which may probe the backbone next. Without an executor, or
-    with one on other machines, where a job would wait in a queue, in this process.
+    """A backbone that is not remembered is described in a worker, which may probe it next. Without
+    an executor, or with one on other machines, where a job would wait in a queue, in this process.
 
     Args:
         create_arguments: keyword arguments of ``backbones.create``.
     """
+    if info := BackboneInfo.recall(create_arguments):
+        return info
     if executor is None or executor.is_remote:
         return describe_backbone(create_arguments)
     return await executor.run(
@@ -113,6 +110,8 @@ async def describe(create_arguments: Mapping[str, Any], executor: Executor | Non
 
 async def probe(job: Job, executor: Executor, priority: int = Priority.DEFAULT) -> list[Cell]:
     """``probe_unit`` through an executor, on its device."""
+    from benchmark.cell import probe_unit
+
     job = replace(job, device=executor.device, num_workers=executor.num_workers)
     return await executor.run(probe_unit, job, name=job.title, kind="probe", priority=priority)
 
@@ -180,6 +179,7 @@ class Row:
             self.source = await self.plan.source(self.name, self.seed)
             async with at_once:
                 self.backbone = await self.load()
+                self.backbone.remember()
                 # Another command with the same row waits, then finds its cells and its parent. A
                 # row waits for no other row, so these locks cannot wait for each other.
                 subject = [self.name, self.seed, self.backbone.identity, self.plan.conditions]

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backbones.backbone import PROBING_LIBRARIES, Backbone, Weights, versions
+import backbones
+from backbones.remembered import recall, remember, sha256_files
+from backbones.weights import PROBING_LIBRARIES, Weights, versions
 from benchmark.suites import SUITES, Suite
+from benchmark.unit import keep_last_model
 from cliptex_common.errors import UserError, report_malformed, suggest
 from cliptex_common.files import content_key
 from cliptex_common.settings import (
@@ -43,6 +46,9 @@ from probes.registry import (
 )
 from probes.upsamplers.names import HUB_SOURCES
 from reports.records import Cell, cell_key, network_key
+
+if TYPE_CHECKING:
+    from backbones.backbone import Backbone
 
 # defaults of settings that were added later; left out of conditions, so that keys of earlier cells
 # stay as they are
@@ -240,6 +246,7 @@ class BackboneInfo:
             fixed_size, depth, summary: as of ``backbones.Backbone``.
         identity: of ``Backbone.identity``.
         params: of its LoggedModel in MLflow.
+        files: of ``sha256_files`` of ``Backbone.files``.
         label: name of its column, if it is another one.
     """
 
@@ -256,6 +263,7 @@ class BackboneInfo:
     fixed_size: tuple[int, int] | None
     depth: int
     params: Mapping[str, Any]
+    files: Mapping[str, str]
     summary: str = ""
     label: str = ""
 
@@ -271,7 +279,7 @@ class BackboneInfo:
 
     @classmethod
     def of(cls, backbone: Backbone, create_arguments: Mapping[str, Any]) -> BackboneInfo:
-        own = ("create_arguments", "identity", "params", "label")
+        own = ("create_arguments", "identity", "params", "files", "label")
         shared = {name: getattr(backbone, name) for name in field_names(cls) if name not in own}
         return cls(
             **shared,
@@ -286,7 +294,24 @@ class BackboneInfo:
                 "strides": backbone.strides,
                 "text": backbone.has_text,
             },
+            files=sha256_files(backbone.files),
         )
+
+    @classmethod
+    def recall(cls, create_arguments: Mapping[str, Any]) -> BackboneInfo | None:
+        """Of a backbone that was remembered; None if it has to be built."""
+        if not (facts := recall(create_arguments)):
+            return None
+        weights = Weights(**facts.pop("weights"))
+        if path := create_arguments.get("weights"):  # the same content may be elsewhere
+            weights = replace(weights, source=str(Path(path)))
+        return cls(create_arguments=create_arguments, weights=weights, **facts)
+
+    def remember(self) -> None:
+        """Let ``recall`` know it."""
+        own = ("create_arguments", "label")
+        facts = {name: value for name, value in vars(self).items() if name not in own}
+        remember(self.create_arguments, {**facts, "weights": vars(self.weights)})
 
     def is_built_by(self, create_arguments: Mapping[str, Any]) -> bool:
         """Whether these arguments build the same weights: the seed is that of random ones only."""
@@ -319,6 +344,15 @@ class BackboneInfo:
             for task in tasks
             if task.name in heads or not task.uses_head
         }
+
+
+load_backbone = keep_last_model(lambda **arguments: backbones.create(**arguments))
+
+
+def describe_backbone(create_arguments: Mapping[str, Any]) -> BackboneInfo:
+    """Build a backbone, which this process may probe next, and describe it; a unit of work. Raises
+    ``UserError`` as ``backbones.create``."""
+    return BackboneInfo.of(load_backbone(**create_arguments), create_arguments)
 
 
 @dataclass(frozen=True)

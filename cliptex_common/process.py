@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import entry_points, version
 
 DEVICE_NAMES = "auto, cpu, or an accelerator as torch names it (cuda, cuda:1, xpu, mps)"
 # variables that restrict a process to some accelerators, by torch's type of device. HIP, which
@@ -23,6 +24,13 @@ DRIVER_TOOLS = ("nvidia-smi", "amd-smi", "rocm-smi", "xpu-smi")  # installed wit
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def may_have_accelerator() -> bool:
+    """Whether torch may find an accelerator here: not where it is not imported yet, and built for
+    CPUs alone, without backends of other packages."""
+    is_for_cpus = "torch" not in sys.modules and version("torch").endswith("+cpu")
+    return not is_for_cpus or bool(entry_points(group="torch.backends"))
 
 
 def is_accelerator_name(name: str) -> bool:

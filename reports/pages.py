@@ -20,8 +20,6 @@ from urllib.parse import quote
 
 import pandas as pd
 import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
-from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from cliptex_common.errors import user_error_message
 from cliptex_common.files import write_text
@@ -29,7 +27,7 @@ from reports.figures import Figure
 from reports.records import REPORT, Cell, Record, TrackingError
 from reports.report import Report, ReportRequest, build_report
 from reports.statistics import LEVEL, RESAMPLES
-from reports.store import connect, local_folder, metrics_frame, tracking_uri
+from reports.store import connect, local_folder, tracking_uri
 from reports.studies import study_frame
 from reports.tables import (
     ACROSS,
@@ -193,6 +191,34 @@ def csv_values(report: Report) -> dict[str, str]:
     return {name: csv_text(frame) for name, frame in frames.items()}
 
 
+def metrics_frame(cells: Sequence[Cell]) -> pd.DataFrame:
+    """One row for each metric of each finished cell.
+
+    Columns: backbone, weights (sha256), task, kind, protocol, seed (int), metric, value (float;
+    percentages 0–100), direction (+1 or -1), cost_seconds (of the cell), run_id, parent_id,
+    experiment.
+    """
+    return pd.DataFrame(
+        {
+            "backbone": cell.backbone,
+            "weights": cell.weights,
+            "task": cell.task,
+            "kind": cell.kind,
+            "protocol": cell.protocol,
+            "seed": cell.seed,
+            "metric": name,
+            "value": value,
+            "direction": cell.declared[name].direction,
+            "cost_seconds": cell.costs.get("seconds", float("nan")),
+            "run_id": cell.run_id,
+            "parent_id": cell.parent,
+            "experiment": cell.experiment,
+        }
+        for cell in cells
+        for name, value in cell.metrics.items()
+    )
+
+
 def csv_text(frame: pd.DataFrame) -> str:
     """A frame as CSV without its index. Spreadsheets run nothing in it as a formula: names and
     headings may come from others' files."""
@@ -353,8 +379,12 @@ FORMATS: dict[str, Callable[[Report], dict[str, str]]] = {
 }  # format → text of each of its files
 
 
-def attach_report(request: ReportRequest, run_ids: Sequence[str]) -> tuple[str, Report | None]:
-    """Build a report and store its page as ``report/index.html`` in each of the runs.
+def attach_report(
+    request: ReportRequest,
+    run_ids: Sequence[str],
+    show: Callable[[Report], None] = lambda report: None,
+) -> tuple[str, Report | None]:
+    """Build a report, ``show`` it, and store its page as ``report/index.html`` in each of the runs.
 
     Returns:
         a line for the terminal with the page's path (in ``report/`` where the store's artifacts are
@@ -364,6 +394,7 @@ def attach_report(request: ReportRequest, run_ids: Sequence[str]) -> tuple[str, 
     report = None
     try:
         report = build_report(request)
+        show(report)
         client = connect(tracking_uri(request.tracking_uri))
         with tempfile.TemporaryDirectory() as folder:
             (page,) = write(report, Path(folder))
@@ -399,6 +430,8 @@ def community_evaluations(report: Report, datasets: Mapping[str, str]) -> dict[s
         datasets: name of a dataset → id of its repository on the Hub, ``ORG/NAME``; tasks of other
             datasets are left out, because an entry names a repository.
     """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
     files: dict[str, str] = {}
     for number, cell in _numbers(report):
         if number.metric != cell.main or cell.dataset not in datasets:
@@ -421,6 +454,9 @@ def model_cards(report: Report, datasets: Mapping[str, str]) -> dict[str, str]:
     Args:
         datasets: as of ``community_evaluations``; other datasets keep the suite's name.
     """
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
     results: dict[str, list[EvalResult]] = {}
     for number, cell in _numbers(report):
         result = EvalResult(

@@ -17,8 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import Any
 
-import pandas as pd
-
 from cliptex_common.process import toolkit_versions
 from reports.records import PARENT, PROTOCOL, ParentRun, Record
 from reports.selection import Selection, TaskColumn
@@ -100,6 +98,8 @@ def _backbone(store: Store, selection: Selection, name: str) -> dict[str, str]:
 def _differences(
     protocols: list[tuple[TaskColumn, dict[str, Any]]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
+    import pandas as pd
+
     by_task: dict[str, dict[str, dict[Any, Any]]] = defaultdict(dict)
     for column, settings in protocols:
         if column.letter:

@@ -13,11 +13,13 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import special
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def relative_gain(value: float, base: float, sign: int, floor: float) -> float:
@@ -313,6 +315,10 @@ class Estimate:
 
     def detectable(self) -> float:
         """The smallest difference that is decided with probability ``POWER``."""
+        from scipy import (
+            special,  # slow to import, like pandas; a command without a report does not
+        )
+
         return self.reach(self.level) + float(special.ndtri(POWER) * np.sqrt(self.variance))
 
     def seeds_to_decide(self) -> int | None:
@@ -331,6 +337,8 @@ class Estimate:
 
 def student(df: float, level: float) -> float:
     """The two-sided quantile of Student's t."""
+    from scipy import special
+
     return float(special.stdtrit(max(df, 1), 1 - level / 2))
 
 
@@ -373,6 +381,8 @@ def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:
     count = len(ratios)
     if count < MIN_COMPARISONS:
         return NO_PRIOR
+    from scipy import special
+
     logs = np.log(ratios) - special.digamma(df / 2) + np.log(df / 2)
     variance = float(logs.var(ddof=1))
     excess = variance * (1 + RAISED * np.sqrt(2 / (count - 1)))
@@ -410,6 +420,8 @@ def judge_jointly(
 def spearman(x: pd.Series, y: pd.Series) -> tuple[float, float, float]:
     """Spearman's ρ over what both have, and the ends of its 95 % interval; NaN for four or fewer,
     and where one does not vary."""
+    from scipy import special
+
     z = fisher_z(x, y)
     reach = special.ndtri(1 - LEVEL / 2) * np.sqrt(z.image_variance)
     rho, low, high = np.tanh([z.value, z.value - reach, z.value + reach]).tolist()
@@ -421,6 +433,8 @@ def fisher_z(x: pd.Series, y: pd.Series) -> Estimate:
 
     With the standard error of Bonett and Wright (Psychometrika 65, 2000).
     """
+    import pandas as pd
+
     both = pd.concat([x, y], axis=1).dropna().rank()
     if len(both) <= 4 or (both.nunique() == 1).any():
         return Estimate(np.nan)

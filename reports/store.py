@@ -11,25 +11,25 @@ import logging
 import os
 import re
 import sqlite3
+import sys
 import tempfile
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 import numpy as np
-import pandas as pd
 
 from cliptex_common.errors import first_line, hide_secrets, redact, remember_secrets, suggest
 from cliptex_common.files import home, lock_path, locked
+from reports.database import BUSY_SECONDS, Database, Unsupported
 from reports.records import (
     DAMAGED,
     TAGS,
-    Cell,
     Record,
     TrackingError,
     damaged,
@@ -44,7 +44,6 @@ PARENT_TAG = "mlflow.parentRunId"
 PAGE = 1000  # results a request
 PREFIX = "cliptex."  # of this package's tags in MLflow; records name them without it
 FAILURE_TAG = f"{PREFIX}failure"
-BUSY_SECONDS = 60  # how long to wait while another program has a SQLite database locked
 # MLflow's codes for a wrong call, a bug here; every other error is the store's: unreachable, full,
 # damaged, forbidden.
 WRONG_CALL = (
@@ -106,27 +105,36 @@ def using(explicit: str | None = None) -> Iterator[str]:
 
 class Client:
     """An ``MlflowClient`` with all its methods, whose errors are ``TrackingError``, and which
-    removes secrets from all arguments."""
+    removes secrets from all arguments. What ``Database`` can read of a SQLite file does not import
+    MLflow."""
 
     def __init__(self, uri: str) -> None:
-        from mlflow.tracking import MlflowClient
+        self._uri, self._shown = uri, redact(uri)
+        path = sqlite_file(uri)
+        self._database = Database(path) if path else None
+        if not (self._database and self._database.is_readable()):
+            _ = self._client  # raises if it cannot be used
 
-        self._client = MlflowClient(tracking_uri=uri)
-        self._shown = redact(uri)
+    @functools.cached_property
+    def _client(self) -> Any:
+        return open_mlflow(self._uri)
 
     def __getattr__(self, name: str) -> Any:
         """MLflow's method ``name``, with errors and secrets as above; the methods below, which hide
         those of their names, call it by this, too."""
-        from mlflow.exceptions import MlflowException
+        read = getattr(self._database, name, None)
 
-        method = getattr(self._client, name)
-
-        @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
+            public = [_public(value) for value in args]
+            named = {name: _public(value) for name, value in kwargs.items()}
+            if read is not None:
+                with suppress(sqlite3.Error, Unsupported):  # MLflow says what is wrong
+                    return read(*public, **named)
+            method = getattr(self._client, name)
+            from mlflow.exceptions import MlflowException
+
             try:
-                return method(
-                    *map(_public, args), **{name: _public(value) for name, value in kwargs.items()}
-                )
+                return method(*public, **named)
             except (MlflowException, OSError) as error:  # of an artifact: no space left …
                 if getattr(error, "error_code", "") in WRONG_CALL:
                     raise
@@ -170,11 +178,10 @@ def tag_key(name: str) -> str:
 
 def _public(value: Any) -> Any:
     """An argument without secrets: text, tags and params, and lists and mappings of them."""
-    from mlflow.entities import Param, RunTag
-
     if isinstance(value, str):
         return hide_secrets(value)
-    if isinstance(value, Param | RunTag):
+    entities = sys.modules.get("mlflow.entities")
+    if entities and isinstance(value, entities.Param | entities.RunTag):
         return type(value)(value.key, hide_secrets(value.value))
     if isinstance(value, dict):
         return {key: _public(each) for key, each in value.items()}
@@ -182,11 +189,16 @@ def _public(value: Any) -> Any:
 
 
 def connect(uri: str) -> Client:
-    """Open the store at ``uri``; a new database is created, an old one migrated.
+    """Open the store at ``uri``; a new database is created, an old one migrated when it is written.
 
     Raises:
         TrackingError: the store cannot be reached, or a newer MLflow wrote it.
     """
+    return Client(uri)
+
+
+def open_mlflow(uri: str) -> Any:
+    """The ``MlflowClient`` of a store. Raises as ``connect``."""
     # No telemetry, no bar for each file, and a missing server is reported after seconds, not after
     # MLflow's minutes of retries.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -203,6 +215,8 @@ def connect(uri: str) -> Client:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if uri.startswith("sqlite"):
         _wait_for_writers()
+    from mlflow.tracking import MlflowClient
+
     try:
         # two processes that create the same database break each other's migration
         with locked(lock_path("mlflow", uri)):
@@ -211,8 +225,8 @@ def connect(uri: str) -> Client:
                 create_database(path)
             if not uri.startswith(("http://", "https://", "databricks")):
                 check_database(uri)
-            client = Client(uri)
-            client._client.search_experiments(max_results=1)
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
     except TrackingError:
         raise
     except Exception as error:
@@ -460,34 +474,6 @@ def read_run(run: Any, experiment: str = "") -> Record:
     except (ValueError, TypeError, AttributeError) as error:
         reason = f"a tag cannot be read: {' '.join(str(error).split())[:150]}"
         return Record(**fields | {"status": UNREADABLE, "reason": reason})
-
-
-def metrics_frame(cells: Sequence[Cell]) -> pd.DataFrame:
-    """One row for each metric of each finished cell.
-
-    Columns: backbone, weights (sha256), task, kind, protocol, seed (int), metric, value (float;
-    percentages 0–100), direction (+1 or -1), cost_seconds (of the cell), run_id, parent_id,
-    experiment.
-    """
-    return pd.DataFrame(
-        {
-            "backbone": cell.backbone,
-            "weights": cell.weights,
-            "task": cell.task,
-            "kind": cell.kind,
-            "protocol": cell.protocol,
-            "seed": cell.seed,
-            "metric": name,
-            "value": value,
-            "direction": cell.declared[name].direction,
-            "cost_seconds": cell.costs.get("seconds", float("nan")),
-            "run_id": cell.run_id,
-            "parent_id": cell.parent,
-            "experiment": cell.experiment,
-        }
-        for cell in cells
-        for name, value in cell.metrics.items()
-    )
 
 
 VIEW = "cliptex"

@@ -6,14 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from reports.comparison import Analysis, Judgement, judge_differences, shown_metrics
 from reports.selection import TaskColumn
 from reports.statistics import LEVEL, Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MARKS = {"win": "▲", "loss": "▼", "tie": "=", "unknown": "?", "": ""}
 HOLLOW = {**MARKS, "win": "△", "loss": "▽"}  # of one seed: of these weights
@@ -195,6 +197,8 @@ def _table(
     columns: list[MetricColumn],
     backbones: Sequence[str] = (),
 ) -> ResultTable:
+    import pandas as pd
+
     names = list(backbones or analysis.selection.backbones)
     cells = [[_number(analysis, backbone, column) for column in columns] for backbone in names]
     shared = analysis.selection.shared
@@ -266,6 +270,8 @@ class ClassTable:
 
 def class_tables(analysis: Analysis) -> list[ClassTable]:
     """One for each task whose probe stores the scores of each class."""
+    import pandas as pd
+
     tables = []
     for column in analysis.selection.columns:
         scores = {

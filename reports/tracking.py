@@ -107,13 +107,13 @@ class Tracker:
     """
 
     def __init__(self, experiment: str, uri: str | None = None):
-        from mlflow.exceptions import MlflowException
-
         self.uri = tracking_uri(uri)
         self.client = connect(self.uri)
         self.experiment = experiment
         stored = self.client.get_experiment_by_name(experiment)
         if stored is None:
+            from mlflow.exceptions import MlflowException
+
             try:
                 folder = artifact_folder(self.uri, experiment)
                 self.client.create_experiment(experiment, folder, tags=EXPERIMENT_TAGS)

@@ -25,6 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone
+from backbones.weights import READ_FILES
 from cliptex_common.errors import NotDownloaded, UserError, first_line
 
 
@@ -153,6 +154,9 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = 
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(f"{backbone!r}: {first_line(error)}") from error
+    # which of its revisions the cache has
+    folder = f"models--{repo.replace('/', '--')}"
+    READ_FILES.append(Path(constants.HF_HUB_CACHE, folder, "refs", "main"))
     for file in files:
         cached = try_to_load_from_cache(repo, file)
         if isinstance(cached, str):

@@ -44,6 +44,7 @@ INDICES = {
     "datasets": "checks of datasets",
     "content_hashes": "hashes of images",
     "efficiency": "costs of backbones",
+    "backbones": "identities of backbones",
     "pair-index": "indices of pairs",
     "label-index": "indices of pseudo-labels",
     "tar-index": "indices of tars",
@@ -68,7 +69,7 @@ class KindOptions:
 
     kind: str | None = None
     """only these: features, mini, experts, labels, weights, work, shared, shards, artifacts,
-    datasets, content_hashes, efficiency, pair-index, label-index, tar-index"""
+    datasets, content_hashes, efficiency, backbones, pair-index, label-index, tar-index"""
 
     def entries(self) -> list[CacheEntry]:
         """Those of the kind, in order of their names."""

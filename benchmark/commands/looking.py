@@ -632,10 +632,10 @@ class Ui(TrackingOptions):
         from benchmark.progress import console
         from cliptex_common.errors import HIDDEN, hide_secrets
         from reports.records import TrackingError
-        from reports.store import connect, tracking_uri
+        from reports.store import open_mlflow, tracking_uri
 
         uri = tracking_uri(self.tracking_uri)
-        connect(uri)  # creates or migrates a database, and reports a bad one
+        open_mlflow(uri)  # creates or migrates a database, and reports a bad one
         if uri.startswith(("http://", "https://")):
             server = hide_secrets(uri).replace(f"{HIDDEN}@", "")  # the browser asks for the login
             link = _link(server, uri, self.experiment)

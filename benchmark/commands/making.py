@@ -323,7 +323,7 @@ class TrainBackbone(
 
     def _check_output(self) -> None:
         """Raise ``UserError`` if ``--out`` is the initial weights or not written by a training."""
-        from backbones.checkpoint import read_metadata
+        from backbones.weights import read_metadata
         from benchmark.result import check_writable
 
         if not self.out.is_file():

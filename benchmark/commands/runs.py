@@ -151,7 +151,7 @@ RUN_GROUPS = {
     "settings": "overrides config",
     "machine": "device jobs executor",
     "record": "experiment tracking_uri name tags",
-    "output": "dry_run json",
+    "output": "dry_run report json",
 }
 
 
@@ -170,16 +170,22 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
     """write all metrics to this file"""
     dump_config: bool = False
     """print each task's resolved config (MMEngine) instead of running"""
+    report: bool = False
+    """make the report's page, also of one backbone, which is compared with none"""
+    no_report: bool = False
+    """make no report's page"""
 
     def main(self) -> int:
         """Run, print the table and where the results are."""
         from benchmark.progress import console
-        from benchmark.result import as_json, check_writable, show, write_report
+        from benchmark.result import as_json, check_writable, show_with_report
         from benchmark.run import dry_run, dump_config, refuse_inapplicable, run
         from cliptex_common.errors import hide_secrets
         from cliptex_common.files import write_json
         from reports.store import using
 
+        if self.report and self.no_report:
+            raise UserError("--report and --no-report contradict each other; leave one out")
         if self.json and (self.dry_run or self.dump_config):
             raise UserError("--json needs a run; leave out --dry-run and --dump-config")
         with using(self.tracking_uri) as uri:
@@ -194,13 +200,7 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
             result = run(self)
             if self.json:
                 write_json(self.json, as_json(result))
-            has_metrics = any(cell.metrics for cell in result.cells)
-            line, report = "", None
-            try:
-                if has_metrics:
-                    line, report = write_report(result)
-            finally:  # the table also where a report has a bug
-                show(result, report)
+            line = show_with_report(result, not self.no_report and (self.report or None))
         # the table that was just printed has the reasons
         refuse_inapplicable(cell.status for cell in result.cells)
         flag = f" --tracking-uri {hide_secrets(uri)}" if self.tracking_uri else ""

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import probes.train.frozen_backbone  # noqa: F401  registers what encoders name
-from backbones.backbone import DENSE_LIBRARIES, versions
+from backbones.weights import DENSE_LIBRARIES, versions
 from cliptex_common.device import Halving, is_accelerator, takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.files import content_key, derive_seed

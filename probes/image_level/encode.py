@@ -18,14 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from backbones.backbone import (
-    IMAGE_LIBRARIES,
-    Backbone,
-    Preprocessing,
-    in_memory_format,
-    resizing,
-    versions,
-)
+from backbones.backbone import Backbone, Preprocessing, in_memory_format, resizing
+from backbones.weights import IMAGE_LIBRARIES, versions
 from cliptex_common.device import Halving, takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError, first_line
 from cliptex_common.files import content_key

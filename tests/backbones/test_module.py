@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import backbones
-from benchmark.cell import describe_backbone
+from benchmark.tasks import describe_backbone
 from benchmark.unit import Unit
 from cliptex_common import registry
 from cliptex_common.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from benchmark.parser import main
-from reports.store import PREFIX, Client
+from reports.store import PREFIX, open_mlflow
 
 
 def run_command(command: str, *words: str) -> int:
@@ -21,12 +21,12 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text())
 
 
-def store() -> Client:
+def store() -> Any:
     """The MLflow store of the working folder."""
-    return Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
+    return open_mlflow(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
 
 
-def runs_of(experiment: str, client: Client | None = None) -> list:
+def runs_of(experiment: str, client: Any = None) -> list:
     """The MLflow runs of an experiment, with tags named as in records; none if it does not
     exist."""
     client = client or store()

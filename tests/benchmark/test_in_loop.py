@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from backbones.backbone import DataConfig
-from backbones.checkpoint import checkpoints
+from backbones.weights import checkpoints
 from benchmark import InLoop, LightningProbe, TransformersProbe
 from benchmark.commands.runs import Watch
 from benchmark.in_loop import untouched

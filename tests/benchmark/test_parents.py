@@ -8,9 +8,8 @@ from collections import Counter
 import pytest
 
 import benchmark.catalog  # noqa: F401
-from benchmark.cell import describe_backbone
 from benchmark.suites import BackboneSource
-from benchmark.tasks import PlannedTask
+from benchmark.tasks import PlannedTask, describe_backbone
 from tests.benchmark.fake_pipeline import register_trained
 from tests.benchmark.other_package import registries
 from tests.benchmark.run_command import (

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from backbones.cliptex.recipes import read_recipe
 from benchmark.mini.pipeline import MiniPipeline
 from benchmark.sweep import SweepOptions, plan_sweep
-from reports.store import Client
+from reports.store import open_mlflow
 from sweeps.study import create_study, fix_identity, sole_driver, storage_url
 from tests.benchmark.run_command import read_json, run_command, with_record_tags
 
@@ -40,7 +40,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     study = optuna.load_study(study_name="smoke-linear", storage="sqlite:///sweeps.db")
     trials = study.get_trials(states=(TrialState.COMPLETE,))
     assert sorted(trial.params["lambda_seg"] for trial in trials) == [1.0, 10.0]
-    client = Client(f"sqlite:///{here}/mlflow.db")
+    client = open_mlflow(f"sqlite:///{here}/mlflow.db")
     experiment = client.get_experiment_by_name("sweep-smoke").experiment_id
     runs = {run.info.run_id: run for run in map(with_record_tags, client.search_runs([experiment]))}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}

@@ -14,12 +14,13 @@ import pytest
 
 import backbones
 import benchmark.catalog  # noqa: F401
-from benchmark.cell import cell_locks, describe_backbone, finished_cells, probe_unit
+from benchmark.cell import cell_locks, probe_unit
+from benchmark.finished import finished_cells
 from benchmark.options import DataOptions
 from benchmark.plan import find_folders, prepare_data
 from benchmark.run import log_backbone
 from benchmark.suites import SUITES
-from benchmark.tasks import BackboneInfo, Job, plan_tasks
+from benchmark.tasks import BackboneInfo, Job, describe_backbone, plan_tasks
 from cliptex_common.files import home, write_json
 from cliptex_common.settings import parse_pairs
 from reports.tracking import Tracker

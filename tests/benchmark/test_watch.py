@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import backbones
-from backbones.checkpoint import checkpoints
+from backbones.weights import checkpoints
 from benchmark import in_loop
 from cliptex_common.errors import UserError
 from tests.benchmark.run_command import read_json, run_command, runs_of, store

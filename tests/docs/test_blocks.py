@@ -29,7 +29,6 @@ from backbones.cliptex.labelling import LabelSettings
 from backbones.cliptex.recipes import find_recipe
 from backbones.cliptex.tasks import find_task
 from benchmark import evaluate
-from benchmark.cell import describe_backbone
 from benchmark.commands.data import CheckDatasets, GetDatasets, ListCache, RemoveFromCache
 from benchmark.commands.doctor import Doctor
 from benchmark.commands.looking import WriteReport
@@ -46,7 +45,7 @@ from benchmark.run import dry_run
 from benchmark.run import run as run_tasks
 from benchmark.suites import SUITES
 from benchmark.sweep import plan_sweep
-from benchmark.tasks import BackboneInfo, plan_tasks
+from benchmark.tasks import BackboneInfo, describe_backbone, plan_tasks
 from cliptex_common import registry
 from cliptex_common.registry import load_plugins
 from cliptex_common.settings import with_changes

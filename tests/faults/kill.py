@@ -25,7 +25,7 @@ import psutil
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.labels import LabelStore
 from reports.report import ReportRequest, build_report
-from reports.store import Client
+from reports.store import open_mlflow
 from tests.faults.sandbox import EXPERTS, Outcome, make_inputs
 from tests.servers import mlflow_server
 
@@ -60,7 +60,7 @@ class KilledCommand:
     """One command, killed again and again."""
 
     def __init__(self, folder: Path, uri: str, command: str) -> None:
-        self.folder, self.client, self.command = folder, Client(uri), command
+        self.folder, self.client, self.command = folder, open_mlflow(uri), command
         self.torchrun = command == "train"
         self.words = [*TORCHRUN, *COMMANDS[command]]
         # in the command line of a worker, and of a process of torchrun

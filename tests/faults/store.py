@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from reports.store import Client
+from reports.store import open_mlflow
 from tests.faults.disk import small_disk
 from tests.faults.sandbox import REPORT, RUN_AGAIN, Outcome, Sandbox
 from tests.servers import MlflowServer
@@ -135,7 +135,7 @@ def served(undisturbed: Sandbox, folder: Path, how: str, rng: random.Random) -> 
         error = sandbox.wait(fork, 600).error() or sandbox.difference(undisturbed, RUN_AGAIN)
         if error:
             return error
-        client = Client(server.address)
+        client = open_mlflow(server.address)
         runs = client.search_runs([client.get_experiment_by_name("again").experiment_id])
         running = [run.info.run_name for run in runs if run.info.status == "RUNNING"]
         return f"left running: {running}" if running else ""

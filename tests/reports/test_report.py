@@ -7,6 +7,7 @@ import pytest
 from reports.records import Cell, ParentRun, Record
 from reports.report import ReportRequest, _like_runs, build_report
 from reports.tracking import Tracker
+from tests.imports import HEAVY, REPORTS, run_and_count
 from tests.reports.conftest import same
 from tests.reports.synthetic import write_run
 
@@ -58,3 +59,18 @@ def test_trials_and_other_experiments_change_no_number(store, report, tmp_path, 
     again = build_report(ReportRequest(experiments=["paper"], tracking_uri=store.uri))
     values = {key: estimate.value for key, estimate in again.analysis.estimates.items()}
     assert values == {key: e.value for key, e in report.analysis.estimates.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "forbidden", "most"),
+    [
+        ("report --experiment paper", f"{HEAVY} torch sqlalchemy", 1400),
+        ("results list --experiment paper", f"{HEAVY} {REPORTS} torch", 700),
+    ],
+)
+def test_reading_the_store_imports_neither_mlflow_nor_torch(
+    store, tmp_path, monkeypatch, words, forbidden, most
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    run_and_count(words, forbidden, most)

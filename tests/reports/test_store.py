@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from reports.pages import metrics_frame
 from reports.records import GALLERY, PER_IMAGE, PROTOCOL, Cell, TrackingError, metric_key
 from reports.report import ReportRequest, build_report
 from reports.selection import default_experiments
-from reports.store import Store, metrics_frame
+from reports.store import Store
 from reports.tracking import Tracker
 from tests.reports.synthetic import write_run
 

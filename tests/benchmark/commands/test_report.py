@@ -76,11 +76,17 @@ def test_wrong_input_is_one_line_and_exit_code_2(out, refused, words, message):
     assert not out.exists(), "nothing half-written"
 
 
-def test_a_run_ends_with_its_report(workdir, capsys):
+def test_a_run_of_one_backbone_says_what_makes_its_report(workdir, capsys):
     """The page is an artifact of the parent run; a failing report does not fail the run."""
     make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
     assert run_command(RUN) == 0
+    before, _, words = capsys.readouterr().out.partition("for a report: python -m benchmark ")
+    assert words == "report --experiment own --backbone random\n" and "top1" in before
+    assert run_command(words) == 0 and Path("report/index.html").is_file()
+    capsys.readouterr()
+    assert run_command(f"{RUN} --report") == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report: ")]
+    assert run_command(f"{RUN} --no-report") == 0 and line in capsys.readouterr().out
     page = Path(line.removeprefix("report: "))
     assert page.name == "index.html" and "imagefolder/linear" in page.read_text()
     runs = runs_of("own")
@@ -93,5 +99,6 @@ def test_a_run_ends_with_its_report(workdir, capsys):
     assert '"uri": "' + str(workdir / "imagefolder") in dataset.source
 
     (Path(child.info.artifact_uri) / "per_image.npz").write_bytes(b"not a zip")
-    assert run_command(RUN) == 0, "the numbers are safe"
+    assert run_command(f"{RUN} --report") == 0, "the numbers are safe"
     assert "no report was made: the artifact per_image.npz of run" in capsys.readouterr().out
+    assert run_command(f"{RUN} --report --no-report") == 2

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cliptex_common.files import home
-from reports.store import Client
+from reports.store import open_mlflow
 from tests.backbones.cliptex import toy
 from tests.benchmark.run_command import assert_same_weights, run_command, runs_of
 from tests.cluster import slurm, slurm_config
@@ -45,7 +45,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def client(server):
-    return Client(server)
+    return open_mlflow(server)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from cliptex_common import registry
 from probes.dense.tasks import DENSE_TASKS
 from probes.predictor import load_predictor
 from reports.per_image import image_scores
-from reports.store import Client
+from reports.store import open_mlflow
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts.toy_experts import SMALL_UNET
 from tests.probes import tiny_coco
@@ -61,7 +61,7 @@ def test_it_is_labelled_learnt_probed_and_reported(edges, tmp_path):
     task = "--task edges/linear --data-root . --partial --num-workers 0"
     run(f"run --backbone cliptex --weights w.safetensors --only {task}", *probing)
 
-    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")
+    client = open_mlflow(f"sqlite:///{Path('mlflow.db').resolve()}")
     (trained,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
     assert trained.data.metrics["train/loss_edges"] > 0
     (probed,) = client.search_runs(
