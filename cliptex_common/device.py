@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cliptex_common.errors import OutOfMemory, UserError, first_line
 from cliptex_common.process import DEVICE_NAMES
@@ -316,30 +318,65 @@ def report_out_of_memory(advice: str) -> Iterator[None]:
         raise UserError(str(out_of_memory(error, advice))) from None
 
 
+# Largest tensor of a pass on a CPU. The C library gives larger blocks back to the system each time,
+# and they leave the processor's cache.
+CPU_BYTES = 80 * 2**20
+
+
+class _Largest(TorchDispatchMode):
+    """``bytes``: of the largest tensor that is computed in the block."""
+
+    bytes = 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = (each for each in tree_leaves(result) if isinstance(each, Tensor))
+            self.bytes = max(self.bytes, *(each.nbytes for each in tensors), 1)
+        return result
+
+
 class Halving:
-    """Runs a pass over the parts of batches, which are halved when the memory of the device ends.
+    """Runs a pass over the parts of batches, which are halved when the memory of the device ends,
+    and on a CPU are so small that no activation has more than ``CPU_BYTES``; a trial with one row
+    tells.
 
     Args:
         size: most rows of a part.
         about: what is done, for people: ``encoding images``.
         notes: gets a line when parts become smaller. Each row is computed as before, but sums may
             be rounded differently.
+        device: that computes; None for one whose parts need no trial.
     """
 
-    def __init__(self, size: int, about: str, notes: list[str]) -> None:
+    def __init__(
+        self, size: int, about: str, notes: list[str], device: Device | None = None
+    ) -> None:
         self.size, self.about, self.notes = size, about, notes
+        self.has_trial = device is not None and not is_accelerator(device)
         self._largest = 0  # part that did not fit
+        self._bytes = 0.0  # of the largest activation of a row, for each of its pixels
 
-    def __call__(self, function: Callable[[Any], T], batch: Any) -> list[T]:
+    def __call__(self, function: Callable[[Any], T], batch: Any, pixels: int = 1) -> list[T]:
         """``function`` of consecutive parts of a batch (a tensor or a list).
+
+        Args:
+            pixels: of a row.
 
         Raises:
             OutOfMemory: a single row does not fit.
         """
+        if self.has_trial and not self._bytes and len(batch) > 2:
+            with _Largest() as largest:
+                function(batch[:1])
+            self._bytes = largest.bytes / pixels
+        fitting = len(batch)
+        if self._bytes:  # a power of two
+            fitting = 1 << max(int(CPU_BYTES / self._bytes / pixels), 2).bit_length() - 1
         results: list[T] = []
         start = 0
         while start < len(batch):
-            part, failure = batch[start : start + self.size], None
+            part, failure = batch[start : start + min(self.size, fitting)], None
             try:
                 results.append(function(part))
             except RuntimeError as error:

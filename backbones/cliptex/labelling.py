@@ -119,7 +119,8 @@ class Labeller:
         # of the current shard: images labelled, and seconds of each expert
         self.images, self.seconds = 0, dict.fromkeys((e.name for e in self.experts), 0.0)
         self._in_parts = {
-            name: Halving(batch_size, f"labelling with {name}", []) for name in self.seconds
+            expert.name: Halving(batch_size, f"labelling with {expert.name}", [], expert.device)
+            for expert in self.experts
         }
 
     def label(
@@ -221,7 +222,7 @@ class Labeller:
         for expert in self.experts:
             name, in_parts = expert.name, self._in_parts[expert.name]
             started = time.monotonic()
-            parts = in_parts(expert.predict, images)
+            parts = in_parts(expert.predict, images, images.shape[-2:].numel())
             predictions[expert.task] = np.concatenate([part[expert.task] for part in parts])
             self.seconds[name] += time.monotonic() - started
         self.images += len(images)

@@ -197,12 +197,14 @@ class Views(ABC):
         )
         with torch.random.fork_rng(devices=[]):  # a loader draws a seed
             loaded = iter(loader)
-        in_parts = Halving(self.batch_size, f"encoding {self.name}", context.cost.notes)
-        for batch in context.cost.timed("encode", loaded):
+        about, notes = f"encoding {self.name}", context.cost.notes
+        in_parts = Halving(self.batch_size, about, notes, context.device)
+        timed = context.cost.timed("encode", loaded)
+        for items, batch in zip(batches, timed, strict=True):
             if isinstance(batch, UserError):
                 raise batch
             with context.cost.phase("encode"), torch.no_grad():
-                parts = in_parts(self.encode, batch)
+                parts = in_parts(self.encode, batch, math.prod(self.sizes[items[0]]))
             context.cost.images["encode"] += len(batch)
             yield parts
 
@@ -282,9 +284,9 @@ def _unchanged(batch: Any) -> Any:
 
 Part = dict[str, Any]  # of a config
 BATCH = 32
-ROUNDED = ("fp16", "bf16")  # precisions of stores that round what a backbone gives
-# of a batch on a CPU: larger ones leave its cache (8 images of 224 px are twice as fast as 32)
+# of a batch on a CPU, whose maps are in memory together (of 224 px 8 images)
 CPU_PIXELS = 8 * 224**2
+ROUNDED = ("fp16", "bf16")  # precisions of stores that round what a backbone gives
 META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
 
 

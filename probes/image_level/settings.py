@@ -74,8 +74,8 @@ class EncodeSettings:
         size: side in pixels of the square that the backbone sees; None for its own size.
         precision: of the backbone's arithmetic: ``fp32``, ``bf16``, or ``auto``, which a plan
             replaces by one of them.
-        encode_batch_size: images that the backbone sees at once; None for 256 on a GPU and 64
-            elsewhere.
+        encode_batch_size: most images that the backbone sees at once; None for 256 on a GPU and 64
+            elsewhere. On a CPU fewer, where its activations are large (``Halving``).
     """
 
     protocol: str = "own"

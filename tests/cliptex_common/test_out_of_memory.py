@@ -63,3 +63,21 @@ def test_other_errors_are_not_touched():
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         Halving(8, "encoding", [])(fail, torch.arange(4.0))
+
+
+def test_on_a_cpu_activations_stay_small():
+    """Rows that need 10 MB each: eight of them at once, of rows with half the pixels sixteen."""
+    sizes = []
+
+    def compute(part: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(part))
+        return part.new_ones(len(part), 10 * 2**18).mean(1) * part
+
+    batch, in_parts = torch.arange(32.0), Halving(64, "encoding", [], "cpu")
+    assert torch.equal(torch.cat(in_parts(compute, batch, pixels=4)), batch)
+    assert sizes == [1, 8, 8, 8, 8]
+    in_parts(compute, batch, pixels=2)
+    assert sizes[5:] == [16, 16]
+    sizes.clear()
+    Halving(64, "encoding", [])(compute, batch)
+    assert sizes == [32], "without a trial"
