@@ -98,7 +98,7 @@ def test_the_ui_gets_its_secret_by_the_environment(monkeypatch, capsys):
             return 0
 
     monkeypatch.setattr(looking.subprocess, "Popen", Server)
-    monkeypatch.setattr("reports.store.connect", lambda uri: None)
+    monkeypatch.setattr("reports.store.open_mlflow", lambda uri: None)
     monkeypatch.setattr(looking, "_link", lambda page, uri, experiment: page)
     uri = "postgresql://bob:hunter22@host/db"
     assert run_command(f"ui --tracking-uri {uri}") == 0
