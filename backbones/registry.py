@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -288,36 +287,6 @@ def _family_of(path: Path, architecture: str, requested: str) -> Family:
             f" --backbone {architecture} --weights {path}, or --architecture {architecture}"
         )
     return family
-
-
-# what files of weights are often of, beside the architectures of named backbones
-COMMON = {"timm/resnet18", "timm/vit_small_patch16_224", "timm/convnext_tiny", "open_clip/ViT-B-32"}
-
-
-def nearest_architectures(weights: Path) -> str:
-    """The three architectures, of ``COMMON`` and the named backbones, whose tensors' shapes are
-    most like those of a file. Raises ``UserError`` if it cannot be read."""
-    import timm
-    import torch
-    from open_clip import get_model_config
-
-    from backbones.adapters.open_clip import build_model
-    from backbones.checkpoint import load_checkpoint
-
-    state = load_checkpoint(weights).state
-    shapes: Counter[torch.Size] = Counter(tensor.shape for tensor in state.values())
-    named = (entry.settings.get("architecture", "") for entry in BACKBONES.values())
-    without_tags = (architecture.partition(".")[0] for architecture in named)
-    likeness = {}
-    for architecture in {*COMMON, *filter(None, without_tags)}:
-        family, _, name = architecture.partition("/")
-        with torch.device("meta"):  # shapes alone
-            is_timm = family == "timm"
-            model = timm.create_model(name) if is_timm else build_model(get_model_config(name))
-        own: Counter[torch.Size] = Counter(tensor.shape for tensor in model.state_dict().values())
-        likeness[architecture] = (own & shapes).total() / (own | shapes).total()
-    best = sorted(likeness, key=lambda name: (-likeness[name], name))[:3]
-    return ", ".join(f"{name} ({likeness[name]:.0%})" for name in best)
 
 
 # as DINOv2's authors evaluate it; it was trained at 518 pixels

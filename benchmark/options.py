@@ -93,6 +93,11 @@ class FolderOptions(PluginOptions):
             register_folders(self.data_root)  # each ``wds_NAME`` in it is a dataset, too
         check_names(self.data)
 
+    def check_root(self) -> None:
+        """Raise ``UserError`` if ``data_root`` is given and there is no such folder."""
+        if self.data_root and not self.data_root.is_dir():
+            raise UserError(f"no folder {self.data_root}; `data get` downloads datasets")
+
 
 @options_dataclass
 class DataOptions(FolderOptions):

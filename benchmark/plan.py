@@ -17,7 +17,6 @@ import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones.checkpoint import WEIGHTS_SUFFIXES, checkpoints, read_metadata
 from backbones.cliptex.recipes import changed_settings
-from backbones.registry import nearest_architectures
 from benchmark.cell import describe_backbone
 from benchmark.executor import Executor, decide_precision
 from benchmark.options import DataOptions, FolderOptions, RunOptions
@@ -354,6 +353,8 @@ def _checkpoint_arguments(item: str, path: Path, architecture: str | None) -> di
         name = recipe if recipe in backbones.names() else stored
         return {"name": name, "weights": str(path), "any_architecture": True}
     if not architecture:
+        from backbones.adapters.open_clip import nearest_architectures
+
         raise UserError(
             f"--backbone {item}: the file does not say its architecture; add --architecture NAME,"
             f" nearest by shapes: {nearest_architectures(path)}"

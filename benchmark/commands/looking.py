@@ -29,7 +29,6 @@ from benchmark.options import (
 from benchmark.parser import ConfigOptions, JsonOptions, Positional, Positionals
 from benchmark.progress import console
 from benchmark.suites import SUITES
-from benchmark.tasks import choose_suite, plan_task
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import atomic_write
 from cliptex_common.settings import (
@@ -90,6 +89,7 @@ class ListNames(JsonOptions, FolderOptions):
         """Print names and descriptions."""
         if self.what not in LISTS:
             raise UserError(f"cannot list {self.what!r}; {suggest(self.what, LISTS)}")
+        self.check_root()
         words = [word.lower() for word in self.words]
         subject = self.words[: self.what == "settings"]
         rows = [
@@ -135,6 +135,8 @@ def _tasks() -> Rows:
 
 def _settings(task: str = "") -> Rows:
     """Default in the task's own suite, type with range, and meaning of each setting of a task."""
+    from benchmark.tasks import choose_suite, plan_task
+
     planned = plan_task(choose_suite([task]), task, {})
     kind = planned.probe.settings_type
     hints, texts = get_type_hints(kind, include_extras=True), meanings(kind)

@@ -48,7 +48,6 @@ from benchmark.suites import SUITES
 from benchmark.sweep import plan_sweep
 from benchmark.tasks import BackboneInfo, plan_tasks
 from cliptex_common import registry
-from cliptex_common.registry import load_plugins
 from cliptex_common.settings import with_changes
 from probes.datasets.download import ENTRIES
 from probes.datasets.webdataset import list_candidates
@@ -321,7 +320,7 @@ def test_files_that_are_shown_are_modules(block: Block):
     if not {"templates", "examples"} & set(inside):  # these are plugins
         import_module(".".join(inside))
         return
-    load_plugins([block.file])
+    registry.load(block.file, registers="register" in block.text)
     registry.LOADED[block.file].remove()
 
 
