@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from backbones.cliptex.recipes import subsets
 from cliptex_common.errors import UserError, error_summary
+from cliptex_common.files import expand_user
 from cliptex_common.registry import Plugin, Registry, instance_of, load_module
 
 if TYPE_CHECKING:
@@ -199,7 +200,17 @@ def _module_entry(name: str, parts: Sequence[str], fresh: bool) -> Entry:
         "plugin": plugin,
         "libraries": libraries,
     }
-    return Entry(name, f"a module of {source}", "unknown", build_module, settings)
+    short = f"{Path(source).name}:{function}{arguments}"
+    return Entry(short, f"a module of {source}", "unknown", build_module, settings)
+
+
+def located_name(name: str) -> str:
+    """The name of a module of a file as it is found from any folder; other names as they are."""
+    prefix = "random/" if name.startswith("random/") else ""
+    call = MODULE_CALL.fullmatch(name.removeprefix(prefix))
+    if call is None or not call[1].endswith(".py") or _find_family(call[1].partition("/")[0]):
+        return name
+    return f"{prefix}{expand_user(call[1]).absolute()}{call[0].removeprefix(call[1])}"
 
 
 def create(
@@ -214,9 +225,9 @@ def create(
 
     Args:
         name: a named backbone (see ``names``), ``timm/NAME[.TAG]``,
-            ``open_clip/ARCH[/PRETRAINED]``, ``FILE.py:CLASS``, or ``random/`` in
-            front of any of these: the same architecture, initialised from ``seed``, nothing
-            downloaded.
+            ``open_clip/ARCH[/PRETRAINED]``, ``FILE.py:CLASS`` (whose folder is no part of what it
+            is called), or ``random/`` in front of any of these: the same architecture, initialised
+            from ``seed``, nothing downloaded.
         weights: the user's own weights: a file of ``save_checkpoint``, other safetensors, or a
             torch file that loads with ``weights_only=True``.
         seed: of random initialisation.
@@ -248,7 +259,7 @@ def create(
         named = "" if any_architecture else own_name
         build = _family_of(checkpoint.path, stored, named).build
         settings = {"architecture": stored, "model_config": checkpoint.model_config}
-    request = Request(own_name, settings, checkpoint, random, seed, entry.licence)
+    request = Request(entry.name, settings, checkpoint, random, seed, entry.licence)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -266,7 +277,8 @@ def create(
         raise UserError(f"{name} is no backbone: what builds it returned {backbone!r}")
     family, slash, _ = architecture.partition("/")
     family_origin = FAMILIES.origin(family) if slash else {}
-    backbone.name, backbone.origin = name, {**BACKBONES.origin(own_name), **family_origin}
+    backbone.name = f"random/{entry.name}" if random else entry.name
+    backbone.origin = {**BACKBONES.origin(own_name), **family_origin}
     backbone.freeze()
     return backbone.at_layers(layers) if layers else backbone
 
@@ -301,9 +313,9 @@ def nearest_architectures(weights: Path) -> str:
     import torch
     from open_clip import get_model_config
 
-    from backbones.adapters.open_clip import build_model
     from backbones.checkpoint import load_checkpoint
 
+    build_clip = import_module("backbones.adapters.open_clip").build_model
     shapes = Counter(tensor.shape for tensor in load_checkpoint(weights).state.values())
     named = (entry.settings.get("architecture", "") for entry in BACKBONES.values())
     without_tags = (architecture.partition(".")[0] for architecture in named)
@@ -312,7 +324,7 @@ def nearest_architectures(weights: Path) -> str:
         family, _, name = architecture.partition("/")
         with torch.device("meta"):  # shapes alone
             is_timm = family == "timm"
-            model = timm.create_model(name) if is_timm else build_model(get_model_config(name))
+            model = timm.create_model(name) if is_timm else build_clip(get_model_config(name))
         own = Counter(tensor.shape for tensor in model.state_dict().values())
         likeness[architecture] = (own & shapes).total() / (own | shapes).total()
     best = sorted(likeness, key=lambda name: (-likeness[name], name))[:3]

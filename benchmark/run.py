@@ -537,18 +537,19 @@ def dry_run(options: RunOptions) -> None:
         asyncio.run(_print_units(plan, executor))
 
 
+async def if_made(work: Awaitable[Any], titles: list[str]) -> Any:
+    """The result of ``work``, or None if something has to be made first, whose titles are added."""
+    try:
+        return await work
+    except NotMade as error:
+        titles.extend(error.titles)
+        return None
+
+
 async def _print_units(plan: Plan, executor: Executor) -> None:
     titles: list[str] = []  # of what has to be made, in the order of the work
-
-    async def if_made(work: Awaitable[Any]) -> Any:
-        try:
-            return await work
-        except NotMade as error:
-            titles.extend(error.titles)
-            return None
-
-    plan = await if_made(plan.with_data(0, cached_only=True)) or plan
-    sources = {row: await if_made(plan.source(*row)) for row in plan.rows}
+    plan = await if_made(plan.with_data(0, cached_only=True), titles) or plan
+    sources = {row: await if_made(plan.source(*row), titles) for row in plan.rows}
     for title in dict.fromkeys(titles):
         console.print(f"  to do · {title}")
     if not plan.data:
@@ -573,7 +574,7 @@ async def _print_units(plan: Plan, executor: Executor) -> None:
                     pending.append((name, seed, part))
     refuse_inapplicable(counts.elements())
     if pending:
-        _print_cost(plan, executor, tracker, planned, pending)
+        print_cost(plan, executor, tracker, planned, pending)
     totals = ", ".join(f"{count} {state}" for state, count in counts.items())
     sizes = f"{len(plan.backbones)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
     console.print(f"{sizes}: {totals}")
@@ -606,7 +607,8 @@ async def _look_up(
     except NotDownloaded as error:
         console.print(f"  note · {name}: {error}")
         with suppress(NotDownloaded):
-            untrained = describe_backbone({"name": f"random/{name.removeprefix('random/')}"})
+            own = plan.backbones[name].create_arguments["name"].removeprefix("random/")
+            untrained = describe_backbone({"name": f"random/{own}"})
             return missing_cells(name, seed, plan.inapplicable_tasks(untrained), "not applicable")
         return {}
     if tracker is not None:
@@ -619,7 +621,7 @@ async def _look_up(
 ENCODE_SECONDS = 2 / 13.4 / 22
 
 
-def _print_cost(
+def print_cost(
     plan: Plan,
     executor: Executor,
     tracker: Tracker | None,

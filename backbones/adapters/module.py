@@ -60,22 +60,30 @@ class ModuleBackbone(Backbone):
             # the same weights in other code are another backbone
             self.model_config["code"] = content_key({"source": inspect.getsource(kind)})
         self.weights = Weights("a module in memory", state_sha256(self.model.state_dict()))
-        self.has_text = hasattr(module, "encode_text")
+        self.has_text = getattr(module, "has_text", hasattr(module, "encode_text"))
         with torch.inference_mode():
             images = torch.zeros(1, 3, *self.data.size)
             levels, embeddings = _split(self.model(images))
             self.strides = tuple(self._stride(each) for each in levels or embeddings)
             self.level_strides = self.strides  # those of a view with other layers stay all
-            pairs, _ = self._read(images)
+            maps, embedding = self._read(images)
             self.embed_dim = self.encode_image(images).shape[-1]
-        self.depth, self.divisor = len(pairs), max(self.strides)
-        self.channels = tuple(each.shape[1] for _, each in pairs)
-        if self.is_plain and all(token is not None for token, _ in pairs):
-            self.token_blocks = self.depth
+        self.depth, self.divisor = len(maps), max(self.strides)
+        self.channels = tuple(each.shape[1] for each in maps)
+        source = "the mean of the last map" if embedding is None else "the class token"
+        if hasattr(module, "encode_image"):
+            source = "by its encode_image"
+        elif len(embeddings) > 1:
+            raise UserError(
+                f"{name!r} returns {len(embeddings)} tensors (N, D); define encode_image(images),"
+                " which returns the embedding"
+            )
+        elif embeddings:
+            source = "returned beside them"
         channels, strides = (", ".join(map(str, each)) for each in (self.channels, self.strides))
         self.summary = (
             f"{name}: {self.depth} feature maps (channels {channels}; strides {strides}), embedding"
-            f" of {self.embed_dim} ({self._embedding_source(pairs[-1][0], embeddings)})"
+            f" of {self.embed_dim} ({source})"
         )
 
     def _stride(self, level: Any) -> int:
@@ -95,49 +103,30 @@ class ModuleBackbone(Backbone):
             f" {shape or type(level).__name__}; {advice}"
         )
 
-    def _embedding_source(self, token: Tensor | None, embeddings: Sequence[Tensor]) -> str:
-        if hasattr(self.model, "encode_image"):
-            return "by its encode_image"
-        if len(embeddings) > 1:
-            raise UserError(
-                f"{self.name!r} returns {len(embeddings)} tensors (N, D); define"
-                " encode_image(images), which returns the embedding"
-            )
-        if embeddings:
-            return "returned beside them"
-        return "the mean of the last map" if token is None else "the class token"
-
-    def _read(self, images: Tensor) -> tuple[list[tuple[Tensor | None, Tensor]], list[Tensor]]:
-        """(class token, feature map) of each layer, and the embeddings that are returned."""
+    def _read(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Feature maps, and the embedding that is returned beside them, else the class token."""
         levels, embeddings = _split(self.model(images))
-        pairs = []
+        maps, token = [], None
         for level, stride in zip(levels, self.level_strides, strict=True):
-            token = None
             if level.ndim == 3:
                 grid = [side // stride for side in images.shape[-2:]]
-                if level.shape[1] > math.prod(grid):
-                    token, level = level[:, 0], level[:, 1:]
-                level = level.transpose(1, 2).unflatten(2, grid).contiguous()
-            pairs.append((token, level))
-        return pairs, embeddings
+                count = math.prod(grid)
+                token = level[:, 0] if level.shape[1] > count else None
+                level = level[:, -count:].transpose(1, 2).unflatten(2, grid).contiguous()
+            maps.append(level)
+        return maps, embeddings[0] if embeddings else token
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = tuple(each for _, each in self._read(images)[0])
-        return tuple(maps[layer] for layer in self.data.layers) if self.data.layers else maps
+        maps, _ = self._read(images)
+        return tuple(maps[layer] for layer in self.data.layers or range(len(maps)))
 
     def encode_image(self, images: Tensor) -> Tensor:
         if hasattr(self.model, "encode_image"):
             return self.model.encode_image(images)
-        pairs, embeddings = self._read(images)
-        if embeddings:
-            return embeddings[0]
-        if (token := pairs[-1][0]) is not None:
-            return token
-        return pairs[self.data.layers[-1] if self.data.layers else -1][1].mean(dim=(2, 3))
-
-    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        pairs: Any = self._read(images)[0]  # with class tokens, see ``token_blocks``
-        return [(pairs[layer][0], pairs[layer][1].flatten(2).transpose(1, 2)) for layer in layers]
+        maps, embedding = self._read(images)
+        if embedding is not None:
+            return embedding
+        return maps[self.data.layers[-1] if self.data.layers else -1].mean(dim=(2, 3))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         return self.model.encode_text(texts) if self.has_text else super().encode_text(texts)
@@ -161,8 +150,8 @@ def entry_of(module: nn.Module, name: str, data: DataConfig | None = None) -> En
 
 
 def build(request: Request) -> Backbone:
-    """What a class or function of a file builds: a ``Backbone``, or another module. Without weights
-    it is the same network in all runs, unless the name begins with ``random/``.
+    """What a class or function of a file builds. Without weights it is the same network in all
+    runs, unless the name begins with ``random/``.
 
     Raises:
         UserError: it cannot be built or is no module, or the weights do not fit it.
@@ -177,18 +166,15 @@ def build(request: Request) -> Backbone:
             raise UserError(
                 f"{request.name} is of type {type(module).__name__}; name what builds an nn.Module"
             )
-        is_backbone = isinstance(module, Backbone)
-        model: Any = module.model if is_backbone else module
         if checkpoint is not None:
             check_architecture(checkpoint, architecture)
-            fit_state(model, checkpoint, request.name)
-        backbone: Any = module if is_backbone else ModuleBackbone(module, request.name)
+            fit_state(module, checkpoint, request.name)
+        backbone = ModuleBackbone(module, request.name)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{plugin.path}{plugin.line_of(error)}: {error_summary(error)}") from error
-    if not is_backbone:
-        backbone.data = backbone.data.with_layers(range(backbone.depth))
+    backbone.data = backbone.data.with_layers(range(backbone.depth))
     backbone.architecture = architecture
     backbone.model_config = {**backbone.model_config, "code": plugin.sha256}
     backbone.libraries += request.settings["libraries"]

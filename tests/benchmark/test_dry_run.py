@@ -12,7 +12,7 @@ from benchmark.executor import EXECUTORS
 from benchmark.local import LocalExecutor
 from tests.backbones.cliptex import toy
 from tests.benchmark.other_package import registries
-from tests.benchmark.run_command import listing, read_json, run_command, store
+from tests.benchmark.run_command import listing, read_json, run_command, runs_of, store
 from tests.probes.datasets import make
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("imagefolder")]
@@ -120,12 +120,27 @@ def test_options_of_a_run_can_be_used_again_and_a_limited_run_is_another(
         assert f"seeds: {state}\n" in capsys.readouterr().out, words
 
 
-def test_what_was_found_of_a_module_is_printed(capsys):
+def test_a_module_of_a_file_is_described_and_found_again_from_any_folder(
+    workdir, capsys, monkeypatch
+):
+    name = "my-net.py:MyNet(width=8)"
     assert run_command("new backbone my-net") == 0
     for option in ("--dry-run", ""):
-        assert run_command(f"{KNN} {option}".replace("random", "my-net.py:MyNet(width=8)")) == 0
-        line = "my-net.py:MyNet(width=8): 4 feature maps (channels 8, 8, 8, 8; strides 8, 8, 8, 8)"
+        assert run_command(f"{KNN} {option}".replace("random", name)) == 0
+        line = f"{name}: 4 feature maps (channels 8, 8, 8, 8; strides 8, 8, 8, 8)"
         assert f"{line}, embedding of 8 (by its encode_image)\n" in capsys.readouterr().out
+    before = {run.info.run_id for run in runs_of("own")}
+    (parent,) = [run for run in runs_of("own") if "run.key" in run.data.tags]
+    assert parent.data.tags["backbone"] == name
+    options = store().download_artifacts(parent.info.run_id, "options.yaml", str(workdir))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workdir}/mlflow.db")
+    (workdir / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    again = f"run --config {options} --device cpu --num-workers 0 --json out.json"
+    assert run_command(again) == 0
+    assert [*read_json("out.json")["backbones"]] == [name]
+    monkeypatch.chdir(workdir)
+    assert {run.info.run_id for run in runs_of("own")} == before, "everything was finished"
 
 
 class Remote(LocalExecutor):

@@ -15,8 +15,8 @@ from backbones.checkpoint import Checkpoint, save_checkpoint
 from backbones.cliptex.recipes import find_recipe
 from benchmark.options import RunOptions
 from benchmark.plan import find_folders, make_plan, prepare_data
-from benchmark.suites import SUITES
-from benchmark.tasks import plan_tasks, settings_in
+from benchmark.suites import SUITES, settings_in
+from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from cliptex_common.settings import one_line_errors
 from probes.datasets.base import PreparedDataset
