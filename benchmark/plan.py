@@ -296,12 +296,13 @@ def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, Bac
     for item in names:
         match = LABELLED.fullmatch(item)
         label, name = match.groups() if match else ("", item)
+        name = re.sub("^hub:", "hub/", name)  # as the other sources are written
         if options.name and item in options.backbones:
             label = options.name
         arguments = {"name": name, "weights": options.weights and str(options.weights)}
         if match and not options.weights and (path := find_checkpoint(name)):
             arguments = _checkpoint_arguments(item, path, options.architecture)
-            name = name if ":" in name else str(path)
+            name = name if name.startswith(("run:", "hf:")) else str(path)
         prefix = "random/" if arguments["name"].startswith("random/") else ""
         entry = backbones.find(arguments["name"].removeprefix(prefix), fresh=True)  # raises
         arguments["name"] = located_name(arguments["name"])

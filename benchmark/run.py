@@ -60,6 +60,7 @@ from reports.provenance import environment
 from reports.records import TAGS, Cell, ParentRun, cost_metrics, metric_key, task_tag
 from reports.selection import weights_labels, with_label
 from reports.store import save_view
+from reports.tables import count
 from reports.tracking import Run, Tracker, logged_model
 
 
@@ -198,10 +199,10 @@ class Row:
     async def _probe(self) -> list[Cell]:
         """Find the finished cells, and run the units of the others under the parent run."""
         plan, tracker, cells = self.plan, self.tracker, self.find()
-        if count := sum(cell.status == "cached" for cell in cells.values()):
+        if finished := sum(cell.status == "cached" for cell in cells.values()):
             console.print(
-                f"{self.name} · seed {self.seed}: {count} of {len(plan.tasks)} tasks are finished"
-                " and not run again (--force runs them)",
+                f"{self.name} · seed {self.seed}: {finished} of {len(plan.tasks)} tasks are"
+                " finished and not run again (--force runs them)",
                 style="dim",
             )
         pending = [[task for task in tasks if task.name not in cells] for tasks in plan.units]
@@ -575,8 +576,9 @@ async def _print_units(plan: Plan, executor: Executor) -> None:
     refuse_inapplicable(counts.elements())
     if pending:
         print_cost(plan, executor, tracker, planned, pending)
-    totals = ", ".join(f"{count} {state}" for state, count in counts.items())
-    sizes = f"{len(plan.backbones)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
+    totals = ", ".join(f"{number} {state}" for state, number in counts.items())
+    amounts = {"backbone": plan.backbones, "task": plan.tasks, "seed": plan.seeds}
+    sizes = " × ".join(count(len(values), name) for name, values in amounts.items())
     console.print(f"{sizes}: {totals}")
 
 
@@ -638,19 +640,19 @@ def print_cost(
     images, seconds, disk, guessed, unknown = 0, 0.0, 0.0, 0, 0
     for name, _, tasks in pending:
         data = {plan.data[task.name].spec.name: plan.data[task.name] for task in tasks if plan.data}
-        count = sum(len(split) for each in data.values() for split in each.samples.values())
-        images += count
+        encoded = sum(len(split) for each in data.values() for split in each.samples.values())
+        images += encoded
         for task in tasks:
             cells = [cell for cell in earlier[task.name] if cell.backbone == name]
             if cells := cells or earlier[task.name]:
                 seconds += fmean(cell.seconds for cell in cells) * (gpus or cpus)
                 disk += fmean(cell.costs.get("disk_bytes", 0.0) for cell in cells)
-            elif gpus or not count or name not in planned:
+            elif gpus or not encoded or name not in planned:
                 unknown += 1
             else:
                 guessed += 1
                 millions = planned[name].params["parameters"] / 1e6
-                seconds += count / len(tasks) * millions * ENCODE_SECONDS
+                seconds += encoded / len(tasks) * millions * ENCODE_SECONDS
     if plan.data:
         console.print(f"  encode · at most {images} images")
     kind, total = "GPU" if gpus else "processor", sum(len(tasks) for *_, tasks in pending)
@@ -659,7 +661,7 @@ def print_cost(
         "by encoding alone, at the rate of docs/benchmarks.md": guessed,
         "unknown": unknown,
     }
-    basis = ", ".join(f"{count} tasks {source}" for source, count in sources.items() if count)
+    basis = ", ".join(f"{count(each, 'task')} {source}" for source, each in sources.items() if each)
     console.print(
         f"  about {seconds / 3600:.2g} {kind} hours and {disk / 1e9:.2g} GB of features: {basis}"
     )

@@ -264,8 +264,8 @@ async def _preview(plan: SweepPlan, study: optuna.Study | None, executor: Execut
         print_cost(plan, executor, Tracker.existing(options.experiment_name), planned, rows)
     console.print(
         f"{options.name}: {space.total - len(pending)} of {space.total} trials done,"
-        f" {len(plan.tasks)} tasks each; then the best and the base again on {options.confirm}"
-        " fresh seeds"
+        f" {count(len(plan.tasks), 'task')} each; then the best and the base again on"
+        f" {count(options.confirm, 'fresh seed')}"
     )
 
 

@@ -223,6 +223,7 @@ def test_a_folder_is_a_column_for_each_checkpoint(checkpoints):
         ("a=absent.pt", {}, "no weights file .*absent.pt"),
         ("a=plain.pt", {}, r"--architecture NAME, .*: timm/resnet18 "),
         ("a=clap", {}, "no backbone 'clap'"),
+        ("a=hub:me/net:entry,a=hub/me/net:entry", {}, "two are called 'a'"),
         ("clip,random", {"name": "a"}, "--name a: it labels one backbone"),
     ],
 )

@@ -170,7 +170,7 @@ def test_a_dry_run_prints_what_a_sweep_takes(own_pairs, workdir, capsys):
     output = capsys.readouterr().out
     assert "  to do · trial base\n  to do · trial λseg 10\n  at most 5 trainings:\n" in output
     assert "encode · at most" in output and output.count("  5 jobs of 0 GPUs") == 2
-    assert output.endswith("on 1 fresh seeds\n") and set(workdir.iterdir()) == before
+    assert output.endswith("on 1 fresh seed\n") and set(workdir.iterdir()) == before
 
 
 def test_commands_without_a_study(here, capsys, refused, monkeypatch):
