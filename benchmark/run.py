@@ -637,7 +637,7 @@ def print_cost(
         if isinstance(cell, Cell) and cell.task in earlier:
             earlier[cell.task].append(cell)
     cpus, gpus = executor.resources().values()
-    images, seconds, disk, guessed, unknown = 0, 0.0, 0.0, 0, 0
+    images, seconds, disk, bases = 0, 0.0, 0.0, Counter[str]()
     for name, _, tasks in pending:
         data = {plan.data[task.name].spec.name: plan.data[task.name] for task in tasks if plan.data}
         encoded = sum(len(split) for each in data.values() for split in each.samples.values())
@@ -645,23 +645,19 @@ def print_cost(
         for task in tasks:
             cells = [cell for cell in earlier[task.name] if cell.backbone == name]
             if cells := cells or earlier[task.name]:
+                bases["by earlier cells of the same tasks"] += 1
                 seconds += fmean(cell.seconds for cell in cells) * (gpus or cpus)
                 disk += fmean(cell.costs.get("disk_bytes", 0.0) for cell in cells)
             elif gpus or not encoded or name not in planned:
-                unknown += 1
+                bases["unknown"] += 1
             else:
-                guessed += 1
+                bases["by encoding alone, at the rate of docs/benchmarks.md"] += 1
                 millions = planned[name].params["parameters"] / 1e6
                 seconds += encoded / len(tasks) * millions * ENCODE_SECONDS
     if plan.data:
         console.print(f"  encode · at most {images} images")
-    kind, total = "GPU" if gpus else "processor", sum(len(tasks) for *_, tasks in pending)
-    sources = {
-        "by earlier cells of the same tasks": total - guessed - unknown,
-        "by encoding alone, at the rate of docs/benchmarks.md": guessed,
-        "unknown": unknown,
-    }
-    basis = ", ".join(f"{count(each, 'task')} {source}" for source, each in sources.items() if each)
+    kind = "GPU" if gpus else "processor"
+    basis = ", ".join(f"{count(tasks, 'task')} {source}" for source, tasks in bases.items())
     console.print(
         f"  about {seconds / 3600:.2g} {kind} hours and {disk / 1e9:.2g} GB of features: {basis}"
     )

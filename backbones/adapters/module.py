@@ -60,7 +60,7 @@ class ModuleBackbone(Backbone):
             # the same weights in other code are another backbone
             self.model_config["code"] = content_key({"source": inspect.getsource(kind)})
         self.weights = Weights("a module in memory", state_sha256(self.model.state_dict()))
-        self.has_text = getattr(module, "has_text", hasattr(module, "encode_text"))
+        self.has_text = hasattr(module, "encode_text")
         with torch.inference_mode():
             images = torch.zeros(1, 3, *self.data.size)
             levels, embeddings = _split(self.model(images))
@@ -150,8 +150,8 @@ def entry_of(module: nn.Module, name: str, data: DataConfig | None = None) -> En
 
 
 def build(request: Request) -> Backbone:
-    """What a class or function of a file builds. Without weights it is the same network in all
-    runs, unless the name begins with ``random/``.
+    """What a class or function of a file builds: a ``Backbone``, or another module. Without weights
+    it is the same network in all runs, unless the name begins with ``random/``.
 
     Raises:
         UserError: it cannot be built or is no module, or the weights do not fit it.
@@ -166,15 +166,18 @@ def build(request: Request) -> Backbone:
             raise UserError(
                 f"{request.name} is of type {type(module).__name__}; name what builds an nn.Module"
             )
+        is_backbone = isinstance(module, Backbone)
+        model: Any = module.model if is_backbone else module
         if checkpoint is not None:
             check_architecture(checkpoint, architecture)
-            fit_state(module, checkpoint, request.name)
-        backbone = ModuleBackbone(module, request.name)
+            fit_state(model, checkpoint, request.name)
+        backbone: Any = module if is_backbone else ModuleBackbone(module, request.name)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{plugin.path}{plugin.line_of(error)}: {error_summary(error)}") from error
-    backbone.data = backbone.data.with_layers(range(backbone.depth))
+    if not is_backbone:
+        backbone.data = backbone.data.with_layers(range(backbone.depth))
     backbone.architecture = architecture
     backbone.model_config = {**backbone.model_config, "code": plugin.sha256}
     backbone.libraries += request.settings["libraries"]

@@ -107,7 +107,7 @@ def file(tmp_path, monkeypatch):
         ("Encodes('8 pooled pooled')", (8,), "embedding of 9 (by its encode_image)"),
         ("Tokens", (16,), "embedding of 6 (the mean of the last map)"),
         ("Tokens(1, blocks=3)", (16, 16, 16), "embedding of 6 (the class token)"),
-        ("Declares()", (8,), "embedding of 4 (by its encode_image)"),
+        ("Declares()", (8,), ""),
     ],
 )
 def test_a_trial_pass_finds_maps_and_embedding(call, strides, summary):

@@ -11,15 +11,12 @@ import pytest
 from optuna.trial import TrialState
 
 from backbones.cliptex.recipes import read_recipe
-from benchmark.executor import EXECUTORS
 from benchmark.mini.pipeline import MiniPipeline
 from benchmark.sweep import SweepOptions, plan_sweep
 from reports.store import Client
 from sweeps.study import create_study, fix_identity, sole_driver, storage_url
 from tests.backbones.cliptex import toy
-from tests.benchmark.other_package import registries
 from tests.benchmark.run_command import read_json, run_command, runs_of, with_record_tags
-from tests.benchmark.test_dry_run import Remote
 from tests.probes.datasets import make
 
 pytestmark = pytest.mark.integration
@@ -112,7 +109,6 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         ("--task mini-class/linear --set-task layers=9", "layers=9: backbone 'cliptex' has 2 lay"),
         ("--executor lcoal", "no executor 'lcoal'; did you mean local"),
         ("--executor-arg cups=2", "local has no such setting; did you mean cpus"),
-        ("--executor remote", "start `mlflow server` and give --tracking-uri"),
         ("--device xpu", "no device 'xpu' on this machine"),
     ],
 )
@@ -120,9 +116,7 @@ def test_wrong_input_is_one_line_before_any_work(
     here, refused, monkeypatch, options, message, dry_run
 ):
     monkeypatch.setattr(MiniPipeline, "make_data", None)
-    with registries():
-        EXECUTORS.register("remote", Remote)
-        refused(f"{LAUNCH} {options} {dry_run}", message)
+    refused(f"{LAUNCH} {options} {dry_run}", message)
     assert not list(here.glob("sweeps.db")), "nothing was created"
 
 
