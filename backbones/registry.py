@@ -326,7 +326,8 @@ def nearest_architectures(weights: Path) -> str:
             is_timm = family == "timm"
             model = timm.create_model(name) if is_timm else build_clip(get_model_config(name))
         own = Counter(tensor.shape for tensor in model.state_dict().values())
-        likeness[architecture] = (own & shapes).total() / (own | shapes).total()
+        both, either = own & shapes, own | shapes
+        likeness[architecture] = sum(both.values()) / sum(either.values())
     best = sorted(likeness, key=lambda name: (-likeness[name], name))[:3]
     return ", ".join(f"{name} ({likeness[name]:.0%})" for name in best)
 

@@ -299,7 +299,8 @@ def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, Bac
         name = re.sub("^hub:", "hub/", name)  # as the other sources are written
         if options.name and item in options.backbones:
             label = options.name
-        arguments = {"name": name, "weights": options.weights and str(options.weights)}
+        arguments: dict[str, Any] = {"name": name}
+        arguments["weights"] = options.weights and str(options.weights)
         if match and not options.weights and (path := find_checkpoint(name)):
             arguments = _checkpoint_arguments(item, path, options.architecture)
             name = name if name.startswith(("run:", "hf:")) else str(path)

@@ -215,13 +215,14 @@ def weights_labels(runs: Sequence[Record]) -> Labels:
             if len(seeds) == len(networks) == len(pairs):
                 columns |= dict.fromkeys(networks, min(pairs)[1])
     names = {}
-    for name, sha, network in columns.values():
-        words = settings.get((name, sha, network), "").split()
+    for first in columns.values():
+        name, sha, key = first
+        words = settings.get(first, "").split()
         changed = " ".join([name, *(word for word in words if word not in name.split())])
         by_sha = f"{name}@{sha[:8]}"
-        names[name, sha, network] = [name, changed, by_sha, f"{by_sha}-{network[:8]}"]
+        names[first] = [name, changed, by_sha, f"{by_sha}-{key[:8]}"]
     for _ in range(3):  # the next name where two have this one
-        counts = Counter(first for first, *_ in names.values())
+        counts = Counter(each[0] for each in names.values())
         names = {key: each[1:] if counts[each[0]] > 1 else each for key, each in names.items()}
     return {network: names[first][0] for network, first in columns.items()}
 
@@ -336,7 +337,7 @@ def _backbones(
 ) -> tuple[list[str], str]:
     """The names of the columns of backbones, and that of the baseline."""
     finished = dict.fromkeys(cell.backbone for cell in cells if cell.metrics)
-    bases = {column: name for (name, *_), column in labels.items()}
+    own_names = {column: name for (name, *_), column in labels.items()}
 
     def find(name: str, role: str) -> list[str]:
         if name in finished:
@@ -355,7 +356,7 @@ def _backbones(
 
     chosen = [column for name in backbones for column in find(name, "backbone")]
     names = list(dict.fromkeys(chosen)) or list(finished)
-    preferred = (name for each in PREFERRED_BASELINES for name in names if each == bases[name])
+    preferred = (name for each in PREFERRED_BASELINES for name in names if each == own_names[name])
     bases = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
     if len(bases) > 1:
         raise TrackingError(
