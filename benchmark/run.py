@@ -283,7 +283,7 @@ class Row:
         return ParentRun(
             name=f"{name} · only {limit} images" if limit else name,
             backbone=backbone.name,
-            label=self.name if self.name != backbone.name else "",
+            label=self.name if source.label or self.name != backbone.name else "",
             architecture=backbone.architecture,
             suite=suite,
             seed=self.seed,
