@@ -285,8 +285,11 @@ class Executor(ABC):
         Raises:
             UserError: the engine refuses them.
         """
+        from reports.tables import count
+
         cpus, gpus = self.resources().values()
-        return [f"{len(names)} jobs of {gpus} GPUs and {cpus} cores each, {self.slots} at once"]
+        jobs, cores = count(len(names), "job"), count(cpus, "core")
+        return [f"{jobs} of {count(gpus, 'GPU')} and {cores} each, {self.slots} at once"]
 
     def _stop(self) -> None:  # noqa: B027
         """Withdraw units that have not started; running ones see their ``stop_file``."""

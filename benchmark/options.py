@@ -141,7 +141,8 @@ class ProbeOptions(DataOptions, ExecutionOptions):
 
     backbones: BackboneNames = ()
     """NAME of a backbone, or LABEL=SOURCE of your own (a checkpoint, a folder of them, run:ID of a
-    training, hf:REPO[/FILE], or a name); LABEL names its column. See `list backbones`"""
+    training, hf:REPO[/FILE], hub:REPO:ENTRY, or a name); LABEL names its column. See `list
+    backbones`"""
     suite: Text | None = None
     """a named list of tasks; see `list suites` (default: mini, or those that have the tasks)"""
     tasks: TaskNames = ()

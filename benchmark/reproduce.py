@@ -23,7 +23,8 @@ from benchmark.cell import missing_cells
 from benchmark.options import RunOptions
 from benchmark.plan import find_folders, make_plan, prepare_data
 from benchmark.run import run
-from benchmark.tasks import PlannedTask, choose_suite, plan_task
+from benchmark.suites import choose_suite
+from benchmark.tasks import PlannedTask, plan_task
 from benchmark.unit import as_interrupt
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.images import open_image

@@ -115,11 +115,11 @@ def sole_driver(name: str, url: str) -> Iterator[None]:
         raise UserError(f"study {name!r} is driven by another process; wait for it") from None
 
 
-def fix_identity(study: optuna.Study, identity: Mapping[str, Any]) -> None:
-    """Store what the values of trials depend on, or compare it with what was stored before.
+def check_identity(study: optuna.Study, identity: Mapping[str, Any]) -> dict[str, str]:
+    """Compare what the values of trials depend on with what is stored, and return both.
 
     Raises:
-        UserError: it differs; the message says in what.
+        UserError: they differ; the message says in what.
     """
     # nested settings as ``recipe.lr``, so that the message names the one that differs
     leaves = pd.json_normalize(dict(identity)).to_dict("records")
@@ -133,7 +133,12 @@ def fix_identity(study: optuna.Study, identity: Mapping[str, Any]) -> None:
             f"study {study.study_name!r} was started with something else: {'; '.join(changes[:6])};"
             " give the same options, or start another with --study NAME"
         )
-    study.set_user_attr("identity", {**old, **new})
+    return {**old, **new}
+
+
+def fix_identity(study: optuna.Study, identity: Mapping[str, Any]) -> None:
+    """Store what the values of trials depend on. Raises as ``check_identity``."""
+    study.set_user_attr("identity", check_identity(study, identity))
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:

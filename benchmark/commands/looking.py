@@ -28,7 +28,7 @@ from benchmark.options import (
 )
 from benchmark.parser import ConfigOptions, JsonOptions, Positional, Positionals
 from benchmark.progress import console
-from benchmark.suites import SUITES
+from benchmark.suites import SUITES, choose_suite
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import atomic_write
 from cliptex_common.settings import (
@@ -118,7 +118,7 @@ def _backbones() -> Rows:
 
 def _tasks() -> Rows:
     """Kind, main metric and suites of each task: those that list it, or else accept it, as
-    ``benchmark.tasks.settings_in`` does."""
+    ``benchmark.suites.settings_in`` does."""
     suites = SUITES.load_entry_points().values()
     accepting: dict[str, list[str]] = {}  # dataset → suites that list tasks on it
     for suite in suites:
@@ -135,7 +135,7 @@ def _tasks() -> Rows:
 
 def _settings(task: str = "") -> Rows:
     """Default in the task's own suite, type with range, and meaning of each setting of a task."""
-    from benchmark.tasks import choose_suite, plan_task
+    from benchmark.tasks import plan_task
 
     planned = plan_task(choose_suite([task]), task, {})
     kind = planned.probe.settings_type
