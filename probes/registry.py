@@ -17,7 +17,8 @@ from cliptex_common import registry as plugins
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.registry import Registry, instance_of
 from probes.base import Probe
-from probes.datasets.base import DECLARED, DatasetSpec
+from probes.datasets.base import DatasetSpec
+from probes.datasets.ground_truth import class_of
 from probes.dense.tasks import DENSE_TASKS
 from reports.records import DECLARERS, Metric
 
@@ -43,7 +44,7 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     Raises:
         UserError: its name is registered, or it lacks what datasets of its kind declare.
     """
-    declared = DECLARED.get(spec.kind, {})
+    declared = (DENSE_TASKS.get(spec.kind) or class_of(spec.kind)).declared
     if missing := [f"{key}, {about}" for key, about in declared.items() if key not in spec.extra]:
         raise UserError(
             f"dataset {spec.name!r} does not declare, in extra={{…}} of its DatasetSpec:"

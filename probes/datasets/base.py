@@ -28,20 +28,6 @@ from probes.features.files import content_hashes
 Split = Literal["train", "val"]
 Lister = Callable[[Path, Split], list["Sample"]]
 
-# kind → what each dataset of it declares in ``DatasetSpec.extra``
-DECLARED = {
-    "depth": {
-        "depth_scale": "metres per stored unit (0.001 for millimetres)",
-        "min_depth": "metres",
-        "max_depth": "metres",
-    },
-    "normals": {
-        "encoding": "how a normal is stored, in words",
-        "invalid": "the stored value of pixels without a normal, such as (0, 0, 0)",
-    },
-    "instance-retrieval": {"average_precision": "'steps' or 'trapezoids'"},
-}
-
 
 class Unreadable(Exception):
     """One sample cannot be used; the message says why."""
@@ -57,40 +43,15 @@ class Sample:
 
     Attributes:
         image: path of the image, relative to the dataset's root, with forward slashes.
-        target: by the kind of the dataset:
-
-            * dense tasks: relative path of the map
-            * ``detection``: image id in the annotation file
-            * ``classification``: class index, or a list of all that are right
-            * ``unknown-images``: name of its set
-            * ``image-text``: list of captions
-            * ``association``: [instance, cue, whether it is associated] for each question that it
-              is a candidate of
-            * ``correspondence``: the pairs that it is the source of, each a mapping with the other
-              ``image``, ``source`` and ``target`` points (x, y in pixels), and the object's ``box``
-              in the target
-            * ``instance-retrieval``: a mapping with the ``gallery`` that it is in and, of a query,
-              the one that it ``searches``, perhaps its ``box`` (left, top, right, bottom in
-              pixels), and the ``positives`` and ``junk`` images of each level
-            * ``video``: relative path of the masks of the frame
-            * ``object-views``, ``scene-views``: a mapping with ``rotation`` (3 × 3) and
-              ``translation`` (metres) from the world to the camera, its ``camera`` (the 3 × 3
-              matrix; of objects the focal length in short sides of the image), and ``pairs``, the
-              other images of the pairs that are listed
+        target: its ground truth. Of dense tasks the path of the map, relative likewise; of
+            classification the index of the class, or a list of all that are right; of other kinds
+            an object of the kind's class (``probes.datasets.ground_truth.KINDS``).
         group: number of its group (a region of the world), where scores are by group.
-        files: relative paths of what belongs to the image: the label map of a dense task (by
-            itself), masks, depth.
     """
 
     image: str
     target: Any = None
     group: int | None = None
-    files: tuple[str, ...] = ()
-
-    @property
-    def ground_truth(self) -> Any:
-        """Target and group, as they are hashed."""
-        return self.target if self.group is None else [self.target, self.group]
 
 
 @dataclass(frozen=True)
@@ -99,10 +60,8 @@ class DatasetSpec:
 
     Attributes:
         name: what users call it (``voc``, ``nyu-depth`` …); the first half of a task's name.
-        kind: what its ground truth is: a family of dense tasks (``probes.dense.tasks``),
-            ``detection``, ``classification``, ``image-text``, ``association``, ``correspondence``,
-            ``instance-retrieval``, ``unknown-images``, ``video``, ``object-views`` or
-            ``scene-views``.
+        kind: what its ground truth is: a family of dense tasks (``probes.dense.tasks``), or one of
+            ``probes.datasets.ground_truth.KINDS``.
         folder: under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
         other_folders: other names of that folder.
         list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is
