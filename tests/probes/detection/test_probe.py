@@ -132,7 +132,7 @@ def test_labels_follow_the_order_of_the_classes(root):
 def test_only_the_chosen_images_are_used_and_empty_ones_counted(root):
     data = tiny_coco.prepared(root, skip=3)
     assert sorted(info["img_id"] for info in dataset(data, "train")) == [
-        s.target for s in data.samples["train"]
+        s.target.image_id for s in data.samples["train"]
     ]
     trained = dataset(data, "train", drop_empty=True)
     assert (len(trained), trained.dropped_empty) == (8, 1)
