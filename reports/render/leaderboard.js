@@ -21,7 +21,7 @@ function show() {
   const group = content.groups[byId("group").value], single = group.ranked.length === 1;
   const text = byId("text").value.toLowerCase(), size = Number(byId("size").value), licence = byId("licence").value;
   const shown = content.backbones.filter(b =>
-    [b.name, b.architecture, b.weights, b.source, b.file].join(" ").toLowerCase().includes(text)
+    [b.name, b.architecture, b.weights, b.source].join(" ").toLowerCase().includes(text)
     && (!size || (b.parameters && b.parameters <= size)) && (!licence || b.licence === licence)
     && group.columns.some(c => content.columns[c].cells[b.name]));
   const key = b => group.places[b.name]?.order ?? [Infinity, 0];
@@ -33,7 +33,7 @@ function show() {
   const ranked = Object.keys(group.places).length;
   byId("explain").textContent = `${shown.length} of ${content.backbones.length} backbones, ${ranked} ranked: those with a number in `
     + (single ? `${title(group.ranked[0])}. ` : `all ${group.ranked.length} tasks, by the mean of (number − median) / standard deviation. `)
-    + (group.columns.length > group.ranked.length ? `Of a task with several protocols (A, B …) the one that most have counts: ${group.ranked.map(title).filter(name => name.endsWith(")")).join(", ")}. ` : "")
+    + (group.columns.length > group.ranked.length ? `Of a task with several protocols (A, B …) the one that most have counts: ${group.ranked.map(title).filter(name => / \([A-Z]\)/.test(name)).join(", ")}. ` : "")
     + "Place: from 1 + how many are better to how many are not worse; all places hold together at 95 %, for these weights where there is one seed (two seeds decide nothing). A number opens its protocol.";
 }
 
@@ -67,17 +67,17 @@ function row(backbone, group, single) {
   return line;
 }
 
-function number({ text, spread }) {
+function number({ text, interval }) {
   const entry = make("td");
-  entry.append(make("span", text, { className: "num" }), make("span", spread, { className: "ci" }));
+  entry.append(make("span", text, { className: "num" }), make("span", interval, { className: "ci" }));
   return entry;
 }
 
 function detail(backbone, c, cell) {
-  const column = content.columns[c];
+  const column = content.columns[c], alone = content.groups.find(group => group.ranked.length === 1 && group.ranked[0] === c);
   byId("detail-title").textContent = `${backbone.name} · ${column.title}`;
-  byId("detail-text").textContent = `${column.metric} ${cell.text} ${cell.spread}, place ${cell.place}, ${cell.seeds} seed${cell.seeds > 1 ? "s" : ""}, `
-    + `${column.images} images, file ${cell.file}${backbone.source ? " by " + backbone.source : ""}. Weights ${backbone.weights || "?"}, sha256 ${backbone.sha256}.`;
+  byId("detail-text").textContent = `${column.metric} ${cell.text} ${cell.interval}, place ${alone.places[backbone.name].place}, ${cell.seeds} seed${cell.seeds > 1 ? "s" : ""}, `
+    + `${column.images} images, file ${cell.file}, shared: ${backbone.source}. Weights ${backbone.weights || "?"}, sha256 ${backbone.sha256}.`;
   byId("detail-protocol").textContent = JSON.stringify(content.protocols[c], null, 2);
   byId("detail").showModal();
 }

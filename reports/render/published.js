@@ -56,7 +56,7 @@
     const number = Number(byId("p-cost").value), columns = content.columns.filter(c => c.task === task.task && c.main === task.metric);
     const points = rows.map(([m, s, value]) => [models[m].costs[number], Number(value), `${models[m].name}: ${value}<br>${sources[s].title}`]);
     const own = columns.flatMap(column => content.backbones.filter(b => column.cells[b.name])
-      .map(b => [b.costs[number], column.cells[b.name].value, `${b.name}: ${column.cells[b.name].text} ${column.cells[b.name].spread}`]));
+      .map(b => [b.costs[number], column.cells[b.name].value, `${b.name}: ${column.cells[b.name].text} ${column.cells[b.name].interval}`]));
     const trace = (name, color, points) => ({ type: "scatter", mode: "markers", name, x: points.map(p => p[0]), y: points.map(p => p[1]), text: points.map(p => p[2]),
       marker: { color, size: 7, opacity: .7 }, hovertemplate: "%{text}<br>%{x:.4~g}<extra></extra>" });
     const traces = [trace("published", "var:muted", points.filter(p => p[0])), trace("shared results", "var:accent", own.filter(p => p[0]))].filter(t => t.x.length);
