@@ -11,8 +11,9 @@ jointly: all ranks hold together.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -40,7 +41,7 @@ from reports.statistics import (
     weighted_sum,
 )
 from reports.store import Artifacts
-from reports.tables import Number, bracketed, decimal, digits, overview
+from reports.tables import bracketed, decimal, digits, main_columns
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,6 @@ class Leaderboard:
     analysis: Analysis
     provenance: Provenance
     notes: Sequence[str] = ()
-
-    @property
-    def summary(self) -> str:
-        """How many backbones and tasks it has."""
-        tasks = {column.task for column in self.analysis.selection.columns}
-        return f"{len(self.analysis.selection.backbones)} backbones, {len(tasks)} tasks"
 
 
 def build_leaderboard(
@@ -72,15 +67,8 @@ def build_leaderboard(
     Raises:
         TrackingError: a file is refused.
     """
-
-    def with_progress() -> Iterator[tuple[str, bytes]]:
-        for file in files:
-            yield file
-            advance()
-
-    start("shared results", len(files))
     artifacts = Artifacts()
-    records, notes = read_shared(with_progress(), [], artifacts)
+    records, notes = read_shared(files, [], artifacts)
     selection = select([_of_main_metric(each) for each in records], [])
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(artifacts, selection, advance)
@@ -182,11 +170,12 @@ def render_leaderboard(board: Leaderboard, title: str, about: str) -> str:
     Args:
         about: a sentence below the title.
     """
-    analysis, table = board.analysis, overview(board.analysis)
+    analysis, columns = board.analysis, main_columns(board.analysis)
+    cells = analysis.selection.cells
     groups = _groups(analysis)
     scores = []
     for group in groups:
-        down = [table.columns[number].direction for number in group.ranked] == [-1]
+        down = [columns[number].direction for number in group.ranked] == [-1]
         axis_title = f"{group.label}, lower is better" if down else group.label
         scores.append(Score(axis_title, group.scores, group.digits))
     better = [{name: rank.better for name, rank in group.ranks.items()} for group in groups]
@@ -195,7 +184,9 @@ def render_leaderboard(board: Leaderboard, title: str, about: str) -> str:
     styles = cycled_styles(costs.index)
     figures, published = cost_figure(styles, scores, better, costs), _published_costs(costs)
     content = {
-        "backbones": [_backbone(analysis, name, costs.loc[name]) for name in table.frame.index],
+        "backbones": [
+            _backbone(analysis, name, costs.loc[name]) for name in analysis.selection.backbones
+        ],
         "columns": [
             {
                 "title": _title(analysis, of.column),
@@ -206,12 +197,15 @@ def render_leaderboard(board: Leaderboard, title: str, about: str) -> str:
                 "direction": of.direction,
                 "images": of.images,
                 "cells": {
-                    number.backbone: _cell(analysis, of.column, number)
-                    for number in table.frame[of]
-                    if not number.missing
+                    name: {
+                        **_number(number, of.digits),
+                        "seeds": number.seeds,
+                        "file": ", ".join(sorted({c.experiment for c in cells[name, of.column]})),
+                    }
+                    for name, number in analysis.numbers(of.column, of.metric).items()
                 },
             }
-            for of in table.columns
+            for of in columns
         ],
         "groups": [
             {
@@ -255,16 +249,6 @@ def _backbone(analysis: Analysis, name: str, costs: pd.Series) -> dict[str, Any]
         **{field: getattr(run, field, "") for field in ("architecture", "licence")},
         "weights": run.weights_source if run else "",
         "sha256": run.weights if run else "",
-    }
-
-
-def _cell(analysis: Analysis, column: TaskColumn, number: Number) -> dict[str, Any]:
-    """A number as a report shows it, its seeds and its files."""
-    cells = analysis.selection.cells[number.backbone, column]
-    return {
-        **_number(analysis.estimates[number.backbone, column, column.main], number.digits),
-        "seeds": number.seeds,
-        "file": ", ".join(sorted({cell.experiment for cell in cells})),
     }
 
 
@@ -346,7 +330,7 @@ class _Group:
     scores: Mapping[str, Estimate]
     ranks: Mapping[str, Rank]
 
-    @property
+    @functools.cached_property
     def digits(self) -> int:
         return digits([*self.scores.values()])
 
@@ -361,14 +345,15 @@ def _groups(analysis: Analysis) -> list[_Group]:
             members[label].append(number)
     for number, column in enumerate(columns):
         members[f"task: {_title(analysis, column)}"].append(number)
+
+    @functools.cache
+    def standings(*ranked: int) -> tuple[dict[str, Estimate], dict[str, Rank]]:
+        return _standings(analysis, {columns[n]: by_column[columns[n]] for n in ranked})
+
     groups = []
-    standings: dict[tuple[int, ...], tuple[dict[str, Estimate], dict[str, Rank]]] = {}
     for label, numbers in members.items():
-        ranked = tuple(_ranked(columns, numbers, by_column))
-        if ranked not in standings:
-            own = {columns[number]: by_column[columns[number]] for number in ranked}
-            standings[ranked] = _standings(analysis, own)
-        groups.append(_Group(label, numbers, [*ranked], *standings[ranked]))
+        ranked = _ranked(columns, numbers, by_column)
+        groups.append(_Group(label, numbers, ranked, *standings(*ranked)))
     return groups
 
 

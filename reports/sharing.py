@@ -267,11 +267,6 @@ def _with_metrics(results: SharedResults, cell: Cell) -> Cell:
     )
 
 
-def settings_key(conditions: Mapping[str, Any]) -> str:
-    """Identity of a protocol apart from the versions of libraries."""
-    return content_key({name: each for name, each in conditions.items() if name != "libraries"})
-
-
 def check_results(results: SharedResults) -> dict[str, ImageScores]:
     """Verify all cells of a file; returns the per-image scores of each, by its run's id.
 
@@ -639,8 +634,9 @@ class _Merger:
             self._protocol(cell.protocol, store.json(cell, PROTOCOL))
 
     def _protocol(self, protocol: str, conditions: dict[str, Any]) -> tuple[str, dict[str, str]]:
+        settings = {name: each for name, each in conditions.items() if name != "libraries"}
         entry = protocol, conditions.get("libraries", {})
-        return self.protocols.setdefault(settings_key(conditions), entry)
+        return self.protocols.setdefault(content_key(settings), entry)
 
     def add(self, results: SharedResults) -> None:
         """Add the records of one file."""

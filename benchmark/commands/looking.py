@@ -455,7 +455,9 @@ class LeaderboardPage(PluginOptions):
             board = build_leaderboard(files, bar.start, bar.advance)
         for note in board.notes:
             console.print(f"  note · {note}", style="dim")
-        about = f"{board.summary}, {len(files)} files"
+        selection = board.analysis.selection
+        tasks = {column.task for column in selection.columns}
+        about = f"{len(selection.backbones)} backbones, {len(tasks)} tasks, {len(files)} files"
         path = self.out / "index.html"
         write_text(path, render_leaderboard(board, self.title, about))
         console.print(f"{about}: {path} ({path.stat().st_size / 1e6:.1f} MB)")

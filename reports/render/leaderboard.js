@@ -37,41 +37,49 @@ function show() {
     + "Place: from 1 + how many are better to how many are not worse; all places hold together at 95 %, for these weights where there is one seed (two seeds decide nothing). A number opens its protocol.";
 }
 
+function sorter(text, small, first) {
+  const head = make("th");
+  head.append(make("button", text, { type: "button" }), make("small", small));
+  head.firstChild.dataset.first = first;
+  return head;
+}
+
 function heading(group, single) {
   const line = make("tr");
-  line.append(make("th", "Backbone"), make("th", "Place"), make("th", "Size"));
-  if (!single) line.append(make("th", "Score"));
+  line.append(...["Backbone", "Place", "Size"].map(text => sorter(text, "", "ascending")));
+  if (!single) line.append(sorter("Score", "", "descending"));
   for (const c of group.columns) {
-    const column = content.columns[c], head = make("th", column.title);
-    head.append(make("small", `${column.metric} ${column.direction > 0 ? "↑" : "↓"}${column.unit ? " " + column.unit : ""} · ${column.images} images`));
-    line.append(head);
+    const { title, metric, direction, unit, images } = content.columns[c];
+    line.append(sorter(title, `${metric} ${direction > 0 ? "↑" : "↓"}${unit ? " " + unit : ""} · ${images} images`, direction > 0 ? "descending" : "ascending"));
   }
   return line;
+}
+
+// a cell, with what it is sorted by
+function cell(value, ...parts) {
+  const entry = make("td"), data = make("data", "", { value: value ?? "" });
+  data.append(...parts);
+  entry.append(data);
+  return entry;
 }
 
 function row(backbone, group, single) {
   const standing = group.places[backbone.name], line = make("tr", "", { className: standing ? "" : "out" });
   const name = make("th", backbone.name, { scope: "row" });
   name.append(make("small", [backbone.architecture || backbone.weights, backbone.licence, backbone.source].filter(Boolean).join(" · ")));
-  line.append(name, make("td", standing?.place ?? "–"), make("td", millions(backbone.parameters)));
-  if (!single) line.append(standing ? number(standing) : make("td", "–"));
+  line.append(name, cell(standing?.order[0], standing?.place ?? "–"), cell(backbone.parameters || "", millions(backbone.parameters)));
+  if (!single) line.append(standing ? cell(standing.value, ...number(standing)) : cell("", "–"));
   for (const c of group.columns) {
-    const cell = content.columns[c].cells[backbone.name];
-    if (!cell) { line.append(make("td", "–", { className: "missing" })); continue; }
-    const entry = make("td"), button = make("button", "", { type: "button" });
-    button.append(...number(cell).childNodes);
-    button.addEventListener("click", () => detail(backbone, c, cell));
-    entry.append(button);
-    line.append(entry);
+    const own = content.columns[c].cells[backbone.name], button = make("button", "", { type: "button" });
+    if (!own) { line.append(cell("", make("span", "–", { className: "missing" }))); continue; }
+    button.append(...number(own));
+    button.addEventListener("click", () => detail(backbone, c, own));
+    line.append(cell(own.value, button));
   }
   return line;
 }
 
-function number({ text, interval }) {
-  const entry = make("td");
-  entry.append(make("span", text, { className: "num" }), make("span", interval, { className: "ci" }));
-  return entry;
-}
+const number = ({ text, interval }) => [make("span", text, { className: "num" }), make("span", interval, { className: "ci" })];
 
 function detail(backbone, c, cell) {
   const column = content.columns[c], alone = content.groups.find(group => group.ranked.length === 1 && group.ranked[0] === c);

@@ -220,6 +220,10 @@ def test_leaderboard(browser, tmp_path):
         "rows => rows.map(row => [row.cells[0].firstChild.data, row.cells[1].textContent])",
     )
     assert shown() == [["a", "1"], ["b", "2"], ["constructor", "–"]]
+    nyu = page.locator("#head button", has_text="nyu/linear")
+    nyu.click()
+    nyu.click()
+    assert shown() == [["b", "2"], ["a", "1"], ["constructor", "–"]], "missing numbers stay last"
     page.select_option("#group", label="voc/linear")
     assert shown() == [["a", "1"], ["b", "2"], ["constructor", "3"]]
     page.locator("html[data-figures=drawn]").wait_for(state="attached")
@@ -232,7 +236,7 @@ def test_leaderboard(browser, tmp_path):
     assert '"task": "voc/linear"' in page.locator("#detail-protocol").inner_text()
     page.locator("#close").click()
 
-    numbers = page.locator("#p-rows tr")
+    numbers = page.locator("#p-rows tr:visible")
     assert "voc/linear" in page.locator("#p-explain").inner_text(), "a task that is ranked"
     drawn = "document.querySelectorAll('.plot')[1].data.map(trace => [trace.name, trace.x.length])"
     (_, published), shared = page.evaluate(drawn)
@@ -267,7 +271,7 @@ def test_leaderboard(browser, tmp_path):
     page.fill("#p-text", "")
     values = lambda: [float(text) for text in page.locator("#p-rows td button").all_inner_texts()]
     assert values() == sorted(values(), reverse=True)
-    page.locator("#p-head button").nth(1).click()
+    page.locator("#p-head button").nth(1).dblclick()
     assert values() == sorted(values())
     assert page.evaluate("document.documentElement.scrollWidth") == 390 and errors == []
     context.close()

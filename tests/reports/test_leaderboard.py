@@ -64,7 +64,7 @@ def leaderboard(*columns: Column, order: Sequence[str] = (), **costs: float) -> 
             float(sample.values[seed]),
             protocol=each.protocol,
             declared={"mIoU": Metric(each.direction)},
-            source="lab",
+            source="one",
         )
         for number, each in enumerate(columns)
         for name, sample in each.samples.items()
