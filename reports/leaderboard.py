@@ -237,6 +237,9 @@ def render_leaderboard(board: Leaderboard, title: str, about: str) -> str:
     )
 
 
+RUN_FIELDS = ("architecture", "licence", "weights_source", "weights")
+
+
 def _backbone(analysis: Analysis, name: str, costs: pd.Series) -> dict[str, Any]:
     """What the page says of a backbone; its costs are in the units of published ones."""
     run = analysis.selection.parent(name)
@@ -246,9 +249,7 @@ def _backbone(analysis: Analysis, name: str, costs: pd.Series) -> dict[str, Any]
         "source": analysis.selection.shared[name],
         "parameters": float(np.nan_to_num(costs["parameters"])),
         "costs": [None if np.isnan(costs[cost]) else costs[cost] / shown[cost] for cost in shown],
-        **{field: getattr(run, field, "") for field in ("architecture", "licence")},
-        "weights": run.weights_source if run else "",
-        "sha256": run.weights if run else "",
+        **{name: getattr(run, name, "") for name in RUN_FIELDS},
     }
 
 

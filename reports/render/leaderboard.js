@@ -21,7 +21,7 @@ function show() {
   const group = content.groups[byId("group").value], single = group.ranked.length === 1;
   const text = byId("text").value.toLowerCase(), size = Number(byId("size").value), licence = byId("licence").value;
   const shown = content.backbones.filter(b =>
-    [b.name, b.architecture, b.weights, b.source].join(" ").toLowerCase().includes(text)
+    [b.name, b.architecture, b.weights_source, b.source].join(" ").toLowerCase().includes(text)
     && (!size || (b.parameters && b.parameters <= size)) && (!licence || b.licence === licence)
     && group.columns.some(c => content.columns[c].cells[b.name]));
   const key = b => group.places[b.name]?.order ?? [Infinity, 0];
@@ -66,7 +66,7 @@ function cell(value, ...parts) {
 function row(backbone, group, single) {
   const standing = group.places[backbone.name], line = make("tr", "", { className: standing ? "" : "out" });
   const name = make("th", backbone.name, { scope: "row" });
-  name.append(make("small", [backbone.architecture || backbone.weights, backbone.licence, backbone.source].filter(Boolean).join(" · ")));
+  name.append(make("small", [backbone.architecture || backbone.weights_source, backbone.licence, backbone.source].filter(Boolean).join(" · ")));
   line.append(name, cell(standing?.order[0], standing?.place ?? "–"), cell(backbone.parameters || "", millions(backbone.parameters)));
   if (!single) line.append(standing ? cell(standing.value, ...number(standing)) : cell("", "–"));
   for (const c of group.columns) {
@@ -85,7 +85,7 @@ function detail(backbone, c, cell) {
   const column = content.columns[c], alone = content.groups.find(group => group.ranked.length === 1 && group.ranked[0] === c);
   byId("detail-title").textContent = `${backbone.name} · ${column.title}`;
   byId("detail-text").textContent = `${column.metric} ${cell.text} ${cell.interval}, place ${alone.places[backbone.name].place}, ${cell.seeds} seed${cell.seeds > 1 ? "s" : ""}, `
-    + `${column.images} images, file ${cell.file}, shared: ${backbone.source}. Weights ${backbone.weights || "?"}, sha256 ${backbone.sha256}.`;
+    + `${column.images} images, file ${cell.file}, shared: ${backbone.source}. Weights ${backbone.weights_source || "?"}, sha256 ${backbone.weights}.`;
   byId("detail-protocol").textContent = JSON.stringify(content.protocols[c], null, 2);
   byId("detail").showModal();
 }
