@@ -181,11 +181,11 @@ def render_leaderboard(board: Leaderboard, title: str, about: str) -> str:
     better = [{name: rank.better for name, rank in group.ranks.items()} for group in groups]
     # seconds depend on the machines and the other work of each who shares
     costs = cost_frame(analysis, board.provenance).drop(columns="seconds")
-    styles = cycled_styles(costs.index)
+    rows, styles = costs.to_dict("index"), cycled_styles(costs.index)
     figures, published = cost_figure(styles, scores, better, costs), _published_costs(costs)
     content = {
         "backbones": [
-            _backbone(analysis, name, costs.loc[name]) for name in analysis.selection.backbones
+            _backbone(analysis, name, rows[name]) for name in analysis.selection.backbones
         ],
         "columns": [
             {
@@ -240,7 +240,7 @@ def render_leaderboard(board: Leaderboard, title: str, about: str) -> str:
 RUN_FIELDS = ("architecture", "licence", "weights_source", "weights")
 
 
-def _backbone(analysis: Analysis, name: str, costs: pd.Series) -> dict[str, Any]:
+def _backbone(analysis: Analysis, name: str, costs: Mapping[Any, Any]) -> dict[str, Any]:
     """What the page says of a backbone; its costs are in the units of published ones."""
     run = analysis.selection.parent(name)
     shown = {cost: COST_AXES[cost].scale for cost in PUBLISHED_COSTS.values()}
