@@ -49,7 +49,7 @@ from reports.selection import (
     shown_runs,
     without_studies,
 )
-from reports.sharing import read_shared
+from reports.sharing import load_files, read_shared
 from reports.store import UNREADABLE, Store
 from reports.studies import Study, find_studies, find_study
 from reports.summary import Summary, average_lines, caveats, power_lines, summarise
@@ -194,7 +194,7 @@ def build_report(
         if run.status == UNREADABLE:
             notes.append(f"Run {run.run_id} ({run.name}) is left out: {run.reason}.")
     if request.shared:
-        shared, about_shared = read_shared(request.shared, counted, store)
+        shared, about_shared = read_shared(load_files(request.shared), counted, store)
         counted, notes = [*counted, *shared], [*notes, *about_shared]
     selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
     check_pairs(selection, request.pairs)

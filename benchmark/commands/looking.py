@@ -449,20 +449,19 @@ class LeaderboardPage(PluginOptions):
         from benchmark.progress import Bar, console
         from benchmark.unit import threads
         from cliptex_common.files import write_text
-        from reports.leaderboard import Leaderboard, render_leaderboard
-        from reports.sharing import load_files, read_files
+        from reports.leaderboard import build_leaderboard, render_leaderboard
+        from reports.sharing import load_files
 
         files = load_files(self.files)
-        results = Leaderboard()
         with Bar() as bar, threads(1):
-            bar.start("shared results", len(files))
-            for file in read_files(files):
-                results.add(file)
-                bar.advance()
-        tasks = {column.cell.task for column in results.columns.values()}
-        about = f"{len(results.backbones)} backbones, {len(tasks)} tasks, {len(files)} files"
+            board = build_leaderboard(files, bar.start, bar.advance)
+        for note in board.notes:
+            console.print(f"  note · {note}", style="dim")
+        selection = board.analysis.selection
+        tasks = {column.task for column in selection.columns}
+        about = f"{len(selection.backbones)} backbones, {len(tasks)} tasks, {len(files)} files"
         path = self.out / "index.html"
-        write_text(path, render_leaderboard(results, self.title, about))
+        write_text(path, render_leaderboard(board, self.title, about))
         console.print(f"{about}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
         return 0
 
