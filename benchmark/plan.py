@@ -303,7 +303,11 @@ def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, Bac
             arguments = _checkpoint_arguments(item, path, options.architecture)
             name = name if name.startswith(("run:", "hf:")) else str(path)
         prefix = "random/" if arguments["name"].startswith("random/") else ""
-        entry = backbones.find(arguments["name"].removeprefix(prefix), fresh=True)  # raises
+        try:
+            entry = backbones.find(arguments["name"].removeprefix(prefix), fresh=True)
+        except UserError as error:
+            absent = f"--backbone {item}: no such file or folder, and " if match else ""
+            raise UserError(f"{absent}{error}") from error
         arguments["name"] = located_name(arguments["name"])
         request = f"{label}={located_name(name)}" if label else located_name(name)
         settings = checkpoint_metadata(arguments["weights"])[2]

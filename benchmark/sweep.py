@@ -156,10 +156,11 @@ def plan_sweep(options: SweepOptions) -> SweepPlan:
     }
     recipe = CLIPTEX.changed({**changes, "name": CLIPTEX.name, "seed": options.seed})
     tasks = plan_tasks(suite, options.tasks, options.task_overrides)
+    notes = []
     if any(task.is_precision_open for task in tasks):
         precision, note = decide_precision(options, "--set-task")
         tasks = [task.with_precision(precision) for task in tasks]
-        console.print(note, style="dim")
+        notes.append(note)
     space = make_space(options, recipe)
     identity = {
         "suite": suite.name,
@@ -168,7 +169,9 @@ def plan_sweep(options: SweepOptions) -> SweepPlan:
         "recipe": recipe.settings(),
         "tasks": [task.name for task in tasks],
     }
-    return SweepPlan(options, suite, tasks, recipe=recipe, space=space, identity=identity)
+    return SweepPlan(
+        options, suite, tasks, notes=notes, recipe=recipe, space=space, identity=identity
+    )
 
 
 def launch(options: SweepOptions) -> int:
@@ -189,6 +192,8 @@ def launch(options: SweepOptions) -> int:
     with ExitStack() as stack:
         if study or not options.dry_run:  # a dry run writes no lock where nothing is yet
             stack.enter_context(sole_driver(options.name, options.url))
+        for note in plan.notes:
+            console.print(note, style="dim")
         if options.dry_run:
             os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
             executor = stack.enter_context(unstarted_executor(options))

@@ -311,8 +311,10 @@ class TrainBackbone(
             is_rank = "RANK" in os.environ  # set by torchrun in each of its processes
             weights = _train_rank(inputs, self) if is_rank else _submit(inputs, self)
         if first_process():
-            cached = "found in the cache (same recipe, initial weights, pairs and labels)"
-            action = "trained" if weights.trained else cached
+            action = "trained"
+            if not weights.trained:
+                action = "found in the cache (same recipe, initial weights, pairs and labels)"
+                action += ", so no step was exported" if self.keep_every else ""
             run = f"  MLflow run {weights.run}" if weights.run else ""
             console.print(f"{recipe.name} {action}: {self.out}  sha256 {weights.sha256[:16]}{run}")
             name = recipe.name if recipe.name in backbones.names() else "cliptex"
