@@ -18,7 +18,7 @@ CLASSES = ("tv", "frisbee", "skis")  # three of COCO's, drawn as squares, discs 
 CATEGORY_IDS = {"frisbee": 1, "skis": 7, "tv": 90}  # in another order than the classes
 COLOURS = {"tv": (220, 40, 40), "frisbee": (40, 200, 60), "skis": (50, 80, 230)}
 SPEC = DatasetSpec(
-    "tiny-shapes",
+    "tiny-coco",
     "detection",
     "shapes",
     lambda root, split: [],
