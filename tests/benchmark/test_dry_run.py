@@ -162,7 +162,7 @@ class Remote(LocalExecutor):
         (f"{KNN} --set layers=99", "layers=99: backbone 'random' has"),
         (f"{KNN} --data imagefolder=absent", "absent"),
         (f"{OWN} --task imagefolder/zero-shot", "none of these tasks applies"),
-        (f"{OWN} --task camvid/linear --partial", "its image is 48x40: they do not belong together"),
+        (f"{OWN} --task camvid/linear --partial", "is 48x40: they do not belong together"),
         (
             "run --backbone random --data-root . --task nyu-depth/linear",
             "dataset nyu-depth is not in .",
