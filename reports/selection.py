@@ -7,6 +7,7 @@ what tells it from others of this name (``weights_labels``).
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from reports.store import PREFIX, Store
 R = TypeVar("R", Cell, ParentRun)
 Network = tuple[str, str, str]  # a name of it, the sha256 of its weights, ``Cell.network``
 Labels = Mapping[Network, str]
+AT_STEP = re.compile(r"(.+) step (\d+)")  # a label, as ``--backbone LABEL=FOLDER`` gives it
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
 
 

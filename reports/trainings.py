@@ -7,7 +7,6 @@ pairs (``Judgement.level``). What is not decided is not said.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +14,11 @@ from itertools import combinations, pairwise
 
 from reports.comparison import Analysis
 from reports.figures import Figure, cycled_styles, make_layout, points
-from reports.selection import TaskColumn
+from reports.selection import AT_STEP, TaskColumn
 from reports.statistics import Estimate, difference, estimate
 from reports.tables import with_interval
 
 Steps = Mapping[int, str]  # step → backbone, in the order of steps
-AT_STEP = re.compile(r"(.+) step (\d+)")  # a label, as ``--backbone LABEL=FOLDER`` gives it
 
 
 def trainings(backbones: Sequence[str]) -> dict[str, Steps]:
@@ -114,7 +112,8 @@ def _course(analysis: Analysis, column: TaskColumn, training: str, steps: Steps)
         fall = _gain(analysis, column, steps[last], steps[best])
         if fall.verdict() == "loss":
             return f"{sentence}, falling since: {with_interval(fall, 1, True)} at step {last}."
-    return f"{sentence}; no further rise is decided after step {before}."
+        return f"{sentence}; that scores fall since is undecided."
+    return f"{sentence}; that they rise since step {before} is undecided."
 
 
 def _crossings(

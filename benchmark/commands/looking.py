@@ -481,12 +481,20 @@ class ListResults(TrackingOptions):
         """Print a line for each run, by the names of columns."""
         _, parents = _parents(self.tracking_uri, self.experiment)
         rows = []
-        for run in sorted(parents, key=lambda run: (run.backbone, run.seed, run.started)):
+        for run in sorted(parents, key=_by_step):
             tags = [f"{name}={value}" for name, value in run.own_tags.items()]
             about = " ".join(filter(None, [run.weights_source, run.settings, *tags]))
             rows.append((run.backbone, f"seed {run.seed}", run.status, run.run_id, about))
         print_table(rows)
         return 0
+
+
+def _by_step(run: ParentRun) -> tuple[Any, ...]:
+    """The order of a list of runs: checkpoints of a training by their steps."""
+    from reports.selection import AT_STEP
+
+    match = AT_STEP.fullmatch(run.backbone)
+    return (*((match[1], int(match[2])) if match else (run.backbone, 0)), run.seed, run.started)
 
 
 @options_dataclass
@@ -498,7 +506,8 @@ class LabelResults(TrackingOptions):
     """
 
     old: Positional[str]
-    """its column, as reports name it, or the id of one of its runs (`results list`)"""
+    """its column, as reports name it, the name of a training whose checkpoints are columns, or the
+    id of a run (`results list`)"""
     new: Positional[str]
     """its new label; '' for the backbone's own name"""
     experiment: Names = ()
@@ -506,16 +515,25 @@ class LabelResults(TrackingOptions):
 
     def main(self) -> int:
         """Set the tag of its runs."""
+        from reports.selection import AT_STEP
+        from reports.tables import count
+
         store, parents = _parents(self.tracking_uri, self.experiment)
         columns = {run.run_id: run.backbone for run in parents}
         column = columns.get(self.old, self.old)
-        chosen = [run_id for run_id in columns if columns[run_id] == column]
-        if not chosen:
-            hint = suggest(self.old, {*columns.values()})
+        labels = {run_id: self.new for run_id, name in columns.items() if name == column}
+        steps = {run_id: AT_STEP.fullmatch(name) for run_id, name in columns.items()}
+        labels |= {
+            run_id: self.new and f"{self.new} step {match[2]}"
+            for run_id, match in steps.items()
+            if match and match[1] == column
+        }
+        if not labels:
+            hint = suggest(self.old, {*columns.values(), *(m[1] for m in steps.values() if m)})
             raise UserError(f"no backbone or run {self.old!r} has results; {hint}")
-        for run_id in chosen:
-            store.client.set_tags(run_id, {"label": self.new})
-        console.print(f"{column} is {self.new} now, in {len(chosen)} runs")
+        for run_id, label in labels.items():
+            store.client.set_tags(run_id, {"label": label})
+        console.print(f"{column} is {self.new} now, in {count(len(labels), 'run')}")
         return 0
 
 

@@ -274,7 +274,8 @@ class TrainBackbone(
     """seconds between two checkpoints to resume from; more where they would take over 2 % of the
     time"""
     keep_every: NonNegativeInt = 0
-    """export weights every so many steps into OUT.steps/, for `watch`; 0: never"""
+    """export weights every so many steps, and the last, into OUT.steps/, for `watch` and as columns
+    of `run --backbone LABEL=OUT.steps`; 0: never"""
     experiment: str = "train"
     """MLflow experiment"""
 
