@@ -544,8 +544,11 @@ class Executor(ABC):
                     output = log.read()
                 output = output if flush else output[: output.rfind(b"\n") + 1]
                 queued.printed += len(output)
-                if output:
-                    console.print(output.decode("utf-8", errors="replace"), end="")
+                for line in output.decode("utf-8", errors="replace").splitlines(keepends=True):
+                    # results are indented; where several trials run, they say of which they are
+                    indented = queued.line.prefix and line.startswith("  ")
+                    text = f"  {queued.line.prefix}{line.lstrip()}" if indented else line
+                    console.print(text, end="")
             queued.line.follow(queued.unit.status_file)
 
 

@@ -302,6 +302,8 @@ def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, Bac
         if match and not options.weights and (path := find_checkpoint(name)):
             arguments = _checkpoint_arguments(item, path, options.architecture)
             name = name if name.startswith(("run:", "hf:")) else str(path)
+        elif not match and Path(name).suffix in WEIGHTS_SUFFIXES:
+            raise UserError(f"--backbone {item}: label a file of weights, as in LABEL={item}")
         prefix = "random/" if arguments["name"].startswith("random/") else ""
         try:
             entry = backbones.find(arguments["name"].removeprefix(prefix), fresh=True)
@@ -319,7 +321,9 @@ def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, Bac
             request=request,
         )
         if source.column in sources:
-            raise UserError(f"--backbone {item}: two are called {source.column!r}; label them")
+            raise UserError(
+                f"--backbone {item}: two are called {source.column!r}; give each another label"
+            )
         sources[source.column] = source
     return sources
 

@@ -66,6 +66,10 @@ class Target:
         return 0.5 * 10.0**-self.number.digits
 
 
+class NoNumbers(UserError):
+    """Protocols publish nothing that can be reproduced here."""
+
+
 def protocol_names() -> list[str]:
     """Protocols other than the suite's own."""
     return sorted(set(PROTOCOLS.load_entry_points()) - {"own"})
@@ -95,9 +99,10 @@ def find_targets(
     numbers = [number for number in reproducible if number.preset in (protocols or names)]
     of_protocols = ", ".join(protocols)
     if not numbers:
-        raise UserError(
+        raise NoNumbers(
             f"no number that {of_protocols} publishes is of a backbone that has a name here;"
-            f" `reproduce --quick {' '.join(protocols)}` tries what `list protocols` shows of it"
+            f" `reproduce --quick {' '.join(protocols)} --data-root DIR` tries what"
+            " `list protocols` shows of it"
         )
     selected: dict[str, list[PublishedNumber]] = {}  # of each preset, whose tasks run together
     for number in numbers:

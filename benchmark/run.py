@@ -658,9 +658,10 @@ def print_cost(
         console.print(f"  encode · at most {images} images")
     kind = "GPU" if gpus else "processor"
     basis = ", ".join(f"{count(tasks, 'task')} {source}" for source, tasks in bases.items())
-    console.print(
-        f"  about {seconds / 3600:.2g} {kind} hours and {disk / 1e9:.2g} GB of features: {basis}"
-    )
+    amounts = f"about {seconds / 3600:.2g} {kind} hours and {disk / 1e9:.2g} GB of features"
+    if {*bases} == {"unknown"}:
+        amounts = f"{kind} hours and GB of features"
+    console.print(f"  {amounts}: {basis}")
     for line in executor.preview([unit_title(*unit) for unit in pending]):
         console.print(f"  {line}")
 

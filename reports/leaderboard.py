@@ -148,7 +148,8 @@ def mean_scores(
     means = np.array([[c[name].values.mean() for name in names] for c in columns.values()])
     spreads = means.std(axis=1)
     directions = np.array([column.metric(column.main).direction for column in columns])
-    scales = directions / len(columns) / np.where(spreads, spreads, 1.0)
+    is_tie = spreads <= 1e-9 * np.abs(means).max(axis=1)  # but for rounding
+    scales = directions / len(columns) / np.where(is_tie, 1.0, spreads)
     median = float(scales @ np.median(means, axis=1))
     scores = {}
     for name in names:

@@ -319,7 +319,7 @@ class Store(Artifacts):
         if database is not None and not database.exists():
             raise TrackingError(
                 f"there is no MLflow store at {self.uri}; run something first, or give"
-                " --tracking-uri"
+                " --tracking-uri (`results page FILE` shows shared results without one)"
             )
         self.client = connect(self.uri)
         self._scratch = tempfile.TemporaryDirectory()

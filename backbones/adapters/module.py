@@ -82,8 +82,8 @@ class ModuleBackbone(Backbone):
             source = "returned beside them"
         channels, strides = (", ".join(map(str, each)) for each in (self.channels, self.strides))
         self.summary = (
-            f"{name}: {self.depth} feature maps (channels {channels}; strides {strides}), embedding"
-            f" of {self.embed_dim} ({source})"
+            f"{name}: {self.depth} feature map{'s'[: self.depth > 1]} (channels {channels}; strides"
+            f" {strides}), embedding of {self.embed_dim} ({source})"
         )
 
     def _stride(self, level: Any) -> int:

@@ -73,7 +73,7 @@ def test_a_training_is_renamed_with_all_of_its_checkpoints(tracker, report_of, c
     where = f"--experiment {tracker.experiment} --tracking-uri {tracker.uri}".split()
     assert main(["results", "label", "mine", "longer", *where]) == 0
     assert main(["results", "list", *where]) == 0
-    done, *lines = capsys.readouterr().out.splitlines()
+    done, _, *lines = capsys.readouterr().out.splitlines()
     assert done == "mine is longer now, in 2 runs"
     assert [line.partition("  ")[0] for line in lines] == ["longer step 3", "longer step 20"]
     assert [*trainings(report_of(tracker).backbones)] == ["longer"]
