@@ -61,10 +61,9 @@ from sweeps.study import (
 from sweeps.trial import Sweep
 
 if TYPE_CHECKING:
-    import optuna
-
     from backbones.backbone import Backbone
     from benchmark.stages import TrainedWeights
+    from sweeps.study import Study
 
 CLIPTEX = RECIPES["cliptex"]
 
@@ -235,7 +234,7 @@ async def _with_data(plan: SweepPlan, num_workers: int, cached_only: bool = Fals
     return replace(plan, data=data)
 
 
-async def _preview(plan: SweepPlan, study: optuna.Study | None, executor: Executor) -> None:
+async def _preview(plan: SweepPlan, study: Study | None, executor: Executor) -> None:
     """Print what is done, what is to do and what that takes. Raises ``UserError`` as the launch
     does before its first trial."""
     options, space = plan.options, plan.space
