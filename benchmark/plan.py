@@ -302,12 +302,14 @@ def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, Bac
         if match and not options.weights and (path := find_checkpoint(name)):
             arguments = _checkpoint_arguments(item, path, options.architecture)
             name = name if name.startswith(("run:", "hf:")) else str(path)
-        elif not match and Path(name).suffix in WEIGHTS_SUFFIXES:
-            raise UserError(f"--backbone {item}: label a file of weights, as in LABEL={item}")
         prefix = "random/" if arguments["name"].startswith("random/") else ""
         try:
             entry = backbones.find(arguments["name"].removeprefix(prefix), fresh=True)
         except UserError as error:
+            if not match and (Path(name).suffix in WEIGHTS_SUFFIXES or Path(name).is_dir()):
+                raise UserError(
+                    f"--backbone {item}: label files of weights, as in LABEL={item}"
+                ) from error
             absent = f"--backbone {item}: no such file or folder, and " if match else ""
             raise UserError(f"{absent}{error}") from error
         arguments["name"] = located_name(arguments["name"])

@@ -651,7 +651,7 @@ def print_cost(
             elif gpus or not encoded or name not in planned:
                 bases["unknown"] += 1
             else:
-                bases["by encoding alone, at the rate of docs/benchmarks.md"] += 1
+                bases["by encoding without training, at the rate of docs/benchmarks.md"] += 1
                 millions = planned[name].params["parameters"] / 1e6
                 seconds += encoded / len(tasks) * millions * ENCODE_SECONDS
     if plan.data:

@@ -274,8 +274,8 @@ class TrainBackbone(
     """seconds between two checkpoints to resume from; more where they would take over 2 % of the
     time"""
     keep_every: NonNegativeInt = 0
-    """export weights every so many steps, and the last, into OUT.steps/, for `watch` and as columns
-    of `run --backbone LABEL=OUT.steps`; 0: never"""
+    """export weights every so many steps, and the last: w.safetensors has w.steps/, for `watch` and
+    as columns of `run --backbone LABEL=w.steps`; 0: never"""
     experiment: str = "train"
     """MLflow experiment"""
 
@@ -322,6 +322,9 @@ class TrainBackbone(
             options = [f"--plugin {path}" for path in self.plugins]
             options.append(f"--backbone {name} --weights {self.out} --suite paper --data-root DIR")
             console.print("probe it: python -m benchmark run", *options)
+            if self.keep_every and weights.trained:
+                steps = self.out.with_suffix(".steps")
+                console.print(f"each checkpoint as a column: run --backbone LABEL={steps}")
         return 0
 
     def _check_output(self) -> None:

@@ -222,7 +222,7 @@ def test_a_folder_is_a_column_for_each_checkpoint(checkpoints):
         ("a=.", {}, "a=.: no checkpoint in the folder has a step in its name"),
         ("a=absent.pt", {}, "no weights file .*absent.pt"),
         ("a=plain.pt", {}, r"--architecture NAME, .*: timm/resnet18 "),
-        ("plain.pt", {}, "--backbone plain.pt: label a file of weights, as in LABEL=plain.pt"),
+        ("plain.pt", {}, "--backbone plain.pt: label files of weights, as in LABEL=plain.pt"),
         ("a=clap", {}, "a=clap: no such file or folder, and no backbone 'clap'"),
         ("a=hub:me/net:entry,a=hub/me/net:entry", {}, "two are called 'a'"),
         ("clip,random", {"name": "a"}, "--name a: it labels one backbone"),
