@@ -304,8 +304,7 @@ Files = Annotated[Names, {"nargs": "+"}]
 
 @options_dataclass
 class ExportResults(TrackingOptions, PluginOptions):
-    """Write the results of an experiment into one file that others can compare with, or its
-    numbers for other tools.
+    """Write the results of an experiment as one file for others, or its numbers for other tools.
 
     examples:
       python -m benchmark results export --experiment paper --out my-net.zip
