@@ -547,7 +547,7 @@ class Executor(ABC):
                 for line in output.decode("utf-8", errors="replace").splitlines(keepends=True):
                     # results are indented; where several trials run, they say of which they are
                     indented = queued.line.prefix and line.startswith("  ")
-                    text = f"  {queued.line.prefix}{line.lstrip()}" if indented else line
+                    text = f"  {queued.line.prefix}{line[2:]}" if indented else line
                     console.print(text, end="")
             queued.line.follow(queued.unit.status_file)
 
