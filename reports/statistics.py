@@ -162,14 +162,14 @@ def difference(mine: MetricSample, base: MetricSample) -> MetricSample:
     return weighted_sum(pair_samples(mine, base), (1, -1))
 
 
-def pair_samples(mine: MetricSample, base: MetricSample) -> tuple[MetricSample, MetricSample]:
-    """Both sides with the seeds that are compared: those that both have. Where these are fewer than
-    two though each has several, seeds are independent, and any order pairs them."""
-    shared = sorted(set(mine.seeds) & set(base.seeds))
-    count = min(len(mine.seeds), len(base.seeds))
+def pair_samples(*samples: MetricSample) -> list[MetricSample]:
+    """The samples with the seeds that belong together: those that all have. Where these are fewer
+    than two though each has several, seeds are independent, and any order pairs them."""
+    shared = sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
+    count = min(len(sample.seeds) for sample in samples)
     if len(shared) >= min(count, 2):
-        return mine.with_seeds(shared), base.with_seeds(shared)
-    return mine.with_seeds(mine.seeds[:count]), base.with_seeds(base.seeds[:count])
+        return [sample.with_seeds(shared) for sample in samples]
+    return [sample.with_seeds(sample.seeds[:count]) for sample in samples]
 
 
 @functools.lru_cache(maxsize=2)  # tasks of one dataset follow each other
