@@ -15,6 +15,7 @@ from typing import Any
 
 BUSY_SECONDS = 60  # how long to wait while another program has a SQLite database locked
 TERM = re.compile(r"(?:attributes\.(\w+)|tags\.`([^`]+)`|(name)) (=|!=) '([^']*)'")
+NAME_TAG = "mlflow.runName"
 NEWEST_FIRST = ["attributes.start_time DESC"]  # MLflow's own order, too
 
 
@@ -36,35 +37,38 @@ class Database:
         self.path = path
 
     def is_readable(self) -> bool:
-        """Whether it is a store that the installed MLflow knows; nothing of it is imported."""
+        """Whether it is a store as the installed MLflow writes it, with the default workspace
+        alone; nothing of MLflow is imported."""
+        query = (
+            "select version_num from alembic_version where not exists"
+            " (select 1 from experiments where workspace != 'default')"
+        )
         try:
-            versions = self._rows("select version_num from alembic_version")
+            (rows,) = self._read((query, []))
         except sqlite3.Error:
             return False
-        package = find_spec("mlflow")
-        assert package is not None and package.origin is not None
-        scripts = Path(package.origin).parent / "store" / "db_migrations" / "versions"
-        return len(versions) == 1 and any(scripts.glob(f"{versions[0][0]}_*.py"))
+        return [version for (version,) in rows] == _newest_schemas()
 
-    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+    def _read(self, *queries: tuple[str, Sequence[Any]]) -> list[list[Any]]:
+        """The rows of each query (SQL and its values), all of one state of the file."""
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, BUSY_SECONDS, uri=True)) as connection:
-            return connection.execute(query, values).fetchall()
+            connection.execute("begin")
+            return [connection.execute(*query).fetchall() for query in queries]
 
     def search_experiments(self, max_results: int, page_token: str | None = None) -> Page:
         """The active ones."""
-        rows = self._rows(
+        query = (
             "select experiment_id, name from experiments where lifecycle_stage = 'active'"
             " order by creation_time desc, experiment_id"
         )
+        (rows,) = self._read((query, []))
         return Page(SimpleNamespace(experiment_id=str(each), name=name) for each, name in rows)
 
     def get_experiment_by_name(self, name: str) -> Any:
         """None if there is none; deleted ones count."""
         query = "select experiment_id, lifecycle_stage from experiments where name = ?"
-        rows = self._rows(query, [name])
-        if len(rows) > 1:  # of several workspaces
-            raise Unsupported
+        (rows,) = self._read((query, [name]))
         for identity, stage in rows:
             return SimpleNamespace(experiment_id=str(identity), name=name, lifecycle_stage=stage)
         return None
@@ -81,22 +85,27 @@ class Database:
         if list(order_by or NEWEST_FIRST) != NEWEST_FIRST:
             raise Unsupported
         offset = int(page_token or 0)
-        where, values = _where("runs", "run_uuid", ("tags", "key", "value"), filter_string)
+        where, terms = _where("runs", "run_uuid", ("tags", "key", "value"), filter_string)
+        values = [*map(int, experiment_ids), *terms, max_results, offset]
         chosen = (
             f"from runs where experiment_id in ({_marks(experiment_ids)})"
             f" and lifecycle_stage = 'active'{where} order by start_time desc, run_uuid limit ?"
             " offset ?"
         )
-        values = [*map(int, experiment_ids), *values, max_results, offset]
         columns = "run_uuid, name, status, experiment_id, artifact_uri, start_time, end_time"
-        rows = self._rows(f"select {columns} {chosen}", values)
+        queries = [f"select {columns} {chosen}"] + [
+            f"select run_uuid, key, {value} from {table} where run_uuid in"
+            f" (select run_uuid {chosen})"
+            for table, value in DATA.values()
+        ]
+        rows, *data = self._read(*((query, values) for query in queries))
         runs = Page(_run(*row) for row in rows)
-        by_id = {run.info.run_id: run.data for run in runs}
-        for field, (table, value) in DATA.items():
-            query = f"select run_uuid, key, {value} from {table} where run_uuid in"
-            for run_id, key, each in self._rows(f"{query} (select run_uuid {chosen})", values):
-                if run_id in by_id:  # not one that was started meanwhile
-                    vars(by_id[run_id])[field][key] = float("nan") if each is None else each
+        by_id = {run.info.run_id: run for run in runs}
+        for field, of_runs in zip(DATA, data, strict=True):
+            for run_id, key, value, is_nan in of_runs:
+                vars(by_id[run_id].data)[field][key] = float("nan") if is_nan else value
+        for run in runs:
+            run.info.run_name = run.info.run_name or run.data.tags.get(NAME_TAG)
         runs.token = str(offset + len(runs)) if len(runs) == max_results else None
         return runs
 
@@ -106,33 +115,43 @@ class Database:
         """Active models, newest first."""
         tags = ("logged_model_tags", "tag_key", "tag_value")
         where, values = _where("logged_models", "model_id", tags, filter_string)
-        rows = self._rows(
+        query = (
             f"select model_id from logged_models where experiment_id in ({_marks(experiment_ids)})"
             f" and lifecycle_stage = 'active'{where}"
-            " order by creation_timestamp_ms desc, model_id limit ?",
-            [*map(int, experiment_ids), *values, max_results],
+            " order by creation_timestamp_ms desc, model_id limit ?"
         )
+        (rows,) = self._read((query, [*map(int, experiment_ids), *values, max_results]))
         return Page(SimpleNamespace(model_id=model_id) for (model_id,) in rows)
 
     def get_metric_history(self, run_id: str, key: str) -> Page:
         """All points of a curve."""
-        rows = self._rows(
+        query = (
             "select step, timestamp, value, is_nan from metrics where run_uuid = ? and key = ?"
-            " order by timestamp, step, value",
-            [run_id, key],
+            " order by timestamp, step, value"
         )
+        (rows,) = self._read((query, [run_id, key]))
         return Page(
             SimpleNamespace(step=step, timestamp=at, value=float("nan") if is_nan else value)
             for step, at, value, is_nan in rows
         )
 
 
-# field of a run's data → its table, and the expression of a value; NaN is NULL
+# field of a run's data → its table, and the expressions of a value and of whether it is NaN
 DATA = {
-    "tags": ("tags", "value"),
-    "params": ("params", "value"),
-    "metrics": ("latest_metrics", "case when is_nan then null else value end"),
+    "tags": ("tags", "value, 0"),
+    "params": ("params", "value, 0"),
+    "metrics": ("latest_metrics", "value, is_nan"),
 }
+
+
+def _newest_schemas() -> list[str]:
+    """Those of the installed MLflow that none follows: one."""
+    package = find_spec("mlflow")
+    assert package is not None and package.origin is not None
+    scripts = Path(package.origin).parent / "store" / "db_migrations" / "versions"
+    texts = {path.name.partition("_")[0]: path.read_text() for path in scripts.glob("[!_]*.py")}
+    followed = " ".join(re.findall(r"^down_revision.*", "\n".join(texts.values()), re.M))
+    return [revision for revision in texts if revision not in followed]
 
 
 def _run(

@@ -111,8 +111,9 @@ class Client:
     def __init__(self, uri: str) -> None:
         self._uri, self._shown = uri, redact(uri)
         path = sqlite_file(uri)
-        self._database = Database(path) if path else None
-        if not (self._database and self._database.is_readable()):
+        database = Database(path) if path else None
+        self._database = database if database and database.is_readable() else None
+        if self._database is None:
             _ = self._client  # raises if it cannot be used
 
     @functools.cached_property

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy
 
 from reports.records import TrackingError
-from reports.store import connect, create_database, tracking_uri
+from reports.store import connect, create_database, open_mlflow, tracking_uri
 from reports.tracking import Tracker
 from tests.forks import Fork
 
@@ -96,7 +96,7 @@ def test_a_database_that_cannot_be_written_is_one_line(copy, capfd):
 
 
 def test_a_locked_database_is_waited_for(store):
-    connect(f"sqlite:///{store}")
+    open_mlflow(f"sqlite:///{store}")
     with sqlalchemy.create_engine(f"sqlite:///{store}").connect() as connection:
         assert connection.exec_driver_sql("pragma busy_timeout").scalar() == 60_000
 
