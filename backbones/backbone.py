@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -88,8 +87,8 @@ class Backbone(nn.Module, ABC):
             numbers.
         token_blocks: number of blocks whose tokens ``read_tokens`` gives, of a plain ViT; else 0.
         origin: the plugin that it came from, if any, as of ``Registry.origin``.
-        files: that decided its weights, beside a file of the user: one of a package, the revision
-            of a repository in the hub's cache.
+        files: path → sha256 of those that decided its weights: the user's, one of a package, the
+            revision of a repository in the hub's cache.
         summary: one line about what was found of a module that declares nothing; else ''.
     """
 
@@ -110,7 +109,7 @@ class Backbone(nn.Module, ABC):
     version: int = 2
     token_blocks: int = 0
     origin: Mapping[str, str] = MappingProxyType({})
-    files: tuple[Path, ...] = ()
+    files: Mapping[str, str] = MappingProxyType({})
     summary: str = ""
 
     @cached_property

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backbones.cliptex.recipes import subsets
-from backbones.weights import READ_FILES, Weights
+from backbones.weights import READ_FILES, Weights, sha256_files
 from cliptex_common.errors import UserError, error_summary
 from cliptex_common.files import expand_user
 from cliptex_common.registry import Plugin, Registry, instance_of, load_module
@@ -250,6 +250,8 @@ def create(
         raise UserError(
             f"backbone {name!r} is randomly initialised; ask for {own_name!r} to load {weights}"
         )
+    # before it is read: a file that is replaced meanwhile has another digest afterwards
+    files = {} if weights is None else sha256_files([weights])
     checkpoint = load_checkpoint(weights) if weights is not None else None
     build, settings, architecture = entry.build, entry.settings, own_name
     stored = checkpoint.architecture if checkpoint else None
@@ -280,7 +282,7 @@ def create(
     family_origin = FAMILIES.origin(family) if slash else {}
     backbone.name = f"random/{entry.name}" if random else entry.name
     backbone.origin = {**BACKBONES.origin(own_name), **family_origin}
-    backbone.files = tuple(READ_FILES)
+    backbone.files = {**files, **sha256_files(READ_FILES)}
     backbone.freeze()
     return backbone.at_layers(layers) if layers else backbone
 
@@ -610,3 +612,4 @@ _register_trained_here(
     "cliptex-both",
     "CLIPTeX with manual labels of a few pairs and pseudo-labels of the others",
 )
+OWN_NAMES = frozenset(BACKBONES)  # not those of plugins and packages

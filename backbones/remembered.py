@@ -8,74 +8,82 @@ a plugin's code, a repository's – is not known.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from backbones.registry import (
-    BACKBONES,
-    FAMILIES,
+    OWN_NAMES,
     build_from_checkpoint,
     build_open_clip,
     build_random,
     build_timm,
     find,
 )
-from backbones.weights import read_metadata, versions
-from cliptex_common.files import content_key, home, sha256_file, write_text
+from backbones.weights import read_metadata, sha256_files, versions
+from cliptex_common.files import content_key, home, write_text
+from cliptex_common.registry import plugin_sources
 
 BUILDERS = (build_timm, build_open_clip, build_random, build_from_checkpoint)
 LIBRARIES = ("torch", "timm", "open_clip", "transformers", "safetensors", "huggingface_hub")
 
 
-def sha256_files(files: Sequence[Path]) -> dict[str, str]:
-    """Path → hex sha256; '' of a file that is gone."""
-    return {str(path): sha256_file(path) if path.is_file() else "" for path in files}
-
-
 def recall(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What ``remember`` wrote of the backbone of these arguments of ``backbones.create``; {} if
-    nothing, or if a file has changed since."""
-    path = _path(**arguments)
+    nothing, if a file has changed since, or if what was written is damaged."""
+    weights = sha256_files(filter(None, [arguments.get("weights")]))
+    path = _path(arguments, weights)
     if path is None or not path.is_file():
         return {}
-    facts = ast.literal_eval(path.read_text(encoding="utf-8"))
-    is_current = sha256_files([Path(each) for each in facts["files"]]) == facts["files"]
-    return facts if is_current else {}
+    digest, _, text = path.read_text(encoding="utf-8", errors="replace").partition("\n")
+    if digest != content_key(text):
+        return {}
+    facts = ast.literal_eval(text)
+    is_current = sha256_files(facts["files"]) == facts["files"]
+    return {**facts, "files": {**facts["files"], **weights}} if is_current else {}
 
 
 def remember(arguments: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Store literals about the backbone of these arguments, unless something else decides it.
 
     Args:
-        facts: with ``files``, ``sha256_files`` of ``Backbone.files``.
+        facts: with ``files``, as of ``Backbone``. If one has changed since, perhaps while it was
+            read, nothing is stored.
     """
-    path = _path(**arguments)
-    if path is not None and not path.is_file():
-        write_text(path, repr(dict(facts)))
+    files, own = dict(facts["files"]), str(arguments.get("weights"))
+    path = _path(arguments, {own: files[own]} if own in files else {})
+    text = repr({**facts, "files": {name: files[name] for name in files if name != own}})
+    text = f"{content_key(text)}\n{text}"
+    is_stored = path is not None and path.is_file() and path.read_bytes() == text.encode()
+    if path is not None and not is_stored and sha256_files(files) == files:
+        write_text(path, text)
 
 
-def _path(
-    name: str, weights: str | Path | None = None, any_architecture: bool = False, **others: Any
-) -> Path | None:
-    """The file of a backbone by the content of what decides it: the arguments, its entry, the
-    user's weights, this package's code and the libraries; None if more does."""
-    own_name, stored = name.removeprefix("random/"), ""
-    if weights is not None:
-        if not Path(weights).is_file():
+def _path(arguments: Mapping[str, Any], weights: Mapping[str, str]) -> Path | None:
+    """The file of a backbone by the content of what decides it: the arguments, the user's weights,
+    this package's code, plugins and the libraries; None if more does.
+
+    Args:
+        weights: path → sha256, of the user's if there are any.
+    """
+    own_name, architecture = arguments["name"].removeprefix("random/"), ""
+    for path in weights:
+        if not Path(path).is_file():
             return None
-        stored = read_metadata(Path(weights)).get("architecture", "")
+        architecture = read_metadata(Path(path)).get("architecture", "")
     entry = find(own_name)
-    family, _, _ = (stored or entry.settings.get("architecture", own_name)).partition("/")
-    is_ours = entry.build in BUILDERS and family in ("timm", "open_clip")
-    if not is_ours or BACKBONES.origin(own_name) or FAMILIES.origin(family):
+    architecture = architecture or entry.settings.get("architecture", own_name)
+    is_known = own_name in OWN_NAMES or "/" in own_name
+    is_known &= architecture.partition("/")[0] in ("timm", "open_clip")
+    if not (is_known and entry.build in BUILDERS):
         return None
-    code = Path(__file__).parent
+    folder = Path(__file__).parent
+    code = sha256_files([*folder.glob("*.py"), *folder.glob("adapters/*.py")])
     key = {
-        "arguments": [name, any_architecture, others],
-        "licence": entry.licence,
-        "weights": weights and sha256_file(Path(weights)),
-        "code": sorted(sha256_files([*code.glob("*.py"), *code.glob("adapters/*.py")]).values()),
+        "arguments": {name: value for name, value in arguments.items() if name != "weights"},
+        "weights": [*weights.values()],
+        "code": sorted(code.values()),
+        "plugins": [source for _, source in plugin_sources()],
         "libraries": versions(*LIBRARIES),
     }
     return home() / "backbones" / f"{content_key(key)}.txt"

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cliptex_common.errors import UserError
+from cliptex_common.files import sha256_file
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ def checkpoints(folder: Path) -> dict[int, Path]:
         if int(numbers[-1]) >= 2**63:
             raise UserError(f"MLflow has no step {numbers[-1]}; rename {path}")
     return dict(sorted(files.items()))
+
+
+def sha256_files(paths: Iterable[str | Path]) -> dict[str, str]:
+    """Path → hex sha256; '' of a file that is gone."""
+    return {str(path): sha256_file(Path(path)) if Path(path).is_file() else "" for path in paths}
 
 
 # files that decided the weights of the backbone that is being built, see ``Backbone.files``

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import backbones
-from backbones.remembered import recall, remember, sha256_files
+from backbones.remembered import recall, remember
 from backbones.weights import PROBING_LIBRARIES, Weights, versions
 from benchmark.suites import Suite, choose_suite, settings_in
 from benchmark.unit import keep_last_model
@@ -236,6 +236,9 @@ class PlannedTask:
         return conditions
 
 
+FORGOTTEN = ("create_arguments", "label")  # fields that say how a backbone was asked for
+
+
 @dataclass(frozen=True)
 class BackboneInfo:
     """What the submitting process and the runs in MLflow record of a backbone.
@@ -243,10 +246,9 @@ class BackboneInfo:
     Attributes:
         create_arguments: keyword arguments of ``backbones.create`` that build it.
         name, architecture, weights, channels, strides, divisor, has_text, has_dense_text,
-            fixed_size, depth, summary: as of ``backbones.Backbone``.
+            fixed_size, depth, files, summary: as of ``backbones.Backbone``.
         identity: of ``Backbone.identity``.
         params: of its LoggedModel in MLflow.
-        files: of ``sha256_files`` of ``Backbone.files``.
         label: name of its column, if it is another one.
     """
 
@@ -279,7 +281,7 @@ class BackboneInfo:
 
     @classmethod
     def of(cls, backbone: Backbone, create_arguments: Mapping[str, Any]) -> BackboneInfo:
-        own = ("create_arguments", "identity", "params", "files", "label")
+        own = ("create_arguments", "identity", "params", "label")
         shared = {name: getattr(backbone, name) for name in field_names(cls) if name not in own}
         return cls(
             **shared,
@@ -294,13 +296,13 @@ class BackboneInfo:
                 "strides": backbone.strides,
                 "text": backbone.has_text,
             },
-            files=sha256_files(backbone.files),
         )
 
     @classmethod
     def recall(cls, create_arguments: Mapping[str, Any]) -> BackboneInfo | None:
         """Of a backbone that was remembered; None if it has to be built."""
-        if not (facts := recall(create_arguments)):
+        facts = recall(create_arguments)
+        if facts.keys() != set(field_names(cls)) - set(FORGOTTEN):
             return None
         weights = Weights(**facts.pop("weights"))
         if path := create_arguments.get("weights"):  # the same content may be elsewhere
@@ -309,8 +311,7 @@ class BackboneInfo:
 
     def remember(self) -> None:
         """Let ``recall`` know it."""
-        own = ("create_arguments", "label")
-        facts = {name: value for name, value in vars(self).items() if name not in own}
+        facts = {name: value for name, value in vars(self).items() if name not in FORGOTTEN}
         remember(self.create_arguments, {**facts, "weights": vars(self.weights)})
 
     def is_built_by(self, create_arguments: Mapping[str, Any]) -> bool:
