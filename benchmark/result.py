@@ -10,6 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,8 @@ from benchmark.tasks import PlannedTask
 from cliptex_common.errors import UserError, hide_secrets
 from cliptex_common.files import json_output_path
 from probes.registry import find_task
-from reports.records import REPORT, Cell
+from reports.records import Cell
 from reports.statistics import Estimate
-from reports.store import local_folder
 from reports.tables import Number, count, digits
 from reports.tracking import Tracker
 
@@ -177,50 +177,31 @@ def check_writable(path: Path, option: str = "--json") -> None:
         ) from None
 
 
-def show_with_report(result: RunResult, report: bool | None) -> str:
+def show_with_report(result: RunResult, page: bool | None, flag: str = "") -> str:
     """``show`` the result; returns a line with the path of its page, or with what makes one.
 
     Args:
-        report: whether to make it; None for a comparison whose page no earlier command has made.
+        page: whether to make it; None for a comparison alone.
+        flag: that names the store, for the command that makes it.
     """
     names = list(dict.fromkeys(cell.backbone for cell in result.cells if cell.metrics))
-    page = None
-    if all(cell.status in ("cached", "not applicable") for cell in result.cells):
-        run = result.tracker.find_run(next(iter(result.run_ids.values()), ""))
-        folder = run and local_folder(run.artifacts)
-        page = folder / REPORT if folder and (folder / REPORT).is_file() else None
-    has_axes = any("=" in cell.task for cell in result.cells)
-    compares = has_axes or len(result.backbones) > 1
-    if names and (report or (report is None and compares and page is None)):
-        shown: list[Report] = []
-
-        def show_once(built: Report) -> None:
-            shown.append(built)
-            show(result, built)
-
-        try:
-            return write_report(result, show_once)[0]
-        finally:  # the table also where a report has a bug
-            if not shown:
-                show(result)
-    show(result)
-    if page or not names:
-        return f"report: {page}" if page else ""
+    if page is None:
+        page = len(names) > 1 or any("=" in cell.task for cell in result.cells)
+    if not names:
+        show(result)
+        return ""
     words = ["--experiment", result.tracker.experiment, "--backbone", ",".join(names)]
-    return f"for a report: python -m benchmark report {shlex.join(words)}"
+    command = f"python -m benchmark report {shlex.join(words)}{flag}"
+    line, _ = write_report(result, partial(show, result), page)
+    return line or f"for a report: {command}"
 
 
 def write_report(
-    result: RunResult, show: Callable[[Report], None] = lambda report: None
+    result: RunResult,
+    show: Callable[[Report | None], None] = lambda report: None,
+    page: bool = True,
 ) -> tuple[str, Report | None]:
-    """Write the report on a run and log it to the runs of each backbone's first seed.
-
-    Args:
-        show: is called with the report before its page is written.
-
-    Returns:
-        a line with the page's path, or with the reason why there is none; the report, if any.
-    """
+    """``attach_report`` on a run, to the runs of each backbone's first seed."""
     from reports.pages import attach_report  # slow to import
     from reports.report import ReportRequest
 
@@ -236,7 +217,7 @@ def write_report(
     first_seeds: dict[str, str] = {}
     for (name, _), run_id in result.run_ids.items():
         first_seeds.setdefault(name, run_id)
-    return attach_report(request, list(first_seeds.values()), show)
+    return attach_report(request, list(first_seeds.values()), show, page)
 
 
 Numbers = Mapping[tuple[str, str, str], Number]  # (backbone, task, metric) → number

@@ -132,6 +132,7 @@ class Row:
         backbone: once it can be built.
         model_id: of its LoggedModel.
         run_id: of the parent run; '' if it could not be written.
+        wrote: whether it was written, not found complete.
         expected: number of units that will run, which is that of all units until the finished cells
             are known.
     """
@@ -147,6 +148,7 @@ class Row:
     backbone: BackboneInfo = None  # type: ignore[assignment]
     model_id: str = ""
     run_id: str = ""
+    wrote: bool = False
     expected: int = 0
 
     @property
@@ -326,8 +328,7 @@ class Row:
 
     @contextmanager
     def _open_run(self, earlier: ParentRun | None) -> Iterator[Run]:
-        """The parent run, new or resumed, with all that is known before the first cell; the
-        experiment's saved view gets its tasks."""
+        """The parent run, new or resumed, with all that is known before the first cell."""
         options, backbone, record = self.plan.options, self.backbone, self.record
         params = {
             "backbone": record.backbone,
@@ -351,7 +352,7 @@ class Row:
         renamed = earlier and earlier.label  # the name of this command counts
         tags = record.to_tags() | (record.naming_tags() if renamed else {})
         with self.tracker.run(record.name, tags=tags, params=params, resume=resume) as run:
-            self.run_id = run.id
+            self.run_id, self.wrote = run.id, True
             if options.overrides:  # which tell it from others of its backbone and seed
                 run.set_tags({"set": " ".join(f"{k}={v}" for k, v in options.overrides.items())})
             run.log_json(content, records.PARENT)
@@ -365,7 +366,6 @@ class Row:
                 run.log_text(source.decode(errors="replace"), name)
             run.log_models(inputs=[self.model_id])
             run.log_new_metrics(cost_metrics(record.costs))
-            save_view(self.tracker.client, self.tracker.experiment_id)
             yield run
 
     def log_cells(self, run: Run, cells: Sequence[Cell]) -> None:
@@ -442,6 +442,8 @@ async def _run_rows(
     at_once = asyncio.Semaphore(len(rows) if executor.is_remote else executor.slots)
     results = await asyncio.gather(*(row.run(at_once) for row in rows))
     cells = [cell for row_cells in results for cell in row_cells]
+    if any(row.wrote for row in rows):
+        save_view(tracker.client, tracker.experiment_id)
     records = [
         (row.record.model_copy(update={"backbone": row.name}), row) for row in rows if row.model_id
     ]

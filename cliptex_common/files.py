@@ -16,6 +16,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,13 @@ def content_key(value: Any, length: int = 16) -> str:
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed, a function of ``parts`` alone, the same in every process."""
     return int(content_key(parts, 16), 16) >> 1
+
+
+def package_file(package: str, *parts: str) -> Path:
+    """A file in the folder of an installed package, which is not imported."""
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent.joinpath(*parts)
 
 
 def sha256_file(path: Path) -> str:

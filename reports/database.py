@@ -8,10 +8,11 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from cliptex_common.files import package_file
 
 BUSY_SECONDS = 60  # how long to wait while another program has a SQLite database locked
 TERM = re.compile(r"(?:attributes\.(\w+)|tags\.`([^`]+)`|(name)) (=|!=) '([^']*)'")
@@ -92,6 +93,18 @@ class Database:
             f" and lifecycle_stage = 'active'{where} order by start_time desc, run_uuid limit ?"
             " offset ?"
         )
+        runs = self._runs(chosen, values)
+        runs.token = str(offset + len(runs)) if len(runs) == max_results else None
+        return runs
+
+    def get_run(self, run_id: str) -> Any:
+        """A run by its id, also a deleted one."""
+        for run in self._runs("from runs where run_uuid = ?", [run_id]):
+            return run
+        raise Unsupported
+
+    def _runs(self, chosen: str, values: Sequence[Any]) -> Page:
+        """The runs of a query without its columns."""
         columns = "run_uuid, name, status, experiment_id, artifact_uri, start_time, end_time"
         queries = [f"select {columns} {chosen}"] + [
             f"select run_uuid, key, {value} from {table} where run_uuid in"
@@ -106,7 +119,6 @@ class Database:
                 vars(by_id[run_id].data)[field][key] = float("nan") if is_nan else value
         for run in runs:
             run.info.run_name = run.info.run_name or run.data.tags.get(NAME_TAG)
-        runs.token = str(offset + len(runs)) if len(runs) == max_results else None
         return runs
 
     def search_logged_models(
@@ -146,9 +158,7 @@ DATA = {
 
 def _newest_schemas() -> list[str]:
     """Those of the installed MLflow that none follows: one."""
-    package = find_spec("mlflow")
-    assert package is not None and package.origin is not None
-    scripts = Path(package.origin).parent / "store" / "db_migrations" / "versions"
+    scripts = package_file("mlflow", "store", "db_migrations", "versions")
     texts = {path.name.partition("_")[0]: path.read_text() for path in scripts.glob("[!_]*.py")}
     followed = " ".join(re.findall(r"^down_revision.*", "\n".join(texts.values()), re.M))
     return [revision for revision in texts if revision not in followed]

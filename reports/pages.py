@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -382,9 +382,11 @@ FORMATS: dict[str, Callable[[Report], dict[str, str]]] = {
 def attach_report(
     request: ReportRequest,
     run_ids: Sequence[str],
-    show: Callable[[Report], None] = lambda report: None,
+    show: Callable[[Report | None], None] = lambda report: None,
+    page: bool = True,
 ) -> tuple[str, Report | None]:
-    """Build a report, ``show`` it, and store its page as ``report/index.html`` in each of the runs.
+    """Build a report, ``show`` it, or None if it cannot be built, and store its page as
+    ``report/index.html`` in each of the runs, unless no ``page`` is wanted.
 
     Returns:
         a line for the terminal with the page's path (in ``report/`` where the store's artifacts are
@@ -393,13 +395,17 @@ def attach_report(
     """
     report = None
     try:
-        report = build_report(request)
-        show(report)
+        try:
+            report = build_report(request)
+        finally:
+            show(report)
+        if not page:
+            return "", report
         client = connect(tracking_uri(request.tracking_uri))
         with tempfile.TemporaryDirectory() as folder:
-            (page,) = write(report, Path(folder))
+            (path,) = write(report, Path(folder))
             for run_id in run_ids:
-                client.log_artifact(run_id, str(page), str(PurePath(REPORT).parent))
+                client.log_files(run_id, {REPORT: path})
         local = local_folder(client.get_run(run_ids[0]).info.artifact_uri) if run_ids else None
         if local is not None and (local / REPORT).is_file():
             return f"report: {local / REPORT}", report

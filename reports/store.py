@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sqlite3
 import sys
 import tempfile
@@ -24,8 +25,15 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 
-from cliptex_common.errors import first_line, hide_secrets, redact, remember_secrets, suggest
-from cliptex_common.files import home, lock_path, locked
+from cliptex_common.errors import (
+    UserError,
+    first_line,
+    hide_secrets,
+    redact,
+    remember_secrets,
+    suggest,
+)
+from cliptex_common.files import atomic_write, home, lock_path, locked
 from reports.database import BUSY_SECONDS, Database, Unsupported
 from reports.records import (
     DAMAGED,
@@ -139,12 +147,34 @@ class Client:
             except (MlflowException, OSError) as error:  # of an artifact: no space left …
                 if getattr(error, "error_code", "") in WRONG_CALL:
                     raise
-                raise TrackingError(
-                    f"the MLflow store at {self._shown} failed ({_reason(error)});"
-                    " repair it and run the command again (finished tasks are kept)"
-                ) from error
+                raise self._failure(error) from error
 
         return call
+
+    def _failure(self, error: Exception) -> TrackingError:
+        return TrackingError(
+            f"the MLflow store at {self._shown} failed ({_reason(error)});"
+            " repair it and run the command again (finished tasks are kept)"
+        )
+
+    def log_files(self, run_id: str, files: Mapping[str, bytes | Path]) -> None:
+        """Store artifacts: name, which may contain slashes, → content or file. In a folder on this
+        disk they are written without MLflow."""
+        uri = self.get_run(run_id).info.artifact_uri if self._database else ""
+        folder = local_folder(uri) if uri else None
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, content in files.items():
+                path = Path(folder or scratch, name)
+                try:
+                    with atomic_write(path) as temporary:
+                        if isinstance(content, bytes):
+                            temporary.write_bytes(content)
+                        else:
+                            shutil.copyfile(content, temporary)
+                except (OSError, UserError) as error:
+                    raise self._failure(error) from error
+            if folder is None:
+                self.log_artifacts(run_id, scratch)
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Set tags, named as in records, in one request for every 100; MLflow cuts long values."""

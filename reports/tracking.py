@@ -367,20 +367,14 @@ class Run:
             created = [LoggedModelOutput(model, step=0) for model in outputs]
             self._submit(client.log_outputs, created)
 
-    def log_file(self, path: Path, folder: str | None = None) -> None:
+    def log_file(self, path: Path, folder: str = "") -> None:
         """Store a file as an artifact."""
-        self.tracker.client.log_artifact(self.id, str(path), folder)
+        self.tracker.client.log_files(self.id, {str(PurePath(folder, path.name)): path})
 
     def log_text(self, text: str, name: str) -> None:
         """Store ``text`` as the artifact ``name`` (may contain slashes)."""
-        self._submit(self._write_text, text, name)
-
-    def _write_text(self, run_id: str, text: str, name: str) -> None:
-        folder, _, file = name.rpartition("/")
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch, file)
-            path.write_text(hide_secrets(text), encoding="utf-8", errors="backslashreplace")
-            self.tracker.client.log_artifact(run_id, str(path), folder or None)
+        content = hide_secrets(text).encode(errors="backslashreplace")
+        self._submit(self.tracker.client.log_files, {name: content})
 
     def log_json(self, value: Any, name: str) -> None:
         """Store ``value`` as indented JSON."""

@@ -204,10 +204,11 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
             result = run(self)
             if self.json:
                 write_json(self.json, as_json(result))
-            line = show_with_report(result, not self.no_report and (self.report or None))
+            flag = f" --tracking-uri {hide_secrets(uri)}" if self.tracking_uri else ""
+            page = not self.no_report and (self.report or None)
+            line = show_with_report(result, page, flag)
         # the table that was just printed has the reasons
         refuse_inapplicable(cell.status for cell in result.cells)
-        flag = f" --tracking-uri {hide_secrets(uri)}" if self.tracking_uri else ""
         experiment = result.tracker.experiment
         console.print(f"all results: MLflow experiment {experiment}, python -m benchmark ui{flag}")
         if self.json:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from runpy import run_path
 
 from cliptex_common.errors import UserError, report_malformed
+from cliptex_common.files import package_file
 from probes.datasets.base import (
     DatasetSpec,
     Sample,
@@ -79,17 +81,15 @@ register_dataset(
 
 def wnids() -> tuple[str, ...]:
     """The 1000 WordNet ids, sorted: the usual class order."""
-    from timm.data import ImageNetInfo  # timm is slow to import: only when ImageNet is used
-
-    return tuple(ImageNetInfo("imagenet-1k").label_names())
+    path = package_file("timm", "data", "_info", "imagenet_synsets.txt")
+    return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
 def imagenet_classes(root: Path) -> tuple[str, ...]:
     """Readable names in the order of ``wnids()``, as cleaned up for prompts by the authors of CLIP
     (from open_clip)."""
-    from open_clip import IMAGENET_CLASSNAMES
-
-    return tuple(IMAGENET_CLASSNAMES)
+    path = package_file("open_clip", "zero_shot_metadata.py")  # the package is slow to import
+    return tuple(run_path(str(path))["IMAGENET_CLASSNAMES"])
 
 
 def list_imagenet(root: Path, split: Split) -> list[Sample]:

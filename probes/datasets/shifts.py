@@ -12,12 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cliptex_common.errors import UserError
+from cliptex_common.files import package_file
 from probes.datasets import classification
 from probes.datasets.base import (
     IMAGE_SUFFIXES,
@@ -89,10 +89,8 @@ LEVELS = range(1, 6)  # of a corruption
 
 
 def of_timm(name: str) -> Path:
-    """A file about ImageNet in timm's package, which need not be imported."""
-    package = find_spec("timm")
-    assert package is not None and package.origin is not None
-    return Path(package.origin).parent / "data" / "_info" / name
+    """A file about ImageNet in timm's package."""
+    return package_file("timm", "data", "_info", name)
 
 
 def indices(name: str) -> Groups:

@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument(
         "--sources",
         type=Path,
-        help="folder with checkouts of capi, dinov2, dinov3, hummingbird and probe3d",
+        help="folder with checkouts of capi, dinov2, dinov3, hummingbird, probe3d and visbench",
     )
     parser.add_argument(
         "--out", type=Path, help="folder to write to (default: docs, when all are run)"

@@ -29,11 +29,14 @@ PEERS_TEXT = (
     " (zero-shot, linear probe) is a package that `.[dev]` brings. CAPI (k-NN and logistic"
     " regression of patches), Open-Hummingbird, DINOv2 (linear classification), probe3d (depth) and"
     " DINOv3 (linear segmentation) are measured where a folder has their checkouts, named as the"
-    " protocols and at the commits that `list protocols` names:",
+    " protocols and at the commits that `list protocols` names; and VisBench 0.27.0 (linear"
+    " classification, also with features stored, retrieval and linear segmentation), an unpacked"
+    " wheel in the folder `visbench`:",
     "",
     "```text",
     "git clone https://github.com/facebookresearch/capi CHECKOUTS/capi",
     "git -C CHECKOUTS/capi checkout 98b4fa1",
+    "pip install --no-deps --target CHECKOUTS/visbench visbench==0.27.0",
     "make bench SOURCES=CHECKOUTS",
     "python -m tests.performance capi --sources CHECKOUTS    # these rows alone, not written",
     "```",
@@ -75,7 +78,7 @@ class Unavailable(Exception):
     """A benchmark lacks something; the message says what."""
 
 
-PEERS = ("clip_benchmark", "capi", "hummingbird", "dinov2", "probe3d", "dinov3")
+PEERS = ("clip_benchmark", "capi", "hummingbird", "dinov2", "probe3d", "dinov3", "visbench")
 MODULES = (
     *("encoding", "feeding", "making", "probing", "reading", "report", "run"),
     *(f"peers.{name}" for name in PEERS),
