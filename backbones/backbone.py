@@ -22,11 +22,12 @@ from PIL import Image
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from backbones.weights import Weights, versions
+from backbones.weights import Weights
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.images import to_rgb
 from cliptex_common.settings import one_line_errors, settings_dataclass
+from cliptex_common.versions import versions
 
 
 @settings_dataclass

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backbones.cliptex.recipes import subsets
-from backbones.weights import READ_FILES, Weights, sha256_files
+from backbones.weights import READ_FILES, Weights
 from cliptex_common.errors import UserError, error_summary
-from cliptex_common.files import expand_user
+from cliptex_common.files import expand_user, sha256_files
 from cliptex_common.registry import Plugin, Registry, instance_of, load_module
 
 if TYPE_CHECKING:

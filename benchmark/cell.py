@@ -22,7 +22,6 @@ import torch
 
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones.backbone import Backbone, in_memory_format
-from backbones.weights import versions
 from benchmark.executor import choose_device
 from benchmark.finished import (
     RUN_FILE,
@@ -61,6 +60,7 @@ from cliptex_common.files import (
 )
 from cliptex_common.progress import Silent
 from cliptex_common.settings import Precision
+from cliptex_common.versions import versions
 from probes.base import Context, GroupedProbe, Head, Probe, TaskResult
 from probes.datasets.webdataset import register_folders
 from probes.dense.tasks import DENSE_TASKS

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import backbones
 from backbones.remembered import recall, remember
-from backbones.weights import PROBING_LIBRARIES, Weights, versions
+from backbones.weights import Weights
 from benchmark.suites import Suite, choose_suite, settings_in
 from benchmark.unit import keep_last_model
 from cliptex_common.errors import UserError, report_malformed, suggest
@@ -33,6 +33,7 @@ from cliptex_common.settings import (
     suggest_setting,
     with_changes,
 )
+from cliptex_common.versions import PROBING_LIBRARIES, versions
 from probes.base import Context, Layer, Probe, requested_layer
 from probes.datasets.base import DatasetSpec, PreparedDataset, Split, with_share
 from probes.registry import (

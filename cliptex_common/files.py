@@ -14,7 +14,7 @@ import os
 import stat
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -222,6 +222,11 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes. Raises ``OSError``."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(paths: Iterable[str | Path]) -> dict[str, str]:
+    """Path → hex sha256; '' of a file that is gone."""
+    return {str(path): sha256_file(Path(path)) if Path(path).is_file() else "" for path in paths}
 
 
 def shorten_socket_paths() -> None:

@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import probes.train.frozen_backbone  # noqa: F401  registers what encoders name
-from backbones.weights import DENSE_LIBRARIES, versions
 from cliptex_common.device import Halving, is_accelerator, takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.files import content_key, derive_seed
 from cliptex_common.images import image_size
 from cliptex_common.progress import Progress, Silent
+from cliptex_common.versions import DENSE_LIBRARIES, versions
 from probes.base import EncodeContext
 from probes.features.files import CacheFull, content_hash, content_hashes
 from probes.features.store import (
