@@ -148,9 +148,14 @@ def _connect(ray: Any, options: ExecutionOptions, sizes: Mapping[str, int]) -> N
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(**settings)
     except Exception as error:
-        problem = f"no Ray at {address}" if address else "Ray cannot start on this machine"
+        line = first_line(error).rstrip(".")
+        if address:
+            raise UserError(
+                f"no Ray at {address}: {line}; start one with `ray start --head`"
+            ) from error
         raise UserError(
-            f"{problem}: {first_line(error)}; start one with `ray start --head`"
+            f"Ray cannot start on this machine: {line}; where the machine is busy, start it with"
+            " `ray start --head`, and join it with --executor-arg address=auto"
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():

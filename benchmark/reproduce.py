@@ -430,6 +430,7 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[tuple[str, 
     Raises:
         UserError: an unknown protocol, or no dataset of its presets is there.
     """
+    options.check_root()
     applicable = list(_tasks(protocols, options))
     if not applicable:
         raise UserError(

@@ -89,7 +89,7 @@ class SweepOptions(StudyOptions, DataOptions, ExecutionOptions, DryRunOptions, S
     suite: str = "sweep"
     """tasks to choose λs by; see `list suites`"""
     tasks: TaskNames = ()
-    """only these tasks; see `list tasks`"""
+    """only these tasks; `list tasks SUITE` names a suite's"""
     overrides: Changes = field(default_factory=dict)
     """change a setting of the recipe, for all trials (repeatable)"""
     task_overrides: TaskChanges = field(default_factory=dict)
@@ -268,8 +268,9 @@ async def _preview(plan: SweepPlan, study: Study | None, executor: Executor) -> 
         print_cost(plan, executor, Tracker.existing(options.experiment_name), planned, rows)
     console.print(
         f"{options.name}: {space.total - len(pending)} of {space.total} trials done,"
-        f" {count(len(plan.tasks), 'task')} each; then the best and the base again on"
-        f" {count(options.confirm, 'fresh seed')}"
+        f" {count(len(plan.tasks), 'task')} each"
+        + f"; then the best and the base again on {count(options.confirm, 'fresh seed')}"
+        * bool(options.confirm)
     )
 
 

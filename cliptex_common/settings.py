@@ -267,7 +267,7 @@ def meanings(settings_type: type) -> dict[str, str]:
     for base in reversed(settings_type.__mro__):
         attributes = (inspect.getdoc(base) or "").partition("Attributes:\n")[2]
         for names, text in re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8}.*)*)", attributes, re.M):
-            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()).replace("``", "`"))
     return texts
 
 

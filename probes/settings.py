@@ -69,16 +69,18 @@ class TrainingSettings:
     Attributes:
         protocol: the published protocol that the settings come from, or ``own``; see
             ``probes.protocols``.
-        max_iters, batch_size: length of training; images of a batch.
+        max_iters: length of training in batches.
+        batch_size: images of a batch.
         optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
         lr: learning rate of the optimizer.
-        weight_decay, betas: of the optimizer (the betas of AdamW).
+        weight_decay: of the optimizer.
+        betas: of AdamW.
         decay_all: norms and biases decay too.
         clip_norm: the gradient's norm is clipped to this; 0 for never.
         schedule: ``poly`` or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up;
             ``steps``, a tenth of the rate before at each of ``steps``, shares of the training; or
-            one of a published source, which has its own warm-up and, of ``dinov3-depth``, beta 1:
-            see ``RATES`` and ``BETAS``.
+            one of a published source, which has its own warm-up and, of ``dinov3-depth``, beta 1;
+            see ``probes.settings``.
         steps: shares of the training, see ``schedule``.
         power: of ``poly``.
         min_lr: what ``poly`` and ``cosine`` end at.

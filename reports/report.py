@@ -303,7 +303,7 @@ def _study_report(store: Store, request: ReportRequest, name: str) -> Report:
         studies=[study],
         notes=[
             *(f"{note}." for note in study.notes),
-            "Each trial has one seed. The best trial and the base run again on fresh seeds unless"
-            " the sweep was started with --confirm 0.",
+            "Each trial has one seed. The best trial and the base, the recipe's own setting, run"
+            " again on fresh seeds unless the sweep was started with --confirm 0.",
         ],
     )

@@ -300,13 +300,14 @@ def training_size(recipe: Recipe, pairs: PairSource) -> tuple[int, int]:
     total = len(pairs)
     if recipe.val_pairs > total // 2:
         raise UserError(
-            f"val_pairs {recipe.val_pairs} is more than half of {total} pairs; lower it"
+            f"val_pairs {recipe.val_pairs} is more than half of {total} pairs; --set val_pairs=N"
+            " lowers it"
         )
     count = total - recipe.val_pairs
     if count < recipe.batch_size:
         raise UserError(
             f"batch_size {recipe.batch_size} is more than the {count} training pairs of"
-            f" {pairs.name}; lower it"
+            f" {pairs.name}; --set batch_size=N lowers it"
         )
     return count, math.ceil(recipe.epochs * count / recipe.batch_size)
 

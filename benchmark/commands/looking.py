@@ -480,7 +480,8 @@ class ListResults(TrackingOptions):
         """Print a line for each run, by the names of columns."""
         _, parents = _parents(self.tracking_uri, self.experiment)
         shown = ", ".join(sorted({run.experiment for run in parents}))
-        console.print(f"experiment {shown}" if parents else "no run; name another --experiment")
+        none = "no run with results yet; name another --experiment"
+        console.print(f"experiment {shown}" if parents else none)
         rows = []
         for run in sorted(parents, key=_by_step):
             tags = [f"{name}={value}" for name, value in run.own_tags.items()]

@@ -57,8 +57,9 @@ class MaskRCNNSettings(DetectionSettings):
     """Defaults: COCO's 1x schedule, 90k iterations of 16 images.
 
     Attributes:
-        short_side, long_side: images are resized, keeping their shape, until one of these is met,
+        short_side: images are resized, keeping their shape, until this or ``long_side`` is met;
             pixels.
+        long_side: likewise.
         fc_out_channels: of the box head's fully connected layers.
         anchor_scale: side of a square anchor, in strides of its level: with stride 4 and 8, 32
             pixels.

@@ -116,10 +116,11 @@ class LinearSettings(EmbeddingSettings):
     """Protocol of linear classification.
 
     Attributes:
-        epochs, batch_size, momentum: of SGD on the features; a cosine takes the learning rate to
-            zero.
-        learning_rates, weight_decays: the grid, every pair of which is trained; rates are for a
-            batch of 256.
+        epochs: passes of SGD over the features; a cosine takes the learning rate to zero.
+        batch_size: features of a step of SGD.
+        momentum: of SGD.
+        learning_rates: of the grid, every pair of which is trained; for a batch of 256.
+        weight_decays: of the grid.
         holdout: share of each class of train on which the pair is chosen; the rest of train is then
             used too.
         standardise: bring each feature to mean 0 and variance 1 over train, as a BatchNorm without
@@ -128,8 +129,9 @@ class LinearSettings(EmbeddingSettings):
             one frozen pass for all heads; see ``probes.image_level.linear``. The next three
             settings need it.
         epoch_length: iterations of an epoch; 0 for a pass over train.
-        blocks, average_pool: heads read the class tokens of so many last blocks, without and with
-            the mean of the last patch tokens; every pair of both is trained.
+        blocks: heads read the class tokens of so many last blocks; every pair of ``blocks`` and
+            ``average_pool`` is trained.
+        average_pool: heads read these without, and with the mean of the last patch tokens.
     """
 
     epochs: PositiveInt = 30
@@ -224,12 +226,15 @@ class AttentiveSettings(EncodeSettings):
         pool: ``latent``, SigLIP's attention pool on normalised class and patch tokens; or
             ``query``, CAPI's: one learned query attends to the patch tokens, without an output
             projection.
-        epochs, batch_size: passes over random crops of train, and images of an iteration.
+        epochs: passes over random crops of train.
+        batch_size: images of an iteration.
         epoch_length: iterations of an epoch; 0 for a pass over train.
-        learning_rates, weight_decays: of AdamW; a head is trained with each pair.
+        learning_rates: of AdamW; a head is trained with each pair of rate and decay.
+        weight_decays: of AdamW.
         warmup: share of all iterations in which the rates rise from zero; a cosine then takes them
             back.
-        beta2, epsilon: of AdamW.
+        beta2: of AdamW.
+        epsilon: of AdamW.
         decay_biases: whether biases decay, too.
         holdout: share of each class of train on which the pair is chosen; no head is trained on it.
     """

@@ -47,9 +47,13 @@ from benchmark.suites import SUITES
 from benchmark.sweep import plan_sweep
 from benchmark.tasks import BackboneInfo, describe_backbone, plan_tasks
 from cliptex_common import registry
+from cliptex_common.files import write_json
 from cliptex_common.settings import with_changes
+from probes.datasets.base import Sample
 from probes.datasets.download import ENTRIES
+from probes.datasets.ground_truth import Boxes
 from probes.datasets.webdataset import list_candidates
+from probes.registry import DATASETS
 from reports.pages import FORMATS
 from reports.records import Cell
 from tests.docs.blocks import FOR_OTHER_SUITES, ROOT, Block, blocks, commands
@@ -330,6 +334,7 @@ def test_python_blocks_run(folder, store, plugin_files):
     model = nn.Module()
     model.encoder = Patches()
     names: dict[str, Any] = {"my_module": Patches(), "my_model": model, "loader": range(3)}
+    names["__name__"] = "example"
     names["my_step"] = lambda model, batch: None
     mlflow.set_tracking_uri(store)
     ran, run_id = set(), ""
@@ -357,8 +362,13 @@ def test_python_blocks_run(folder, store, plugin_files):
             )
             assert set(random.frame.status) == {"cached"}
             run_id = random.frame.run.iloc[0]
-    in_loop = "docs/guide/in-loop.md"
-    assert ran == {"README.md", "docs/add/expert.md", in_loop, "docs/guide/mlflow.md"}
+    assert ran == {"README.md"} | {
+        f"docs/{page}.md" for page in ("add/dataset", "add/expert", "guide/in-loop", "guide/mlflow")
+    }
+    beans = DATASETS.find("beans")
+    del DATASETS["beans"]
+    write_json(folder / "train.json", {"images": [{"file_name": "a.jpg", "id": 7}]})
+    assert beans.list_samples(folder, "train") == [Sample("images/a.jpg", Boxes(7))]
     assert (folder / "probes/probes.csv").is_file()
     assert names["labels"].shape == (4,) and len(names["predict"].classes) == 4
     assert (folder / "ground-plane/expert.json").is_file()
