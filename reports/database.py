@@ -98,7 +98,7 @@ class Database:
         return runs
 
     def get_run(self, run_id: str) -> Any:
-        """A run by its id, also a deleted one."""
+        """A run by its id, also a deleted one, without its inputs."""
         for run in self._runs("from runs where run_uuid = ?", [run_id]):
             return run
         raise Unsupported

@@ -121,6 +121,7 @@ def test_it_answers_as_mlflow_does(uri):
                 theirs = pages(client.search_runs, chosen, query, size=size)
                 assert [each for each in ours if each] == [each for each in theirs if each], query
     for run_id in run_ids:
+        assert plain(database.get_run(run_id)) == plain(client.get_run(run_id))
         for metric in ("m/0", "m/1", "m/2"):
             ours = database.get_metric_history(run_id, metric)
             points = [Metric(metric, each.value, each.timestamp, each.step) for each in ours]

@@ -37,7 +37,7 @@ def tracker(uri, request):
 
 
 def stored(run):
-    return run.tracker.client.get_run(run.id)
+    return run.tracker.client._client.get_run(run.id)
 
 
 def test_parent_child_metrics_and_artifacts(tracker):
