@@ -17,6 +17,14 @@ from cliptex_common.files import package_file
 BUSY_SECONDS = 60  # how long to wait while another program has a SQLite database locked
 TERM = re.compile(r"(?:attributes\.(\w+)|tags\.`([^`]+)`|(name)) (=|!=) '([^']*)'")
 NAME_TAG = "mlflow.runName"
+EXPERIMENTS = (
+    "select cast(experiment_id as text) as experiment_id, experiment_id as id, name,"
+    " lifecycle_stage from experiments"
+)
+RUN = (
+    "run_uuid as run_id, name as run_name, status, artifact_uri, start_time, end_time,"
+    " cast(experiment_id as text) as experiment_id"
+)
 NEWEST_FIRST = ["attributes.start_time DESC"]  # MLflow's own order, too
 
 
@@ -25,9 +33,13 @@ class Unsupported(Exception):
 
 
 class Page(list[Any]):
-    """Results, and the ``token`` of the next ones."""
+    """Results, each with the columns of its row, and the ``token`` of the next ones."""
 
     token: str | None = None
+
+
+def _as_namespace(cursor: sqlite3.Cursor, row: Sequence[Any]) -> SimpleNamespace:
+    return SimpleNamespace(**dict(zip((name for name, *_ in cursor.description), row, strict=True)))
 
 
 class Database:
@@ -48,31 +60,25 @@ class Database:
             (rows,) = self._read((query, []))
         except sqlite3.Error:
             return False
-        return [version for (version,) in rows] == _newest_schemas()
+        return [row.version_num for row in rows] == _newest_schemas()
 
-    def _read(self, *queries: tuple[str, Sequence[Any]]) -> list[list[Any]]:
+    def _read(self, *queries: tuple[str, Sequence[Any]]) -> list[Page]:
         """The rows of each query (SQL and its values), all of one state of the file."""
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, BUSY_SECONDS, uri=True)) as connection:
+            connection.row_factory = _as_namespace
             connection.execute("begin")
-            return [connection.execute(*query).fetchall() for query in queries]
+            return [Page(connection.execute(*query)) for query in queries]
 
     def search_experiments(self, max_results: int, page_token: str | None = None) -> Page:
         """The active ones."""
-        query = (
-            "select experiment_id, name from experiments where lifecycle_stage = 'active'"
-            " order by creation_time desc, experiment_id"
-        )
-        (rows,) = self._read((query, []))
-        return Page(SimpleNamespace(experiment_id=str(each), name=name) for each, name in rows)
+        query = f"{EXPERIMENTS} where lifecycle_stage = 'active' order by creation_time desc, id"
+        return self._read((query, []))[0]
 
     def get_experiment_by_name(self, name: str) -> Any:
         """None if there is none; deleted ones count."""
-        query = "select experiment_id, lifecycle_stage from experiments where name = ?"
-        (rows,) = self._read((query, [name]))
-        for identity, stage in rows:
-            return SimpleNamespace(experiment_id=str(identity), name=name, lifecycle_stage=stage)
-        return None
+        (experiments,) = self._read((f"{EXPERIMENTS} where name = ?", [name]))
+        return experiments[0] if experiments else None
 
     def search_runs(
         self,
@@ -105,21 +111,21 @@ class Database:
 
     def _runs(self, chosen: str, values: Sequence[Any]) -> Page:
         """The runs of a query without its columns."""
-        columns = "run_uuid, name, status, experiment_id, artifact_uri, start_time, end_time"
-        queries = [f"select {columns} {chosen}"] + [
+        queries = [f"select {RUN} {chosen}"] + [
             f"select run_uuid, key, {value} from {table} where run_uuid in"
             f" (select run_uuid {chosen})"
             for table, value in DATA.values()
         ]
-        rows, *data = self._read(*((query, values) for query in queries))
-        runs = Page(_run(*row) for row in rows)
-        by_id = {run.info.run_id: run for run in runs}
-        for field, of_runs in zip(DATA, data, strict=True):
-            for run_id, key, value, is_nan in of_runs:
-                vars(by_id[run_id].data)[field][key] = float("nan") if is_nan else value
-        for run in runs:
-            run.info.run_name = run.info.run_name or run.data.tags.get(NAME_TAG)
-        return runs
+        infos, *data = self._read(*((query, values) for query in queries))
+        by_id = {info.run_id: {field: {} for field in DATA} for info in infos}
+        for field, rows in zip(DATA, data, strict=True):
+            for row in rows:
+                by_id[row.run_uuid][field][row.key] = _value(row)
+        for info in infos:
+            info.run_name = info.run_name or by_id[info.run_id]["tags"].get(NAME_TAG)
+        return Page(
+            SimpleNamespace(info=info, data=SimpleNamespace(**by_id[info.run_id])) for info in infos
+        )
 
     def search_logged_models(
         self, experiment_ids: Sequence[str], filter_string: str, max_results: int
@@ -132,8 +138,7 @@ class Database:
             f" and lifecycle_stage = 'active'{where}"
             " order by creation_timestamp_ms desc, model_id limit ?"
         )
-        (rows,) = self._read((query, [*map(int, experiment_ids), *values, max_results]))
-        return Page(SimpleNamespace(model_id=model_id) for (model_id,) in rows)
+        return self._read((query, [*map(int, experiment_ids), *values, max_results]))[0]
 
     def get_metric_history(self, run_id: str, key: str) -> Page:
         """All points of a curve."""
@@ -141,17 +146,16 @@ class Database:
             "select step, timestamp, value, is_nan from metrics where run_uuid = ? and key = ?"
             " order by timestamp, step, value"
         )
-        (rows,) = self._read((query, [run_id, key]))
-        return Page(
-            SimpleNamespace(step=step, timestamp=at, value=float("nan") if is_nan else value)
-            for step, at, value, is_nan in rows
-        )
+        (points,) = self._read((query, [run_id, key]))
+        for point in points:
+            point.value = _value(point)
+        return points
 
 
 # field of a run's data → its table, and the expressions of a value and of whether it is NaN
 DATA = {
-    "tags": ("tags", "value, 0"),
-    "params": ("params", "value, 0"),
+    "tags": ("tags", "value, 0 as is_nan"),
+    "params": ("params", "value, 0 as is_nan"),
     "metrics": ("latest_metrics", "value, is_nan"),
 }
 
@@ -164,19 +168,8 @@ def _newest_schemas() -> list[str]:
     return [revision for revision in texts if revision not in followed]
 
 
-def _run(
-    run_id: str, name: str, status: str, experiment: int, uri: str, start: int, end: int
-) -> Any:
-    info = SimpleNamespace(
-        run_id=run_id,
-        run_name=name,
-        status=status,
-        experiment_id=str(experiment),
-        artifact_uri=uri,
-        start_time=start,
-        end_time=end,
-    )
-    return SimpleNamespace(info=info, data=SimpleNamespace(tags={}, params={}, metrics={}))
+def _value(row: Any) -> Any:
+    return float("nan") if row.is_nan else row.value
 
 
 def _marks(values: Sequence[Any]) -> str:
