@@ -32,7 +32,7 @@ from probes.dense.settings import (
     round_up,
 )
 from probes.dense.tasks import DENSE_TASKS
-from probes.features.views import ROUNDED, encoder_config, loader_config
+from probes.features.maps import ROUNDED, encoder_config, loader_config
 from probes.train.config import apply_training
 from probes.train.sampling import batch_options
 

@@ -37,16 +37,16 @@ from probes.datasets.base import DatasetSpec
 from probes.dense.settings import bounds_read
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.files import content_hashes
-from probes.features.store import DTYPES, Builder, CacheKey
-from probes.features.views import (
+from probes.features.maps import (
     Crop,
     FeatureDataset,
     MapViews,
     all_crops,
     draw_crop,
-    open_store,
     without_images,
 )
+from probes.features.store import DTYPES, Builder, CacheKey
+from probes.features.views import open_store
 from probes.mmseg import mmseg
 from probes.pictures import GALLERY_IMAGES
 from probes.registry import DATASETS
@@ -365,7 +365,7 @@ class DenseDataset(FeatureDataset, BaseDataset):
         exclude: image paths (relative to ``root``) to leave out, because they cannot be read.
         pipeline: transforms of images and their ground truth.
         test_mode: as in mmengine: no retry with another sample.
-        encoder: see ``probes.features.views.encoder_config``. Features are those of
+        encoder: see ``probes.features.maps.encoder_config``. Features are those of
             complete images, or of the crops of a ``FixedCrop``, of which one is drawn by numpy's
             generator as the pipeline draws it; their ground truth is in the store as well, because
             cropping it again means decoding it again.

@@ -90,7 +90,7 @@ class DenseSettings(TrainingSettings):
         flip_test: at test time the outputs of an image and of its mirror image are averaged.
         fixed_crops: 0 makes a fresh random crop of a training image each time that it is drawn; k ≥
             1 draws one of k crops that follow from the image's content alone (the first is the
-            centre at scale 1), flipped with probability ``flip``. See ``probes.features.views``.
+            centre at scale 1), flipped with probability ``flip``. See ``probes.features.maps``.
         cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32``
             encodes each crop once, for all probes, seeds and runs, and caches its maps in this
             precision (``fixed_crops`` must be 1 or more).

@@ -26,7 +26,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.images import open_image, palette, spread_indices, to_rgb, write_grid
 from probes.base import EncodeContext
 from probes.detection.settings import STATS
-from probes.features.views import FeatureDataset, MapViews, flips, without_images
+from probes.features.maps import FeatureDataset, MapViews, flips, without_images
 from probes.mmdet import mmdet
 from probes.pictures import GALLERY_IMAGES, write_gallery
 
@@ -86,7 +86,7 @@ class CocoInstances(FeatureDataset, mmdet.datasets.CocoDataset):
         min_size: leave out images with a shorter side of less, pixels (for training).
         aspect_groups: batch size, to have batches of images that are all upright or all not (see
             ``arrange``); 0 for any order.
-        encoder: see ``probes.features.views.encoder_config``. Features are those of each
+        encoder: see ``probes.features.maps.encoder_config``. Features are those of each
             image and, where the pipeline may flip it, of its mirror image.
         **kwargs: of ``CocoDataset``; ``metainfo`` must give the ``classes``.
 

@@ -31,6 +31,12 @@ BOTH += " --set max_iters=3 --set encode_batch_size=4 --set epochs=2 --backbone"
 NAMES = "random,efficientnet-lite0"
 
 
+def test_a_probe_of_images_imports_nothing_of_openmmlab(imagefolder):
+    words = f"run --suite own --task imagefolder/linear --backbone random --data-root . {TINY} 0"
+    words += " --set epochs=2 --jobs 1"
+    assert "top1" in run_and_count(words, "mmengine mmcv cv2 mmseg mmdet open_clip", 5200)
+
+
 def table(output: str) -> list[str]:
     """Its rows of numbers."""
     return [line for line in output.splitlines() if "↑" in line and "[" in line]

@@ -43,8 +43,8 @@ from probes.dense.patches.pixels import Patches, resize_labels, windows
 from probes.dense.patches.probe import has_void_class
 from probes.dense.settings import native_stride, round_up
 from probes.features.files import content_hash
+from probes.features.maps import MapViews, all_crops, encoder_config
 from probes.features.store import DTYPES
-from probes.features.views import MapViews, all_crops, encoder_config
 from probes.pictures import GALLERY_IMAGES
 from probes.train import frozen_backbone
 from probes.train.sampling import isolated_rng

@@ -20,8 +20,8 @@ import probes.catalog  # noqa: F401  registers the probes
 from probes.dense.config import dense_config
 from probes.dense.dataset import DenseDataset
 from probes.dense.tasks import DENSE_TASKS
+from probes.features.maps import Crop, all_crops, collate_views
 from probes.features.store import root
-from probes.features.views import Crop, all_crops, collate_views
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
 from tests.probes import tiny_dense

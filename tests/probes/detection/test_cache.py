@@ -15,8 +15,8 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 import probes.detection.probe  # noqa: F401  registers
 from probes.detection.models import detection_config
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
+from probes.features.maps import collate_views
 from probes.features.store import root
-from probes.features.views import collate_views
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
 from tests.probes import tiny_coco
