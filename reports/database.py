@@ -117,6 +117,7 @@ class Database:
             for table, value in DATA.values()
         ]
         infos, *data = self._read(*((query, values) for query in queries))
+        by_id: dict[str, dict[str, Any]]
         by_id = {info.run_id: {field: {} for field in DATA} for info in infos}
         for field, rows in zip(DATA, data, strict=True):
             for row in rows:
