@@ -52,7 +52,14 @@ from reports.selection import (
 from reports.sharing import read_shared
 from reports.store import UNREADABLE, Store
 from reports.studies import Study, find_studies, find_study
-from reports.summary import Summary, average_lines, caveats, power_lines, summarise
+from reports.summary import (
+    Summary,
+    average_lines,
+    caveats,
+    margin_lines,
+    power_lines,
+    summarise,
+)
 from reports.tables import (
     ClassTable,
     Number,
@@ -153,6 +160,7 @@ class ReportRequest:
     Attributes:
         shared: files, folders or URLs of results that others shared.
         pairs: backbones that are compared image by image: the first with the second, and so on.
+        margin: see ``reports.comparison.Analysis``.
         like_runs: ids of parent runs and of cells: only numbers under the protocols of these
             parents and, of their backbones, only these cells. Default: all.
     """
@@ -167,6 +175,7 @@ class ReportRequest:
     like_runs: Sequence[str] = ()
     shared: Sequence[str] = ()
     pairs: Sequence[str] = ()
+    margin: str = ""
 
 
 def build_report(
@@ -199,7 +208,7 @@ def build_report(
     selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
     check_pairs(selection, request.pairs)
     start("per-image scores", len(selection.columns) * len(selection.backbones))
-    analysis = analyse(store, selection, advance)
+    analysis = analyse(store, selection, advance, request.margin)
     changes = mode_changes(store, analysis)
     judgements, provenance = judge_pairs(analysis), collect_provenance(store, selection)
     costs, diagnostics = cost_frame(analysis, provenance), collect_diagnostics(analysis)
@@ -220,7 +229,7 @@ def build_report(
         ui_url=request.ui_url,
         analysis=analysis,
         power=power_lines(analysis),
-        averages=average_lines(analysis),
+        averages=[*margin_lines(analysis), *average_lines(analysis)],
         axes=list(best_values(analysis)),
         steps=step_lines(analysis),
         mode_changes=changes,

@@ -5,23 +5,26 @@ reader must know before believing the numbers.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, permutations
 
 import numpy as np
+import pandas as pd
 
-from reports.comparison import Analysis, Gain
+from reports.comparison import Analysis, Gain, shown_metrics
 from reports.per_image import needs_plugin
 from reports.records import shortened_notes
 from reports.selection import TaskColumn
 from reports.statistics import (
     MIN_IMAGES,
-    MIN_SEEDS,
+    MIN_PAIRS,
+    RESAMPLES,
     Estimate,
     MetricSample,
     difference,
     estimate,
+    spearman,
     task_weights,
     weighted_sum,
 )
@@ -29,6 +32,7 @@ from reports.store import missing_artifacts
 from reports.tables import count, decimal, with_interval
 
 SMALL = 100  # images: tasks with fewer are named
+AGREEING = 0.8  # Spearman's ρ of two metrics over backbones
 
 
 def caveats(analysis: Analysis) -> list[str]:
@@ -38,6 +42,7 @@ def caveats(analysis: Analysis) -> list[str]:
         *_data(analysis),
         *_noise(analysis),
         *_comparisons(analysis),
+        *_disagreements(analysis),
         *_origins(analysis),
     ]
 
@@ -50,8 +55,8 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
             "One seed: verdicts and intervals are of these weights, on images like these; the next"
             " training may differ. Run with --seeds 3 or more."
         )
-    elif max(counts) < MIN_SEEDS:
-        yield "Two seeds: intervals, but no verdict where seeds differ. Run with --seeds 3 or more."
+    elif max(counts) == 2:
+        yield "Two seeds: only what is obvious is decided. Run with --seeds 3 or more."
     elif len({tuple(each) for each in seeds.values()}) > 1:
         listed = ", ".join(f"{name} {', '.join(map(str, each))}" for name, each in seeds.items())
         unknown = (
@@ -60,9 +65,9 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
             else ""
         )
         yield (
-            f"Seeds differ ({listed}). A difference is taken over the seeds that both sides have,"
-            " or over as many of each. So it may not equal the"
-            f" difference of the two printed numbers.{unknown}"
+            f"Seeds differ ({listed}). A difference is taken over the seeds that both sides have;"
+            f" where these are fewer than {MIN_PAIRS}, over all seeds of both. So it may not equal"
+            f" the difference of the two printed numbers.{unknown}"
         )
 
 
@@ -107,11 +112,9 @@ def _noise(analysis: Analysis) -> Iterator[str]:
             " FILE."
         )
     if without:
-        single_seed = min(len(each) for each in analysis.selection.seeds.values()) == 1
-        unseen = ", which one seed does not show" if single_seed else ""
         yield (
-            f"No per-image scores for {', '.join(without)}: only the noise of seeds is"
-            f" included{unseen}."
+            f"No verdict on {', '.join(without)}: without usable scores of single images the noise"
+            " of images is unknown, and seeds alone do not show it. Run these tasks again."
         )
         cells = chain.from_iterable(analysis.selection.cells.values())
         if missing := missing_artifacts([cell.artifacts for cell in cells]):
@@ -143,11 +146,45 @@ def _comparisons(analysis: Analysis) -> Iterator[str]:
             "The noise of seeds of each difference is estimated with that of the others, which"
             f" count as {analysis.seed_prior.df:.1f} more seeds."
         )
+    excluded: dict[tuple[str, TaskColumn], list[str]] = defaultdict(list)
+    for (name, column), reason in analysis.excluded.items():
+        excluded[reason, column].append(name)
     reasons: dict[str, list[str]] = defaultdict(list)
-    for column, reason in analysis.excluded.items():
-        reasons[reason].append(column.title)
+    for (reason, column), names in excluded.items():
+        of_some = len(names) < len(analysis.selection.backbones) - 1
+        reasons[reason].append(column.title + f" ({', '.join(names)})" * of_some)
     for reason, titles in reasons.items():
         yield f"Not in the mean gain because {reason}: {', '.join(titles)}."
+
+
+def _disagreements(analysis: Analysis) -> Iterator[str]:
+    """Metrics of a task that order backbones differently, two of them beyond doubt."""
+    for column in analysis.selection.columns:
+        metrics = shown_metrics(column)
+        scores = {
+            metric: {
+                name: number.value * column.metric(metric).direction
+                for name, number in analysis.numbers(column, metric).items()
+            }
+            for metric in metrics
+        }
+        for metric in metrics[1:]:
+            both = [pd.Series(scores[each], dtype=float) for each in (column.main, metric)]
+            rho, _, _ = spearman(*both)
+            if not rho < AGREEING:
+                continue
+            names = [name for name in both[0].index if name in both[1]]
+            for pair in permutations(names, 2):
+                verdicts = [analysis.lead(*pair, column, each) for each in (column.main, metric)]
+                if [each.verdict() for each in verdicts] == ["win", "loss"]:
+                    label = column.metric(metric).label or metric
+                    yield (
+                        f"{column.title}: {column.metric(column.main).label or column.main} and"
+                        f" {label} order the {len(names)} backbones differently (Spearman's ρ"
+                        f" {decimal(rho, 2)}): {pair[0]} is better than {pair[1]} by the first,"
+                        " worse by the second."
+                    )
+                    break
 
 
 def _origins(analysis: Analysis) -> Iterator[str]:
@@ -381,6 +418,73 @@ def _enumerate(names: Sequence[str], most: int = 6) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
+def margin_lines(analysis: Analysis) -> list[str]:
+    """Where undecided backbones are no worse than the baseline by more than a margin."""
+    lines = []
+    base, margin = analysis.selection.baseline, analysis.margin
+    for name in analysis.selection.backbones:
+        tasks: dict[str, list[str]] = defaultdict(list)
+        for column in analysis.selection.columns:
+            tasks[analysis.within_margin(name, column)].append(column.title)
+        parts = [
+            f"{words} on {_enumerate(tasks[key])}"
+            for key, words in (
+                ("equivalent", f"equivalent within {margin}"),
+                ("no worse", f"no worse than {margin} below"),
+            )
+            if key in tasks
+        ]
+        if parts:
+            lines.append(f"{name} and {base}: {'; '.join(parts)}.")
+    return lines
+
+
+def describe_methods(analysis: Analysis) -> str:
+    """A paragraph for a paper: what this report did, with its sources."""
+    selection, base = analysis.selection, analysis.selection.baseline
+    cells = list(chain.from_iterable(selection.cells.values()))
+    tasks = list(dict.fromkeys(column.base for column in selection.columns))
+    protocols = sorted({cell.preset for cell in cells} - {"", "own"})
+    commits = sorted({run.commit for run in selection.parents.values()} - {""})
+    seeds = _extent(len(each) for each in selection.seeds.values())
+    images = _extent(filter(None, analysis.images.values()))
+    sentences = [
+        f"We compare {', '.join(selection.backbones)} on {count(len(tasks), 'task')}"
+        f" ({', '.join(tasks)}); numbers are means over seeds ({seeds} for each backbone)",
+        f"Intervals are of 95 %: validation images ({images} for each task) are drawn with"
+        f" replacement {RESAMPLES} times, for detection at least 200 times, and the metric is"
+        " computed from each draw; the noise of seeds enters by Student's t (Cochran 1964)",
+    ]
+    if analysis.seed_prior.df:
+        sentences.append(
+            "Variances between seeds are moderated by those of the other comparisons"
+            f" ({analysis.seed_prior.df:.1f} prior degrees of freedom; Smyth 2004)"
+        )
+    if analysis.differences:
+        sentences.append(
+            f"Differences to {base} are paired by image, and by seed where three are shared (else"
+            f" Welch 1947); {count(analysis.statements, 'verdict')} hold together at 5 %"
+            " (Holm 1979; further metrics of a task after its main one, Goeman and Solari 2010)"
+        )
+    if analysis.margin:
+        sentences.append(
+            f"Undecided differences are called equivalent where the interval at the strictest of"
+            f" these levels lies within ±{analysis.margin}"
+        )
+    if protocols:
+        sentences.append(f"Settings follow the protocols {', '.join(protocols)}")
+    if commits:
+        sentences.append(f"Numbers were computed with versions {', '.join(commits)} of the code")
+    references = "Sources: docs/statistics.md of the CLIPTeX benchmark suite."
+    return "".join(f"{sentence}. " for sentence in sentences) + references + "\n"
+
+
+def _extent(numbers: Iterable[int]) -> str:
+    """``3``, or ``2 to 5``."""
+    ends = sorted(numbers)
+    return " to ".join(str(end) for end in dict.fromkeys([*ends[:1], *ends[-1:]])) or "unknown"
+
+
 def average_lines(analysis: Analysis) -> list[str]:
     """The average of each backbone whose suite has one, and its difference to the baseline."""
     selection, lines = analysis.selection, []
@@ -414,10 +518,11 @@ def average_lines(analysis: Analysis) -> list[str]:
 
 def _mean(samples: Sequence[MetricSample]) -> Estimate:
     """The mean over samples, with the noise of the seeds that all have."""
-    seeds = sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
-    value = float(np.mean([sample.values.mean() for sample in samples]))
-    if not seeds:
-        return Estimate(value)
-    same_seeds = [sample.with_seeds(seeds) for sample in samples]
-    mean = estimate(weighted_sum(same_seeds, [1 / len(samples)] * len(samples)))
+    value = float(np.mean([sample.value for sample in samples]))
+    if len({sample.seeds for sample in samples}) > 1:
+        seeds = sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
+        if not seeds or any(sample.split for sample in samples):
+            return Estimate(value)
+        samples = [sample.with_seeds(seeds) for sample in samples]
+    mean = estimate(weighted_sum(samples, [1 / len(samples)] * len(samples)))
     return replace(mean, value=value)
