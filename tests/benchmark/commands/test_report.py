@@ -67,7 +67,10 @@ def test_the_best_value_of_a_single_backbone_stands_below_the_verdict(tmp_path, 
         ("--study x", "no study 'x' with a finished trial in the MLflow store"),
         ("--study x'y", 'no study "x\'y" with a finished trial'),
         ("--format pdf", "--format pdf: choose from html, md, csv, latex, methods"),
-        ("--study x --baseline clip", "--study excludes --backbone, --task, --baseline and --pairs"),
+        (
+            "--study x --baseline clip",
+            "--study excludes --backbone, --task, --baseline and --pairs",
+        ),
         ("--tracking-uri sqlite:///nothing.db", "there is no MLflow store at sqlite:///"),
     ],
 )
