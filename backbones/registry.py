@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from backbones.cliptex.recipes import subsets
 from cliptex_common.errors import UserError, error_summary
+from cliptex_common.files import expand_user
 from cliptex_common.registry import Plugin, Registry, instance_of, load_module
 
 if TYPE_CHECKING:
@@ -199,7 +199,17 @@ def _module_entry(name: str, parts: Sequence[str], fresh: bool) -> Entry:
         "plugin": plugin,
         "libraries": libraries,
     }
-    return Entry(name, f"a module of {source}", "unknown", build_module, settings)
+    short = f"{Path(source).name}:{function}{arguments}"
+    return Entry(short, f"a module of {source}", "unknown", build_module, settings)
+
+
+def located_name(name: str) -> str:
+    """The name of a module of a file as it is found from any folder; other names as they are."""
+    prefix = "random/" if name.startswith("random/") else ""
+    call = MODULE_CALL.fullmatch(name.removeprefix(prefix))
+    if call is None or not call[1].endswith(".py") or _find_family(call[1].partition("/")[0]):
+        return name
+    return f"{prefix}{expand_user(call[1]).absolute()}{call[0].removeprefix(call[1])}"
 
 
 def create(
@@ -214,9 +224,9 @@ def create(
 
     Args:
         name: a named backbone (see ``names``), ``timm/NAME[.TAG]``,
-            ``open_clip/ARCH[/PRETRAINED]``, ``FILE.py:CLASS``, or ``random/`` in
-            front of any of these: the same architecture, initialised from ``seed``, nothing
-            downloaded.
+            ``open_clip/ARCH[/PRETRAINED]``, ``FILE.py:CLASS`` (whose folder is no part of what it
+            is called), or ``random/`` in front of any of these: the same architecture, initialised
+            from ``seed``, nothing downloaded.
         weights: the user's own weights: a file of ``save_checkpoint``, other safetensors, or a
             torch file that loads with ``weights_only=True``.
         seed: of random initialisation.
@@ -248,7 +258,7 @@ def create(
         named = "" if any_architecture else own_name
         build = _family_of(checkpoint.path, stored, named).build
         settings = {"architecture": stored, "model_config": checkpoint.model_config}
-    request = Request(own_name, settings, checkpoint, random, seed, entry.licence)
+    request = Request(entry.name, settings, checkpoint, random, seed, entry.licence)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -266,7 +276,8 @@ def create(
         raise UserError(f"{name} is no backbone: what builds it returned {backbone!r}")
     family, slash, _ = architecture.partition("/")
     family_origin = FAMILIES.origin(family) if slash else {}
-    backbone.name, backbone.origin = name, {**BACKBONES.origin(own_name), **family_origin}
+    backbone.name = f"random/{entry.name}" if random else entry.name
+    backbone.origin = {**BACKBONES.origin(own_name), **family_origin}
     backbone.freeze()
     return backbone.at_layers(layers) if layers else backbone
 
@@ -288,36 +299,6 @@ def _family_of(path: Path, architecture: str, requested: str) -> Family:
             f" --backbone {architecture} --weights {path}, or --architecture {architecture}"
         )
     return family
-
-
-# what files of weights are often of, beside the architectures of named backbones
-COMMON = {"timm/resnet18", "timm/vit_small_patch16_224", "timm/convnext_tiny", "open_clip/ViT-B-32"}
-
-
-def nearest_architectures(weights: Path) -> str:
-    """The three architectures, of ``COMMON`` and the named backbones, whose tensors' shapes are
-    most like those of a file. Raises ``UserError`` if it cannot be read."""
-    import timm
-    import torch
-    from open_clip import get_model_config
-
-    from backbones.adapters.open_clip import build_model
-    from backbones.checkpoint import load_checkpoint
-
-    state = load_checkpoint(weights).state
-    shapes: Counter[torch.Size] = Counter(tensor.shape for tensor in state.values())
-    named = (entry.settings.get("architecture", "") for entry in BACKBONES.values())
-    without_tags = (architecture.partition(".")[0] for architecture in named)
-    likeness = {}
-    for architecture in {*COMMON, *filter(None, without_tags)}:
-        family, _, name = architecture.partition("/")
-        with torch.device("meta"):  # shapes alone
-            is_timm = family == "timm"
-            model = timm.create_model(name) if is_timm else build_model(get_model_config(name))
-        own: Counter[torch.Size] = Counter(tensor.shape for tensor in model.state_dict().values())
-        likeness[architecture] = (own & shapes).total() / (own | shapes).total()
-    best = sorted(likeness, key=lambda name: (-likeness[name], name))[:3]
-    return ", ".join(f"{name} ({likeness[name]:.0%})" for name in best)
 
 
 # as DINOv2's authors evaluate it; it was trained at 518 pixels

@@ -285,8 +285,11 @@ class Executor(ABC):
         Raises:
             UserError: the engine refuses them.
         """
+        from reports.tables import count
+
         cpus, gpus = self.resources().values()
-        return [f"{len(names)} jobs of {gpus} GPUs and {cpus} cores each, {self.slots} at once"]
+        jobs, cores = count(len(names), "job"), count(cpus, "core")
+        return [f"{jobs} of {count(gpus, 'GPU')} and {cores} each, {self.slots} at once"]
 
     def _stop(self) -> None:  # noqa: B027
         """Withdraw units that have not started; running ones see their ``stop_file``."""
@@ -541,8 +544,11 @@ class Executor(ABC):
                     output = log.read()
                 output = output if flush else output[: output.rfind(b"\n") + 1]
                 queued.printed += len(output)
-                if output:
-                    console.print(output.decode("utf-8", errors="replace"), end="")
+                for line in output.decode("utf-8", errors="replace").splitlines(keepends=True):
+                    # results are indented; where several trials run, they say of which they are
+                    indented = queued.line.prefix and line.startswith("  ")
+                    text = f"  {queued.line.prefix}{line[2:]}" if indented else line
+                    console.print(text, end="")
             queued.line.follow(queued.unit.status_file)
 
 

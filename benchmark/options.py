@@ -93,6 +93,11 @@ class FolderOptions(PluginOptions):
             register_folders(self.data_root)  # each ``wds_NAME`` in it is a dataset, too
         check_names(self.data)
 
+    def check_root(self) -> None:
+        """Raise ``UserError`` if ``data_root`` is given and there is no such folder."""
+        if self.data_root and not self.data_root.is_dir():
+            raise UserError(f"no folder {self.data_root}; `data get` downloads datasets")
+
 
 @options_dataclass
 class DataOptions(FolderOptions):
@@ -136,7 +141,8 @@ class ProbeOptions(DataOptions, ExecutionOptions):
 
     backbones: BackboneNames = ()
     """NAME of a backbone, or LABEL=SOURCE of your own (a checkpoint, a folder of them, run:ID of a
-    training, hf:REPO[/FILE], or a name); LABEL names its column. See `list backbones`"""
+    training, hf:REPO[/FILE], hub:REPO:ENTRY, or a name); LABEL names its column. See `list
+    backbones`"""
     suite: Text | None = None
     """a named list of tasks; see `list suites` (default: mini, or those that have the tasks)"""
     tasks: TaskNames = ()

@@ -17,17 +17,16 @@ import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones.checkpoint import WEIGHTS_SUFFIXES, checkpoints, read_metadata
 from backbones.cliptex.recipes import changed_settings
-from backbones.registry import nearest_architectures
+from backbones.registry import located_name
 from benchmark.cell import describe_backbone
 from benchmark.executor import Executor, decide_precision
 from benchmark.options import DataOptions, FolderOptions, RunOptions
 from benchmark.progress import reporter
-from benchmark.suites import SUITES, BackboneSource, Pipeline, Suite
+from benchmark.suites import SUITES, BackboneSource, Pipeline, Suite, choose_suite
 from benchmark.tasks import (
     BackboneInfo,
     Job,
     PlannedTask,
-    choose_suite,
     plan_tasks,
     stored_heads,
 )
@@ -204,7 +203,7 @@ class Plan:
             "limit": options.limit,
             "data": {name: str(path.absolute()) for name, path in options.data.items()},
             "weights": options.weights and str(options.weights.absolute()),
-            "architecture": options.architecture,
+            "architecture": options.architecture and located_name(options.architecture),
             "tag": dict(options.tags),
             "head": list(options.heads),
             "data-root": options.data_root and str(options.data_root.absolute()),
@@ -295,18 +294,38 @@ def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, Bac
     for item in names:
         match = LABELLED.fullmatch(item)
         label, name = match.groups() if match else ("", item)
+        name = re.sub("^hub:", "hub/", name)  # as the other sources are written
         if options.name and item in options.backbones:
             label = options.name
-        arguments = {"name": name, "weights": options.weights and str(options.weights)}
+        arguments: dict[str, Any] = {"name": name}
+        arguments["weights"] = options.weights and str(options.weights)
         if match and not options.weights and (path := find_checkpoint(name)):
             arguments = _checkpoint_arguments(item, path, options.architecture)
-            name = name if ":" in name else str(path)
-        backbones.find(str(arguments["name"]).removeprefix("random/"), fresh=True)  # raises
+            name = name if name.startswith(("run:", "hf:")) else str(path)
+        prefix = "random/" if arguments["name"].startswith("random/") else ""
+        try:
+            entry = backbones.find(arguments["name"].removeprefix(prefix), fresh=True)
+        except UserError as error:
+            if not match and (Path(name).suffix in WEIGHTS_SUFFIXES or Path(name).is_dir()):
+                raise UserError(
+                    f"--backbone {item}: label files of weights, as in LABEL={item}"
+                ) from error
+            absent = f"--backbone {item}: no such file or folder, and " if match else ""
+            raise UserError(f"{absent}{error}") from error
+        arguments["name"] = located_name(arguments["name"])
+        request = f"{label}={located_name(name)}" if label else located_name(name)
         settings = checkpoint_metadata(arguments["weights"])[2]
-        request = f"{label}={name}" if label else name
-        source = BackboneSource(arguments, label=label, settings=settings, request=request)
+        source = BackboneSource(
+            arguments,
+            name=f"{prefix}{entry.name}",
+            label=label,
+            settings=settings,
+            request=request,
+        )
         if source.column in sources:
-            raise UserError(f"--backbone {item}: two are called {source.column!r}; label them")
+            raise UserError(
+                f"--backbone {item}: two are called {source.column!r}; give each another label"
+            )
         sources[source.column] = source
     return sources
 
@@ -354,6 +373,8 @@ def _checkpoint_arguments(item: str, path: Path, architecture: str | None) -> di
         name = recipe if recipe in backbones.names() else stored
         return {"name": name, "weights": str(path), "any_architecture": True}
     if not architecture:
+        from backbones.adapters.open_clip import nearest_architectures
+
         raise UserError(
             f"--backbone {item}: the file does not say its architecture; add --architecture NAME,"
             f" nearest by shapes: {nearest_architectures(path)}"

@@ -23,7 +23,8 @@ from benchmark.cell import missing_cells
 from benchmark.options import RunOptions
 from benchmark.plan import find_folders, make_plan, prepare_data
 from benchmark.run import run
-from benchmark.tasks import PlannedTask, choose_suite, plan_task
+from benchmark.suites import choose_suite
+from benchmark.tasks import PlannedTask, plan_task
 from benchmark.unit import as_interrupt
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.images import open_image
@@ -65,6 +66,10 @@ class Target:
         return 0.5 * 10.0**-self.number.digits
 
 
+class NoNumbers(UserError):
+    """Protocols publish nothing that can be reproduced here."""
+
+
 def protocol_names() -> list[str]:
     """Protocols other than the suite's own."""
     return sorted(set(PROTOCOLS.load_entry_points()) - {"own"})
@@ -94,9 +99,10 @@ def find_targets(
     numbers = [number for number in reproducible if number.preset in (protocols or names)]
     of_protocols = ", ".join(protocols)
     if not numbers:
-        raise UserError(
+        raise NoNumbers(
             f"no number that {of_protocols} publishes is of a backbone that has a name here;"
-            f" `reproduce --quick {' '.join(protocols)}` tries what `list protocols` shows of it"
+            f" `reproduce --quick {' '.join(protocols)} --data-root DIR` tries what"
+            " `list protocols` shows of it"
         )
     selected: dict[str, list[PublishedNumber]] = {}  # of each preset, whose tasks run together
     for number in numbers:

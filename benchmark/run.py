@@ -60,6 +60,7 @@ from reports.provenance import environment
 from reports.records import TAGS, Cell, ParentRun, cost_metrics, metric_key, task_tag
 from reports.selection import weights_labels, with_label
 from reports.store import save_view
+from reports.tables import count
 from reports.tracking import Run, Tracker, logged_model
 
 
@@ -198,10 +199,10 @@ class Row:
     async def _probe(self) -> list[Cell]:
         """Find the finished cells, and run the units of the others under the parent run."""
         plan, tracker, cells = self.plan, self.tracker, self.find()
-        if count := sum(cell.status == "cached" for cell in cells.values()):
+        if finished := sum(cell.status == "cached" for cell in cells.values()):
             console.print(
-                f"{self.name} · seed {self.seed}: {count} of {len(plan.tasks)} tasks are finished"
-                " and not run again (--force runs them)",
+                f"{self.name} · seed {self.seed}: {finished} of {len(plan.tasks)} tasks are"
+                " finished and not run again (--force runs them)",
                 style="dim",
             )
         pending = [[task for task in tasks if task.name not in cells] for tasks in plan.units]
@@ -282,7 +283,7 @@ class Row:
         return ParentRun(
             name=f"{name} · only {limit} images" if limit else name,
             backbone=backbone.name,
-            label=self.name if self.name != backbone.name else "",
+            label=self.name if source.label or self.name != backbone.name else "",
             architecture=backbone.architecture,
             suite=suite,
             seed=self.seed,
@@ -537,18 +538,19 @@ def dry_run(options: RunOptions) -> None:
         asyncio.run(_print_units(plan, executor))
 
 
+async def if_made(work: Awaitable[Any], titles: list[str]) -> Any:
+    """The result of ``work``, or None if something has to be made first, whose titles are added."""
+    try:
+        return await work
+    except NotMade as error:
+        titles.extend(error.titles)
+        return None
+
+
 async def _print_units(plan: Plan, executor: Executor) -> None:
     titles: list[str] = []  # of what has to be made, in the order of the work
-
-    async def if_made(work: Awaitable[Any]) -> Any:
-        try:
-            return await work
-        except NotMade as error:
-            titles.extend(error.titles)
-            return None
-
-    plan = await if_made(plan.with_data(0, cached_only=True)) or plan
-    sources = {row: await if_made(plan.source(*row)) for row in plan.rows}
+    plan = await if_made(plan.with_data(0, cached_only=True), titles) or plan
+    sources = {row: await if_made(plan.source(*row), titles) for row in plan.rows}
     for title in dict.fromkeys(titles):
         console.print(f"  to do · {title}")
     if not plan.data:
@@ -573,9 +575,10 @@ async def _print_units(plan: Plan, executor: Executor) -> None:
                     pending.append((name, seed, part))
     refuse_inapplicable(counts.elements())
     if pending:
-        _print_cost(plan, executor, tracker, planned, pending)
-    totals = ", ".join(f"{count} {state}" for state, count in counts.items())
-    sizes = f"{len(plan.backbones)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
+        print_cost(plan, executor, tracker, planned, pending)
+    totals = ", ".join(f"{number} {state}" for state, number in counts.items())
+    amounts = {"backbone": plan.backbones, "task": plan.tasks, "seed": plan.seeds}
+    sizes = " × ".join(count(len(values), name) for name, values in amounts.items())
     console.print(f"{sizes}: {totals}")
 
 
@@ -606,7 +609,8 @@ async def _look_up(
     except NotDownloaded as error:
         console.print(f"  note · {name}: {error}")
         with suppress(NotDownloaded):
-            untrained = describe_backbone({"name": f"random/{name.removeprefix('random/')}"})
+            own = plan.backbones[name].create_arguments["name"].removeprefix("random/")
+            untrained = describe_backbone({"name": f"random/{own}"})
             return missing_cells(name, seed, plan.inapplicable_tasks(untrained), "not applicable")
         return {}
     if tracker is not None:
@@ -619,7 +623,7 @@ async def _look_up(
 ENCODE_SECONDS = 2 / 13.4 / 22
 
 
-def _print_cost(
+def print_cost(
     plan: Plan,
     executor: Executor,
     tracker: Tracker | None,
@@ -633,34 +637,31 @@ def _print_cost(
         if isinstance(cell, Cell) and cell.task in earlier:
             earlier[cell.task].append(cell)
     cpus, gpus = executor.resources().values()
-    images, seconds, disk, guessed, unknown = 0, 0.0, 0.0, 0, 0
+    images, seconds, disk, bases = 0, 0.0, 0.0, Counter[str]()
     for name, _, tasks in pending:
         data = {plan.data[task.name].spec.name: plan.data[task.name] for task in tasks if plan.data}
-        count = sum(len(split) for each in data.values() for split in each.samples.values())
-        images += count
+        encoded = sum(len(split) for each in data.values() for split in each.samples.values())
+        images += encoded
         for task in tasks:
             cells = [cell for cell in earlier[task.name] if cell.backbone == name]
             if cells := cells or earlier[task.name]:
+                bases["by earlier cells of the same tasks"] += 1
                 seconds += fmean(cell.seconds for cell in cells) * (gpus or cpus)
                 disk += fmean(cell.costs.get("disk_bytes", 0.0) for cell in cells)
-            elif gpus or not count or name not in planned:
-                unknown += 1
+            elif gpus or not encoded or name not in planned:
+                bases["unknown"] += 1
             else:
-                guessed += 1
+                bases["by encoding without training, at the rate of docs/benchmarks.md"] += 1
                 millions = planned[name].params["parameters"] / 1e6
-                seconds += count / len(tasks) * millions * ENCODE_SECONDS
+                seconds += encoded / len(tasks) * millions * ENCODE_SECONDS
     if plan.data:
         console.print(f"  encode · at most {images} images")
-    kind, total = "GPU" if gpus else "processor", sum(len(tasks) for *_, tasks in pending)
-    sources = {
-        "by earlier cells of the same tasks": total - guessed - unknown,
-        "by encoding alone, at the rate of docs/benchmarks.md": guessed,
-        "unknown": unknown,
-    }
-    basis = ", ".join(f"{count} tasks {source}" for source, count in sources.items() if count)
-    console.print(
-        f"  about {seconds / 3600:.2g} {kind} hours and {disk / 1e9:.2g} GB of features: {basis}"
-    )
+    kind = "GPU" if gpus else "processor"
+    basis = ", ".join(f"{count(tasks, 'task')} {source}" for source, tasks in bases.items())
+    amounts = f"about {seconds / 3600:.2g} {kind} hours and {disk / 1e9:.2g} GB of features"
+    if {*bases} == {"unknown"}:
+        amounts = f"{kind} hours and GB of features"
+    console.print(f"  {amounts}: {basis}")
     for line in executor.preview([unit_title(*unit) for unit in pending]):
         console.print(f"  {line}")
 

@@ -4,17 +4,17 @@ work."""
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt
 
-from backbones.backbone import Backbone
-from backbones.cliptex.model import load_initial_clip
 from backbones.cliptex.recipes import RECIPES, Recipe, read_recipe
 from benchmark.executor import (
     ExecutionOptions,
@@ -35,20 +35,22 @@ from benchmark.options import (
 from benchmark.plan import Plan, prepare_data
 from benchmark.progress import console, subject
 from benchmark.result import check_writable
-from benchmark.run import ask_for_precision, describe, log_backbone, probe
-from benchmark.stages import TrainedWeights, Training, train_weights
+from benchmark.run import ask_for_precision, describe, if_made, log_backbone, print_cost, probe
 from benchmark.suites import SUITES
-from benchmark.tasks import plan_tasks
-from cliptex_common.errors import UserError, hide_secrets
-from cliptex_common.files import content_key, home, mark_in_use, write_json
+from benchmark.tasks import BackboneInfo, plan_tasks
+from cliptex_common.errors import NotDownloaded, UserError, hide_secrets
+from cliptex_common.files import check_creatable, content_key, home, mark_in_use, write_json
 from cliptex_common.settings import options_dataclass
 from reports.pages import attach_report
 from reports.records import TAGS
 from reports.report import ReportRequest
+from reports.store import sqlite_file
+from reports.tables import count
 from reports.tracking import Run, Tracker
 from sweeps.space import LAMBDAS, SearchOptions, Space, make_space
 from sweeps.study import (
     best_recipe,
+    check_identity,
     create_study,
     finished_trials,
     fix_identity,
@@ -57,6 +59,11 @@ from sweeps.study import (
     storage_url,
 )
 from sweeps.trial import Sweep
+
+if TYPE_CHECKING:
+    from backbones.backbone import Backbone
+    from benchmark.stages import TrainedWeights
+    from sweeps.study import Study
 
 CLIPTEX = RECIPES["cliptex"]
 
@@ -148,10 +155,11 @@ def plan_sweep(options: SweepOptions) -> SweepPlan:
     }
     recipe = CLIPTEX.changed({**changes, "name": CLIPTEX.name, "seed": options.seed})
     tasks = plan_tasks(suite, options.tasks, options.task_overrides)
+    notes = []
     if any(task.is_precision_open for task in tasks):
         precision, note = decide_precision(options, "--set-task")
         tasks = [task.with_precision(precision) for task in tasks]
-        console.print(note, style="dim")
+        notes.append(note)
     space = make_space(options, recipe)
     identity = {
         "suite": suite.name,
@@ -160,7 +168,9 @@ def plan_sweep(options: SweepOptions) -> SweepPlan:
         "recipe": recipe.settings(),
         "tasks": [task.name for task in tasks],
     }
-    return SweepPlan(options, suite, tasks, recipe=recipe, space=space, identity=identity)
+    return SweepPlan(
+        options, suite, tasks, notes=notes, recipe=recipe, space=space, identity=identity
+    )
 
 
 def launch(options: SweepOptions) -> int:
@@ -172,20 +182,24 @@ def launch(options: SweepOptions) -> int:
         KeyboardInterrupt: interrupted; finished trials stay, the same command resumes.
     """
     plan = plan_sweep(options)
+    if storage := sqlite_file(options.url):
+        check_creatable(storage.parent)
     study = load_study(options.name, options.url)
     if study is not None and study.trials:
-        fix_identity(study, plan.identity)
-    if options.dry_run:
-        with unstarted_executor(options):  # raises as the launch would
-            done = len(finished_trials(study)) if study else 0
-        console.print(
-            f"{options.name}: {done} of {plan.space.total} trials done, {len(plan.tasks)} tasks"
-            f" each; then the best and the base again on {options.confirm} fresh seeds"
-        )
-        return 0
+        check_identity(study, plan.identity)
     check_writable(options.recipe_file, "--out")
-    opened = open_executor_and_tracker(options, options.experiment_name)
-    with sole_driver(options.name, options.url), opened as (executor, tracker):
+    with ExitStack() as stack:
+        if study or not options.dry_run:  # a dry run writes no lock where nothing is yet
+            stack.enter_context(sole_driver(options.name, options.url))
+        for note in plan.notes:
+            console.print(note, style="dim")
+        if options.dry_run:
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+            executor = stack.enter_context(unstarted_executor(options))
+            asyncio.run(_preview(plan, study, executor))
+            return 0
+        opened = open_executor_and_tracker(options, options.experiment_name)
+        executor, tracker = stack.enter_context(opened)
         sweep = asyncio.run(_run(options, plan, executor, tracker))
     request = ReportRequest([tracker.experiment], study=options.name, tracking_uri=tracker.uri)
     line, report = attach_report(request, [sweep.parent.id])
@@ -199,22 +213,74 @@ def launch(options: SweepOptions) -> int:
     return int(sweep.unfinished > 0)
 
 
-async def _run(
-    options: SweepOptions, plan: SweepPlan, executor: Executor, tracker: Tracker
-) -> Sweep:
+def _with_pipeline(plan: SweepPlan, executor: Executor | None) -> tuple[SweepPlan, BackboneInfo]:
+    """The plan with what makes its weights, and their architecture. Raises ``UserError`` if a
+    dataset has no folder, or a task does not apply to the weights."""
     # of a suite that makes its own, else on the user's pairs: called alike
-    make: Callable[..., Any] = plan.suite.pipeline or partial(PairsPipeline, options)
-    pipeline = make(executor, tracker.experiment)
-    tasks = await ask_for_precision(plan.tasks, executor)
-    plan = replace(plan, tasks=tasks, pipeline=pipeline)
+    make: Callable[..., Any] = plan.suite.pipeline or partial(PairsPipeline, plan)
+    plan = replace(plan, pipeline=make(executor, plan.options.experiment_name))
     untrained = replace(plan.trained_architecture, name=plan.recipe.name)
     for task, reason in plan.inapplicable_tasks(untrained).items():
         raise UserError(f"{task}: {reason}, in the weights of this sweep; leave it out with --task")
+    return plan, untrained
+
+
+async def _with_data(plan: SweepPlan, num_workers: int, cached_only: bool = False) -> SweepPlan:
+    """The plan with its data: all images, also of a suite that is a quick look. Raises
+    ``UserError`` as ``prepare_data``, and if the user's pairs cannot be trained on."""
+    assert plan.pipeline is not None
+    await plan.pipeline.make_data()
+    data = prepare_data(plan.tasks, plan.folders, plan.options, num_workers, cached_only)
+    return replace(plan, data=data)
+
+
+async def _preview(plan: SweepPlan, study: Study | None, executor: Executor) -> None:
+    """Print what is done, what is to do and what that takes. Raises ``UserError`` as the launch
+    does before its first trial."""
+    options, space = plan.options, plan.space
+    is_precise = not any(task.is_precision_open for task in plan.tasks)
+    plan = replace(plan, tasks=[task.with_precision("bf16") for task in plan.tasks])
+    planned: dict[str, BackboneInfo] = {}
+    titles: list[str] = []
+    try:
+        plan, planned[plan.recipe.name] = _with_pipeline(plan, None)
+        if plan.suite.pipeline:
+            await if_made(plan.pipeline.train(plan.recipe), titles)  # type: ignore[union-attr]
+        plan = await if_made(_with_data(plan, 0, cached_only=True), titles) or plan
+        is_checked = plan.data and all(each.fingerprint for each in plan.data.values())
+        if study and is_precise and is_checked:
+            check_identity(study, {"conditions": plan.conditions})
+    except NotDownloaded as error:
+        console.print(f"  note · {error}")
+    finished = {space.name(trial.params) for trial in finished_trials(study)} if study else set()
+    names = list(map(space.name, space.combinations())) or [
+        f"sample {number}" for number in range(len(finished), space.total)
+    ]
+    pending = [name for name in names if name not in finished]
+    for title in [*dict.fromkeys(titles), *(f"trial {name}" for name in pending)]:
+        console.print(f"  to do · {title}")
+    if pending:
+        trainings = 1 + len(pending) + 2 * options.confirm  # the first of clip-ft
+        console.print(f"  at most {count(trainings, 'training')}:")
+        for line in executor.preview([f"train {plan.recipe.name}"] * trainings):
+            console.print(f"  {line}")
+        rows = [(plan.recipe.name, options.seed, tasks) for tasks in plan.units] * trainings
+        print_cost(plan, executor, Tracker.existing(options.experiment_name), planned, rows)
+    console.print(
+        f"{options.name}: {space.total - len(pending)} of {space.total} trials done,"
+        f" {count(len(plan.tasks), 'task')} each; then the best and the base again on"
+        f" {count(options.confirm, 'fresh seed')}"
+    )
+
+
+async def _run(
+    options: SweepOptions, plan: SweepPlan, executor: Executor, tracker: Tracker
+) -> Sweep:
+    plan = replace(plan, tasks=await ask_for_precision(plan.tasks, executor))
+    plan, _ = _with_pipeline(plan, executor)
     study = create_study(options.name, options.url)  # a storage that cannot be used costs no time
-    await pipeline.make_data()
-    # all images, also of a suite that is a quick look
-    data = prepare_data(tasks, plan.folders, options, executor.num_workers)
-    plan = replace(plan, data=data)
+    plan = await _with_data(plan, executor.num_workers)
+    pipeline: Any = plan.pipeline
     if not study.trials:  # of an earlier launch that failed before its first trial
         study.set_user_attr("identity", {})
     fix_identity(study, {**plan.identity, "conditions": plan.conditions})
@@ -262,30 +328,50 @@ async def _run(
 class PairsPipeline:
     """What a sweep needs of a ``Pipeline``, on a user's pairs, labels and initial weights."""
 
-    options: SweepOptions
-    executor: Executor
+    plan: SweepPlan
+    executor: Executor | None
     experiment: str
     data: Mapping[str, Path] = field(default_factory=dict)
 
     async def make_data(self) -> None:
-        """Nothing to make: the datasets are the user's."""
+        """Nothing to make: the datasets are the user's. Raises ``UserError`` if one of the
+        trainings would."""
+        from backbones.cliptex.batches import training_size
+        from backbones.cliptex.train import check_training
+
+        recipe = self.plan.recipe
+        inputs = self._training(recipe).inputs(keep=self.executor is not None)
+        for params in self.plan.space.combinations():
+            training_size(recipe.changed(params), inputs["pairs"])
+        check_training(recipe, **inputs)
 
     def architecture(self) -> Backbone:
-        options = self.options
+        from backbones.cliptex.model import load_initial_clip
+
+        options = self.plan.options
         return load_initial_clip(options.init, options.overrides.get("model", CLIPTEX.model))
 
     async def train(self, recipe: Recipe, parent: str) -> TrainedWeights:
-        init, pairs, labels = self.options.init, self.options.pairs, Path(self.options.labels)
+        from benchmark.stages import train_weights
+
+        training = self._training(recipe, parent)
+        mark_in_use(training.out)
+        assert self.executor is not None
+        return await train_weights(training, self.executor)
+
+    def _training(self, recipe: Recipe, parent: str = "") -> Any:
+        """The ``Training`` of a recipe."""
+        from benchmark.stages import Training
+
+        options = self.plan.options
+        init, pairs, labels = options.init, options.pairs, Path(options.labels)
         key = content_key([recipe.identity(), init, pairs, str(labels)])
-        out = home() / "weights" / f"sweep-{recipe.name}-{key}.safetensors"
-        mark_in_use(out)
-        inputs = Training(
+        return Training(
             recipe,
             init,
             pairs,
-            out,
+            home() / "weights" / f"sweep-{recipe.name}-{key}.safetensors",
             (labels.absolute(),) if recipe.tasks else (),
             experiment=self.experiment,
             parent=parent,
         )
-        return await train_weights(inputs, self.executor)

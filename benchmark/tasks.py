@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from backbones.backbone import PROBING_LIBRARIES, Backbone, Weights, versions
-from benchmark.suites import SUITES, Suite
+from benchmark.suites import Suite, choose_suite, settings_in
 from cliptex_common.errors import UserError, report_malformed, suggest
 from cliptex_common.files import content_key
 from cliptex_common.settings import (
@@ -399,66 +399,6 @@ def stored_heads(sources: Sequence[str]) -> dict[str, StoredHeads]:
             )
         heads[task] = replace(of_task, cells=(*of_task.cells, cell))
     return heads
-
-
-def choose_suite(tasks: Sequence[str]) -> Suite:
-    """The first suite that accepts all tasks, if possible one that lists them all. If none accepts
-    them, a suite of these tasks alone, each with the settings that its own suite gives it. Suites
-    are in order of registration, ``mini`` first.
-
-    Raises:
-        UserError: no such task, or tasks of two suites that make their own data.
-    """
-    candidates = [
-        suite
-        for suite in SUITES.load_entry_points().values()
-        if suite.images is None  # a quick look is asked for by its name
-        and all(settings_in(suite, task) is not None for task in tasks)
-    ]
-    names = list(dict.fromkeys(task.partition(":")[0] for task in tasks))
-    if not candidates:
-        return _combined_suite(names)
-    return next((suite for suite in candidates if suite.tasks.keys() >= set(names)), candidates[0])
-
-
-def _combined_suite(tasks: Sequence[str]) -> Suite:
-    """See ``choose_suite``."""
-    if len(tasks) == 1:
-        raise UserError(f"no suite has the task {tasks[0]}; name one that does with --suite")
-    owners = {task: choose_suite([task]) for task in tasks}
-    suites = list({owner.name: owner for owner in owners.values()}.values())
-    makers = [suite for suite in suites if suite.pipeline]
-    if len(makers) > 1:
-        listed = ", ".join(f"{task} of {owner.name}" for task, owner in owners.items())
-        raise UserError(f"two of these suites make their own data ({listed}); run them apart")
-    settings = {task: settings_in(owner, task) or {} for task, owner in owners.items()}
-    name = "+".join(suite.name for suite in suites)
-    if makers:
-        return replace(makers[0], name=name, tasks=settings)
-    return Suite(name, about="tasks of several suites", tasks=settings)
-
-
-def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
-    """A suite's changes to the settings of a task, or None if it does not accept the task.
-
-    A variant (``TASK:VALUE``) has the settings of its task, and a task that is scored with what
-    another one trains has those of that one. A task that the suite does not list is accepted if the
-    suite lists others on its dataset, or if ``any_dataset`` allows it; see ``Suite.unlisted``.
-    """
-    task = task.partition(":")[0]
-    trained = trained_task(task)
-    for name in (trained, task):  # the settings are those of the task that trains, if it has any
-        if name in suite.tasks:
-            return suite.tasks[name]
-    dataset = trained.partition("/")[0]
-    if dataset not in suite.datasets:
-        suites = SUITES.load_entry_points().values()
-        is_listed = any(dataset in each.datasets for each in suites)
-        return {} if suite.any_dataset and not is_listed else None
-    probe = find_task(trained)[1]
-    names = [name for name in (trained, dataset, "") if name in suite.unlisted]
-    changes = suite.unlisted[names[0]] if names else {}
-    return {key: changes[key] for key in changes if setting_of(key) in probe.setting_names}
 
 
 def split_variant(name: str, probe: Probe) -> dict[str, str]:

@@ -60,7 +60,7 @@ def mask_error(mask: Any, height: int, width: int) -> str:
             return ""
         return "a polygon that is not a list of three or more points near its image"
     if not isinstance(mask, dict):
-        return "no mask (polygons or a run-length code)"
+        return "no mask (polygons or a run-length code; of a box alone, its four corners)"
     if mask.get("size") != [height, width]:
         return f"a mask of size {mask.get('size')} in an image of {width}x{height}"
     counts = mask.get("counts")

@@ -8,15 +8,17 @@ suite; the user's own (``--set``) override the preset, and the difference is rep
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cliptex_common import registry as plugins
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.registry import Registry, instance_of
 from probes.base import Probe
 from probes.datasets.base import DATASETS, DatasetSpec
-from probes.datasets.base import register_dataset as register_dataset
+from probes.datasets.ground_truth import class_of
 from probes.dense.tasks import DENSE_TASKS
 from reports.records import DECLARERS, Metric
 
@@ -31,6 +33,26 @@ HEADS: Registry[Any] = Registry("head", "heads")
 def register_probe(probe: Probe) -> Probe:
     """Add a probe. Raises ``UserError`` when its kind and name are registered already."""
     return PROBES.register(f"{probe.kind}/{probe.name}", probe)
+
+
+def register_dataset(spec: DatasetSpec) -> DatasetSpec:
+    """Add a dataset of the calling module.
+
+    Raises:
+        UserError: its name is registered, or it lacks what datasets of its kind declare.
+    """
+    declared = (DENSE_TASKS.get(spec.kind) or class_of(spec.kind)).declared
+    if missing := [f"{key}, {about}" for key, about in declared.items() if key not in spec.extra]:
+        raise UserError(
+            f"dataset {spec.name!r} does not declare, in extra={{…}} of its DatasetSpec:"
+            f" {'; '.join(missing)}"
+        )
+    if not spec.module:
+        module = sys._getframe(1).f_globals["__name__"]  # of the caller
+        if plugins.calling_plugin():  # configs cannot import a plugin's file
+            module = __name__
+        spec = replace(spec, module=module)
+    return DATASETS.register(spec.name, spec)
 
 
 def tasks() -> dict[str, tuple[DatasetSpec, Probe]]:

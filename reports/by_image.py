@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL.Image import Image
+from PIL import Image
 
 from cliptex_common.errors import UserError
 from cliptex_common.images import draw_grid
@@ -52,7 +52,7 @@ class ImageDifferences(pd.DataFrame):
         packs = self.packs.values()
         return self[[bool(packs) and all(x in pack.images for pack in packs) for x in self.image]]
 
-    def pictures(self, most: int = 20) -> Image:
+    def pictures(self, most: int = 20) -> Image.Image:
         """The first ``most`` of the ``pictured`` images, their ground truth and both predictions.
         Raises ``UserError`` if there are none."""
         rows = self.pictured().drop_duplicates("image").head(most)

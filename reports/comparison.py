@@ -31,7 +31,7 @@ from reports.statistics import (
     task_weights,
     weighted_sum,
 )
-from reports.store import Store
+from reports.store import Artifacts
 
 ColumnKey = tuple[str, TaskColumn]  # backbone, column
 NumberKey = tuple[str, TaskColumn, str]  # backbone, column, metric
@@ -64,7 +64,7 @@ def shown_metrics(column: TaskColumn) -> list[str]:
     return [name for name, metric in column.metrics if metric.shown or name == column.main]
 
 
-def measure(store: Store, selection: Selection, advance: Callable[[], None]) -> Measurements:
+def measure(store: Artifacts, selection: Selection, advance: Callable[[], None]) -> Measurements:
     """Read and resample the per-image scores of all columns."""
     measured = Measurements({}, {}, {}, {}, {}, [], [])  # filled column by column
     for column in selection.columns:
@@ -109,7 +109,7 @@ def find_problems(loaded: Sequence[ImageScores | None]) -> list[str]:
     return problems
 
 
-def load_scores(store: Store, cell: Cell) -> ImageScores | None:
+def load_scores(store: Artifacts, cell: Cell) -> ImageScores | None:
     """The per-image scores of a cell; None if it stored none.
 
     Raises:
@@ -283,7 +283,7 @@ def judge_differences(
         mine, reference = (side.value for side in pairs[key])
         unit = 100 * column.metric(metric).direction / abs(reference)
         # the error of a ratio, to first order: its gain is that of this sum, and not its zero mean
-        error = difference(*pairs[key], (unit, -unit * mine / reference))
+        error = difference(*pairs[key], weights=(unit, -unit * mine / reference))
         gain = estimate(error, prior, abs(unit) * column.metric(metric).width)
         errors[backbone, column] = error
         task_gains[backbone, column] = replace(gain, value=unit * (mine - reference))
@@ -429,7 +429,7 @@ class Analysis(Judgement, Measurements):
 
 
 def analyse(
-    store: Store,
+    store: Artifacts,
     selection: Selection,
     advance: Callable[[], None] = lambda: None,
     margin: str = "",

@@ -1,5 +1,8 @@
 """The leaderboard of shared results: the ranks of many backbones, on one offline page.
 
+Its numbers are those of a report on the same files: their records are selected and analysed by the
+same functions. Only ranks are its own.
+
 A backbone's rank is 1 + the number of backbones that are better; its interval ends at the number of
 backbones that are not worse (Mogstad, Romano, Shaikh, Wilhelm, Review of Economic Studies 2024), so
 backbones that cannot be told apart share their ranks. The differences of all pairs are judged
@@ -8,74 +11,84 @@ jointly: all ranks hold together.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from reports.comparison import Analysis, NumberKey, analyse
 from reports.figures import Figure, Score, cycled_styles, make_layout
 from reports.pages import figure_content, render_template
+from reports.provenance import Provenance, collect_provenance
 from reports.published.table import costs_of, published_numbers, read_rows
-from reports.records import PARENT, PROTOCOL, Cell, Metric, ParentRun
-from reports.relations import COST_AXES, cost_conditions, cost_figure
-from reports.selection import column_runs, task_order
-from reports.sharing import SharedResults, check_results, new_names, settings_key
+from reports.records import Cell, ParentRun
+from reports.relations import COST_AXES, cost_conditions, cost_figure, cost_frame
+from reports.selection import TaskColumn, select
+from reports.sharing import read_shared
 from reports.statistics import (
     Estimate,
     MetricSample,
     difference,
     estimate,
-    image_weights,
     judge_jointly,
     seed_prior,
     weighted_sum,
+    with_common_seeds,
 )
+from reports.store import Artifacts
+from reports.tables import bracketed, decimal, digits, main_columns
 
-RESAMPLES = 200
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """The main metrics of all shared results; ``notes``: what a reader must know of the files."""
+
+    analysis: Analysis
+    provenance: Provenance
+    notes: Sequence[str] = ()
 
 
-@dataclass
-class SharedColumn:
-    """A task under one protocol and version of the data, with the numbers of all files on it.
+def build_leaderboard(
+    files: Sequence[tuple[str, bytes]],
+    start: Callable[[str, int], None] = lambda step, total: None,
+    advance: Callable[[], None] = lambda: None,
+) -> Leaderboard:
+    """Verify files of shared results, and analyse what they hold as a report does.
 
-    Attributes:
-        cell: one of its cells, which says what they have in common.
-        conditions: of all of them, but for versions of libraries.
-        values: backbone → seed → the main metric.
-        resamples: backbone → seed → (R,) the metric over each resample of the images.
-        sources: backbone → title of its file.
-        images: how many are resampled.
+    Args:
+        files: title and content of each.
+        start, advance: a progress bar.
+
+    Raises:
+        TrackingError: a file is refused.
     """
+    artifacts = Artifacts()
+    records, notes = read_shared(files, [], artifacts)
+    selection = select([_of_main_metric(each) for each in records], [])
+    start("per-image scores", len(selection.columns) * len(selection.backbones))
+    analysis = analyse(artifacts, selection, advance)
+    return Leaderboard(analysis, collect_provenance(artifacts, selection), notes)
 
-    cell: Cell
-    conditions: dict[str, Any]
-    images: int
-    values: dict[str, dict[int, float]] = field(default_factory=dict)
-    resamples: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def metric(self) -> Metric:
-        """The declaration of the main metric."""
-        return self.cell.declared[self.cell.main]
-
-    def sample(self, backbone: str, seeds: Sequence[int]) -> MetricSample:
-        """The main metric of a backbone with these seeds."""
-        values = np.array([self.values[backbone][seed] for seed in seeds])
-        resamples = np.stack([self.resamples[backbone][seed] for seed in seeds])
-        return MetricSample(tuple(seeds), values, resamples, self.images)
+def _of_main_metric(record: Cell | ParentRun) -> Cell | ParentRun:
+    """A cell with its main metric alone: the page shows no other."""
+    if isinstance(record, ParentRun):
+        return record
+    declared = {record.main: record.declared[record.main]}
+    metrics = {record.main: record.metrics[record.main]}
+    return record.model_copy(update={"declared": declared, "metrics": metrics})
 
 
 @dataclass(frozen=True)
 class Rank:
-    """A backbone's score, those that are better, and the interval of its rank, which the page calls
+    """The backbones that are better than one, and the interval of its rank, which the page calls
     its place: from ``first`` to ``last``."""
 
-    score: Estimate
     better: tuple[str, ...]
     last: int
 
@@ -84,110 +97,65 @@ class Rank:
         return 1 + len(self.better)
 
 
-@dataclass
-class Leaderboard:
-    """Everything that the page shows; ``backbones`` has what is known of each.
+def rank_backbones(
+    samples: Mapping[str, MetricSample], sign: int = 1, width: float = 0.0
+) -> dict[str, Rank]:
+    """Backbone → its rank by its sample.
 
-    Attributes:
-        costs: of each, as a row of ``reports.relations.cost_frame``; some may be missing.
-        parents: of all files, under the names of their rows; they have the order of tasks.
+    Args:
+        sign: +1 where higher is better, else -1.
+        width: as of ``estimate``.
     """
-
-    columns: dict[tuple[str, ...], SharedColumn] = field(default_factory=dict)
-    backbones: dict[str, dict[str, str | float]] = field(default_factory=dict)
-    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    parents: list[ParentRun] = field(default_factory=list)
-
-    def add(self, results: SharedResults) -> None:
-        """Verify a file and add its results. Networks of one name have rows of their own
-        (``column_runs``); a name that others have for other weights gets the file's title added.
-
-        Raises:
-            TrackingError: the file is refused.
-        """
-        scores = check_results(results)
-        cells, parents, _ = column_runs([*results.cells, *results.parents.values()])
-        by_id = {parent.run_id: parent for parent in parents}
-        results = replace(results, parents=by_id, cells=cells)
-        names = new_names(parents, self.parents, results.title)
-        for parent in results.parents.values():
-            name = names.get(parent.backbone, parent.backbone)
-            self.parents.append(parent.model_copy(update={"backbone": name}))
-            details = self.backbones.setdefault(name, _describe(results, parent))
-            devices = [c.device for c in results.cells if c.parent == parent.run_id]
-            measured = {cost: parent.costs[cost] for cost in COST_AXES if cost in parent.costs}
-            about = {"device": next(iter(devices), ""), "image_size": details["resolution"]}
-            self.costs.setdefault(name, {**about, **measured})
-        for cell in results.cells:
-            name, own = names.get(cell.backbone, cell.backbone), scores[cell.run_id]
-            conditions = results.json(cell, PROTOCOL)
-            column = self.columns.setdefault(
-                (cell.task, cell.kind, settings_key(conditions)),
-                SharedColumn(cell, conditions, len(own.units)),
-            )
-            if column.sources.setdefault(name, results.title) != results.title:
-                continue  # the first file with a result counts
-            resampled = own.metrics[cell.main](image_weights(own.units, RESAMPLES))
-            column.values.setdefault(name, {})[cell.seed] = cell.metrics[cell.main]
-            column.resamples.setdefault(name, {})[cell.seed] = np.resize(resampled, RESAMPLES)
-
-
-def _describe(results: SharedResults, parent: ParentRun) -> dict[str, str | float]:
-    size = results.json(parent, PARENT)["backbone"].get("data", {}).get("size", [])
-    return {
-        "architecture": parent.architecture,
-        "parameters": parent.costs.get("parameters", 0.0),
-        "resolution": " × ".join(map(str, size)),
-        "weights": parent.weights_source,
-        "sha256": parent.weights,
-        "licence": parent.licence,
-        "file": results.title,
-        "source": results.manifest.source,
-    }
-
-
-def rank_backbones(columns: Sequence[SharedColumn]) -> dict[str, Rank]:
-    """Backbone → its rank over columns, of those that are in all of them.
-
-    Of one column the score is the metric. Of several it is the mean over them of (metric - median)
-    / standard deviation, over the backbones in the column, positive where better.
-    """
-    names = [name for name in columns[0].values if all(name in c.values for c in columns)]
-    if not names:
-        return {}
-    sign, shift, scales = columns[0].metric.direction, 0.0, np.ones(1)
-    if len(columns) > 1:
-        means = np.array([[np.mean([*c.values[n].values()]) for n in names] for c in columns])
-        spreads = means.std(axis=1)
-        directions = np.array([column.metric.direction for column in columns])
-        scales = directions / len(columns) / np.where(spreads, spreads, 1.0)
-        sign, shift = 1, float(scales @ np.median(means, axis=1))
-    samples = [_score(columns, scales, name) for name in names]
+    names = list(samples)
     pairs = list(combinations(range(len(names)), 2))
-    gaps = [difference(samples[mine], samples[rival]) for mine, rival in pairs]
+    gaps = [difference(samples[names[mine]], samples[names[rival]]) for mine, rival in pairs]
     prior = seed_prior(gaps)
-    judged = judge_jointly([estimate(gap, prior) for gap in gaps])
+    judged = judge_jointly([estimate(gap, prior, width) for gap in gaps])
     beats = np.zeros((len(names), len(names)), int)
     for (mine, rival), gap in zip(pairs, judged, strict=True):
         verdict = gap.verdict(sign)
         beats[mine, rival], beats[rival, mine] = verdict == "win", verdict == "loss"
-    ranks = {}
-    for index, (name, sample) in enumerate(zip(names, samples, strict=True)):
-        score = estimate(sample)
-        score = replace(score, value=score.value - shift)
-        better = tuple(names[rival] for rival in np.flatnonzero(beats[:, index]))
-        ranks[name] = Rank(score, better, len(names) - int(beats[index].sum()))
-    return ranks
+    return {
+        name: Rank(
+            tuple(names[rival] for rival in np.flatnonzero(beats[:, index])),
+            len(names) - int(beats[index].sum()),
+        )
+        for index, name in enumerate(names)
+    }
 
 
-def _score(columns: Sequence[SharedColumn], scales: np.ndarray, name: str) -> MetricSample:
-    """The weighted sum of a backbone's metrics, over the seeds that it has in all columns; if there
-    are none, of the first of each."""
-    seeds = set.intersection(*(set(column.values[name]) for column in columns))
-    samples = [
-        column.sample(name, sorted(seeds) or [*column.values[name]][:1]) for column in columns
-    ]
-    return weighted_sum(samples, scales)
+def main_samples(
+    samples: Mapping[NumberKey, MetricSample],
+) -> dict[TaskColumn, dict[str, MetricSample]]:
+    """Column → backbone → the sample of its main metric."""
+    by_column: dict[TaskColumn, dict[str, MetricSample]] = defaultdict(dict)
+    for (name, column, metric), sample in samples.items():
+        if metric == column.main:
+            by_column[column][name] = sample
+    return by_column
+
+
+def mean_scores(
+    columns: Mapping[TaskColumn, Mapping[str, MetricSample]],
+) -> dict[str, MetricSample]:
+    """Backbone → the mean over columns of (metric - median) / standard deviation, positive where
+    better. Median and deviation are over the backbones that are in all columns; only these have a
+    score."""
+    first, *others = columns.values()
+    names = [name for name in first if all(name in each for each in others)]
+    if not names:
+        return {}
+    means = np.array([[c[name].values.mean() for name in names] for c in columns.values()])
+    spreads = means.std(axis=1)
+    directions = np.array([column.metric(column.main).direction for column in columns])
+    is_tie = spreads <= 1e-9 * np.abs(means).max(axis=1)  # but for rounding
+    scales = directions / len(columns) / np.where(is_tie, 1.0, spreads)
+    median = float(scales @ np.median(means, axis=1))
+    scores = {}
+    for name in names:
+        score = weighted_sum(with_common_seeds(*(c[name] for c in columns.values())), scales)
+        scores[name] = replace(score, values=score.values - median)
+    return scores
 
 
 PUBLISHED_COSTS = {
@@ -197,44 +165,66 @@ PUBLISHED_COSTS = {
 }  # metric of ``published_costs`` → the same cost of ours
 
 
-def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
+def render_leaderboard(board: Leaderboard, title: str, about: str) -> str:
     """The page as text.
 
     Args:
         about: a sentence below the title.
     """
-    order = {task: number for number, task in enumerate(task_order(results.parents))}
-    columns = sorted(
-        results.columns.values(), key=lambda column: order.get(column.cell.task, len(order))
-    )
-    groups = _groups(columns)
-    scores = [
-        Score(group.axis_title, {name: rank.score for name, rank in group.ranks.items()})
-        for group in groups
-    ]
+    analysis, columns = board.analysis, main_columns(board.analysis)
+    cells = analysis.selection.cells
+    groups = _groups(analysis)
+    scores = []
+    for group in groups:
+        down = [columns[number].direction for number in group.ranked] == [-1]
+        axis_title = f"{group.label}, lower is better" if down else group.label
+        scores.append(Score(axis_title, group.scores, group.digits))
     better = [{name: rank.better for name, rank in group.ranks.items()} for group in groups]
-    costs = pd.DataFrame([*results.costs.values()], [*results.costs])
-    styles = cycled_styles(costs.index)
+    # seconds depend on the machines and the other work of each who shares
+    costs = cost_frame(analysis, board.provenance).drop(columns="seconds")
+    rows, styles = costs.to_dict("index"), cycled_styles(costs.index)
     figures, published = cost_figure(styles, scores, better, costs), _published_costs(costs)
     content = {
         "backbones": [
-            {"name": name, **details, "costs": _own_costs(results.costs.get(name, {}))}
-            for name, details in results.backbones.items()
+            _backbone(analysis, name, rows[name]) for name in analysis.selection.backbones
         ],
         "columns": [
-            {"title": title, **_column(column)}
-            for title, column in zip(_titles(columns), columns, strict=True)
+            {
+                "title": _title(analysis, of.column),
+                "task": of.column.task,
+                "metric": of.label,
+                "main": of.metric,
+                "unit": of.unit,
+                "direction": of.direction,
+                "images": of.images,
+                "cells": {
+                    name: {
+                        **_number(number, of.digits),
+                        "seeds": number.seeds,
+                        "file": ", ".join(sorted({c.experiment for c in cells[name, of.column]})),
+                    }
+                    for name, number in analysis.numbers(of.column, of.metric).items()
+                },
+            }
+            for of in columns
         ],
         "groups": [
             {
                 "label": group.label,
                 "columns": group.columns,
                 "ranked": group.ranked,
-                "places": {name: _rank_content(rank) for name, rank in group.ranks.items()},
+                "places": {
+                    name: {
+                        **_number(group.scores[name], group.digits),
+                        "place": "–".join(map(str, dict.fromkeys([rank.first, rank.last]))),
+                        "order": [rank.first, rank.last],
+                    }
+                    for name, rank in group.ranks.items()
+                },
             }
             for group in groups
         ],
-        "protocols": [column.conditions for column in columns],
+        "protocols": [conditions for _, conditions in board.provenance.protocols],
         "published": _published(),
     }
     return render_template(
@@ -248,10 +238,29 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
     )
 
 
-def _own_costs(costs: Mapping[str, Any]) -> list[float | None]:
-    """What a backbone of the shared results costs, as the axes of published costs have it."""
-    scales = {cost: COST_AXES[cost].scale for cost in PUBLISHED_COSTS.values()}
-    return [costs[cost] / scales[cost] if cost in costs else None for cost in scales]
+RUN_FIELDS = ("architecture", "licence", "weights_source", "weights")
+
+
+def _backbone(analysis: Analysis, name: str, costs: Mapping[Any, Any]) -> dict[str, Any]:
+    """What the page says of a backbone; its costs are in the units of published ones."""
+    run = analysis.selection.parent(name)
+    shown = {cost: COST_AXES[cost].scale for cost in PUBLISHED_COSTS.values()}
+    return {
+        "name": name,
+        "source": analysis.selection.shared[name],
+        "parameters": float(np.nan_to_num(costs["parameters"])),
+        "costs": [None if np.isnan(costs[cost]) else costs[cost] / shown[cost] for cost in shown],
+        **{name: getattr(run, name, "") for name in RUN_FIELDS},
+    }
+
+
+def _number(number: Estimate, decimals: int) -> dict[str, Any]:
+    """A value, also as text, and its interval."""
+    return {
+        "value": float(f"{number.value:.5g}"),
+        "text": decimal(number.value, decimals),
+        "interval": bracketed(number.low, number.high, decimals),
+    }
 
 
 def _published_costs(own: pd.DataFrame) -> Figure:
@@ -314,87 +323,78 @@ def _published() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Group:
-    """What one can rank by: the numbers of its columns and of those that are ranked, and the ranks
-    of backbones. The title of its axis has a word on the direction of a metric; scores go up."""
+    """What one can rank by: the numbers of its columns and of those that are ranked, and the scores
+    and ranks of backbones."""
 
     label: str
-    axis_title: str
     columns: list[int]
     ranked: list[int]
-    ranks: dict[str, Rank]
+    scores: Mapping[str, Estimate]
+    ranks: Mapping[str, Rank]
+
+    @functools.cached_property
+    def digits(self) -> int:
+        return digits([*self.scores.values()])
 
 
-def _column(column: SharedColumn) -> dict[str, Any]:
-    """A column, and its numbers by backbone."""
-    return {
-        "task": column.cell.task,
-        "kind": column.cell.kind,
-        "metric": column.metric.label or column.cell.main,
-        "main": column.cell.main,
-        "unit": column.metric.unit,
-        "direction": column.metric.direction,
-        "images": column.images,
-        "cells": {
-            name: {
-                **_rank_content(rank),
-                "seeds": len(column.values[name]),
-                "file": column.sources[name],
-            }
-            for name, rank in rank_backbones([column]).items()
-        },
-    }
-
-
-def _groups(columns: Sequence[SharedColumn]) -> list[_Group]:
+def _groups(analysis: Analysis) -> list[_Group]:
     """All tasks, those of one probe or one dataset, and each task."""
+    columns, by_column = analysis.selection.columns, main_samples(analysis.samples)
     members: dict[str, list[int]] = defaultdict(list)
     for number, column in enumerate(columns):
-        cell = column.cell
-        for label in ("all tasks", f"probe: {cell.probe}", f"data: {cell.dataset}"):
+        dataset, _, probe = column.base.rpartition("/")
+        for label in ("all tasks", f"probe: {probe}", f"data: {dataset}"):
             members[label].append(number)
-    for number, title in enumerate(_titles(columns)):
-        members[f"task: {title}"].append(number)
-    return [_group(label, numbers, columns) for label, numbers in members.items()]
+    for number, column in enumerate(columns):
+        members[f"task: {_title(analysis, column)}"].append(number)
+
+    @functools.cache
+    def standings(*ranked: int) -> tuple[dict[str, Estimate], dict[str, Rank]]:
+        return _standings(analysis, {columns[n]: by_column[columns[n]] for n in ranked})
+
+    groups = []
+    for label, numbers in members.items():
+        ranked = _ranked(columns, numbers, by_column)
+        groups.append(_Group(label, numbers, ranked, *standings(*ranked)))
+    return groups
 
 
-def _group(label: str, numbers: list[int], columns: Sequence[SharedColumn]) -> _Group:
-    """A task counts once, under the protocol that most of those have who are ranked by the tasks
-    before it. Nobody is ranked alone over several tasks."""
+def _ranked(
+    columns: Sequence[TaskColumn],
+    numbers: Sequence[int],
+    by_column: Mapping[TaskColumn, Mapping[str, MetricSample]],
+) -> list[int]:
+    """The columns that count: of each task one, under the protocol that most of those have who are
+    ranked by the tasks before it."""
     protocols: dict[str, list[int]] = defaultdict(list)
     for number in numbers:
-        protocols[columns[number].cell.task].append(number)
+        protocols[columns[number].task].append(number)
+    having = {number: by_column[columns[number]].keys() for number in numbers}
+    names = set().union(*having.values())
     ranked: list[int] = []
-    names = {name for number in numbers for name in columns[number].values}
     for of_task in protocols.values():
-        ranked.append(max(of_task, key=lambda number: len(names & columns[number].values.keys())))
-        names &= columns[ranked[-1]].values.keys()
-    ranks = rank_backbones([columns[number] for number in ranked])
-    if len(ranks) < 2 and len(ranked) > 1:
-        ranks = {}
-    is_lower_better = [columns[number].metric.direction for number in ranked] == [-1]
-    axis_title = f"{label}, lower is better" if is_lower_better else label
-    return _Group(label, axis_title, numbers, ranked, ranks)
+        ranked.append(max(of_task, key=lambda number: len(names & having[number])))
+        names &= having[ranked[-1]]
+    return ranked
 
 
-def _titles(columns: Sequence[SharedColumn]) -> list[str]:
-    """The task of each, with a letter where it has several protocols; and whether the user changed
-    what the suite says."""
-    tasks = [column.cell.task + " (shortened)" * bool(column.cell.shortened) for column in columns]
-    return [
-        f"{task} ({chr(65 + tasks[:number].count(task))})" if tasks.count(task) > 1 else task
-        for number, task in enumerate(tasks)
-    ]
+def _standings(
+    analysis: Analysis, columns: Mapping[TaskColumn, Mapping[str, MetricSample]]
+) -> tuple[dict[str, Estimate], dict[str, Rank]]:
+    """Scores and ranks over columns; of one the score is the report's number. Nobody is ranked
+    alone over several."""
+    if len(columns) == 1:
+        ((column, samples),) = columns.items()
+        metric = column.metric(column.main)
+        ranks = rank_backbones(samples, metric.direction, metric.width)
+        return analysis.numbers(column, column.main), ranks
+    scores = mean_scores(columns)
+    if len(scores) < 2:
+        return {}, {}
+    return {name: estimate(score) for name, score in scores.items()}, rank_backbones(scores)
 
 
-def _rank_content(rank: Rank) -> dict[str, Any]:
-    """A score with half of its interval, and its ranks."""
-    score, half = float(f"{rank.score.value:.5g}"), float(f"{rank.score.reach():.3g}")
-    text = f"{score:.1f}" if abs(score) >= 10 else f"{score:#.3g}"
-    ends = dict.fromkeys([rank.first, rank.last])
-    return {
-        "value": score,
-        "text": text.replace("-", "−"),
-        "spread": f"± {half:.0f}" if half >= 10 else f"± {half:#.2g}",
-        "place": "–".join(map(str, ends)),
-        "order": [rank.first, rank.last],
-    }
+def _title(analysis: Analysis, column: TaskColumn) -> str:
+    """The task, with its letter, and whether the user changed what the suite says."""
+    is_shortened = any(cell.shortened for cell in analysis.selection.column_cells(column))
+    return f"{column.title}, shortened" if is_shortened else column.title

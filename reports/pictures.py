@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from cliptex_common.images import open_image, to_rgb
 from reports.comparison import Analysis
 from reports.records import DAMAGED, FEATURES, GALLERY, Cell, TrackingError, damaged
 from reports.selection import TaskColumn
@@ -188,7 +189,7 @@ class Pack:
         """A file as (H, W, 3) uint8 RGB; a white dot if it is missing."""
         if file not in self.sizes:
             return np.full((1, 1, 3), 255, np.uint8)
-        return np.asarray(Image.open(io.BytesIO(self.files.read(file))).convert("RGB"))
+        return np.asarray(to_rgb(open_image(io.BytesIO(self.files.read(file)))))
 
     def file_uri(self, file: str | None) -> str:
         """A file as a data URI, '' if it is missing."""

@@ -22,7 +22,7 @@ import pandas as pd
 from cliptex_common.process import toolkit_versions
 from reports.records import PARENT, PROTOCOL, ParentRun, Record
 from reports.selection import Selection, TaskColumn
-from reports.store import Store
+from reports.store import Artifacts
 
 HEADINGS = ("Architecture", "Parameters", "Resolution", "FLOPs an image", "Pretraining")
 
@@ -49,7 +49,7 @@ class Provenance:
     environment: dict[str, Any]
 
 
-def collect_provenance(store: Store, selection: Selection) -> Provenance:
+def collect_provenance(store: Artifacts, selection: Selection) -> Provenance:
     """Collect the provenance; reads one small file for each protocol and backbone."""
     runs = selection.parents
     weights = [
@@ -75,7 +75,7 @@ def collect_provenance(store: Store, selection: Selection) -> Provenance:
     return Provenance(backbones, weights, data, protocols, _differences(protocols), environment)
 
 
-def _backbone(store: Store, selection: Selection, name: str) -> dict[str, str]:
+def _backbone(store: Artifacts, selection: Selection, name: str) -> dict[str, str]:
     """Size and origin of a backbone."""
     run = selection.parent(name)
     if run is None:

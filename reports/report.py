@@ -49,7 +49,7 @@ from reports.selection import (
     shown_runs,
     without_studies,
 )
-from reports.sharing import read_shared
+from reports.sharing import load_files, read_shared
 from reports.store import UNREADABLE, Store
 from reports.studies import Study, find_studies, find_study
 from reports.summary import (
@@ -203,10 +203,11 @@ def build_report(
         if run.status == UNREADABLE:
             notes.append(f"Run {run.run_id} ({run.name}) is left out: {run.reason}.")
     if request.shared:
-        shared, about_shared = read_shared(request.shared, counted, store)
+        shared, about_shared = read_shared(load_files(request.shared), counted, store)
         counted, notes = [*counted, *shared], [*notes, *about_shared]
     selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
-    check_pairs(selection, request.pairs)
+    if request.pairs:
+        check_pairs(selection, request.pairs)
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, advance, request.margin)
     changes = mode_changes(store, analysis)
@@ -250,7 +251,9 @@ def build_report(
             "diagnostics": diagnostics_figures(analysis, diagnostics),
             "curves": training_curves(store, analysis),
         },
-        differences=where_they_differ(store, selection, request.pairs, notes),
+        differences=where_they_differ(store, selection, request.pairs, notes)
+        if request.pairs
+        else [],
         galleries=pictures,
         features=read_feature_pictures(store, analysis),
         diagnostics=diagnostics,

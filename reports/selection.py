@@ -7,6 +7,7 @@ what tells it from others of this name (``weights_labels``).
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from reports.store import PREFIX, Store
 R = TypeVar("R", Cell, ParentRun)
 Network = tuple[str, str, str]  # a name of it, the sha256 of its weights, ``Cell.network``
 Labels = Mapping[Network, str]
+AT_STEP = re.compile(r"(.+) step (\d+)")  # a label, as ``--backbone LABEL=FOLDER`` gives it
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
 
 
@@ -337,7 +339,7 @@ def _backbones(
 ) -> tuple[list[str], str]:
     """The names of the columns of backbones, and that of the baseline."""
     finished = dict.fromkeys(cell.backbone for cell in cells if cell.metrics)
-    bases = {column: name for (name, *_), column in labels.items()}
+    own_names = {column: name for (name, *_), column in labels.items()}
 
     def find(name: str, role: str) -> list[str]:
         if name in finished:
@@ -356,13 +358,13 @@ def _backbones(
 
     chosen = [column for name in backbones for column in find(name, "backbone")]
     names = list(dict.fromkeys(chosen)) or list(finished)
-    preferred = (name for each in PREFERRED_BASELINES for name in names if each == bases[name])
-    found = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
-    if len(found) > 1:
+    preferred = (name for each in PREFERRED_BASELINES for name in names if each == own_names[name])
+    bases = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
+    if len(bases) > 1:
         raise TrackingError(
-            f"baseline {baseline!r} has several weights; choose {' or '.join(found)}"
+            f"baseline {baseline!r} has several weights; choose {' or '.join(bases)}"
         )
-    (base,) = found
+    (base,) = bases
     if base not in names or not backbones:
         names = [base, *(name for name in names if name != base)]
     return names, base

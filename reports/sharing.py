@@ -49,7 +49,7 @@ from reports.records import (
     shortened_notes,
 )
 from reports.selection import select, shown_runs, without_studies
-from reports.store import Store, missing_artifacts
+from reports.store import Artifacts, Store, missing_artifacts
 
 R = TypeVar("R", Cell, ParentRun)
 MANIFEST, RUNS = "manifest.json", "runs.json"
@@ -265,11 +265,6 @@ def _with_metrics(results: SharedResults, cell: Cell) -> Cell:
         f"{results.title}: {cell.label}: no probe for this task on data of kind {cell.kind!r}; give"
         " the plugin that it ran with (--plugin FILE)"
     )
-
-
-def settings_key(conditions: Mapping[str, Any]) -> str:
-    """Identity of a protocol apart from the versions of libraries."""
-    return content_key({name: each for name, each in conditions.items() if name != "libraries"})
 
 
 def check_results(results: SharedResults) -> dict[str, ImageScores]:
@@ -597,7 +592,7 @@ def read_files(files: Iterable[tuple[str, bytes]]) -> Iterator[SharedResults]:
 
 
 def read_shared(
-    locations: Sequence[str], own: Sequence[Record], store: Store
+    files: Iterable[tuple[str, bytes]], own: Sequence[Record], store: Artifacts
 ) -> tuple[list[Cell | ParentRun], list[str]]:
     """The records of shared files as a report reads them, and what a reader must know of them.
 
@@ -606,13 +601,14 @@ def read_shared(
     own only in the versions of libraries share its column.
 
     Args:
+        files: title and content of each.
         own: the runs of the store that the report is about.
 
     Raises:
         TrackingError: a file cannot be read or is refused.
     """
     merger = _Merger(own, store)
-    for results in read_files(load_files(locations)):
+    for results in read_files(files):
         merger.add(results)
     # The newest of equal cells counts. Shared ones get times before 1970, older than all that is in
     # the store, so that own results count where both have a cell.
@@ -627,7 +623,7 @@ def read_shared(
 class _Merger:
     """Collects the records of files."""
 
-    def __init__(self, own: Sequence[Record], store: Store) -> None:
+    def __init__(self, own: Sequence[Record], store: Artifacts) -> None:
         self.records: dict[str, Cell | ParentRun] = {}
         self.notes: list[str] = []
         cells = [run for run in own if isinstance(run, Cell) and run.is_finished]
@@ -638,8 +634,9 @@ class _Merger:
             self._protocol(cell.protocol, store.json(cell, PROTOCOL))
 
     def _protocol(self, protocol: str, conditions: dict[str, Any]) -> tuple[str, dict[str, str]]:
+        settings = {name: each for name, each in conditions.items() if name != "libraries"}
         entry = protocol, conditions.get("libraries", {})
-        return self.protocols.setdefault(settings_key(conditions), entry)
+        return self.protocols.setdefault(content_key(settings), entry)
 
     def add(self, results: SharedResults) -> None:
         """Add the records of one file."""

@@ -200,7 +200,7 @@ def weighted_sum(samples: Sequence[MetricSample], weights: ArrayLike) -> MetricS
 
 
 def difference(
-    mine: MetricSample, base: MetricSample, weights: tuple[float, float] = (1.0, -1.0)
+    mine: MetricSample, base: MetricSample, *, weights: tuple[float, float] = (1.0, -1.0)
 ) -> MetricSample:
     """``mine`` - ``base``, or another weighted sum of both; seed by seed where they are paired,
     else of all seeds of both (see ``pair_samples``)."""
@@ -218,15 +218,21 @@ def difference(
     return MetricSample(seeds, values, resamples, min(mine.images, base.images), split)
 
 
-def pair_samples(mine: MetricSample, base: MetricSample) -> tuple[MetricSample, MetricSample]:
+def pair_samples(mine: MetricSample, base: MetricSample) -> list[MetricSample]:
     """Both sides with the seeds that are compared: those that both have, if these are enough for
     pairs or a side has only one; else all, which are taken as independent."""
-    shared = sorted(set(mine.seeds) & set(base.seeds))
-    if len(shared) >= MIN_PAIRS:
-        return mine.with_seeds(shared), base.with_seeds(shared)
-    if min(len(mine.seeds), len(base.seeds)) > 1:
-        return mine, base
-    return mine.with_seeds((shared or mine.seeds)[:1]), base.with_seeds((shared or base.seeds)[:1])
+    is_paired = len({*mine.seeds} & {*base.seeds}) >= MIN_PAIRS
+    if is_paired or min(len(mine.seeds), len(base.seeds)) == 1:
+        return with_common_seeds(mine, base)
+    return [mine, base]
+
+
+def with_common_seeds(*samples: MetricSample) -> list[MetricSample]:
+    """The samples with the seeds that all have. Where there are none, seeds are independent, and
+    any order pairs them."""
+    shared = sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
+    count = min(len(sample.seeds) for sample in samples)
+    return [sample.with_seeds(shared or sample.seeds[:count]) for sample in samples]
 
 
 @functools.lru_cache(maxsize=2)  # tasks of one dataset follow each other

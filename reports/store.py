@@ -273,7 +273,37 @@ STATUSES = {
 UNREADABLE = "unreadable"
 
 
-class Store:
+class Artifacts:
+    """The files of records on this disk, read one by one when they are needed."""
+
+    def artifact(self, run: Record, name: str) -> Path | None:
+        """A file of a run on this disk, or None where the run has none."""
+        folder = local_folder(run.artifacts)
+        return folder / name if folder and (folder / name).is_file() else None
+
+    def json(self, run: Record, name: str) -> Any:
+        """A JSON artifact; {} where the run has none. Raises ``TrackingError`` if it exists but
+        cannot be read."""
+        return self._parsed(run, name, json.loads)
+
+    def arrays(
+        self, run: Record, name: str, fields: Container[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The arrays of an npz artifact, of them those in ``fields``; {} where the run has none.
+        Raises ``TrackingError`` if it exists but cannot be read."""
+        return self._parsed(run, name, lambda content: read_arrays(content, fields))
+
+    def _parsed(self, run: Record, name: str, parse: Callable[[bytes], Any]) -> Any:
+        path = self.artifact(run, name)
+        if path is None:
+            return {}
+        try:
+            return parse(path.read_bytes())
+        except DAMAGED as error:
+            raise damaged(name, run.run_id, run.name, error) from error
+
+
+class Store(Artifacts):
     """An MLflow store to read from: runs in bulk requests, artifacts one by one when needed.
 
     Args:
@@ -289,7 +319,7 @@ class Store:
         if database is not None and not database.exists():
             raise TrackingError(
                 f"there is no MLflow store at {self.uri}; run something first, or give"
-                " --tracking-uri"
+                " --tracking-uri (`results page FILE` shows shared results without one)"
             )
         self.client = connect(self.uri)
         self._scratch = tempfile.TemporaryDirectory()
@@ -345,9 +375,8 @@ class Store:
 
         Files fetched from elsewhere are cached for later reports if the run is finished.
         """
-        local = local_folder(run.artifacts)
-        if local is not None:
-            return local / name if (local / name).is_file() else None
+        if local_folder(run.artifacts) is not None:
+            return super().artifact(run, name)
         cache = home() / "artifacts" if run.is_finished else Path(self._scratch.name)
         path = cache / run.run_id / name
         if path.is_file():
@@ -363,27 +392,6 @@ class Store:
         with tempfile.TemporaryDirectory(dir=cache / run.run_id) as scratch:
             Path(self.client.download_artifacts(run.run_id, name, scratch)).replace(path)
         return path
-
-    def json(self, run: Record, name: str) -> Any:
-        """A JSON artifact; {} where the run has none. Raises ``TrackingError`` if it exists but
-        cannot be read."""
-        return self._parsed(run, name, json.loads)
-
-    def arrays(
-        self, run: Record, name: str, fields: Container[str] | None = None
-    ) -> dict[str, np.ndarray]:
-        """The arrays of an npz artifact, of them those in ``fields``; {} where the run has none.
-        Raises ``TrackingError`` if it exists but cannot be read."""
-        return self._parsed(run, name, lambda content: read_arrays(content, fields))
-
-    def _parsed(self, run: Record, name: str, parse: Callable[[bytes], Any]) -> Any:
-        path = self.artifact(run, name)
-        if path is None:
-            return {}
-        try:
-            return parse(path.read_bytes())
-        except DAMAGED as error:
-            raise damaged(name, run.run_id, run.name, error) from error
 
 
 def local_folder(uri: str) -> Path | None:

@@ -7,28 +7,26 @@ pairs (``Judgement.level``). What is not decided is not said.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 
 from reports.comparison import Analysis
 from reports.figures import Figure, cycled_styles, make_layout, points
-from reports.selection import TaskColumn
+from reports.selection import AT_STEP, TaskColumn
 from reports.statistics import Estimate
 from reports.tables import with_interval
 
 Steps = Mapping[int, str]  # step → backbone, in the order of steps
-AT_STEP = re.compile(r"(.+) step (\d+)")  # a label, as ``--backbone LABEL=FOLDER`` gives it
 
 
 def trainings(backbones: Sequence[str]) -> dict[str, Steps]:
     """Training → its columns, of trainings with several."""
-    found: dict[str, dict[int, str]] = defaultdict(dict)
+    columns: dict[str, dict[int, str]] = defaultdict(dict)
     for name in backbones:
         if match := AT_STEP.fullmatch(name):
-            found[match[1]][int(match[2])] = name
-    return {name: dict(sorted(steps.items())) for name, steps in found.items() if len(steps) > 1}
+            columns[match[1]][int(match[2])] = name
+    return {name: dict(sorted(steps.items())) for name, steps in columns.items() if len(steps) > 1}
 
 
 def _columns(analysis: Analysis) -> list[TaskColumn]:
@@ -82,9 +80,9 @@ def step_lines(analysis: Analysis) -> list[str]:
         ),
         *(
             sentence
-            for one, other in combinations(lines.items(), 2)
+            for training, rival in combinations(lines.items(), 2)
             for column in _columns(analysis)
-            for sentence in _crossings(analysis, column, one, other)
+            for sentence in _crossings(analysis, column, training, rival)
         ),
     ]
 
@@ -105,18 +103,19 @@ def _course(analysis: Analysis, column: TaskColumn, training: str, steps: Steps)
         fall = analysis.lead(steps[last], steps[best], column, column.main)
         if fall.verdict() == "loss":
             return f"{sentence}, falling since: {with_interval(fall, 1, True)} at step {last}."
-    return f"{sentence}; no further rise is decided after step {before}."
+        return f"{sentence}; that scores fall since is undecided."
+    return f"{sentence}; that they rise since step {before} is undecided."
 
 
 def _crossings(
-    analysis: Analysis, column: TaskColumn, one: tuple[str, Steps], other: tuple[str, Steps]
+    analysis: Analysis, column: TaskColumn, training: tuple[str, Steps], rival: tuple[str, Steps]
 ) -> Iterator[str]:
     """Where the order of two trainings changes: between two of their common steps with verdicts."""
-    (first, own), (second, others) = one, other
+    (first, own), (second, rivals) = training, rival
     leads: list[tuple[int, str]] = []
-    common = _scored(analysis, column, own).keys() & _scored(analysis, column, others).keys()
+    common = _scored(analysis, column, own).keys() & _scored(analysis, column, rivals).keys()
     for step in sorted(common):
-        verdict = analysis.lead(own[step], others[step], column, column.main).verdict()
+        verdict = analysis.lead(own[step], rivals[step], column, column.main).verdict()
         if verdict in ("win", "loss"):
             leads.append((step, first if verdict == "win" else second))
     for (step, leader), (next_step, next_leader) in pairwise(leads):

@@ -17,7 +17,7 @@ import pandas as pd
 import sqlalchemy
 from filelock import Timeout
 from optuna import visualization
-from optuna.study import StudyDirection
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cliptex_common.errors import UserError, first_line, hide_secrets, redact, remember_secrets
@@ -63,7 +63,7 @@ def storage_errors(url: str) -> Iterator[None]:
         ) from error
 
 
-def create_study(name: str, url: str) -> optuna.Study:
+def create_study(name: str, url: str) -> Study:
     """The study ``name``, created if missing. Raises ``UserError`` if it is not of a sweep."""
     storage = _open_storage(url)
     study = optuna.create_study(
@@ -72,7 +72,7 @@ def create_study(name: str, url: str) -> optuna.Study:
     return _check_origin(study)
 
 
-def load_study(name: str | None, url: str) -> optuna.Study | None:
+def load_study(name: str | None, url: str) -> Study | None:
     """The study ``name``, without a name the only one there is; None if there is none. Raises
     ``UserError`` if there are several, or if it is not of a sweep."""
     path = url.removeprefix("sqlite:///")
@@ -88,7 +88,7 @@ def load_study(name: str | None, url: str) -> optuna.Study | None:
     return _check_origin(optuna.load_study(study_name=name, storage=storage))
 
 
-def _check_origin(study: optuna.Study) -> optuna.Study:
+def _check_origin(study: Study) -> Study:
     """The study; raises ``UserError`` if a program other than ``sweep launch`` made it."""
     has_recipe = "recipe" in study.user_attrs or not study.trials  # set before the first trial
     if study.directions != [StudyDirection.MAXIMIZE] or not has_recipe:
@@ -115,11 +115,11 @@ def sole_driver(name: str, url: str) -> Iterator[None]:
         raise UserError(f"study {name!r} is driven by another process; wait for it") from None
 
 
-def fix_identity(study: optuna.Study, identity: Mapping[str, Any]) -> None:
-    """Store what the values of trials depend on, or compare it with what was stored before.
+def check_identity(study: Study, identity: Mapping[str, Any]) -> dict[str, str]:
+    """Compare what the values of trials depend on with what is stored, and return both.
 
     Raises:
-        UserError: it differs; the message says in what.
+        UserError: they differ; the message says in what.
     """
     # nested settings as ``recipe.lr``, so that the message names the one that differs
     leaves = pd.json_normalize(dict(identity)).to_dict("records")
@@ -133,15 +133,20 @@ def fix_identity(study: optuna.Study, identity: Mapping[str, Any]) -> None:
             f"study {study.study_name!r} was started with something else: {'; '.join(changes[:6])};"
             " give the same options, or start another with --study NAME"
         )
-    study.set_user_attr("identity", {**old, **new})
+    return {**old, **new}
 
 
-def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+def fix_identity(study: Study, identity: Mapping[str, Any]) -> None:
+    """Store what the values of trials depend on. Raises as ``check_identity``."""
+    study.set_user_attr("identity", check_identity(study, identity))
+
+
+def finished_trials(study: Study) -> list[FrozenTrial]:
     """The finished trials."""
     return study.get_trials(states=(TrialState.COMPLETE,))
 
 
-def queue_trials(study: optuna.Study, space: Space) -> None:
+def queue_trials(study: Study, space: Space) -> None:
     """Queue the trials of the search that are neither finished nor queued; of tpe, those that an
     earlier driver left RUNNING."""
     interrupted = study.get_trials(states=(TrialState.RUNNING,))
@@ -160,7 +165,7 @@ def queue_trials(study: optuna.Study, space: Space) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def next_trial(study: optuna.Study, space: Space) -> optuna.Trial:
+def next_trial(study: Study, space: Space) -> optuna.Trial:
     """The next trial, from the queue or sampled by tpe. The sampler's seed follows from the number
     of settings that the study has, so that a resumed study samples as it would have."""
     every = space.base.keys()  # a driver may die between two of a trial's params
@@ -171,13 +176,13 @@ def next_trial(study: optuna.Study, space: Space) -> optuna.Trial:
     return study.ask(dict(space.distributions))
 
 
-def best_recipe(study: optuna.Study) -> dict[str, Any]:
+def best_recipe(study: Study) -> dict[str, Any]:
     """The best trial's settings as a recipe file, for ``train --recipe FILE``."""
     recipe = {**study.user_attrs["recipe"], **study.best_params}
     return {"recipe": recipe.pop("name"), **recipe}
 
 
-def figures(study: optuna.Study) -> list[dict[str, Any]]:
+def figures(study: Study) -> list[dict[str, Any]]:
     """Title and Plotly JSON (``spec``) of Optuna's plots; one that the finished trials do not allow
     (importances of one trial) is left out."""
     specs = []

@@ -66,16 +66,24 @@ class ModuleBackbone(Backbone):
             levels, embeddings = _split(self.model(images))
             self.strides = tuple(self._stride(each) for each in levels or embeddings)
             self.level_strides = self.strides  # those of a view with other layers stay all
-            pairs, _ = self._read(images)
+            maps, embedding = self._read(images)
             self.embed_dim = self.encode_image(images).shape[-1]
-        self.depth, self.divisor = len(pairs), max(self.strides)
-        self.channels = tuple(each.shape[1] for _, each in pairs)
-        if self.is_plain and all(token is not None for token, _ in pairs):
-            self.token_blocks = self.depth
+        self.depth, self.divisor = len(maps), max(self.strides)
+        self.channels = tuple(each.shape[1] for each in maps)
+        source = "the mean of the last map" if embedding is None else "the class token"
+        if hasattr(module, "encode_image"):
+            source = "by its encode_image"
+        elif len(embeddings) > 1:
+            raise UserError(
+                f"{name!r} returns {len(embeddings)} tensors (N, D); define encode_image(images),"
+                " which returns the embedding"
+            )
+        elif embeddings:
+            source = "returned beside them"
         channels, strides = (", ".join(map(str, each)) for each in (self.channels, self.strides))
         self.summary = (
-            f"{name}: {self.depth} feature maps (channels {channels}; strides {strides}), embedding"
-            f" of {self.embed_dim} ({self._embedding_source(pairs[-1][0], embeddings)})"
+            f"{name}: {self.depth} feature map{'s'[: self.depth > 1]} (channels {channels}; strides"
+            f" {strides}), embedding of {self.embed_dim} ({source})"
         )
 
     def _stride(self, level: Any) -> int:
@@ -95,49 +103,30 @@ class ModuleBackbone(Backbone):
             f" {shape or type(level).__name__}; {advice}"
         )
 
-    def _embedding_source(self, token: Tensor | None, embeddings: Sequence[Tensor]) -> str:
-        if hasattr(self.model, "encode_image"):
-            return "by its encode_image"
-        if len(embeddings) > 1:
-            raise UserError(
-                f"{self.name!r} returns {len(embeddings)} tensors (N, D); define"
-                " encode_image(images), which returns the embedding"
-            )
-        if embeddings:
-            return "returned beside them"
-        return "the mean of the last map" if token is None else "the class token"
-
-    def _read(self, images: Tensor) -> tuple[list[tuple[Tensor | None, Tensor]], list[Tensor]]:
-        """(class token, feature map) of each layer, and the embeddings that are returned."""
+    def _read(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Feature maps, and the embedding that is returned beside them, else the class token."""
         levels, embeddings = _split(self.model(images))
-        pairs = []
+        maps, token = [], None
         for level, stride in zip(levels, self.level_strides, strict=True):
-            token = None
             if level.ndim == 3:
                 grid = [side // stride for side in images.shape[-2:]]
-                if level.shape[1] > math.prod(grid):
-                    token, level = level[:, 0], level[:, 1:]
-                level = level.transpose(1, 2).unflatten(2, grid).contiguous()
-            pairs.append((token, level))
-        return pairs, embeddings
+                count = math.prod(grid)
+                token = level[:, 0] if level.shape[1] > count else None
+                level = level[:, -count:].transpose(1, 2).unflatten(2, grid).contiguous()
+            maps.append(level)
+        return maps, embeddings[0] if embeddings else token
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = tuple(each for _, each in self._read(images)[0])
-        return tuple(maps[layer] for layer in self.data.layers) if self.data.layers else maps
+        maps, _ = self._read(images)
+        return tuple(maps[layer] for layer in self.data.layers or range(len(maps)))
 
     def encode_image(self, images: Tensor) -> Tensor:
         if hasattr(self.model, "encode_image"):
             return self.model.encode_image(images)
-        pairs, embeddings = self._read(images)
-        if embeddings:
-            return embeddings[0]
-        if (token := pairs[-1][0]) is not None:
-            return token
-        return pairs[self.data.layers[-1] if self.data.layers else -1][1].mean(dim=(2, 3))
-
-    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        pairs: Any = self._read(images)[0]  # with class tokens, see ``token_blocks``
-        return [(pairs[layer][0], pairs[layer][1].flatten(2).transpose(1, 2)) for layer in layers]
+        maps, embedding = self._read(images)
+        if embedding is not None:
+            return embedding
+        return maps[self.data.layers[-1] if self.data.layers else -1].mean(dim=(2, 3))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         return self.model.encode_text(texts) if self.has_text else super().encode_text(texts)

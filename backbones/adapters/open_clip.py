@@ -13,12 +13,14 @@ import copy
 import functools
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import open_clip
+import timm
 import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
@@ -40,8 +42,8 @@ from backbones.adapters.common import (
     tokens_of,
 )
 from backbones.backbone import Backbone, DataConfig
-from backbones.checkpoint import Checkpoint, check_architecture, fit_state
-from backbones.registry import Request
+from backbones.checkpoint import Checkpoint, check_architecture, fit_state, load_checkpoint
+from backbones.registry import BACKBONES, Request
 from cliptex_common.errors import UserError, suggest
 
 _HUB_FILES = (
@@ -229,6 +231,30 @@ def build(request: Request) -> Backbone:
     state = backbone.model_state() if has_text else backbone.visual.state_dict()
     backbone.weights = request.weights(state, source)
     return backbone
+
+
+# what files of weights are often of, beside the architectures of named backbones
+COMMON = {"timm/resnet18", "timm/vit_small_patch16_224", "timm/convnext_tiny", "open_clip/ViT-B-32"}
+
+
+def nearest_architectures(weights: Path) -> str:
+    """The three architectures, of ``COMMON`` and the named backbones, whose tensors' shapes are
+    most like those of a file. Raises ``UserError`` if it cannot be read."""
+    state = load_checkpoint(weights).state
+    shapes: Counter[torch.Size] = Counter(tensor.shape for tensor in state.values())
+    named = (entry.settings.get("architecture", "") for entry in BACKBONES.values())
+    without_tags = (architecture.partition(".")[0] for architecture in named)
+    likeness = {}
+    for architecture in {*COMMON, *filter(None, without_tags)}:
+        family, _, name = architecture.partition("/")
+        with torch.device("meta"):  # shapes alone
+            is_timm = family == "timm"
+            config = {} if is_timm else open_clip.get_model_config(name)
+            model = timm.create_model(name) if is_timm else build_model(config)
+        own: Counter[torch.Size] = Counter(tensor.shape for tensor in model.state_dict().values())
+        likeness[architecture] = (own & shapes).total() / (own | shapes).total()
+    best = sorted(likeness, key=lambda name: (-likeness[name], name))[:3]
+    return ", ".join(f"{name} ({likeness[name]:.0%})" for name in best)
 
 
 def build_model(model_config: Mapping[str, Any], *, backbone: str = "") -> nn.Module:

@@ -188,7 +188,7 @@ class Trainer:
 
         Args:
             export: writes the weights of a step; called, in the first process, every ``keep_every``
-                steps before the last.
+                steps and at the last one.
 
         Raises:
             UserError: a state cannot be written, or what a subclass finds wrong with its data.
@@ -209,12 +209,12 @@ class Trainer:
                 if metrics := self.validate():
                     context.log.log_metrics(metrics, self.step)
                     self.metrics |= metrics
-                if first and self.step < self.steps:
-                    if export and context.keep_every and self.step % context.keep_every == 0:
-                        export(self.step)
-                    if saving.is_due:
-                        with saving.timed():
-                            self._save()
+                is_last, every = self.step == self.steps, context.keep_every
+                if first and export and every and (is_last or self.step % every == 0):
+                    export(self.step)
+                if first and not is_last and saving.is_due:
+                    with saving.timed():
+                        self._save()
                 context.progress.advance()
         except KeyboardInterrupt:
             if first and not self._updating and self.step < self.steps:

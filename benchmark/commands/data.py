@@ -228,8 +228,7 @@ class CheckDatasets(FolderOptions, JsonOptions):
         """Print a line for each dataset; exit code 2 if one is broken."""
         if self.data_root is None and not self.data:
             raise UserError("give --data-root DIR and/or --data NAME=DIR")
-        if self.data_root and not self.data_root.is_dir():
-            raise UserError(f"no folder {self.data_root}; `data get` downloads datasets")
+        self.check_root()
         with Bar() as bar:
             rows = survey(
                 self.data_root, self.data, full=self.full, workers=self.num_workers, progress=bar

@@ -28,8 +28,7 @@ from benchmark.options import (
 )
 from benchmark.parser import ConfigOptions, JsonOptions, Positional, Positionals
 from benchmark.progress import console
-from benchmark.suites import SUITES
-from benchmark.tasks import choose_suite, plan_task
+from benchmark.suites import SUITES, choose_suite
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import atomic_write
 from cliptex_common.settings import (
@@ -90,6 +89,7 @@ class ListNames(JsonOptions, FolderOptions):
         """Print names and descriptions."""
         if self.what not in LISTS:
             raise UserError(f"cannot list {self.what!r}; {suggest(self.what, LISTS)}")
+        self.check_root()
         words = [word.lower() for word in self.words]
         subject = self.words[: self.what == "settings"]
         rows = [
@@ -118,7 +118,7 @@ def _backbones() -> Rows:
 
 def _tasks() -> Rows:
     """Kind, main metric and suites of each task: those that list it, or else accept it, as
-    ``benchmark.tasks.settings_in`` does."""
+    ``benchmark.suites.settings_in`` does."""
     suites = SUITES.load_entry_points().values()
     accepting: dict[str, list[str]] = {}  # dataset → suites that list tasks on it
     for suite in suites:
@@ -135,6 +135,8 @@ def _tasks() -> Rows:
 
 def _settings(task: str = "") -> Rows:
     """Default in the task's own suite, type with range, and meaning of each setting of a task."""
+    from benchmark.tasks import plan_task
+
     planned = plan_task(choose_suite([task]), task, {})
     kind = planned.probe.settings_type
     hints, texts = get_type_hints(kind, include_extras=True), meanings(kind)
@@ -306,8 +308,7 @@ Files = Annotated[Names, {"nargs": "+"}]
 
 @options_dataclass
 class ExportResults(TrackingOptions, PluginOptions):
-    """Write the results of an experiment into one file that others can compare with, or its
-    numbers for other tools.
+    """Write the results of an experiment as one file for others, or its numbers for other tools.
 
     examples:
       python -m benchmark results export --experiment paper --out my-net.zip
@@ -451,20 +452,19 @@ class LeaderboardPage(PluginOptions):
         from benchmark.progress import Bar, console
         from benchmark.unit import threads
         from cliptex_common.files import write_text
-        from reports.leaderboard import Leaderboard, render_leaderboard
-        from reports.sharing import load_files, read_files
+        from reports.leaderboard import build_leaderboard, render_leaderboard
+        from reports.sharing import load_files
 
         files = load_files(self.files)
-        results = Leaderboard()
         with Bar() as bar, threads(1):
-            bar.start("shared results", len(files))
-            for file in read_files(files):
-                results.add(file)
-                bar.advance()
-        tasks = {column.cell.task for column in results.columns.values()}
-        about = f"{len(results.backbones)} backbones, {len(tasks)} tasks, {len(files)} files"
+            board = build_leaderboard(files, bar.start, bar.advance)
+        for note in board.notes:
+            console.print(f"  note · {note}", style="dim")
+        selection = board.analysis.selection
+        tasks = {column.task for column in selection.columns}
+        about = f"{len(selection.backbones)} backbones, {len(tasks)} tasks, {len(files)} files"
         path = self.out / "index.html"
-        write_text(path, render_leaderboard(results, self.title, about))
+        write_text(path, render_leaderboard(board, self.title, about))
         console.print(f"{about}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
         return 0
 
@@ -483,13 +483,23 @@ class ListResults(TrackingOptions):
     def main(self) -> int:
         """Print a line for each run, by the names of columns."""
         _, parents = _parents(self.tracking_uri, self.experiment)
+        shown = ", ".join(sorted({run.experiment for run in parents}))
+        console.print(f"experiment {shown}" if parents else "no run; name another --experiment")
         rows = []
-        for run in sorted(parents, key=lambda run: (run.backbone, run.seed, run.started)):
+        for run in sorted(parents, key=_by_step):
             tags = [f"{name}={value}" for name, value in run.own_tags.items()]
             about = " ".join(filter(None, [run.weights_source, run.settings, *tags]))
             rows.append((run.backbone, f"seed {run.seed}", run.status, run.run_id, about))
         print_table(rows)
         return 0
+
+
+def _by_step(run: ParentRun) -> tuple[Any, ...]:
+    """The order of a list of runs: checkpoints of a training by their steps."""
+    from reports.selection import AT_STEP
+
+    match = AT_STEP.fullmatch(run.backbone)
+    return (*((match[1], int(match[2])) if match else (run.backbone, 0)), run.seed, run.started)
 
 
 @options_dataclass
@@ -501,7 +511,8 @@ class LabelResults(TrackingOptions):
     """
 
     old: Positional[str]
-    """its column, as reports name it, or the id of one of its runs (`results list`)"""
+    """its column, as reports name it, the name of a training whose checkpoints are columns, or the
+    id of a run (`results list`)"""
     new: Positional[str]
     """its new label; '' for the backbone's own name"""
     experiment: Names = ()
@@ -509,16 +520,25 @@ class LabelResults(TrackingOptions):
 
     def main(self) -> int:
         """Set the tag of its runs."""
+        from reports.selection import AT_STEP
+        from reports.tables import count
+
         store, parents = _parents(self.tracking_uri, self.experiment)
         columns = {run.run_id: run.backbone for run in parents}
         column = columns.get(self.old, self.old)
-        chosen = [run_id for run_id in columns if columns[run_id] == column]
-        if not chosen:
-            hint = suggest(self.old, {*columns.values()})
+        labels = {run_id: self.new for run_id, name in columns.items() if name == column}
+        steps = {run_id: AT_STEP.fullmatch(name) for run_id, name in columns.items()}
+        labels |= {
+            run_id: self.new and f"{self.new} step {match[2]}"
+            for run_id, match in steps.items()
+            if match and match[1] == column
+        }
+        if not labels:
+            hint = suggest(self.old, {*columns.values(), *(m[1] for m in steps.values() if m)})
             raise UserError(f"no backbone or run {self.old!r} has results; {hint}")
-        for run_id in chosen:
-            store.client.set_tags(run_id, {"label": self.new})
-        console.print(f"{column} is {self.new} now, in {len(chosen)} runs")
+        for run_id, label in labels.items():
+            store.client.set_tags(run_id, {"label": label})
+        console.print(f"{column} is {self.new} now, in {count(len(labels), 'run')}")
         return 0
 
 

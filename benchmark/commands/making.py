@@ -274,7 +274,8 @@ class TrainBackbone(
     """seconds between two checkpoints to resume from; more where they would take over 2 % of the
     time"""
     keep_every: NonNegativeInt = 0
-    """export weights every so many steps into OUT.steps/, for `watch`; 0: never"""
+    """export weights every so many steps, and the last: w.safetensors has w.steps/, for `watch` and
+    as columns of `run --backbone LABEL=w.steps`; 0: never"""
     experiment: str = "train"
     """MLflow experiment"""
 
@@ -311,14 +312,19 @@ class TrainBackbone(
             is_rank = "RANK" in os.environ  # set by torchrun in each of its processes
             weights = _train_rank(inputs, self) if is_rank else _submit(inputs, self)
         if first_process():
-            cached = "found in the cache (same recipe, initial weights, pairs and labels)"
-            action = "trained" if weights.trained else cached
+            action = "trained"
+            if not weights.trained:
+                action = "found in the cache (same recipe, initial weights, pairs and labels)"
+                action += ", so no step was exported" if self.keep_every else ""
             run = f"  MLflow run {weights.run}" if weights.run else ""
             console.print(f"{recipe.name} {action}: {self.out}  sha256 {weights.sha256[:16]}{run}")
             name = recipe.name if recipe.name in backbones.names() else "cliptex"
             options = [f"--plugin {path}" for path in self.plugins]
             options.append(f"--backbone {name} --weights {self.out} --suite paper --data-root DIR")
             console.print("probe it: python -m benchmark run", *options)
+            if self.keep_every and weights.trained:
+                steps = self.out.with_suffix(".steps")
+                console.print(f"each checkpoint as a column: run --backbone LABEL={steps}")
         return 0
 
     def _check_output(self) -> None:

@@ -55,7 +55,8 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
 
     def main(self) -> int:
         """List, try, or run and compare; 0 unless a run failed."""
-        from benchmark.reproduce import find_targets, protocol_names
+        from benchmark.progress import console
+        from benchmark.reproduce import NoNumbers, find_targets, protocol_names
         from reports.store import using
 
         if self.quick:
@@ -69,7 +70,10 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
         if self.list:
             protocols = [name for name in self.protocols if name in protocol_names()]
             backbones += [name for name in self.protocols if name not in protocols]
-            _print_targets(find_targets(protocols, backbones, self.tasks))
+            try:
+                _print_targets(find_targets(protocols, backbones, self.tasks))
+            except NoNumbers as error:
+                console.print(str(error))
             return 0
         targets = find_targets(protocols, backbones, self.tasks)
         options = self._run_options("reproduce")

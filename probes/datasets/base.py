@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cliptex_common import files
-from cliptex_common import registry as plugins
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.registry import Registry, instance_of
@@ -30,20 +28,6 @@ from probes.features.files import content_hashes
 
 Split = Literal["train", "val"]
 Lister = Callable[[Path, Split], list["Sample"]]
-
-# kind → what each dataset of it declares in ``DatasetSpec.extra``
-DECLARED = {
-    "depth": {
-        "depth_scale": "metres per stored unit (0.001 for millimetres)",
-        "min_depth": "metres",
-        "max_depth": "metres",
-    },
-    "normals": {
-        "encoding": "how a normal is stored, in words",
-        "invalid": "the stored value of pixels without a normal, such as (0, 0, 0)",
-    },
-    "instance-retrieval": {"average_precision": "'steps' or 'trapezoids'"},
-}
 
 
 class Unreadable(Exception):
@@ -60,40 +44,15 @@ class Sample:
 
     Attributes:
         image: path of the image, relative to the dataset's root, with forward slashes.
-        target: by the kind of the dataset:
-
-            * dense tasks: relative path of the map
-            * ``detection``: image id in the annotation file
-            * ``classification``: class index, or a list of all that are right
-            * ``unknown-images``: name of its set
-            * ``image-text``: list of captions
-            * ``association``: [instance, cue, whether it is associated] for each question that it
-              is a candidate of
-            * ``correspondence``: the pairs that it is the source of, each a mapping with the other
-              ``image``, ``source`` and ``target`` points (x, y in pixels), and the object's ``box``
-              in the target
-            * ``instance-retrieval``: a mapping with the ``gallery`` that it is in and, of a query,
-              the one that it ``searches``, perhaps its ``box`` (left, top, right, bottom in
-              pixels), and the ``positives`` and ``junk`` images of each level
-            * ``video``: relative path of the masks of the frame
-            * ``object-views``, ``scene-views``: a mapping with ``rotation`` (3 × 3) and
-              ``translation`` (metres) from the world to the camera, its ``camera`` (the 3 × 3
-              matrix; of objects the focal length in short sides of the image), and ``pairs``, the
-              other images of the pairs that are listed
+        target: its ground truth. Of dense tasks the path of the map, relative likewise; of
+            classification the index of the class, or a list of all that are right; of other kinds
+            an object of the kind's class (``probes.datasets.ground_truth.KINDS``).
         group: number of its group (a region of the world), where scores are by group.
-        files: relative paths of what belongs to the image: the label map of a dense task (by
-            itself), masks, depth.
     """
 
     image: str
     target: Any = None
     group: int | None = None
-    files: tuple[str, ...] = ()
-
-    @property
-    def ground_truth(self) -> Any:
-        """Target and group, as they are hashed."""
-        return self.target if self.group is None else [self.target, self.group]
 
 
 @dataclass(frozen=True)
@@ -102,10 +61,8 @@ class DatasetSpec:
 
     Attributes:
         name: what users call it (``voc``, ``nyu-depth`` …); the first half of a task's name.
-        kind: what its ground truth is: a family of dense tasks (``probes.dense.tasks``),
-            ``detection``, ``classification``, ``image-text``, ``association``, ``correspondence``,
-            ``instance-retrieval``, ``unknown-images``, ``video``, ``object-views`` or
-            ``scene-views``.
+        kind: what its ground truth is: a family of dense tasks (``probes.dense.tasks``), or one of
+            ``probes.datasets.ground_truth.KINDS``.
         folder: under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
         other_folders: other names of that folder.
         list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is
@@ -180,26 +137,6 @@ class DatasetSpec:
 DATASETS: Registry[DatasetSpec] = Registry(
     "dataset", "datasets", instance_of(DatasetSpec), ("probes.catalog", "probes.experts")
 )
-
-
-def register_dataset(spec: DatasetSpec) -> DatasetSpec:
-    """Add a dataset of the calling module.
-
-    Raises:
-        UserError: its name is registered, or it lacks what datasets of its kind declare.
-    """
-    declared = DECLARED.get(spec.kind, {})
-    if missing := [f"{key}, {about}" for key, about in declared.items() if key not in spec.extra]:
-        raise UserError(
-            f"dataset {spec.name!r} does not declare, in extra={{…}} of its DatasetSpec:"
-            f" {'; '.join(missing)}"
-        )
-    if not spec.module:
-        module = sys._getframe(1).f_globals["__name__"]  # of the caller
-        if plugins.calling_plugin():  # configs cannot import a plugin's file
-            module = "probes.registry"
-        spec = replace(spec, module=module)
-    return DATASETS.register(spec.name, spec)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,13 @@
 """Checks of copies of datasets, before hours of work start: find one, count its samples, decode and
 verify each of them; and ``data check``, which surveys a folder.
 
-``Unreadable`` is raised for a single damaged file, which is skipped and reported; ``UserError`` if
-the dataset is not what its declaration says (labels out of range, sizes that differ)."""
+What a kind of dataset checks of its ground truth stands with it (``ground_truth``)."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
-import warnings
 from collections.abc import Collection, Container, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,214 +15,49 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from cliptex_common.errors import UserError, report_malformed, suggest
-from cliptex_common.files import (
-    canonical_json,
-    content_key,
-    home,
-    make_folder,
-    read_json_object,
-    write_json,
-)
-from cliptex_common.images import (
-    IMAGE_ERRORS,
-    Instances,
-    mask_error,
-    open_image,
-    read_classes,
-    read_instances,
-    read_labels,
-)
+from cliptex_common.errors import UserError, suggest
+from cliptex_common.files import content_key, home, make_folder, read_json_object, write_json
 from cliptex_common.progress import Progress, Silent
 from probes.datasets import base
-from probes.datasets.base import (
-    DatasetSpec,
-    PreparedDataset,
-    Sample,
-    Split,
-    Unreadable,
-    require_file,
+from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split, Unreadable
+from probes.datasets.ground_truth import (
+    MapFile,
+    SplitToCheck,
+    class_of,
+    coco_images,
+    decode,
+    ground_truth,
+    require_labels,
+    with_group,
 )
-from probes.dense.tasks import DENSE_TASKS
 from probes.features.files import HashedFile, content_hashes, read_and_hash, state_of, store_hashes
 from probes.registry import DATASETS, PROBES
 
 
-def verify(
-    spec: DatasetSpec, classes: int, root: Path, sample: Sample, instances: Mapping[Any, Any]
-) -> tuple[str, list[HashedFile]]:
-    """Verify a sample: decode its image, validate its ground truth. Returns the sha256 of its name
-    and content, and the hashes of its files.
+def verify(data: SplitToCheck, sample: Sample) -> tuple[str, list[HashedFile]]:
+    """Verify a sample: decode its image, check its ground truth. Returns the sha256 of its name and
+    content, and the hashes of its files.
 
-    Args:
-        classes: number of classes.
-        instances: for detection, the result of ``coco_images``; otherwise unused.
     Raises:
         OSError: a file cannot be read.
         Unreadable: this sample cannot be decoded, or has no ground truth.
         UserError: the dataset is not what its declaration says.
     """
-    image = root / sample.image
-    data, hashed = read_and_hash(image)
-    files = [hashed]
-    _, size = decode(data, "image", size_only=True)
-    if spec.kind in DENSE_TASKS:
-        files.append(_check_map(spec, classes, root / sample.target, size))
-        ground_truth = bytes.fromhex(files[1][2])
-    elif spec.kind == "detection":
-        ground_truth = _check_instances(spec, image, instances[sample.target], size)
-    elif spec.kind == "classification":
-        labels = sample.target if isinstance(sample.target, list) else [sample.target]
-        if not all(0 <= label < classes for label in labels):
-            raise UserError(
-                f"{image} has class {sample.target}, but {spec.name} has {classes} classes"
-            )
-        ground_truth = str(sample.ground_truth).encode()
-    else:
-        if spec.kind == "image-text":
-            _check_captions(spec, image, sample.target)
-        elif spec.kind == "video":
-            _check_masks(root / sample.target, size)
-        elif spec.kind.endswith("-views"):  # object-views, scene-views
-            _check_depth(root / sample.files[0])
-        ground_truth = canonical_json(sample.target).encode()
-        for path in sample.files:
-            files.append(read_and_hash(root / path)[1])
-            ground_truth += bytes.fromhex(files[-1][2])
-    content = sample.image.encode() + b"\0" + bytes.fromhex(hashed[2])
-    return hashlib.sha256(content + ground_truth).hexdigest(), files
-
-
-def _check_map(spec: DatasetSpec, classes: int, path: Path, size: tuple[int, int]) -> HashedFile:
-    data, hashed = read_and_hash(path)
-    label, label_size = decode(data, "label map")
-    if label_size != size:
-        raise UserError(
-            f"{path} is {label_size[0]}x{label_size[1]} but its image is {size[0]}x{size[1]};"
-            f" the label maps of {spec.name} do not belong to these images"
-        )
-    DENSE_TASKS[spec.kind].check_file(spec, classes, path, label)
-    return hashed
-
-
-def _check_masks(path: Path, size: tuple[int, int]) -> None:
-    try:
-        masks = read_classes(path)
-    except IMAGE_ERRORS as error:
-        raise UserError(f"{path} cannot be read ({error}); get the file again") from error
-    if masks.shape[::-1] != size:
-        raise UserError(
-            f"{path} is {masks.shape[1]}x{masks.shape[0]} but its frame is {size[0]}x{size[1]}"
-        )
-    if int(path.stem) == 0:
-        objects = set(np.unique(masks).tolist()) - {0, 255}
-        if empty := set(range(1, max(objects, default=1) + 1)) - objects:
-            raise UserError(f"{path}: object {min(empty)} has no pixel in the first frame")
-
-
-def _check_depth(path: Path) -> None:
-    depth, _ = decode(path.read_bytes(), path.name)
-    if not np.asarray(depth).any():
-        raise Unreadable(f"{path.name} has no pixel with a depth")
-
-
-def _check_instances(
-    spec: DatasetSpec, image: Path, entry: Mapping[str, Any], size: tuple[int, int]
-) -> bytes:
-    declared = entry["width"], entry["height"]
-    if size != declared:
-        raise UserError(
-            f"{image} is {size[0]}x{size[1]} but its annotation says {declared[0]}x{declared[1]};"
-            f" the images of {spec.name} do not belong to these annotations"
-        )
-    return canonical_json(entry["annotations"]).encode()
-
-
-def _check_captions(spec: DatasetSpec, image: Path, captions: Sequence[str]) -> None:
-    # retrieval scores are comparable only over the same captions
-    expected = spec.extra.get("captions_per_image", len(captions))
-    if len(captions) != expected:
-        raise UserError(
-            f"{image} has {len(captions)} captions instead of {expected}; get the annotation file"
-            " again"
-        )
-    if not all(caption.strip() for caption in captions):
-        raise Unreadable("an empty caption")
-
-
-def decode(
-    data: bytes, name: str, *, size_only: bool = False
-) -> tuple[Image.Image, tuple[int, int]]:
-    """A completely decoded image and its (width, height). With ``size_only`` JPEGs are decoded at
-    an eighth of their size, which reads all bytes too."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = open_image(io.BytesIO(data))
-        size = image.size
-        if size_only:
-            image.draft("RGB", (1, 1))
-        image.load()
-    # Pillow raises many kinds for broken files, SyntaxError and struct.error among them
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(" <_io.")[0]
-        raise Unreadable(f"{name} cannot be decoded: {reason}") from error
-    return image, size
-
-
-def coco_images(spec: DatasetSpec, root: Path, split: Split) -> Instances:
-    """The images of a split's annotation file, see ``read_instances``.
-
-    Raises:
-        UserError: the file is malformed or has no annotations, or one has a category that the
-            declaration lacks, a box outside its image or an invalid mask.
-    """
-    path = require_file(root, spec.annotations[split])
-    categories, images = read_instances(path)
-    classes = set(spec.class_names(root))
-    with report_malformed(f"{path} is not a COCO annotation file"):
-        for image in images.values():
-            for annotation in image["annotations"]:
-                name = f"{path} annotation {annotation['id']}"
-                category = categories.get(annotation["category_id"])
-                if category not in classes:
-                    raise UserError(
-                        f"{name} has category {annotation['category_id']} ({category}), which is"
-                        f" not one of the {len(classes)} classes of {spec.name}"
-                    )
-                check_instance(name, annotation, (image["width"], image["height"]))
-    if not any(image["annotations"] for image in images.values()):
-        raise UserError(f"{path} has no annotations; get the file again")
-    return images
-
-
-def check_instance(name: str, annotation: Mapping[str, Any], size: tuple[int, int]) -> None:
-    """The box is in the image (within two pixels, for rounding), and the mask has its size.
-
-    Raises:
-        UserError: it is not. LookupError, TypeError, ValueError: a field is missing or malformed.
-    """
-    x, y, width, height = (float(value) for value in annotation["bbox"])
-    inside = x >= -2 and y >= -2 and x + width <= size[0] + 2 and y + height <= size[1] + 2
-    if not (inside and width >= 0 and height >= 0):  # also for NaN
-        raise UserError(
-            f"{name} has box {annotation['bbox']} outside its image of {size[0]}x{size[1]}"
-        )
-    float(annotation["area"])  # scoring needs it
-    if error := mask_error(annotation.get("segmentation"), size[1], size[0]):
-        raise UserError(f"{name} has {error}")
+    image, hashed = read_and_hash(data.root / sample.image)
+    _, size = decode(image, "image", size_only=True)
+    truth = ground_truth(data.spec, sample)
+    truth.check(data, data.root / sample.image, size)
+    files = [hashed, *(read_and_hash(data.root / path)[1] for path in truth.files)]
+    first, *others = (bytes.fromhex(sha256) for _, _, sha256 in files)
+    text = truth.hashed(data, sample)
+    content = b"".join([sample.image.encode(), b"\0", first, text.encode(), *others])
+    return hashlib.sha256(content).hexdigest(), files
 
 
 CHECK_VERSION = 3  # raised whenever the checks change: older results no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
 ALL: Mapping[Split, int | None] = dict.fromkeys(SPLITS)
 MAX_UNREADABLE = 0.01  # of a split; one sample is always accepted
-LINKED = ("video", "object-views", "scene-views")  # kinds of which no sample may be unreadable
-# kinds that are scored on relations between images, which ``--limit`` would break
-RELATIONS = ("association", "correspondence", "instance-retrieval", *LINKED)
 FEW = 20  # samples of a split that a dry run decodes
 CHUNK = 1000  # samples whose hashes are stored together
 
@@ -391,14 +223,14 @@ class Inventory:
     def add_split(self, split: Split, limit: int | None = None) -> None:
         """List the samples of a split, or ``limit`` of them. Raises ``UserError`` naming a missing
         list or folder."""
-        spec = self.spec
+        spec, kind = self.spec, class_of(self.spec.kind)
         base.LEFT_OUT.set(self.links)
         try:
             samples = spec.list_samples(self.root, split)
         except UserError as error:
             raise UserError(f"{spec.name}: {error}") from error
         if limit is not None and limit < len(samples):
-            if spec.kind in RELATIONS:
+            if kind.is_relation:
                 raise UserError(
                     f"--limit: {spec.name} is scored on relations between images; leave it out"
                     " with --task"
@@ -406,21 +238,21 @@ class Inventory:
             self.left_out[split] = len(samples) - limit
             samples = [samples[index * len(samples) // limit] for index in range(limit)]
         present, missing, images = [], [], set()
-        for sample in samples:
+        truths = [ground_truth(spec, sample) for sample in samples]
+        for sample, truth in zip(samples, truths, strict=True):
             inode = self._stat(split, sample.image)
-            files = [sample.target] if spec.kind in DENSE_TASKS else sample.files
             if inode is None:
                 missing.append(sample.image)
-            elif absent := [path for path in files if self._stat(split, path) is None]:
+            elif absent := [path for path in truth.files if self._stat(split, path) is None]:
                 missing += absent
             else:
                 present.append(sample)
                 images.add((inode, sample.image.partition(".tar/")[2]))
         self.present[split], self.missing[split], self.images[split] = present, missing, images
-        if spec.kind == "detection":
+        if spec.annotations:
             self._stat(split, spec.annotations[split])
-        elif spec.kind not in DENSE_TASKS:  # the ground truth is in the listing
-            targets = content_key([sample.ground_truth for sample in samples])
+        elif kind is not MapFile:  # the ground truth is in the listing
+            targets = content_key(list(map(with_group, truths, samples)))
             self.stats.append((f"{split}:{targets}", len(samples), 0))
 
     def _stat(self, split: Split, path: str) -> int | None:
@@ -431,6 +263,12 @@ class Inventory:
             return None
         self.stats.append((f"{split}:{path}", size, time))
         return inode
+
+    def to_check(self, split: Split) -> SplitToCheck:
+        """The split for ``verify``. Raises ``UserError`` if its annotation file is malformed."""
+        spec, root = self.spec, self.root
+        instances = coco_images(spec, root, split) if spec.annotations else {}
+        return SplitToCheck(spec, root, split, len(spec.class_names(root)), instances)
 
     def is_complete(self) -> bool:
         """Whether the counts are the official ones, if there are any."""
@@ -496,7 +334,6 @@ def check_samples(
         {"fingerprint": hash, "skipped": {split: [(path, reason)]}, "notes": [line]}
     """
     spec, root = inventory.spec, inventory.root
-    classes = len(spec.class_names(root))
     digests: dict[Split, list[str]] = {}
     hashes: dict[Split, list[str]] = {}
     skipped: dict[Split, list[tuple[str, str]]] = {}
@@ -504,8 +341,8 @@ def check_samples(
     make_folder(journal.parent)
     progress.start(f"checking {spec.name}", sum(map(len, inventory.present.values())))
     for split, samples in inventory.present.items():
-        instances = coco_images(spec, root, split) if spec.kind == "detection" else {}
-        check = functools.partial(check_sample, spec, classes, root, instances)
+        data = inventory.to_check(split)
+        check = functools.partial(check_sample, data)
         pending = [sample for sample in samples if sample.image not in checked]
         progress.advance(len(samples) - len(pending))
         # Decoding and hashing release the GIL. Lines are written whole, since other processes may
@@ -522,23 +359,15 @@ def check_samples(
                         progress.advance()
                 finally:
                     store_hashes(hashed)
-        usable = [sample.image for sample in samples if not checked[sample.image][1]]
-        digests[split] = [checked[image][0] for image in usable]
+        usable = [sample for sample in samples if not checked[sample.image][1]]
+        digests[split] = [checked[sample.image][0] for sample in usable]
         reasons = [(sample.image, checked[sample.image][1]) for sample in samples]
         skipped[split] = [(image, reason) for image, reason in reasons if reason]
         if not spec.expected:  # of an official dataset, missing files make it partial
             skipped[split] += [(path, "missing") for path in inventory.missing[split]]
         limit_unreadable(inventory, split, len(usable), skipped[split])
-        targets = (str(root / each.target) for each in samples if not checked[each.image][1])
-        offset, ignored = spec.label_offset, spec.ignore_index
-        if spec.kind == "segmentation" and all(
-            (read_labels(path, offset, ignored, classes) == ignored).all() for path in targets
-        ):
-            raise UserError(
-                f"{spec.name}: no image of {split} has a labelled pixel (in {root}); correct the"
-                " label maps, or ignore_index and label_offset"
-            )
-        hashes[split] = content_hashes([root / image for image in usable])
+        require_labels(data, usable)
+        hashes[split] = content_hashes([root / sample.image for sample in usable])
     return {
         "fingerprint": content_key([content_identity(spec, root), digests], length=32),
         "skipped": skipped,
@@ -549,26 +378,24 @@ def check_samples(
 def check_few(inventory: Inventory) -> None:
     """Decode ``FEW`` samples of each split, evenly spaced. Raises ``UserError`` if they are not
     what the declaration says, none can be read, or too many files are missing."""
-    spec, root = inventory.spec, inventory.root
-    classes = len(spec.class_names(root))
     for split, samples in inventory.present.items():
-        instances = coco_images(spec, root, split) if spec.kind == "detection" else {}
+        data = inventory.to_check(split)
         few = samples[:: max(1, len(samples) // FEW)]
-        reasons = [check_sample(spec, classes, root, instances, sample)[1] for sample in few]
-        missing = [] if spec.expected else [(path, "missing") for path in inventory.missing[split]]
+        reasons = [check_sample(data, sample)[1] for sample in few]
+        missing = (
+            [] if data.spec.expected else [(path, "missing") for path in inventory.missing[split]]
+        )
         if all(reasons):
             unread = [(sample.image, reason) for sample, reason in zip(few, reasons, strict=True)]
             limit_unreadable(inventory, split, 0, unread)
         limit_unreadable(inventory, split, len(samples), missing)
 
 
-def check_sample(
-    spec: DatasetSpec, classes: int, root: Path, instances: Mapping[Any, Any], sample: Sample
-) -> tuple[str, str, list[HashedFile]]:
+def check_sample(data: SplitToCheck, sample: Sample) -> tuple[str, str, list[HashedFile]]:
     """The digest of ``verify`` and its files; or '', the reason why the sample is left out, and
     none. Raises ``UserError`` as it does."""
     try:
-        digest, files = verify(spec, classes, root, sample, instances)
+        digest, files = verify(data, sample)
         return digest, "", files
     except (Unreadable, OSError) as error:
         return "", getattr(error, "strerror", None) or str(error), []
@@ -591,7 +418,7 @@ def limit_unreadable(
     """Raise ``UserError`` if too many samples of a split cannot be used."""
     total = usable + len(skipped)
     accepted, limit = max(1, int(MAX_UNREADABLE * total)), ", more than one and than 1 %"
-    if inventory.spec.kind in LINKED:
+    if class_of(inventory.spec.kind).is_indivisible:
         accepted, limit = 0, ""
     if usable and len(skipped) <= accepted:
         return

@@ -13,17 +13,18 @@ from probes.datasets.base import (
     require_file,
     require_folder,
 )
+from probes.datasets.ground_truth import Boxes
 from probes.registry import register_dataset
 
 
 def list_samples(root: Path, split: Split) -> list[Sample]:
-    """Images of ``instances_*.json`` in its order; target = image id."""
+    """Images of ``instances_*.json`` in its order."""
     path, images = require_file(root, COCO.annotations[split]), f"{split}2017"
     require_folder(root, images)
     content = read_annotations(path)
     with report_malformed(f"{path} is not a COCO annotation file: images need id and file_name"):
         return [
-            Sample(f"{images}/{entry['file_name']}", int(entry["id"]))
+            Sample(f"{images}/{entry['file_name']}", Boxes(int(entry["id"])))
             for entry in content["images"]
         ]
 

@@ -26,6 +26,14 @@ from probes.datasets.base import (
     require_folder,
     walk,
 )
+from probes.datasets.ground_truth import (
+    Captions,
+    Correspondences,
+    GalleryImage,
+    KeypointPair,
+    ObjectMasks,
+    View,
+)
 from probes.registry import register_dataset
 
 TIMES = {"new": "old", "old": "new"}
@@ -47,14 +55,18 @@ def list_amstertime(root: Path, split: Split) -> list[Sample]:
             " remove it"
         )
     return [
-        Sample(image, {"gallery": time, "searches": gallery, **_only(images[gallery][name])})
+        Sample(
+            image,
+            GalleryImage(
+                time,
+                searches=gallery,
+                positives={"all": [images[gallery][name]]},
+                junk={"all": []},
+            ),
+        )
         for time, gallery in TIMES.items()
         for name, image in images[time].items()
     ]
-
-
-def _only(positive: str) -> dict[str, dict[str, list[str]]]:
-    return {"positives": {"all": [positive]}, "junk": {"all": []}}
 
 
 def places(root: Path) -> dict[str, str]:
@@ -105,7 +117,7 @@ def list_davis(root: Path, split: Split) -> list[Sample]:
         pairs = [(f"{frames}/{i:05}.jpg", f"{masks}/{i:05}.png") for i in range(count)]
         if absent := [path for pair in pairs for path in pair if path not in present]:
             raise UserError(f"{root / absent[0]} is missing; get the video again")
-        samples += [Sample(frame, mask, files=(mask,)) for frame, mask in pairs]
+        samples += [Sample(frame, ObjectMasks(mask)) for frame, mask in pairs]
     return samples
 
 
@@ -123,8 +135,8 @@ register_dataset(
 
 def list_captions(name: str, root: Path, split: Split) -> list[Sample]:
     """Samples of Flickr8k or Flickr30k: ``dataset_NAME.json`` (Karpathy's) and the images in one
-    folder, in any of their usual places. ``val`` is the test split, which retrieval is scored on; a
-    sample's target is the list of its raw captions."""
+    folder, in any of their usual places. ``val`` is the test split, which retrieval is scored on;
+    captions are the raw ones."""
     path = require_file(
         root, *(f"{folder}dataset_{name}.json" for folder in ("", "annotations/", "karpathy/"))
     )
@@ -137,7 +149,7 @@ def list_captions(name: str, root: Path, split: Split) -> list[Sample]:
         return [
             Sample(
                 f"{folder_name}/{entry['filename']}",
-                [str(sentence["raw"]) for sentence in entry["sentences"]],
+                Captions([str(sentence["raw"]) for sentence in entry["sentences"]]),
             )
             for entry in content["images"]
             if entry["split"] == part
@@ -183,15 +195,16 @@ def list_navi(root: Path, split: Split) -> list[Sample]:
                 image = f"{folder}/images/{entry['filename']}"
                 depth = f"{folder}/depth/{PurePath(image).stem}.png"
                 camera = entry["camera"]
-                target = {
-                    "rotation": rotation_matrix(*camera["q"]),
-                    "translation": [value / 1000 for value in camera["t"]],
-                    "camera": camera["focal_length"] / min(entry["image_size"]),
-                    "pairs": pairs.pop(image, []),
-                }
+                view = View(
+                    rotation=rotation_matrix(*camera["q"]),
+                    translation=[value / 1000 for value in camera["t"]],
+                    camera=camera["focal_length"] / min(entry["image_size"]),
+                    pairs=pairs.pop(image, []),
+                    depth=depth,
+                )
                 for file in (image, depth):
                     require_file(root, file)
-                samples.append(Sample(image, target, files=(depth,)))
+                samples.append(Sample(image, view))
     if unknown := next(iter(pairs), None):
         raise UserError(f"{PAIRS} lists {unknown}, which has no annotation")
     if not samples:
@@ -264,25 +277,25 @@ def list_revisited(name: str, root: Path, split: Split) -> list[Sample]:
             [f"jpg/{Path(str(image)).stem}.jpg" for image in np.atleast_1d(content[key])]
             for key in ("imlist", "qimlist")
         )
-        targets = [_target(entry, gallery) for entry in np.atleast_1d(content["gnd"])]
-        samples = [Sample(image, {"gallery": name}) for image in gallery]
+        targets = [_query(name, entry, gallery) for entry in np.atleast_1d(content["gnd"])]
+        samples = [Sample(image, GalleryImage(name)) for image in gallery]
         return samples + [
-            Sample(image, {"searches": name, **target})
-            for image, target in zip(queries, targets, strict=True)
+            Sample(image, target) for image, target in zip(queries, targets, strict=True)
         ]
 
 
-def _target(entry: dict[str, Any], gallery: list[str]) -> dict[str, Any]:
-    """The ground truth of a query; see ``Sample``. Of each level the others' images are junk."""
+def _query(name: str, entry: dict[str, Any], gallery: list[str]) -> GalleryImage:
+    """The ground truth of a query. Of each level the others' images are junk."""
     easy, hard, junk = (
         [gallery[number - 1] for number in np.atleast_1d(entry[key]).astype(int) if number > 0]
         for key in ("easy", "hard", "junk")
     )
-    return {
-        "box": np.asarray(entry["bbx"], np.float64).reshape(4).tolist(),
-        "positives": {"hard": hard, "medium": easy + hard, "easy": easy},
-        "junk": {"hard": junk + easy, "medium": junk, "easy": junk + hard},
-    }
+    return GalleryImage(
+        searches=name,
+        box=np.asarray(entry["bbx"], np.float64).reshape(4).tolist(),
+        positives={"hard": hard, "medium": easy + hard, "easy": easy},
+        junk={"hard": junk + easy, "medium": junk, "easy": junk + hard},
+    )
 
 
 for _name, _images, _about in (
@@ -324,15 +337,13 @@ def list_scannet(root: Path, split: Split) -> list[Sample]:
     if split == "train":
         return []
     pairs, cameras = (read_list(root, name) for name in ("test.npz", "intrinsics.npz"))
-    samples: dict[str, Sample] = {}
+    others: dict[str, list[str]] = {}
     for room, sequence, *frames in read_pairs(pairs, root):
         scene = f"scene{room:04d}_{sequence:02d}"
-        images = [f"{scene}/color/{frame}.jpg" for frame in frames]
-        for image in images:
-            if image not in samples:
-                samples[image] = read_frame(root, image, cameras)
-        samples[images[0]].target["pairs"].append(images[1])
-    return list(samples.values())
+        first, second = (f"{scene}/color/{frame}.jpg" for frame in frames)
+        others.setdefault(first, []).append(second)
+        others.setdefault(second, [])
+    return [Sample(image, read_view(root, image, others[image], cameras)) for image in others]
 
 
 def read_list(root: Path, name: str) -> Any:
@@ -351,8 +362,8 @@ def read_pairs(arrays: Any, root: Path) -> list[list[int]]:
         return arrays["name"].reshape(-1, 4).tolist()
 
 
-def read_frame(root: Path, image: str, cameras: Any) -> Sample:
-    """A frame with its camera, and without pairs."""
+def read_view(root: Path, image: str, pairs: list[str], cameras: Any) -> View:
+    """What is known of a frame."""
     scene, _, name = image.split("/")
     number = name.removesuffix(".jpg")
     depth = f"{scene}/depth/{number}.png"
@@ -361,15 +372,11 @@ def read_frame(root: Path, image: str, cameras: Any) -> Sample:
     path = require_file(root, f"{scene}/pose/{number}.txt")
     with report_malformed(f"{path} or {root / 'intrinsics.npz'} is no camera of ScanNet"):
         to_camera = np.linalg.inv(np.loadtxt(path).reshape(4, 4))
-        target = {
-            "rotation": to_camera[:3, :3].tolist(),
-            "translation": to_camera[:3, 3].tolist(),
-            "camera": cameras[scene].reshape(3, 3).tolist(),
-            "pairs": [],
-        }
+        rotation, translation = to_camera[:3, :3].tolist(), to_camera[:3, 3].tolist()
+        camera = cameras[scene].reshape(3, 3).tolist()
     if not np.isfinite(to_camera).all():
         raise UserError(f"{path} is no pose; get the file again")
-    return Sample(image, target, files=(depth,))
+    return View(rotation, translation, camera, pairs, depth)
 
 
 register_dataset(
@@ -398,7 +405,7 @@ def list_spair(root: Path, split: Split) -> list[Sample]:
     """
     root, part = Path(root), PARTS[split]
     annotations = require_folder(root, f"PairAnnotation/{part}")
-    pairs_of_image: dict[str, list[dict[str, Any]]] = {}
+    pairs_of_image: dict[str, list[KeypointPair]] = {}
     for name in read_lines(require_file(root, f"Layout/large/{part}.txt")):
         # some file systems allow no colon in names, and copies there have an underscore for it
         path = require_file(annotations, f"{name}.json", f"{name.replace(':', '_')}.json")
@@ -408,23 +415,21 @@ def list_spair(root: Path, split: Split) -> list[Sample]:
                 f"JPEGImages/{annotation['category']}/{annotation[f'{side}_imname']}"
                 for side in ("src", "trg")
             )
-            pair = {
-                "image": target,
-                "source": annotation["src_kps"],
-                "target": annotation["trg_kps"],
-                "box": annotation["trg_bndbox"],
-            }
-            for points in (pair["source"], pair["target"]):
-                np.asarray(points, np.float64).reshape(len(points), 2)
-            np.asarray(pair["box"], np.float64).reshape(4)
-        if not pair["source"] or len(pair["source"]) != len(pair["target"]):
+            points, box = (annotation["src_kps"], annotation["trg_kps"]), annotation["trg_bndbox"]
+            for each in points:
+                np.asarray(each, np.float64).reshape(len(each), 2)
+            np.asarray(box, np.float64).reshape(4)
+            pair = KeypointPair(target, *points, box)
+        if not pair.source or len(pair.source) != len(pair.target):
             raise UserError(
-                f"{path} has {len(pair['source'])} and {len(pair['target'])} keypoints; get the"
-                " file again"
+                f"{path} has {len(pair.source)} and {len(pair.target)} keypoints; get the file"
+                " again"
             )
         pairs_of_image.setdefault(source, []).append(pair)
         pairs_of_image.setdefault(target, [])  # an image that is a target only is a sample, too
-    return [Sample(image, pairs) for image, pairs in sorted(pairs_of_image.items())]
+    return [
+        Sample(image, Correspondences(pairs)) for image, pairs in sorted(pairs_of_image.items())
+    ]
 
 
 register_dataset(

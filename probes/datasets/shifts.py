@@ -31,17 +31,18 @@ from probes.datasets.base import (
     require_folder,
     walk,
 )
+from probes.datasets.ground_truth import ImageSet
 from probes.image_level.settings import ALEXNET_ERRORS
 from probes.registry import register_dataset
 
 
 def list_samples(root: Path, split: Split) -> list[Sample]:
-    """The images of all sets, of no class of ImageNet; the target is ``near/SET`` (SSB-hard, NINCO
-    …) or ``far/SET`` (iNaturalist, Textures, OpenImage-O …)::
+    """The images of all sets, of no class of ImageNet, named ``near/SET`` (SSB-hard, NINCO …)
+    or ``far/SET`` (iNaturalist, Textures, OpenImage-O …)::
 
-        imagenet-ood/near/SET/…/*.jpg   a folder of images, nested or not
-        imagenet-ood/far/SET.txt        or a list: a path from imagenet-ood on each line, perhaps
-                                        followed by a number, as in OpenOOD's lists
+    imagenet-ood/near/SET/…/*.jpg   a folder of images, nested or not
+    imagenet-ood/far/SET.txt        or a list: a path from imagenet-ood on each line, perhaps
+                                    followed by a number, as in OpenOOD's lists
     """
     samples = []
     for distance in ("near", "far"):
@@ -56,7 +57,7 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
                     raise UserError(f"{path} names {absent!r}, which is not in {root}")
             else:
                 continue
-            samples += [Sample(image, name) for image in images]
+            samples += [Sample(image, ImageSet(name)) for image in images]
     if not samples:
         raise UserError(f"{root} has no sets; expected near/SET/, far/SET/ or lists near/SET.txt")
     return samples

@@ -38,6 +38,7 @@ from probes.datasets.base import (
     require_file,
     require_folder,
 )
+from probes.datasets.ground_truth import Associations, Captions, Question
 from probes.datasets.shifts import as_shift
 from probes.features.files import IMAGE_MEMBERS, members, read_bytes
 from probes.registry import DATASETS, register_dataset
@@ -97,7 +98,7 @@ def list_samples(root: Path, split: Split, column: int | None = None) -> list[Sa
             kind = "text in UTF-8" if captions else "class number"
             with report_malformed(f"{root / tar}: {label} holds no {kind}"):
                 text = read_bytes(root / tar / label).decode()
-                target = text.splitlines() if captions else int(text)
+                target = Captions(text.splitlines()) if captions else int(text)
             group = None if column is None else read_group(root / tar / f"{key}.npy", column)
             samples.append(Sample(f"{tar}/{name}", target, group))
     return samples
@@ -116,9 +117,8 @@ def read_group(path: Path, column: int) -> int:
 
 def list_candidates(root: Path, split: Split) -> list[Sample]:
     """WinoGAViL (Bitton et al. 2022): images in ``test/*.tar``, questions in ``instances.json``, a
-    list of {"cue", "candidates", "associations"} with the images' names (their keys in the tars). A
-    sample's target: [number of the instance, cue, whether it is associated] of each question that
-    it is a candidate of."""
+    list of {"cue", "candidates", "associations"} with the images' names (their keys in the
+    tars)."""
     path = require_file(Path(root), "instances.json")
     images = {
         name.rpartition(".")[0]: f"{tar}/{name}"
@@ -126,15 +126,16 @@ def list_candidates(root: Path, split: Split) -> list[Sample]:
         for name in members(Path(root) / tar)
         if name.rpartition(".")[2] in IMAGE_MEMBERS
     }
-    targets: dict[str, list[Any]] = {}
+    questions: dict[str, list[Question]] = {}
     with report_malformed(f"{path} must list cue, candidates and associations of each instance"):
         for number, instance in enumerate(read_annotations(path)):
             right = set(map(str, instance["associations"]))
             for name in map(str, instance["candidates"]):
-                targets.setdefault(name, []).append([number, str(instance["cue"]), name in right])
-    if unknown := next((name for name in targets if name not in images), None):
+                question = Question(number, str(instance["cue"]), name in right)
+                questions.setdefault(name, []).append(question)
+    if unknown := next((name for name in questions if name not in images), None):
         raise UserError(f"{path} names the image {unknown!r}, which no shard in {root} holds")
-    return [Sample(images[name], target) for name, target in targets.items()]
+    return [Sample(images[name], Associations(each)) for name, each in questions.items()]
 
 
 def type_of(root: Path) -> str:

@@ -90,6 +90,11 @@ class Depth(DenseTask):
         "delta3": Metric(label="δ < 1.25³"),
     }
     settings = DepthSettings
+    declared: ClassVar = {
+        "depth_scale": "metres per stored unit (0.001 for millimetres)",
+        "min_depth": "metres",
+        "max_depth": "metres",
+    }
 
     def check_file(self, spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
         """16 bits a pixel, and some of them within the valid range."""

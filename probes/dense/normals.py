@@ -77,6 +77,10 @@ class Normals(DenseTask):
         "normal_image_30": Metric(label="within 30° of an image"),
     }
     settings = NormalSettings
+    declared: ClassVar = {
+        "encoding": "how a normal is stored, in words",
+        "invalid": "the stored value of pixels without a normal, such as (0, 0, 0)",
+    }
     channels, outputs = 3, 4
     loss_name = "loss_angle"
     uncertainty = False

@@ -54,6 +54,7 @@ class DenseTask:
         settings: of its probes, besides those of their heads.
         shipped_settings, head_settings: of the shipped heads, and of those that the setting
             ``head`` names: ``settings`` and theirs.
+        declared: what its datasets give in ``DatasetSpec.extra``, and its unit.
         has_classes: whether the ground truth is numbers of classes: of ``Segmentation``.
         channels: numbers of a pixel of the ground truth.
         outputs: numbers of a pixel that a head puts out.
@@ -70,6 +71,7 @@ class DenseTask:
     settings: ClassVar[type[DenseSettings]] = DenseSettings
     shipped_settings: ClassVar[type[DenseSettings]]
     head_settings: ClassVar[type[DenseSettings]]
+    declared: ClassVar[Mapping[str, str]] = {}
     has_classes: ClassVar[bool] = False
     channels: ClassVar[int] = 1
     outputs: ClassVar[int] = 1

@@ -308,5 +308,5 @@ def coco_set(data: PreparedDataset, split: Split) -> Part:
         "ann_file": data.spec.annotations[split],
         "data_prefix": {"img": folders.get(split) or str(PurePosixPath(samples[0].image).parent)},
         "metainfo": {"classes": data.classes},
-        "image_ids": None if complete else [sample.target for sample in samples],
+        "image_ids": None if complete else [sample.target.image_id for sample in samples],
     }

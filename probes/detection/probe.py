@@ -43,7 +43,7 @@ class DetectionProbe(Probe):
         config = detection_config(self, context)
         trainer = run_training(config, context, f"{data.spec.name}/{self.name}")
         (scores,) = trainer.evaluator.metrics
-        names = {sample.target: sample.image for sample in data.samples["val"]}
+        names = {sample.target.image_id: sample.image for sample in data.samples["val"]}
         if sorted(scores.image_ids) != sorted(names):
             raise RuntimeError("the images that were scored are not those of val")
         context.cost.add(trainer.cost)

@@ -98,7 +98,7 @@ def run_ood(context: Context) -> TaskResult:
         scores.append(torch.stack([msp, -logits.logsumexp(dim=1), distance]))
         for sample in each.data.samples["val"]:
             images.append(sample.image)
-            sets.append(KNOWN if each is training else sample.target)
+            sets.append(KNOWN if each is training else sample.target.name)
     msp, energy, knn = torch.cat(scores, dim=1).numpy()
     per_image = {
         "image": np.array(images),

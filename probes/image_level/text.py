@@ -30,7 +30,7 @@ def run_association(context: Context) -> TaskResult:
     ``probes.base.FeatureProbe``."""
     instances: dict[int, list[tuple[int, str, bool]]] = defaultdict(list)
     for index, sample in enumerate(context.data.samples["val"]):
-        for number, cue, belongs in sample.target:
+        for number, cue, belongs in sample.target.questions:
             instances[number].append((index, cue, belongs))
     images = normalize(encode_split(context, "val"), dim=1)
     order = sorted(instances)
@@ -86,9 +86,13 @@ def run_retrieval(context: Context) -> TaskResult:
     settings: RetrievalSettings = context.settings
     samples = context.data.samples["val"]
     texts = [
-        settings.template.replace("{}", caption) for sample in samples for caption in sample.target
+        settings.template.replace("{}", caption)
+        for sample in samples
+        for caption in sample.target.texts
     ]
-    owner = torch.tensor([index for index, sample in enumerate(samples) for _ in sample.target])
+    owner = torch.tensor(
+        [index for index, sample in enumerate(samples) for _ in sample.target.texts]
+    )
     numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     images = encode_split(context, "val")
     captions = encode_texts(context, texts)

@@ -25,6 +25,7 @@ from torch.nn.functional import normalize
 from backbones.backbone import resizing
 from cliptex_common.images import TILE, image_size, spread_indices, write_grid
 from probes.base import Context, TaskResult
+from probes.datasets.ground_truth import GalleryImage
 from probes.features.store import CacheKey
 from probes.image_level.encode import ImageViews, layer_columns
 from probes.matching.probe import NO_POSITIVE, InstanceSettings, instance_retrieval
@@ -54,19 +55,20 @@ def run(context: Context) -> TaskResult:
     index_of = {sample.image: index for index, sample in enumerate(samples)}
     galleries: dict[str, list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
-        if "gallery" in sample.target:
-            galleries[sample.target["gallery"]].append(index)
+        if sample.target.gallery:
+            galleries[sample.target.gallery].append(index)
     precisions: dict[str, list[float]] = defaultdict(list)
     answers: dict[int, Answer] = {}
     for index, sample in enumerate(samples):
-        if "searches" not in sample.target:
+        query: GalleryImage = sample.target
+        if not query.searches:
             continue
-        gallery = np.array(galleries[sample.target["searches"]])
+        gallery = np.array(galleries[query.searches])
         ranking = gallery[np.argsort(-(vectors[gallery] @ vectors[index]), kind="stable")]
-        for level, positives in sample.target["positives"].items():
+        for level, positives in query.positives.items():
             expected, junk = (
                 [index_of[name] for name in names if name in index_of]
-                for names in (positives, sample.target["junk"][level])
+                for names in (positives, query.junk[level])
             )
             results = ranking[~np.isin(ranking, junk)]
             right = np.isin(results, expected)
@@ -116,9 +118,9 @@ class RetrievalViews(ImageViews):
         settings: InstanceSettings = context.settings
         self.samples, self.resize = context.data.samples["val"], settings.resize
         self.boxes: Mapping[int, Sequence[float]] = {
-            index: sample.target["box"]
+            index: sample.target.box
             for index, sample in enumerate(self.samples)
-            if settings.crop_queries and "box" in sample.target
+            if settings.crop_queries and sample.target.box
         }
         paths = [context.data.root / sample.image for sample in self.samples]
         encoding, name = settings.encoding(context.device.type), f"{context.data.spec.name} (val)"

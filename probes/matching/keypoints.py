@@ -10,11 +10,10 @@ Similarities are interpolated bilinearly between patches before the best is take
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +23,14 @@ from torch import Tensor
 from cliptex_common.errors import UserError
 from cliptex_common.images import image_size
 from probes.base import Context, TaskResult, map_index
+from probes.datasets.ground_truth import KeypointPair
 from probes.image_level.encode import ImageViews, square_side
 from probes.image_level.metrics import correspondence
 from probes.image_level.settings import CorrespondenceSettings
 
 ALPHAS = ("0.05", "0.1")
 STEPS = 8  # positions from one patch to the next
-KeypointPair = tuple[str, Mapping[str, Any]]  # source image, and the rest as in ``Sample.target``
+SourceAndPair = tuple[str, KeypointPair]  # the source's image first
 ImageMap = tuple[Tensor, tuple[int, int]]  # see ``encode_maps``
 
 
@@ -40,23 +40,23 @@ def run(context: Context) -> TaskResult:
     pairs = [
         (sample.image, pair)
         for sample in context.data.samples["val"]
-        for pair in sample.target
-        if pair["image"] in usable  # unreadable images are reported with the data
+        for pair in sample.target.pairs
+        if pair.image in usable  # unreadable images are reported with the data
     ]
     context.progress.start("matching keypoints", len(pairs))
     units, errors = [], []
     for _, category in groupby(sorted(pairs, key=folder_of), folder_of):
         group = list(category)
-        images = {name for source, pair in group for name in (source, pair["image"])}
+        images = {name for source, pair in group for name in (source, pair.image)}
         maps = encode_maps(context, sorted(images))
         for source, pair in group:
             context.progress.advance()
-            x1, y1, x2, y2 = pair["box"]
-            both = maps[source], maps[pair["image"]]
-            points = pair["source"], pair["target"]
+            x1, y1, x2, y2 = pair.box
+            both = maps[source], maps[pair.image]
+            points = pair.source, pair.target
             distances = pixel_errors(*both, *points, context.settings.positions == "corners")
             errors.append(distances / max(x2 - x1, y2 - y1))
-            units.append((source, pair["image"]))
+            units.append((source, pair.image))
     if not errors:
         name = context.data.spec.name
         raise UserError(f"{name} has no pair to match; download the dataset again")
@@ -71,7 +71,7 @@ def run(context: Context) -> TaskResult:
     return TaskResult(metrics, per_image, notes=notes)
 
 
-def folder_of(pair: KeypointPair) -> str:
+def folder_of(pair: SourceAndPair) -> str:
     """The folder of the source: a category, whose maps are in memory together."""
     return str(Path(pair[0]).parent)
 

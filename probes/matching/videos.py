@@ -95,7 +95,7 @@ def run(context: Context) -> TaskResult:
     names, units, scores = [], [], []
     shown: dict[str, list[Frame]] = {}
     for name, samples in videos.items():
-        targets = [read_masks(context.data.root / sample.target) for sample in samples]
+        targets = [read_masks(context.data.root / sample.target.path) for sample in samples]
         # ``maps`` goes through the frames of all videos: this takes those of one
         predicted = propagate_masks(
             islice(maps, len(samples)), targets[0], context.settings, stride

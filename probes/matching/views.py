@@ -63,14 +63,14 @@ def object_view(root: Path, sample: Sample, side: int) -> PosedImage:
     """The square around an object of NAVI, resized to ``side`` pixels; errors are in those of a
     square of 512."""
     pixels = torch.from_numpy(np.array(to_rgb(reduced(root / sample.image, "BILINEAR"))))
-    stored = np.asarray(reduced(root / sample.files[0], "NEAREST"), np.float32)
+    stored = np.asarray(reduced(root / sample.target.depth, "NEAREST"), np.float32)
     # NAVI stores 655.35 / metres, and 0 where there is none
     depth = np.divide(655.35, stored, out=np.zeros_like(stored), where=stored > 0)
     pixels, metres = (
         center_crop(resize(each, SIDE, InterpolationMode.NEAREST), [SIDE, SIDE])
         for each in (pixels.permute(2, 0, 1), torch.from_numpy(depth)[None])
     )
-    focal = sample.target["camera"] * SIDE
+    focal = sample.target.camera * SIDE
     camera = torch.tensor([[focal, 0, SIDE / 2], [0, focal, SIDE / 2], [0, 0, 1]])
     rows, columns = square_around(metres[0] > 0)
     points = in_space(metres, camera)[:, rows, columns]
@@ -88,10 +88,10 @@ def scene_view(root: Path, sample: Sample, side: int) -> PosedImage:
     with open_image(root / sample.image) as image:
         size = round(side * FRAME[1] / FRAME[0]), side
         pixels = np.array(to_rgb(image).resize(size, Image.Resampling.BILINEAR))
-    with open_image(root / sample.files[0]) as image:
+    with open_image(root / sample.target.depth) as image:
         depth = torch.from_numpy(np.asarray(image, np.float32) / 1000)
     metres = F.interpolate(depth[None, None], scale_factor=1 / SPARSE, mode="nearest")[0]
-    camera = torch.tensor(sample.target["camera"], dtype=torch.float32)
+    camera = torch.tensor(sample.target.camera, dtype=torch.float32)
     camera[:2] /= SPARSE
     return PosedImage(torch.from_numpy(pixels).permute(2, 0, 1), in_space(metres, camera), camera)
 
@@ -266,7 +266,7 @@ def folder_of(sample: Sample) -> str:
 def listed_pairs(samples: Sequence[Sample]) -> list[SamplePair]:
     """The pairs that the dataset lists, by the object or room of the first view."""
     by_name = {sample.image: sample for sample in samples}
-    pairs = [(sample, by_name[name]) for sample in samples for name in sample.target["pairs"]]
+    pairs = [(sample, by_name[name]) for sample in samples for name in sample.target.pairs]
     return sorted(pairs, key=lambda pair: folder_of(pair[0]))
 
 
@@ -276,7 +276,7 @@ def sampled_pairs(samples: Sequence[Sample]) -> list[SamplePair]:
     pairs = []
     for _, group in groupby(samples, folder_of):
         views = list(group)
-        rotations = torch.tensor([view.target["rotation"] for view in views])
+        rotations = torch.tensor([view.target.rotation for view in views])
         for index, view in enumerate(views):
             relative = rotations[index] @ rotations.mT
             cosine = relative.diagonal(dim1=1, dim2=2).sum(dim=1) / 2 - 0.5
@@ -293,7 +293,7 @@ def sampled_pairs(samples: Sequence[Sample]) -> list[SamplePair]:
 def relative_pose(first: Sample, second: Sample) -> Tensor:
     """(3, 4) float64, from the first camera's system to the second's."""
     r0, r1, t0, t1 = (
-        torch.tensor(sample.target[name], dtype=torch.float64)
+        torch.tensor(getattr(sample.target, name), dtype=torch.float64)
         for name in ("rotation", "translation")
         for sample in (first, second)
     )

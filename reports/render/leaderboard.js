@@ -21,7 +21,7 @@ function show() {
   const group = content.groups[byId("group").value], single = group.ranked.length === 1;
   const text = byId("text").value.toLowerCase(), size = Number(byId("size").value), licence = byId("licence").value;
   const shown = content.backbones.filter(b =>
-    [b.name, b.architecture, b.weights, b.source, b.file].join(" ").toLowerCase().includes(text)
+    [b.name, b.architecture, b.weights_source, b.source].join(" ").toLowerCase().includes(text)
     && (!size || (b.parameters && b.parameters <= size)) && (!licence || b.licence === licence)
     && group.columns.some(c => content.columns[c].cells[b.name]));
   const key = b => group.places[b.name]?.order ?? [Infinity, 0];
@@ -33,51 +33,59 @@ function show() {
   const ranked = Object.keys(group.places).length;
   byId("explain").textContent = `${shown.length} of ${content.backbones.length} backbones, ${ranked} ranked: those with a number in `
     + (single ? `${title(group.ranked[0])}. ` : `all ${group.ranked.length} tasks, by the mean of (number − median) / standard deviation. `)
-    + (group.columns.length > group.ranked.length ? `Of a task with several protocols (A, B …) the one that most have counts: ${group.ranked.map(title).filter(name => name.endsWith(")")).join(", ")}. ` : "")
+    + (group.columns.length > group.ranked.length ? `Of a task with several protocols (A, B …) the one that most have counts: ${group.ranked.map(title).filter(name => / \([A-Z]\)/.test(name)).join(", ")}. ` : "")
     + "Place: from 1 + how many are better to how many are not worse; all places hold together at 95 %, for these weights where there is one seed (two seeds decide nothing). A number opens its protocol.";
+}
+
+function sorter(text, small, first) {
+  const head = make("th");
+  head.append(make("button", text, { type: "button" }), make("small", small));
+  head.firstChild.dataset.first = first;
+  return head;
 }
 
 function heading(group, single) {
   const line = make("tr");
-  line.append(make("th", "Backbone"), make("th", "Place"), make("th", "Size"));
-  if (!single) line.append(make("th", "Score"));
+  line.append(...["Backbone", "Place", "Size"].map(text => sorter(text, "", "ascending")));
+  if (!single) line.append(sorter("Score", "", "descending"));
   for (const c of group.columns) {
-    const column = content.columns[c], head = make("th", column.title);
-    head.append(make("small", `${column.metric} ${column.direction > 0 ? "↑" : "↓"}${column.unit ? " " + column.unit : ""} · ${column.images} images`));
-    line.append(head);
+    const { title, metric, direction, unit, images } = content.columns[c];
+    line.append(sorter(title, `${metric} ${direction > 0 ? "↑" : "↓"}${unit ? " " + unit : ""} · ${images} images`, direction > 0 ? "descending" : "ascending"));
   }
   return line;
+}
+
+// a cell, with what it is sorted by
+function cell(value, ...parts) {
+  const entry = make("td"), data = make("data", "", { value: value ?? "" });
+  data.append(...parts);
+  entry.append(data);
+  return entry;
 }
 
 function row(backbone, group, single) {
   const standing = group.places[backbone.name], line = make("tr", "", { className: standing ? "" : "out" });
   const name = make("th", backbone.name, { scope: "row" });
-  name.append(make("small", [backbone.architecture || backbone.weights, backbone.licence, backbone.source].filter(Boolean).join(" · ")));
-  line.append(name, make("td", standing?.place ?? "–"), make("td", millions(backbone.parameters)));
-  if (!single) line.append(standing ? number(standing) : make("td", "–"));
+  name.append(make("small", [backbone.architecture || backbone.weights_source, backbone.licence, backbone.source].filter(Boolean).join(" · ")));
+  line.append(name, cell(standing?.order[0], standing?.place ?? "–"), cell(backbone.parameters || "", millions(backbone.parameters)));
+  if (!single) line.append(standing ? cell(standing.value, ...number(standing)) : cell("", "–"));
   for (const c of group.columns) {
-    const cell = content.columns[c].cells[backbone.name];
-    if (!cell) { line.append(make("td", "–", { className: "missing" })); continue; }
-    const entry = make("td"), button = make("button", "", { type: "button" });
-    button.append(...number(cell).childNodes);
-    button.addEventListener("click", () => detail(backbone, c, cell));
-    entry.append(button);
-    line.append(entry);
+    const own = content.columns[c].cells[backbone.name], button = make("button", "", { type: "button" });
+    if (!own) { line.append(cell("", make("span", "–", { className: "missing" }))); continue; }
+    button.append(...number(own));
+    button.addEventListener("click", () => detail(backbone, c, own));
+    line.append(cell(own.value, button));
   }
   return line;
 }
 
-function number({ text, spread }) {
-  const entry = make("td");
-  entry.append(make("span", text, { className: "num" }), make("span", spread, { className: "ci" }));
-  return entry;
-}
+const number = ({ text, interval }) => [make("span", text, { className: "num" }), make("span", interval, { className: "ci" })];
 
 function detail(backbone, c, cell) {
-  const column = content.columns[c];
+  const column = content.columns[c], alone = content.groups.find(group => group.ranked.length === 1 && group.ranked[0] === c);
   byId("detail-title").textContent = `${backbone.name} · ${column.title}`;
-  byId("detail-text").textContent = `${column.metric} ${cell.text} ${cell.spread}, place ${cell.place}, ${cell.seeds} seed${cell.seeds > 1 ? "s" : ""}, `
-    + `${column.images} images, file ${cell.file}${backbone.source ? " by " + backbone.source : ""}. Weights ${backbone.weights || "?"}, sha256 ${backbone.sha256}.`;
+  byId("detail-text").textContent = `${column.metric} ${cell.text} ${cell.interval}, place ${alone.places[backbone.name].place}, ${cell.seeds} seed${cell.seeds > 1 ? "s" : ""}, `
+    + `${column.images} images, file ${cell.file}, shared: ${backbone.source}. Weights ${backbone.weights_source || "?"}, sha256 ${backbone.weights}.`;
   byId("detail-protocol").textContent = JSON.stringify(content.protocols[c], null, 2);
   byId("detail").showModal();
 }

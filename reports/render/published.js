@@ -2,9 +2,8 @@
 // ``content``, ``make`` and ``byId`` are those of leaderboard.js, which the page has before this
 // published numbers: one task at a time; what is chosen is in the page's address
 {
-  const { sources, models, tasks, costs } = content.published, AT_FIRST = 100;
+  const { sources, models, tasks, costs } = content.published;
   const family = ({ names }) => !names.length ? "not loaded here" : names[0].includes("/") ? names[0].split("/")[0] : "by name";
-  let sorted = { by: "value", up: false }, limit = AT_FIRST;
 
   const fill = (id, values) => values.forEach(([value, text]) => byId(id).append(make("option", text, { value })));
   const probes = {};
@@ -41,22 +40,20 @@
     const is = (id, value) => !byId(id).value || byId(id).value === value, size = Number(byId("p-size").value);
     const rows = task.rows.filter(([m, s]) => is("p-source", sources[s].title.split(",")[0]) && is("p-family", family(models[m]))
       && is("p-protocol", sources[s].protocol) && is("p-licence", sources[s].licence) && (!size || 1e6 * models[m].costs[0] <= size && models[m].costs[0]) && `${models[m].name} ${models[m].model} ${sources[s].protocol}`.toLowerCase().includes(text));
-    const key = { model: ([m]) => models[m].name, value: row => Number(row[2]), source: ([, s]) => sources[s].title }[sorted.by];
-    const sign = (sorted.up ? 1 : -1) * (sorted.by === "value" ? task.direction : 1);
-    rows.sort((a, b) => sign * (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0));
+    rows.sort((a, b) => task.direction * (b[2] - a[2]));
     drawCosts(task, rows);
-    byId("p-rows").replaceChildren(...rows.slice(0, limit).map(row => line(task, row)));
+    byId("p-head").querySelectorAll("button")[1].dataset.first = task.direction > 0 ? "descending" : "ascending";
+    byId("p-rows").replaceChildren(...rows.map(row => line(task, row)));
+    Tables.sort(byId("p-table"));
     byId("p-explain").textContent = `${rows.length} numbers of ${task.task}, ${task.metric} ${task.direction > 0 ? "↑" : "↓"}.`;
-    byId("p-more").hidden = rows.length <= limit;
-    for (const head of document.querySelectorAll("#p-head th"))
-      head.setAttribute("aria-sort", head.dataset.by !== sorted.by ? "none" : sign > 0 ? "ascending" : "descending");
+    byId("p-more").hidden = rows.length <= 100 || byId("p-rows").className === "all";
   }
 
   function drawCosts(task, rows) {
     const number = Number(byId("p-cost").value), columns = content.columns.filter(c => c.task === task.task && c.main === task.metric);
     const points = rows.map(([m, s, value]) => [models[m].costs[number], Number(value), `${models[m].name}: ${value}<br>${sources[s].title}`]);
     const own = columns.flatMap(column => content.backbones.filter(b => column.cells[b.name])
-      .map(b => [b.costs[number], column.cells[b.name].value, `${b.name}: ${column.cells[b.name].text} ${column.cells[b.name].spread}`]));
+      .map(b => [b.costs[number], column.cells[b.name].value, `${b.name}: ${column.cells[b.name].text} ${column.cells[b.name].interval}`]));
     const trace = (name, color, points) => ({ type: "scatter", mode: "markers", name, x: points.map(p => p[0]), y: points.map(p => p[1]), text: points.map(p => p[2]),
       marker: { color, size: 7, opacity: .7 }, hovertemplate: "%{text}<br>%{x:.4~g}<extra></extra>" });
     const traces = [trace("published", "var:muted", points.filter(p => p[0])), trace("shared results", "var:accent", own.filter(p => p[0]))].filter(t => t.x.length);
@@ -86,14 +83,8 @@
     byId("detail").showModal();
   }
 
-  for (const id of chosen) byId(id).addEventListener("input", () => { limit = AT_FIRST; remember(); list(); });
-  for (const button of document.querySelectorAll("#p-head button"))
-    button.addEventListener("click", () => {
-      const by = button.parentElement.dataset.by;
-      sorted = { by, up: sorted.by === by ? !sorted.up : by !== "value" };
-      list();
-    });
-  byId("p-more").addEventListener("click", () => { limit = Infinity; list(); });
+  for (const id of chosen) byId(id).addEventListener("input", () => { byId("p-rows").className = ""; remember(); list(); });
+  byId("p-more").addEventListener("click", () => { byId("p-rows").className = "all"; byId("p-more").hidden = true; });
   byId("p-link").addEventListener("click", async () => {
     remember();
     await navigator.clipboard.writeText(location.href);

@@ -17,41 +17,6 @@
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { nameTheme(); Figures.repaint(); });
 
-  // ---- tables: sort by a heading
-  for (const table of $$("table.sortable")) {
-    const heads = $$("thead th", table), body = table.tBodies[0];
-    const original = [...body.rows];
-    heads.forEach((head, column) => {
-      const button = $("button", head);
-      if (!button) return;
-      button.addEventListener("click", () => {
-        const now = head.getAttribute("aria-sort");
-        const first = button.dataset.first, second = first === "descending" ? "ascending" : "descending";
-        const next = now === first ? second : now === second ? null : first;
-        heads.forEach(h => h.removeAttribute("aria-sort"));
-        if (next) head.setAttribute("aria-sort", next);
-        const value = row => $("data", row.cells[column])?.value ?? row.cells[column].textContent.trim();
-        const rows = next ? [...original].sort((a, b) => compare(value(a), value(b), next === "ascending" ? 1 : -1)) : original;
-        body.append(...rows);
-        announce(next ? `Sorted by ${button.textContent.trim()}, ${next}` : "In the original order");
-      });
-    });
-  }
-  function compare(a, b, sign) {
-    if (a === "" || b === "") return a === b ? 0 : a === "" ? 1 : -1;  // missing numbers stay last
-    const x = Number(a), y = Number(b);
-    return sign * (Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b, undefined, { numeric: true }) : x - y);
-  }
-  const live = $("#live");
-  function announce(text) { live.textContent = text; }
-
-  // ---- wide tables fade at the edge while there is more to the right
-  for (const box of $$(".scroll")) {
-    const fade = () => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
-    box.addEventListener("scroll", fade, { passive: true });
-    new ResizeObserver(fade).observe(box);
-  }
-
   // ---- filter of the overview
   const search = $("#find"), kind = $("#kind"), decided = $("#decided");
   function filter() {
@@ -64,7 +29,7 @@
       row.hidden = !matches; shown += matches;
     }
     $("#none").hidden = shown > 0;
-    announce(`${shown} rows shown`);
+    Tables.announce(`${shown} rows shown`);
   }
   if (search) {
     search.addEventListener("input", filter); kind?.addEventListener("change", filter); decided.addEventListener("change", filter);

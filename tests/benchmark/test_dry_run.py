@@ -12,7 +12,7 @@ from benchmark.executor import EXECUTORS
 from benchmark.local import LocalExecutor
 from tests.backbones.cliptex import toy
 from tests.benchmark.other_package import registries
-from tests.benchmark.run_command import listing, read_json, run_command, store
+from tests.benchmark.run_command import listing, read_json, run_command, runs_of, store
 from tests.probes.datasets import make
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("imagefolder")]
@@ -58,7 +58,7 @@ def test_dry_run_on_an_empty_home_names_every_unit(workdir, capsys):
     assert "tasks on the same images become one unit" in pending[len(stages)]
     assert len(pending) == len(stages) + 1 + 16 + 3
     assert "16 tasks unknown" in lines[-3] and "16 jobs of 0 GPUs" in lines[-2]
-    assert lines[-1] == "2 backbones × 8 tasks × 1 seeds: 0 done, 16 to do"
+    assert lines[-1] == "2 backbones × 8 tasks × 1 seed: 0 done, 16 to do"
 
 
 def test_dry_run_says_why_a_task_does_not_apply(workdir, capsys):
@@ -74,14 +74,14 @@ def test_dry_run_after_a_run_shows_what_is_done(workdir, capsys):
     before = listing(workdir)
     assert run_command(f"{LINEAR} --dry-run") == 0
     done = "  done · random · seed 0 · imagefolder/linear\n"
-    totals = "1 backbones × 1 tasks × 1 seeds: 1 done, 0 to do\n"
+    totals = "1 backbone × 1 task × 1 seed: 1 done, 0 to do\n"
     assert capsys.readouterr().out == done + totals
     assert run_command(f"{LINEAR} --dry-run --seeds 2") == 0
     output = capsys.readouterr().out
     assert output.startswith(f"{done}  to do · random · seed 1 · imagefolder/linear\n")
     assert re.search(r"encode · at most \d+ images\n  about [\d.e-]+ processor hours", output)
-    assert "1 tasks by earlier cells of the same tasks\n  1 jobs of 0 GPUs and " in output
-    assert output.endswith("1 backbones × 1 tasks × 2 seeds: 1 done, 1 to do\n")
+    assert "1 task by earlier cells of the same tasks\n  1 job of 0 GPUs and " in output
+    assert output.endswith("1 backbone × 1 task × 2 seeds: 1 done, 1 to do\n")
     assert run_command(f"{LINEAR} --dry-run --force") == 0
     assert "0 done, 1 to do" in capsys.readouterr().out
     assert set(listing(workdir)) == set(before)
@@ -117,15 +117,30 @@ def test_options_of_a_run_can_be_used_again_and_a_limited_run_is_another(
         "--set epochs=3": "0 done, 1 to do",
     }.items():
         assert run_command(f"{again} --dry-run {words}") == 0
-        assert f"seeds: {state}\n" in capsys.readouterr().out, words
+        assert f"seed: {state}\n" in capsys.readouterr().out, words
 
 
-def test_what_was_found_of_a_module_is_printed(capsys):
+def test_a_module_of_a_file_is_described_and_found_again_from_any_folder(
+    workdir, capsys, monkeypatch
+):
+    name = "my-net.py:MyNet(width=8)"
     assert run_command("new backbone my-net") == 0
     for option in ("--dry-run", ""):
-        assert run_command(f"{KNN} {option}".replace("random", "my-net.py:MyNet(width=8)")) == 0
-        line = "my-net.py:MyNet(width=8): 4 feature maps (channels 8, 8, 8, 8; strides 8, 8, 8, 8)"
+        assert run_command(f"{KNN} {option}".replace("random", name)) == 0
+        line = f"{name}: 4 feature maps (channels 8, 8, 8, 8; strides 8, 8, 8, 8)"
         assert f"{line}, embedding of 8 (by its encode_image)\n" in capsys.readouterr().out
+    before = {run.info.run_id for run in runs_of("own")}
+    (parent,) = [run for run in runs_of("own") if "run.key" in run.data.tags]
+    assert parent.data.tags["backbone"] == name
+    options = store().download_artifacts(parent.info.run_id, "options.yaml", str(workdir))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workdir}/mlflow.db")
+    (workdir / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    again = f"run --config {options} --device cpu --num-workers 0 --json out.json"
+    assert run_command(again) == 0
+    assert [*read_json("out.json")["backbones"]] == [name]
+    monkeypatch.chdir(workdir)
+    assert {run.info.run_id for run in runs_of("own")} == before, "everything was finished"
 
 
 class Remote(LocalExecutor):
@@ -147,7 +162,7 @@ class Remote(LocalExecutor):
         (f"{KNN} --set layers=99", "layers=99: backbone 'random' has"),
         (f"{KNN} --data imagefolder=absent", "absent"),
         (f"{OWN} --task imagefolder/zero-shot", "none of these tasks applies"),
-        (f"{OWN} --task camvid/linear --partial", "the label maps of camvid do not belong to"),
+        (f"{OWN} --task camvid/linear --partial", "is 48x40: they do not belong together"),
         (
             "run --backbone random --data-root . --task nyu-depth/linear",
             "dataset nyu-depth is not in .",

@@ -227,7 +227,7 @@ def test_a_class_may_be_called_like_a_backbone(options):
 
     options |= {**KNN, "name": None, "encoder": None}
     results = InLoop(**options, every=5)(Clip(), 5)
-    assert {*results.frame.backbone} == {"my-clip"}
+    assert {*results.frame.backbone} == {"clip step 5"}
 
 
 def test_an_error_of_a_probe_does_not_end_the_training(options):

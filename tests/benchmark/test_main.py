@@ -130,7 +130,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, words):
 
 
 def test_the_console_script_redacts_secrets():
-    words = ["list", "tasks", "--data-root", "postgresql://me:hunter2@host/db"]
+    words = ["list", "tasks", "--limit", "postgresql://me:hunter2@host/db"]
     code = f"import sys; sys.argv[1:] = {words!r}; from benchmark.__main__ import entry; entry()"
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=600

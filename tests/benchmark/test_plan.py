@@ -15,8 +15,8 @@ from backbones.checkpoint import Checkpoint, save_checkpoint
 from backbones.cliptex.recipes import find_recipe
 from benchmark.options import RunOptions
 from benchmark.plan import find_folders, make_plan, prepare_data
-from benchmark.suites import SUITES
-from benchmark.tasks import plan_tasks, settings_in
+from benchmark.suites import SUITES, settings_in
+from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from cliptex_common.settings import one_line_errors
 from probes.datasets.base import PreparedDataset
@@ -222,7 +222,9 @@ def test_a_folder_is_a_column_for_each_checkpoint(checkpoints):
         ("a=.", {}, "a=.: no checkpoint in the folder has a step in its name"),
         ("a=absent.pt", {}, "no weights file .*absent.pt"),
         ("a=plain.pt", {}, r"--architecture NAME, .*: timm/resnet18 "),
-        ("a=clap", {}, "no backbone 'clap'"),
+        ("plain.pt", {}, "--backbone plain.pt: label files of weights, as in LABEL=plain.pt"),
+        ("a=clap", {}, "a=clap: no such file or folder, and no backbone 'clap'"),
+        ("a=hub:me/net:entry,a=hub/me/net:entry", {}, "two are called 'a'"),
         ("clip,random", {"name": "a"}, "--name a: it labels one backbone"),
     ],
 )

@@ -237,6 +237,7 @@ def test_the_list_says_what_to_bring(capsys):
     assert rows and all("voc: 10,582 train, 1,449 val" in row for row in rows)
     assert run_command("reproduce dinov3 --backbone clip --list") == 2
     assert run_command("reproduce no-such-name --list") == 2
-    assert run_command("reproduce mmseg --list") == 2
-    assert "`reproduce --quick mmseg` tries" in capsys.readouterr().err
+    capsys.readouterr()
+    assert run_command("reproduce mmseg --list") == 0
+    assert "`reproduce --quick mmseg --data-root DIR` tries" in capsys.readouterr().out
     assert run_command("reproduce") == 2

@@ -15,7 +15,9 @@ from benchmark.mini.pipeline import MiniPipeline
 from benchmark.sweep import SweepOptions, plan_sweep
 from reports.store import Client
 from sweeps.study import create_study, fix_identity, sole_driver, storage_url
-from tests.benchmark.run_command import read_json, run_command, with_record_tags
+from tests.backbones.cliptex import toy
+from tests.benchmark.run_command import read_json, run_command, runs_of, with_record_tags
+from tests.probes.datasets import make
 
 pytestmark = pytest.mark.integration
 
@@ -91,6 +93,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     assert "is driven by another process" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dry_run", ["", "--dry-run"])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -100,24 +103,77 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         ("--suite paper", "needs all three"),
         ("--confirm -1", "confirm=-1"),
         ("--storage sweeps.db", "cannot use the storage"),
-        ("--storage sqlite:////proc/x.db", "cannot use the storage"),
+        ("--storage sqlite:////proc/x.db", "cannot create /proc"),
+        ("--out /proc/best.json", "--out /proc/best.json: cannot write there"),
         ("--recipe clip", "cannot read recipe clip"),
-        (
-            "--task mini-class/linear --set-task layers=9",
-            "layers=9: backbone 'cliptex' has 2 layers",
-        ),
+        ("--task mini-class/linear --set-task layers=9", "layers=9: backbone 'cliptex' has 2 lay"),
+        ("--executor lcoal", "no executor 'lcoal'; did you mean local"),
+        ("--executor-arg cups=2", "local has no such setting; did you mean cpus"),
+        ("--device xpu", "no device 'xpu' on this machine"),
     ],
 )
-def test_wrong_input_is_one_line_before_any_work(here, refused, monkeypatch, options, message):
+def test_wrong_input_is_one_line_before_any_work(
+    here, refused, monkeypatch, options, message, dry_run
+):
     monkeypatch.setattr(MiniPipeline, "make_data", None)
-    refused(f"{LAUNCH} {options}", message)
+    refused(f"{LAUNCH} {options} {dry_run}", message)
     assert not list(here.glob("sweeps.db")), "nothing was created"
 
 
-def test_commands_without_a_study(here, capsys, refused):
+OWN = "sweep launch --suite own --task imagefolder/knn --data-root . --device cpu --init random"
+OWN += " --pairs pairs --labels labels --set model=tiny"
+LARGE = f"{OWN} --set experts=seg"
+SMALL = f"{LARGE} --set batch_size=4"
+
+
+@pytest.fixture
+def own_pairs(imagefolder, capsys):
+    """Images, and pairs with labels."""
+    toy.write_pairs(Path("pairs"), 8, 1)
+    for index in range(8):
+        make.save(Path(f"masks/{index:09d}.png"), toy.scene(index)[2]["seg"])
+    Path("names.txt").write_text("\n".join(toy.CLASSES))
+    labels = "labels make --pairs pairs --from seg=masks --classes names.txt --out labels"
+    assert run_command(labels) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("dry_run", ["", "--dry-run"])
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"{SMALL} --pairs absent", "absent"),
+        (f"{SMALL} --labels absent", "absent"),
+        (f"{OWN} --set batch_size=4", "the labels have no depth for pairs such as"),
+        (f"{LARGE} --set batch_size=999", "batch_size 999 is more than the 8 training pairs"),
+        (f"{SMALL} --vary batch_size=4,999", "batch_size 999 is more than the 8 training pairs"),
+        (f"{SMALL} --data imagefolder=absent", "absent"),
+        (f"{SMALL} --task camvid/linear", "dataset camvid is not in ."),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_before_any_trial(
+    own_pairs, refused, command, message, dry_run
+):
+    refused(f"{command} {dry_run}", message)
+    assert not runs_of("sweep-own")
+
+
+def test_a_dry_run_prints_what_a_sweep_takes(own_pairs, workdir, capsys):
+    before = set(workdir.iterdir())
+    assert run_command(f"{SMALL} --vary lambda_seg=1,10 --dry-run --confirm 1") == 0
+    output = capsys.readouterr().out
+    assert "  to do · trial base\n  to do · trial λseg 10\n  at most 5 trainings:\n" in output
+    assert "encode · at most" in output and output.count("  5 jobs of 0 GPUs") == 2
+    assert output.endswith("on 1 fresh seed\n") and set(workdir.iterdir()) == before
+
+
+def test_commands_without_a_study(here, capsys, refused, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(here / "home"))
     refused("sweep best", "start a study with `sweep launch`")
     assert run_command(f"{LAUNCH} --dry-run") == 0
-    assert "smoke-linear: 0 of 2 trials done" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "smoke-linear: 0 of 2 trials done" in output
+    assert "  to do · train expert unet-seg\n" in output and "trial λseg 10\n" in output
     assert not list(here.iterdir())
 
 

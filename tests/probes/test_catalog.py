@@ -9,15 +9,13 @@ import pytest
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.files import canonical_json
-from probes.datasets.base import DECLARED, DatasetSpec
+from probes.datasets.base import DatasetSpec
+from probes.datasets.ground_truth import KINDS as OTHER_KINDS
+from probes.datasets.ground_truth import class_of
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import DATASETS, PROBES, find_task, register_dataset
 
-KINDS = (
-    *(*DENSE_TASKS, "detection", "classification", "image-text", "association"),
-    *("correspondence", "instance-retrieval", "unknown-images", "video"),
-    *("object-views", "scene-views"),
-)
+KINDS = (*DENSE_TASKS, *OTHER_KINDS)
 
 
 def test_an_unknown_task_names_the_nearest():
@@ -39,8 +37,8 @@ def test_a_dataset_of_a_kind_that_no_probe_is_for():
     [("depth", "min_depth"), ("normals", "invalid"), ("instance-retrieval", "average_precision")],
 )
 def test_a_dataset_that_does_not_declare_what_its_kind_needs(kind, missing):
-    extra = dict.fromkeys(DECLARED[kind], 0)
-    del extra[missing]
+    declared = (DENSE_TASKS.get(kind) or class_of(kind)).declared
+    extra = dict.fromkeys(declared.keys() - {missing}, 0)
     with pytest.raises(UserError, match=f"'rooms' does not declare.*: {missing}, "):
         register_dataset(DatasetSpec("rooms", kind, "rooms", lambda root, split: [], extra=extra))
     assert "rooms" not in DATASETS

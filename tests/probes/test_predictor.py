@@ -126,7 +126,7 @@ def test_a_head_with_names_of_before_predicts_the_same(tmp_path, kind):
 def check_detections(predictor: Predictor, data: PreparedDataset, detections: list[dict]) -> None:
     """A detector predicts for each image what was scored."""
     for sample in data.samples["val"]:
-        expected = [entry for entry in detections if entry["image_id"] == sample.target]
+        expected = [entry for entry in detections if entry["image_id"] == sample.target.image_id]
         prediction = predictor(data.root / sample.image)
         scores = [entry["score"] for entry in expected]
         assert prediction["scores"].tolist() == pytest.approx(scores, abs=1e-5)

@@ -11,13 +11,14 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
+from probes.datasets.ground_truth import Boxes
 from probes.registry import DATASETS, register_dataset
 
 CLASSES = ("tv", "frisbee", "skis")  # three of COCO's, drawn as squares, discs and bars
 CATEGORY_IDS = {"frisbee": 1, "skis": 7, "tv": 90}  # in another order than the classes
 COLOURS = {"tv": (220, 40, 40), "frisbee": (40, 200, 60), "skis": (50, 80, 230)}
 SPEC = DatasetSpec(
-    "tiny-shapes",
+    "tiny-coco",
     "detection",
     "shapes",
     lambda root, split: [],
@@ -77,7 +78,7 @@ def prepared(root: Path, skip: int = 0) -> PreparedDataset:
     for split, file in SPEC.annotations.items():
         images = json.loads((root / file).read_text())["images"]
         samples[split] = [
-            Sample(f"{split}2017/{image['file_name']}", image["id"]) for image in images
+            Sample(f"{split}2017/{image['file_name']}", Boxes(image["id"])) for image in images
         ]
     samples["train"] = samples["train"][: len(samples["train"]) - skip]
     return PreparedDataset(SPEC.name, root, samples)

@@ -17,7 +17,7 @@ from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.registry import DATASETS, register_dataset
 from tests.recorder import Recorder
 
-TOY = DatasetSpec("tiny-toy", "segmentation", "", lambda root, split: [])
+TOY = DatasetSpec("tiny-toy", "segmentation", "tiny-toy", lambda root, split: [])
 if TOY.name not in DATASETS:
     register_dataset(TOY)
 

@@ -48,8 +48,8 @@ def suite() -> dict[str, dict[str, Any]]:
     images = [sample.image.removeprefix(f"{OBJECT}/") for sample in pair]
     return {
         PROBE: {
-            "rotation": [view.target["rotation"] for view in views],
-            "translation": [view.target["translation"] for view in views],
+            "rotation": [view.target.rotation for view in views],
+            "translation": [view.target.translation for view in views],
             "depth": float(points[2].max()),
             "pair": [*images, round(angle_of(relative_pose(*pair)), 3)],
         }

@@ -83,7 +83,7 @@ def suite(protocol: str, folder: Path, mean: Sequence[float], std: Sequence[floa
     small = preset_settings(protocol, size=240)
     task = replace(tiny_mmlab.context(folder / "work", data, small), backbone=backbone)
     samples = data.samples["val"]
-    first = read_masks(data.root / str(samples[0].target))
+    first = read_masks(data.root / samples[0].target.path)
     masks = list(propagate_masks(frame_maps(task, [samples]), first, small, PATCH))
     own = tiny_mmlab.context(folder / "own").backbone.data
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.leaderboard import Leaderboard, render_leaderboard
+from reports.leaderboard import render_leaderboard
 from reports.pages import write
 from reports.pictures import make_feature_pictures
 from reports.report import Report, ReportRequest, build_report
@@ -17,7 +17,7 @@ from reports.summary import Summary
 from reports.tracking import Tracker
 from tests.reports.synthetic import write_run
 from tests.reports.test_features import arrays
-from tests.reports.test_leaderboard import column
+from tests.reports.test_leaderboard import column, leaderboard
 
 pytestmark = pytest.mark.cluster
 
@@ -201,16 +201,13 @@ def test_likeness_follows_the_selected_part(browser, tmp_path):
 
 
 def test_leaderboard(browser, tmp_path):
-    results = Leaderboard(
-        {
-            "voc": column({"a": 0.7, "b": 0.5, "constructor": 0.3}),
-            "nyu": column({"a": 0.2, "b": 0.4}, task="nyu/linear", direction=-1),
-        }
+    results = leaderboard(
+        column({"a": 0.7, "b": 0.5, "constructor": 0.3}),
+        column({"a": 0.2, "b": 0.4}, "nyu/linear", direction=-1),
+        a=90e6,
+        b=5e6,
+        constructor=5e6,
     )
-    for name, parameters in (("a", 90e6), ("b", 5e6), ("constructor", 5e6)):
-        results.backbones[name] = {"parameters": parameters, "licence": f"licence {name}"}
-        about = {"device": "cpu", "image_size": "224 × 224"}
-        results.costs[name] = {"parameters": parameters, **about}
     path = tmp_path / "index.html"
     path.write_text(render_leaderboard(results, "Leaderboard", "three backbones"), encoding="utf-8")
     context = browser.new_context(viewport={"width": 390, "height": 800})
@@ -223,6 +220,10 @@ def test_leaderboard(browser, tmp_path):
         "rows => rows.map(row => [row.cells[0].firstChild.data, row.cells[1].textContent])",
     )
     assert shown() == [["a", "1"], ["b", "2"], ["constructor", "–"]]
+    nyu = page.locator("#head button", has_text="nyu/linear")
+    nyu.click()
+    nyu.click()
+    assert shown() == [["b", "2"], ["a", "1"], ["constructor", "–"]], "missing numbers stay last"
     page.select_option("#group", label="voc/linear")
     assert shown() == [["a", "1"], ["b", "2"], ["constructor", "3"]]
     page.locator("html[data-figures=drawn]").wait_for(state="attached")
@@ -235,7 +236,7 @@ def test_leaderboard(browser, tmp_path):
     assert '"task": "voc/linear"' in page.locator("#detail-protocol").inner_text()
     page.locator("#close").click()
 
-    numbers = page.locator("#p-rows tr")
+    numbers = page.locator("#p-rows tr:visible")
     assert "voc/linear" in page.locator("#p-explain").inner_text(), "a task that is ranked"
     drawn = "document.querySelectorAll('.plot')[1].data.map(trace => [trace.name, trace.x.length])"
     (_, published), shared = page.evaluate(drawn)
@@ -270,7 +271,7 @@ def test_leaderboard(browser, tmp_path):
     page.fill("#p-text", "")
     values = lambda: [float(text) for text in page.locator("#p-rows td button").all_inner_texts()]
     assert values() == sorted(values(), reverse=True)
-    page.locator("#p-head button").nth(1).click()
+    page.locator("#p-head button").nth(1).dblclick()
     assert values() == sorted(values())
     assert page.evaluate("document.documentElement.scrollWidth") == 390 and errors == []
     context.close()

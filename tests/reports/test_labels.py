@@ -33,7 +33,7 @@ from reports.records import (
     read_arrays,
 )
 from reports.selection import Selection, column_runs, select, shown_runs
-from reports.sharing import export_results, read_shared
+from reports.sharing import export_results, load_files, read_shared
 from reports.store import Store
 from reports.tables import sections
 from tests.reports.synthetic import METRICS, conditions_of, metrics_of, scores
@@ -182,7 +182,7 @@ class Histories(RuleBasedStateMachine):
         own = self.store.runs([])
         if not self.shared:
             return own
-        return [*own, *read_shared(self.shared, shown_runs(own), self.store)[0]]
+        return [*own, *read_shared(load_files(self.shared), shown_runs(own), self.store)[0]]
 
     @invariant()
     def numbers_belong_to_one_network(self):

@@ -4,44 +4,104 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from reports.comparison import Analysis, Measurements, judge_differences
 from reports.leaderboard import (
-    RESAMPLES,
     Leaderboard,
-    SharedColumn,
+    main_samples,
+    mean_scores,
     rank_backbones,
     render_leaderboard,
 )
-from reports.records import Cell, Metric, ParentRun
+from reports.provenance import collect_provenance
+from reports.records import Metric, ParentRun
+from reports.selection import select
+from reports.statistics import RESAMPLES, MetricSample
+from reports.store import Artifacts
+from tests.reports.synthetic import stored_run
 from tests.simulation.world import World, run_places
 
 IMAGES = 400
+SEEDS = (0, 1, 2)
 
 
-def column(qualities: dict[str, float], *, task="voc/linear", direction=1, images=IMAGES, seed=0):
-    """A column of proportions; three seeds."""
+@dataclass(frozen=True)
+class Column:
+    """The samples of proportions of a task under a protocol, by backbone."""
+
+    samples: dict[str, MetricSample]
+    task: str
+    protocol: str
+    direction: int
+
+
+def column(qualities: dict[str, float], task="voc/linear", *, protocol="p", direction=1, seed=0):
     rng = np.random.default_rng(seed)
-    difficulty = rng.uniform(-0.2, 0.2, images)
-    weights = rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)
-    cell = Cell(
-        backbone="",
-        seed=0,
-        task=task,
-        probe="linear",
-        dataset="voc",
-        declared={"mIoU": Metric(direction)},
-    )
-    result = SharedColumn(cell, {"task": task}, images)
+    difficulty = rng.uniform(-0.2, 0.2, IMAGES)
+    weights = rng.multinomial(IMAGES, np.full(IMAGES, 1 / IMAGES), RESAMPLES)
+    samples = {}
     for name, quality in qualities.items():
-        result.values[name], result.resamples[name], result.sources[name] = {}, {}, "file"
-        for seed in range(3):
-            each = np.clip(quality + difficulty + rng.normal(0, 0.05, images), 0, 1) * 100
-            result.values[name][seed] = float(each.mean())
-            result.resamples[name][seed] = weights @ each / images
-    return result
+        noise = rng.normal(0, 0.05, (len(SEEDS), IMAGES))
+        each = np.clip(quality + difficulty + noise, 0, 1) * 100
+        resamples = each @ weights.T / IMAGES
+        samples[name] = MetricSample(SEEDS, each.mean(axis=1), resamples, IMAGES)
+    return Column(samples, task, protocol, direction)
+
+
+def leaderboard(*columns: Column, order: Sequence[str] = (), **costs: float) -> Leaderboard:
+    """A leaderboard of columns; ``costs``: backbone → its parameters."""
+    cells = [
+        stored_run(
+            number,
+            name,
+            each.task,
+            seed,
+            float(sample.values[seed]),
+            protocol=each.protocol,
+            declared={"mIoU": Metric(each.direction)},
+            source="one",
+        )
+        for number, each in enumerate(columns)
+        for name, sample in each.samples.items()
+        for seed in SEEDS
+    ]
+    parents = [
+        ParentRun(
+            run_id=f"parent-{name}-{seed}",
+            backbone=name,
+            seed=seed,
+            weights="w",
+            run_key="",
+            licence=f"licence {name}",
+            main_metrics=[f"{task}/mIoU" for task in order],
+            costs={"parameters": costs[name]} if name in costs else {},
+        )
+        for name in dict.fromkeys(cell.backbone for cell in cells)
+        for seed in SEEDS
+    ]
+    selection = select([*parents, *cells], [])
+    by_protocol = {(each.task, each.protocol): each for each in selection.columns}
+    samples = {
+        (name, by_protocol[each.task, each.protocol], "mIoU"): sample
+        for each in columns
+        for name, sample in each.samples.items()
+    }
+    measured = Measurements(samples, {}, dict.fromkeys(selection.columns, IMAGES), {}, {}, [], [])
+    judged = judge_differences(selection, samples)
+    provenance = collect_provenance(Artifacts(), selection)
+    protocols = [(each, {"task": each.task}) for each in selection.columns]
+    analysis = Analysis(**vars(measured), **vars(judged), best={})
+    return Leaderboard(analysis, replace(provenance, protocols=protocols))
+
+
+def content_of(board: Leaderboard) -> dict:
+    page = render_leaderboard(board, "", "")
+    return json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
 
 
 def rank_intervals(ranks) -> dict[str, tuple[int, int]]:
@@ -49,27 +109,25 @@ def rank_intervals(ranks) -> dict[str, tuple[int, int]]:
 
 
 def test_backbones_that_cannot_be_told_apart_share_a_place():
-    qualities = {"a": 0.7, "b": 0.7, "c": 0.5, "d": 0.3}
-    assert rank_intervals(rank_backbones([column(qualities)])) == {
+    samples = column({"a": 0.7, "b": 0.7, "c": 0.5, "d": 0.3}).samples
+    assert rank_intervals(rank_backbones(samples)) == {
         "a": (1, 2),
         "b": (1, 2),
         "c": (3, 3),
         "d": (4, 4),
     }
-    worse = rank_backbones([column(qualities, direction=-1)])
-    assert rank_intervals(worse) == {"a": (3, 4), "b": (3, 4), "c": (2, 2), "d": (1, 1)}
-    (*values,) = column(qualities).values["a"].values()
-    assert worse["a"].score.value == pytest.approx(np.mean(values))
+    worse = rank_intervals(rank_backbones(samples, sign=-1))
+    assert worse == {"a": (3, 4), "b": (3, 4), "c": (2, 2), "d": (1, 1)}
 
 
 def test_several_tasks_rank_those_that_have_all():
-    columns = [
+    board = leaderboard(
         column({"a": 0.7, "b": 0.5, "c": 0.6}),
-        column({"a": 0.2, "b": 0.4}, task="nyu/linear", direction=-1, seed=1),
-    ]
-    ranks = rank_backbones(columns)
-    assert rank_intervals(ranks) == {"a": (1, 1), "b": (2, 2)}
-    assert ranks["a"].score.value == pytest.approx(-ranks["b"].score.value)
+        column({"a": 0.2, "b": 0.4}, "nyu/linear", direction=-1, seed=1),
+    )
+    scores = mean_scores(main_samples(board.analysis.samples))
+    assert rank_intervals(rank_backbones(scores)) == {"a": (1, 1), "b": (2, 2)}
+    assert scores["a"].values.mean() == pytest.approx(-scores["b"].values.mean())
 
 
 @pytest.mark.parametrize("world", [World(10, 4, of_seed=0.33), World(10, 4, noisy_backbones=5.0)])
@@ -80,15 +138,15 @@ def test_places_of_equal_backbones_hold_together(world):
 
 
 def test_the_page_has_every_number_and_its_protocol():
-    results = Leaderboard({("voc", "x"): column({"a": 0.7, "b": 0.5})})
-    results.backbones = {name: {"parameters": 1e6, "licence": "mit"} for name in "ab"}
-    page = render_leaderboard(results, "Title <b>", "about")
+    board = leaderboard(column({"a": 0.7, "b": 0.5}))
+    page = render_leaderboard(board, "Title <b>", "about")
     assert "Title &lt;b&gt;" in page
     loads = r"""(src|href)=["']?http|url\(|@import|fetch\("""
     assert not re.search(loads, page), "needs no network"
-    content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
-    assert content["columns"][0]["cells"]["a"]["value"] == pytest.approx(70, abs=2)
-    assert not re.search(r"± \d+\.\D", page)
+    content = content_of(board)
+    number = content["columns"][0]["cells"]["a"]
+    assert number["value"] == pytest.approx(70, abs=2)
+    assert re.fullmatch(r"\[\d\d\.\d+, \d\d\.\d+\]", number["interval"])
     assert content["protocols"] == [{"task": "voc/linear"}]
     assert [group["label"] for group in content["groups"]] == [
         "all tasks",
@@ -100,18 +158,13 @@ def test_the_page_has_every_number_and_its_protocol():
 
 def test_protocols_of_a_task_count_once():
     """Only the worst has both."""
-    columns = {
-        "old": column({"worst": 0.2}),
-        "new": column({"worst": 0.1, "a": 0.6, "b": 0.5}, seed=1),
-        "nyu": column({"worst": 0.1, "a": 0.6, "b": 0.5}, task="nyu/linear"),
-        "alone": column({"worst": 0.1}, task="ade20k/linear"),
-    }
-    results = Leaderboard(dict(list(columns.items())[:3]))
-    results.costs = {
-        name: {"parameters": 1e6, "device": "", "image_size": ""} for name in ("worst", "a", "b")
-    }
-    page = render_leaderboard(results, "", "")
-    content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
+    columns = [
+        column({"worst": 0.2}, protocol="old"),
+        column({"worst": 0.1, "a": 0.6, "b": 0.5}, protocol="new", seed=1),
+        column({"worst": 0.1, "a": 0.6, "b": 0.5}, "nyu/linear"),
+    ]
+    board = leaderboard(*columns, **dict.fromkeys(("worst", "a", "b"), 1e6))
+    content = content_of(board)
     titles = [each["title"] for each in content["columns"]]
     assert titles == ["voc/linear (A)", "voc/linear (B)", "nyu/linear"]
     group = content["groups"][0]
@@ -121,18 +174,14 @@ def test_protocols_of_a_task_count_once():
         "b": "2",
         "worst": "3",
     }
+    page = render_leaderboard(board, "", "")
     figures = json.loads(re.search(r'id="figure-data">(.*?)</script>', page, re.S)[1])
     assert len({each["marker"]["color"] for each in figures["cost"]["data"]}) == 3
-    page = render_leaderboard(Leaderboard(columns), "", "")
-    content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
+    content = content_of(leaderboard(*columns, column({"worst": 0.1}, "ade20k/linear")))
     assert content["groups"][0]["places"] == {}, "nobody is first of one"
 
 
 def test_columns_have_the_suites_order():
     tasks = ["nyu/linear", "voc/linear", "ade20k/linear"]
-    results = Leaderboard({(task, ""): column({"a": 0.7}, task=task) for task in sorted(tasks)})
-    names = tuple(f"{task}/mIoU" for task in tasks)
-    results.parents = [ParentRun(backbone="a", seed=0, run_key="", main_metrics=names)]
-    page = render_leaderboard(results, "", "")
-    content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
-    assert [each["task"] for each in content["columns"]] == tasks
+    board = leaderboard(*(column({"a": 0.7}, task) for task in sorted(tasks)), order=tasks)
+    assert [each["task"] for each in content_of(board)["columns"]] == tasks

@@ -15,6 +15,7 @@ import pytest
 
 from cliptex_common.files import content_key
 from reports import sharing
+from reports.leaderboard import build_leaderboard
 from reports.pages import render_page
 from reports.per_image import SCORERS
 from reports.records import PER_IMAGE, PROTOCOL, Metric, TrackingError
@@ -95,6 +96,14 @@ def test_two_homes_give_the_intervals_of_one(folder, mine, shared_file):
     assert set(merged.backbones) == set("abcd")
     assert intervals(merged) == intervals(alone)
     assert "Shared results, not made here: c, d (from a lab)." in merged.notes
+    export_results(Store(mine.uri), ["paper"], folder / "mine.zip")
+    board = build_leaderboard(load_files([str(folder / "mine.zip"), str(shared_file)]))
+    of_board, of_report = (
+        {(name, column.task, metric): e for (name, column, metric), e in of.estimates.items()}
+        for of in (board.analysis, alone.analysis)
+    )
+    assert of_board == {key: of_report[key] for key in of_board}, "a leaderboard's, too"
+    assert len(of_board) == len(QUALITY) * len(TASKS)
 
 
 def test_a_shared_baseline_has_both_marks(mine, shared_file):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmark.parser import main
 from reports.pages import render_page
 from reports.trainings import trainings
 from tests.reports.synthetic import write_run
@@ -63,4 +64,16 @@ def test_what_is_not_decided_is_not_said(tracker, report_of):
         tags = {"training": "mine", "step": str(step)}
         write_run(tracker, f"mine step {step}", 0, {TASK: 0.5}, tags=tags, sha=f"s{step}")
     (line,) = report_of(tracker).steps
-    assert "no further rise is decided after step 1" in line
+    assert "undecided" in line
+
+
+def test_a_training_is_renamed_with_all_of_its_checkpoints(tracker, report_of, capsys):
+    for step in (20, 3):
+        write_run(tracker, f"mine step {step}", 0, {TASK: 0.5}, sha=f"s{step}")
+    where = f"--experiment {tracker.experiment} --tracking-uri {tracker.uri}".split()
+    assert main(["results", "label", "mine", "longer", *where]) == 0
+    assert main(["results", "list", *where]) == 0
+    done, _, *lines = capsys.readouterr().out.splitlines()
+    assert done == "mine is longer now, in 2 runs"
+    assert [line.partition("  ")[0] for line in lines] == ["longer step 3", "longer step 20"]
+    assert [*trainings(report_of(tracker).backbones)] == ["longer"]

@@ -14,8 +14,7 @@ import numpy as np
 
 import probes.catalog  # noqa: F401  registers the metrics of every kind
 from reports.comparison import NumberKey
-from reports.leaderboard import Leaderboard
-from reports.sharing import read_archive
+from reports.leaderboard import build_leaderboard
 from reports.statistics import MetricSample
 from tests.simulation.world import Rates, judge, make_columns, rates
 
@@ -27,18 +26,14 @@ NINE = 9  # backbones with text, clip first, which have all tasks
 @functools.cache
 def stored() -> dict[str, dict[NumberKey, MetricSample]]:
     """Backbone → its samples."""
-    board = Leaderboard()
-    board.add(read_archive(RUN.read_bytes(), RUN.stem))
-    shared = [*board.columns.values()]
-    columns = make_columns([each.metric for each in shared])
-    return {
-        name: {
-            (name, column, "top1"): of.sample(name, sorted(of.values[name]))
-            for of, column in zip(shared, columns, strict=True)
-            if name in of.values
-        }
-        for name in sorted(board.backbones)
-    }
+    analysis = build_leaderboard([(RUN.stem, RUN.read_bytes())]).analysis
+    shared = analysis.selection.columns
+    columns = make_columns([column.metric(column.main) for column in shared])
+    renamed_columns = dict(zip(shared, columns, strict=True))
+    samples: dict[str, dict[NumberKey, MetricSample]] = defaultdict(dict)
+    for (name, column, _), sample in sorted(analysis.samples.items(), key=lambda item: item[0][0]):
+        samples[name][name, renamed_columns[column], "top1"] = sample
+    return samples
 
 
 def renamed(

@@ -11,8 +11,8 @@ import numpy as np
 from scipy import special
 
 from reports.comparison import Judgement, NumberKey, find_best, judge_differences
-from reports.leaderboard import SharedColumn, rank_backbones
-from reports.records import Cell, Metric
+from reports.leaderboard import main_samples, mean_scores, rank_backbones
+from reports.records import Metric
 from reports.selection import Selection, TaskColumn
 from reports.statistics import MetricSample
 
@@ -247,24 +247,12 @@ def run(
     return rates(results)
 
 
-def shared_columns(samples: Mapping[NumberKey, MetricSample]) -> list[SharedColumn]:
-    """Samples as columns of a leaderboard."""
-    columns: dict[TaskColumn, SharedColumn] = {}
-    for (name, of, _), sample in samples.items():
-        assert sample.resamples is not None
-        cell = Cell(backbone=name, seed=0, task=of.task, declared=dict(of.metrics))
-        shared = columns.setdefault(of, SharedColumn(cell, {}, sample.images))
-        shared.values[name] = dict(zip(sample.seeds, sample.values, strict=True))
-        shared.resamples[name] = dict(zip(sample.seeds, sample.resamples, strict=True))
-    return [*columns.values()]
-
-
 def run_places(world: World, reports: int, rng: np.random.Generator) -> Rates:
     """How often all places of a leaderboard contain the true ones; equal backbones share theirs."""
     effects = world.effects()[0]
     results = []
     for _ in range(reports):
-        ranks = rank_backbones(shared_columns(simulate(world, rng)))
+        ranks = rank_backbones(mean_scores(main_samples(simulate(world, rng))))
         are_covered = all(
             rank.first <= 1 + sum(effects > effects[world.names.index(name)])
             and rank.last >= sum(effects >= effects[world.names.index(name)])

@@ -53,7 +53,7 @@ def test_smoke_makes_everything_once(workdir, capsys, refused, monkeypatch):
     assert run_command(f"{SMOKE} --dry-run") == 0
     *lines, total = capsys.readouterr().out.splitlines()
     reasons = [line for line in lines if "not applicable" in line]
-    assert total == "4 backbones × 2 tasks × 1 seeds: 6 done, 0 to do, 2 not applicable"
+    assert total == "4 backbones × 2 tasks × 1 seed: 6 done, 0 to do, 2 not applicable"
     assert len(reasons) == 2 and all("random · seed 0" in line for line in reasons)
     (weights,) = (workdir / "home/weights").glob("*-cliptex-s0-*.safetensors")
     weights.unlink()

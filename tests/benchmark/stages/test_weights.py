@@ -107,7 +107,7 @@ def test_dry_run_says_what_is_done_and_creates_nothing(here, capsys):
     done = f"{size}; {weights} holds these weights: nothing is to do"
     assert dry_run("whole.safetensors") == done
     other = dry_run("new/other.safetensors", "--set", "seed=1")
-    assert other.startswith(f"{size}\n  1 jobs of 0 GPUs and ")
+    assert other.startswith(f"{size}\n  1 job of 0 GPUs and ")
     held_out = dry_run("other.safetensors", "--set", "val_pairs=16")
     assert "cliptex: 32 of 48 pairs in 2 shards × 30 epochs = 60 steps of 16\n" in held_out
     Path("begun.safetensors.resume").mkdir()

@@ -23,7 +23,11 @@ def test_coco_targets_are_image_ids_in_file_order(tmp_path):
     content = json.loads(path.read_text())
     content["images"].reverse()
     path.write_text(json.dumps(content))
-    assert [s.target for s in DATASETS["coco"].list_samples(root, "train")] == [201, 101, 1]
+    assert [s.target.image_id for s in DATASETS["coco"].list_samples(root, "train")] == [
+        201,
+        101,
+        1,
+    ]
 
 
 def test_imagefolder_indices_follow_sorted_folders(tmp_path):
@@ -74,7 +78,7 @@ def test_flickr_val_is_the_karpathy_test_split(tmp_path):
     root = make.make_flickr(tmp_path, 4, 3)
     samples = DATASETS["flickr30k"].list_samples(root, "val")
     assert [s.image for s in samples] == [f"images/test{n:04d}.jpg" for n in range(3)]
-    assert [len(s.target) for s in samples] == [5, 5, 5]
+    assert [len(s.target.texts) for s in samples] == [5, 5, 5]
     (root / "images").rename(root / "flickr30k-images")
     assert (
         DATASETS["flickr30k"].list_samples(root, "train")[0].image

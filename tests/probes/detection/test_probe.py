@@ -29,6 +29,7 @@ from reports.records import to_columns
 from tests.coco_reference import evaluate
 from tests.probes import tiny_coco
 from tests.probes.test_predictor import check_detections, stored_predictor
+from tests.probes.tiny_dense import with_declared
 from tests.probes.tiny_mmlab import TinyBackbone, context
 from tests.recorder import Recorder
 
@@ -132,7 +133,7 @@ def test_labels_follow_the_order_of_the_classes(root):
 def test_only_the_chosen_images_are_used_and_empty_ones_counted(root):
     data = tiny_coco.prepared(root, skip=3)
     assert sorted(info["img_id"] for info in dataset(data, "train")) == [
-        s.target for s in data.samples["train"]
+        s.target.image_id for s in data.samples["train"]
     ]
     trained = dataset(data, "train", drop_empty=True)
     assert (len(trained), trained.dropped_empty) == (8, 1)
@@ -148,8 +149,7 @@ def test_only_the_chosen_images_are_used_and_empty_ones_counted(root):
 
 
 def test_wrong_data_fail(root):
-    data = tiny_coco.prepared(root)
-    object.__setattr__(data.spec, "classes", ("tv", "cube"))
+    data = with_declared(tiny_coco.prepared(root), classes=("tv", "cube"))
     with pytest.raises(UserError, match="no category 'cube'; it has frisbee, skis, tv"):
         dataset(data, "train")
 

@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.base import Head
 from probes.datasets import classification as imagenet

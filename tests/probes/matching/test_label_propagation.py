@@ -103,7 +103,7 @@ FRAME, MASK = "JPEGImages/480p/video1/00002.jpg", "Annotations/480p/video1/00002
         (lambda root: (root / FRAME).unlink(), f"{FRAME} is missing"),
         (lambda root: (root / MASK).unlink(), f"{MASK} is missing"),
         (lambda root: truncate(root / FRAME), f"{FRAME} "),
-        (lambda root: save(root / MASK, np.zeros((80, 64), np.uint8)), "64x80 but its frame is"),
+        (lambda root: save(root / MASK, np.zeros((80, 64), np.uint8)), "64x80 but its image is"),
         (
             lambda root: save(
                 root / "Annotations/480p/video0/00000.png", np.full((80, 128), 2, np.uint8)

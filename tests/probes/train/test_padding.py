@@ -175,7 +175,7 @@ def test_boxes_are_those_of_the_photograph_on_patches_of_14(tmp_path, name):
     )
     settings = probe.settings_type(max_iters=2, batch_size=2, out_channels=16, **small)
     result = probe.run(context(tmp_path / "w", data, settings, "tiny-vit14"))
-    sides = {sample.target: side(data.root, sample) for sample in data.samples["val"]}
+    sides = {sample.target.image_id: side(data.root, sample) for sample in data.samples["val"]}
     assert result.detections
     furthest = 0.0
     for detection in result.detections:
