@@ -173,7 +173,7 @@ def parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 
 
 GAIN_SHARE = 0.25
-FURTHER_SHARE = 0.25  # of a decided task's part, for its further metrics
+FURTHER_SHARE = 0.1  # of a decided task's part, for its further metrics
 
 
 @dataclass(frozen=True)
@@ -247,6 +247,11 @@ class Judgement:
         """Whether a comparison has one seed, and says nothing of other trainings."""
         seeds = self.selection.seeds
         return min(len(seeds[backbone]), len(seeds[self.selection.baseline])) == 1
+
+
+def first_level(tasks: int, backbones: int = 2) -> float:
+    """The level of a main metric before anything is decided, of so many tasks and backbones."""
+    return LEVEL * (1 - GAIN_SHARE) / (tasks * (backbones - 1))
 
 
 def judge_differences(
@@ -372,7 +377,7 @@ def _mean_gains(
         if not own:
             continue
         evidence = {
-            column: (error.images >= MIN_IMAGES, error.count, error.seeds)
+            column: (error.images >= MIN_IMAGES, error.count, error.seeds, error.split)
             for column, error in own.items()
         }
         times = Counter(evidence.values())

@@ -43,6 +43,7 @@ from reports.relations import (
     mode_changes,
 )
 from reports.selection import (
+    Selection,
     TaskColumn,
     default_experiments,
     select,
@@ -195,17 +196,7 @@ def build_report(
     store = Store(request.tracking_uri)
     if request.study:
         return _study_report(store, request, request.study)
-    experiments = list(request.experiments) or default_experiments(store)
-    runs = store.runs(experiments)
-    requested = [*request.backbones, *filter(None, [request.baseline])]
-    counted, notes = _like_runs(request.like_runs, shown_runs(without_studies(runs), requested))
-    for run in runs:
-        if run.status == UNREADABLE:
-            notes.append(f"Run {run.run_id} ({run.name}) is left out: {run.reason}.")
-    if request.shared:
-        shared, about_shared = read_shared(load_files(request.shared), counted, store)
-        counted, notes = [*counted, *shared], [*notes, *about_shared]
-    selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
+    runs, selection, notes = select_runs(store, request)
     if request.pairs:
         check_pairs(selection, request.pairs)
     start("per-image scores", len(selection.columns) * len(selection.backbones))
@@ -223,7 +214,7 @@ def build_report(
         f"{sum(map(len, selection.cells.values()))} finished task runs",
     ]
     return Report(
-        f"Comparison of backbones: {', '.join(experiments)}",
+        f"Comparison of backbones: {', '.join(selection.experiments)}",
         " · ".join(subtitle),
         summarise(analysis),
         store=hide_secrets(store.uri),
@@ -261,6 +252,22 @@ def build_report(
         notes=[*changes, *caveats(analysis), *notes, *without_pictures],
         styles=backbone_styles(analysis),
     )
+
+
+def select_runs(store: Store, request: ReportRequest) -> tuple[list[Record], Selection, list[str]]:
+    """All runs of a request's experiments, what of them counts, and notes for its reader."""
+    experiments = list(request.experiments) or default_experiments(store)
+    runs = store.runs(experiments)
+    requested = [*request.backbones, *filter(None, [request.baseline])]
+    counted, notes = _like_runs(request.like_runs, shown_runs(without_studies(runs), requested))
+    for run in runs:
+        if run.status == UNREADABLE:
+            notes.append(f"Run {run.run_id} ({run.name}) is left out: {run.reason}.")
+    if request.shared:
+        shared, about_shared = read_shared(load_files(request.shared), counted, store)
+        counted, notes = [*counted, *shared], [*notes, *about_shared]
+    selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
+    return runs, selection, notes
 
 
 def _like_runs(ids: Sequence[str], runs: list[Record]) -> tuple[list[Record], list[str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -253,7 +254,8 @@ def image_weights(images: tuple[str, ...], resamples: int = RESAMPLES) -> np.nda
 LEVEL = 0.05  # of every interval that is shown, and of all verdicts of a report together
 MIN_IMAGES = 20  # images: with fewer, nothing is decided
 POWER = 0.8
-MOST_SEEDS = 50  # that are ever recommended
+MOST_SEEDS, MOST_IMAGES = 50, 1_000_000  # that are ever recommended
+DRAWS = 20_000  # of the noise of a comparison that is planned
 MOST_DF = 4  # degrees of freedom of a prior, per degree of a comparison
 MIN_COMPARISONS = 3  # that make a prior
 RAISED = 1.5  # standard errors by which a prior's moments are raised
@@ -286,6 +288,7 @@ class Estimate:
             there is one seed, or all give the same.
         seeds: how many.
         images: how many are resampled; 0 where their noise is unknown.
+        interaction: the part of ``seed_variance`` that more images lower.
         least, width: where the range of the number begins, and how wide it is; 0 if it is open, or
             the number is a difference.
         level: of its verdict; its interval always has ``LEVEL``.
@@ -298,6 +301,7 @@ class Estimate:
     seed_df: float = 0.0
     seeds: int = 1
     images: int = 0
+    interaction: float = 0.0
     least: float = 0.0
     width: float = 0.0
     level: float = LEVEL
@@ -329,11 +333,13 @@ class Estimate:
         The standard error times the mean of both parts' Student quantiles, weighted by their
         variances (Cochran 1964).
         """
-        parts = [(self.image_variance, self.images - 1), (self.seed_variance, self.seed_df)]
-        squares = [variance * student(df, level) for variance, df in parts if variance]
-        if not self.has_interval:
-            return np.nan
-        return float(sum(squares) / np.sqrt(self.variance)) if squares else 0.0
+        return float(self._reach(level, self.seed_variance)) if self.has_interval else np.nan
+
+    def _reach(self, level: float, seed_variance: ArrayLike) -> np.ndarray:
+        parts = [(self.image_variance, self.images - 1), (np.asarray(seed_variance), self.seed_df)]
+        total = np.asarray(self.image_variance + parts[1][0])
+        squares = sum(variance * student(df, level) for variance, df in parts)
+        return np.asarray(squares / np.sqrt(np.where(total > 0, total, 1.0)))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -380,22 +386,45 @@ class Estimate:
             return ""
         return "equivalent" if self.value * sign + reach < margin else "no worse"
 
-    def detectable(self) -> float:
-        """The smallest difference that is decided with probability ``POWER``."""
-        return self.reach(self.level) + float(special.ndtri(POWER) * np.sqrt(self.variance))
+    def detectable(self, seeds: int = 0, images: int = 0) -> float:
+        """The smallest difference that is decided with probability ``POWER`` by so many seeds of
+        each side and images (0: as many as here), at this level; NaN where their noise is unknown.
 
-    def seeds_to_decide(self) -> int | None:
-        """How many seeds decide a difference of this size; None for more than ``MOST_SEEDS``."""
-        for seeds in range(max(self.seeds, 1) + 1, MOST_SEEDS + 1):
-            variance, df = (
-                self.seed_variance * self.seeds / seeds,
-                self.seed_df + seeds - self.seeds,
-            )
-            if replace(self, seed_variance=variance, seed_df=df, seeds=seeds).is_decided(
-                self.level
-            ):
-                return seeds
-        return None
+        What a few seeds tell of their noise is uncertain now, and will be again: drawn are the true
+        variance, what the next seeds show of it, and the error of their difference.
+        """
+        seeds, images = seeds or self.seeds, images or self.images
+        if not (self.is_judged and self.level) or (seeds > 1) > (self.seeds > 1):
+            return np.nan
+        fewer = self.images / images
+        of_one = self.interaction * self.seeds
+        image_variance = fewer * (self.image_variance + of_one * (seeds == 1))
+        rng, variance, shown, df = np.random.default_rng(0), np.zeros(DRAWS), np.zeros(DRAWS), 0.0
+        if seeds > 1 and self.seed_df:
+            df = self.seed_df * _own_df(seeds) / _own_df(self.seeds)
+            mean = (self.seed_variance * self.seeds + of_one * (fewer - 1)) / seeds
+            variance = mean * self.seed_df / rng.chisquare(self.seed_df, DRAWS)
+            shown = variance * rng.chisquare(df, DRAWS) / df
+        planned = replace(self, image_variance=image_variance, images=images, seed_df=df)
+        errors = np.sqrt(image_variance + variance) * rng.standard_normal(DRAWS)
+        return float(np.quantile(planned._reach(self.level, shown) + errors, POWER))
+
+    def seeds_to_decide(self, size: float, images: int = 0) -> int | None:
+        """How many seeds detect a difference; None for more than ``MOST_SEEDS``."""
+        counts = range(2, MOST_SEEDS + 1) if self.seeds > 1 else range(1, 2)
+        row = bisect_left(counts, True, key=lambda n: self.detectable(n, images) <= size)
+        return counts[row] if row < len(counts) else None
+
+    def images_to_decide(self, size: float, seeds: int = 0) -> int | None:
+        """How many images detect a difference; None for more than ``MOST_IMAGES``."""
+        counts = range(MIN_IMAGES, MOST_IMAGES + 1)
+        row = bisect_left(counts, True, key=lambda n: self.detectable(seeds, n) <= size)
+        return counts[row] if row < len(counts) else None
+
+
+def _own_df(seeds: int) -> float:
+    """Of pairs; with fewer about what Welch's are."""
+    return seeds - 1 if seeds >= MIN_PAIRS else 1.5
 
 
 def student(df: float, level: float) -> float:
@@ -422,7 +451,8 @@ def estimate(sample: MetricSample, prior: SeedPrior = NO_PRIOR, width: float = 0
         typical = prior.ratio * sample.single_image_variance / scale
         variance = (weight * typical + df * own) / (weight + df)
         noise = (max(image_variance - interaction, 0.0), variance, weight + df)
-    return Estimate(sample.value, *noise, seeds=sample.count, images=images)
+    shared = min(interaction, noise[1])
+    return Estimate(sample.value, *noise, sample.count, images, shared)
 
 
 def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:

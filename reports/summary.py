@@ -14,6 +14,7 @@ import pandas as pd
 
 from reports.comparison import Analysis, Gain, shown_metrics
 from reports.per_image import needs_plugin
+from reports.power import typical
 from reports.records import shortened_notes
 from reports.selection import TaskColumn
 from reports.statistics import (
@@ -383,13 +384,13 @@ def power_lines(analysis: Analysis) -> list[str]:
         images = min(gap.images for gap in gaps.values())
         seeds = sorted({gap.seeds for gap in gaps.values()})
         fewest = f"{seeds[0]} to " if len(seeds) > 1 else ""
-        sizes = [gap.detectable() for gap in gaps.values() if gap.is_judged]
+        gap = typical([*gaps.values()])
         unit = column.metric(column.main).unit
-        detected = f"{np.median(sizes):.2g} {unit}".rstrip() if sizes else "nothing"
+        detected = f"{gap.detectable():.2g} {unit}".rstrip() if gap else "nothing"
         line = (
             f"{column.title}: {count(images, 'image') if images else 'an unknown number of images'}"
             f" and {fewest}{count(seeds[-1], 'seed')} detect {detected}"
-            f"{' in 80 % of such comparisons' * bool(sizes)}"
+            f"{' in 80 % of such comparisons' * bool(gap)}"
         )
         undecided = [
             f"{name} {_remedy(gap)}"
@@ -398,7 +399,7 @@ def power_lines(analysis: Analysis) -> list[str]:
         ]
         if undecided:
             line += (
-                "; not decided, but decided if differences stay as they are:"
+                "; not decided, but in 80 % of cases if differences are what they seem:"
                 f" {', '.join(undecided)}"
             )
         lines.append(line + ".")
@@ -408,7 +409,7 @@ def power_lines(analysis: Analysis) -> list[str]:
 def _remedy(gap: Estimate) -> str:
     if gap.seeds == 1 and gap.is_judged:
         return "with more seeds, to estimate their noise"
-    seeds = gap.seeds_to_decide()
+    seeds = gap.seeds_to_decide(abs(gap.value))
     return f"with {seeds} seeds" if seeds else "only with more images"
 
 

@@ -192,14 +192,15 @@ def test_what_waits_for_a_parent_shares_what_the_parent_leaves():
     assert [gap.verdict() for gap in judged] == ["unknown"] * 2
 
 
-def test_seeds_and_differences_that_would_decide():
-    size = Estimate(0.0, 1.0, images=10**6).detectable()
-    assert size == pytest.approx(1.96 + 0.8416, abs=1e-3)
+def test_seeds_images_and_differences_that_would_decide():
+    exact = Estimate(0.0, 1.0, images=10**6)
+    assert exact.detectable() == pytest.approx(1.96 + 0.8416, abs=0.03)
+    assert exact.detectable(images=10**6 // 4) == pytest.approx(2 * exact.detectable(), rel=1e-3)
+    assert np.isnan(exact.detectable(seeds=3)), "one seed does not show their noise"
     gap = Estimate(2.0, 0.2, 1.0, 2, seeds=3, images=200)
-    count = gap.seeds_to_decide()
-    assert gap.verdict() == "tie" and count is not None
-    fewer, enough = (
-        replace(gap, seed_variance=3 / n, seed_df=n - 1, seeds=n) for n in (count - 1, count)
-    )
-    assert fewer.reach() >= 2.0 > enough.reach()
-    assert replace(gap, image_variance=4.0).seeds_to_decide() is None, "images do not grow"
+    seeds = gap.seeds_to_decide(2.0)
+    assert gap.detectable(seeds) <= 2.0 < gap.detectable(seeds - 1) < gap.detectable()
+    images = gap.images_to_decide(2.0, seeds=seeds - 1)
+    assert images is None or gap.detectable(seeds - 1, images) <= 2.0
+    assert replace(gap, image_variance=4.0).seeds_to_decide(2.0) is None, "images do not grow"
+    assert replace(gap, seed_variance=0.0, seed_df=0.0).images_to_decide(2.0) < 200

@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulation import real
 from tests.simulation.__main__ import BETTER, TRAINED, mixed, seeds
-from tests.simulation.world import World, judge, run, simulate
+from tests.simulation.world import World, judge, run, run_power, simulate
 
 WORLDS: dict[str, World | Callable[[np.random.Generator], World]] = {
     "1 seed, further metrics": World(backbones=3, further=4, **seeds(1)),
@@ -48,6 +48,15 @@ def test_percentages_of_a_small_baseline_are_shown_without_bias():
     judged = [judge(simulate(world, rng)) for _ in range(20)]
     gains = [gain.value for each in judged for gain in each.task_gains.values()]
     assert len(gains) > 0.9 * 20 * world.tasks and 92 < np.mean(gains) < 115
+
+
+@pytest.mark.parametrize(
+    ("world", "seeds_planned"),
+    [(World(**seeds(1)), 0), (World(**seeds(2)), 0), (World(seed=3.6), 0), (World(seed=1.5), 5)],
+)
+def test_what_is_detectable_is_decided_with_80_percent(world, seeds_planned):
+    share, error = run_power(world, 40, np.random.default_rng(0), seeds_planned)["power"]
+    assert 0.75 - 2.6 * error <= share <= 0.85 + 2.6 * error
 
 
 def test_a_better_backbone_is_found():

@@ -5,12 +5,18 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
 
-from reports.comparison import Judgement, NumberKey, find_best, judge_differences
+from reports.comparison import (
+    Judgement,
+    NumberKey,
+    find_best,
+    first_level,
+    judge_differences,
+)
 from reports.leaderboard import main_samples, mean_scores, rank_backbones
 from reports.records import Metric
 from reports.selection import Selection, TaskColumn
@@ -187,17 +193,19 @@ def rates(reports: Sequence[Mapping[str, Sequence[bool]]]) -> Rates:
     }
 
 
+def _truth(world: World, key: NumberKey) -> float:
+    """How much better a backbone truly is than the baseline."""
+    name, column, metric = key
+    effects = world.effects(metric == column.main)[world.columns.index(column)]
+    return float(effects[world.names.index(name)])
+
+
 def check(
     judged: Judgement, samples: Mapping[NumberKey, MetricSample], world: World
 ) -> dict[str, list[bool]]:
     """A report's statements against the ground truth: marks, bold, mean gains, intervals."""
     result: dict[str, list[bool]] = defaultdict(list)
-    numbers = {
-        (column, metric): world.effects(metric == column.main)[task]
-        for task, column in enumerate(world.columns)
-        for metric, _ in column.metrics
-    }
-    truths = {key: numbers[key[1:]][world.names.index(key[0])] for key in samples}
+    truths = {key: _truth(world, key) for key in samples}
 
     def covers(name: str, interval: tuple[float, float], value: float) -> None:
         result[name].append(interval[0] <= value <= interval[1])
@@ -223,8 +231,8 @@ def check(
         wrong["mean"] |= _is_wrong(mean.verdict(), effect)
     for column, metric in {key[1:]: None for key in samples}:
         if best := find_best(judged, samples, column, metric):
-            every = np.delete(numbers[column, metric], world.names.index(best))
-            wrong["bold"] |= bool(truths[best, column, metric] <= every.max())
+            rivals = [truths[name, column, metric] for name in world.names if name != best]
+            wrong["bold"] |= truths[best, column, metric] <= max(rivals)
     result["false"].append(any(wrong.values()))
     for kind, is_wrong in wrong.items():
         result[f"false {kind}"].append(is_wrong)
@@ -244,6 +252,26 @@ def run(
         fixed = world if isinstance(world, World) else world(rng)
         samples = simulate(fixed, rng)
         results.append(check(judge(samples), samples, fixed))
+    return rates(results)
+
+
+def run_power(
+    world: World, reports: int, rng: np.random.Generator, seeds: int = 0, images: int = 0
+) -> Rates:
+    """How often a difference that a report calls detectable is decided in the next one, with so
+    many seeds and images, by its own share of the error rate."""
+    results = []
+    following = replace(world, seeds=seeds or world.seeds, images=images or world.images)
+    level = first_level(world.tasks, world.backbones)
+    for _ in range(reports):
+        plan, outcome = (judge(simulate(each, rng)) for each in (world, following))
+        decided = []
+        for key, gap in plan.differences.items():
+            if key[2] == key[1].main:
+                size = replace(gap, level=level).detectable(following.seeds, following.images)
+                error = outcome.differences[key].value - _truth(world, key)
+                decided.append(size + error > outcome.differences[key].reach(level))
+        results.append({"power": decided})
     return rates(results)
 
 

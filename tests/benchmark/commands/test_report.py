@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import chdir
 from pathlib import Path
 
@@ -98,3 +99,16 @@ def test_a_run_ends_with_its_report(workdir, capsys):
     (Path(child.info.artifact_uri) / "per_image.npz").write_bytes(b"not a zip")
     assert run_command(RUN) == 0, "the numbers are safe"
     assert "no report was made: the artifact per_image.npz of run" in capsys.readouterr().out
+
+
+def test_what_a_comparison_can_find(results, monkeypatch, capsys):
+    """One stored seed; a task that is not stored has the noise of its kind."""
+    monkeypatch.chdir(results)
+    tasks = "voc/linear,ade20k/linear,nyu-depth/linear"
+    assert run_command(f"power --task {tasks} --seeds 1,3 --images 240 --difference 50") == 0
+    head, *rows = capsys.readouterr().out.splitlines()[:4]
+    assert "1 seed  3 seeds  seeds needed  images needed" in head
+    voc, ade, nyu = (re.split("  +", row) for row in rows)
+    assert voc[1:4] == ["mIoU", "%", "240"] and voc[5:7] == ["–", "1"]
+    assert voc[1:] == ade[1:] and ade[-1] == "voc/linear, 1 comparison"
+    assert nyu[-1] == "unknown"
