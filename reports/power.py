@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -40,7 +41,7 @@ def power_frame(
     columns: dict[str, TaskColumn] = {column.task: column for column in judged.selection.columns}
     tasks = {task: column.kind for task, column in columns.items()} if tasks is None else tasks
     level = first_level(len({task.partition(":")[0] for task in tasks}))
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for task, kind in tasks.items():
         column = columns.get(task) or _alike(task, kind, [*columns.values()])
         gaps = [
@@ -52,7 +53,7 @@ def power_frame(
             rows[task] = {"noise": "unknown"}
             continue
         metric = column.metric(column.main)
-        row = {
+        row: dict[str, Any] = {
             "metric": metric.label or column.main,
             "unit": metric.unit,
             "images": images or gap.images,

@@ -288,7 +288,7 @@ class Estimate:
             there is one seed, or all give the same.
         seeds: how many.
         images: how many are resampled; 0 where their noise is unknown.
-        interaction: the part of ``seed_variance`` that more images lower.
+        interaction: the part of ``seed_variance`` that more images lower, from resamples.
         least, width: where the range of the number begins, and how wide it is; 0 if it is open, or
             the number is a difference.
         level: of its verdict; its interval always has ``LEVEL``.
@@ -333,13 +333,14 @@ class Estimate:
         The standard error times the mean of both parts' Student quantiles, weighted by their
         variances (Cochran 1964).
         """
-        return float(self._reach(level, self.seed_variance)) if self.has_interval else np.nan
+        known = np.array([self.seed_variance])
+        return float(self._reach(level, known)[0]) if self.has_interval else np.nan
 
-    def _reach(self, level: float, seed_variance: ArrayLike) -> np.ndarray:
-        parts = [(self.image_variance, self.images - 1), (np.asarray(seed_variance), self.seed_df)]
-        total = np.asarray(self.image_variance + parts[1][0])
-        squares = sum(variance * student(df, level) for variance, df in parts)
-        return np.asarray(squares / np.sqrt(np.where(total > 0, total, 1.0)))
+    def _reach(self, level: float, seed_variance: np.ndarray) -> np.ndarray:
+        total = self.image_variance + seed_variance
+        of_images = self.image_variance * student(self.images - 1, level)
+        squares = of_images + seed_variance * student(self.seed_df, level)
+        return squares / np.sqrt(np.where(total > 0, total, 1.0))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -399,15 +400,18 @@ class Estimate:
         fewer = self.images / images
         of_one = self.interaction * self.seeds
         image_variance = fewer * (self.image_variance + of_one * (seeds == 1))
-        rng, variance, shown, df = np.random.default_rng(0), np.zeros(DRAWS), np.zeros(DRAWS), 0.0
+        rng, df, mean = np.random.default_rng(0), 0.0, 0.0
+        draws = np.ones((2, DRAWS))
         if seeds > 1 and self.seed_df:
             df = self.seed_df * _own_df(seeds) / _own_df(self.seeds)
-            mean = (self.seed_variance * self.seeds + of_one * (fewer - 1)) / seeds
-            variance = mean * self.seed_df / rng.chisquare(self.seed_df, DRAWS)
-            shown = variance * rng.chisquare(df, DRAWS) / df
+            of_seeds = max(self.seed_variance * self.seeds - of_one, 0.0)
+            mean = (of_seeds + of_one * fewer) / seeds
+            draws[0] = self.seed_df / rng.chisquare(self.seed_df, DRAWS)
+            draws[1] = rng.chisquare(df, DRAWS) / df
+        variance = mean * draws[0]
         planned = replace(self, image_variance=image_variance, images=images, seed_df=df)
         errors = np.sqrt(image_variance + variance) * rng.standard_normal(DRAWS)
-        return float(np.quantile(planned._reach(self.level, shown) + errors, POWER))
+        return float(np.quantile(planned._reach(self.level, variance * draws[1]) + errors, POWER))
 
     def seeds_to_decide(self, size: float, images: int = 0) -> int | None:
         """How many seeds detect a difference; None for more than ``MOST_SEEDS``."""
@@ -451,8 +455,7 @@ def estimate(sample: MetricSample, prior: SeedPrior = NO_PRIOR, width: float = 0
         typical = prior.ratio * sample.single_image_variance / scale
         variance = (weight * typical + df * own) / (weight + df)
         noise = (max(image_variance - interaction, 0.0), variance, weight + df)
-    shared = min(interaction, noise[1])
-    return Estimate(sample.value, *noise, sample.count, images, shared)
+    return Estimate(sample.value, *noise, sample.count, images, interaction)
 
 
 def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:

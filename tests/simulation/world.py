@@ -6,6 +6,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from scipy import special
@@ -17,7 +18,7 @@ from reports.comparison import (
     first_level,
     judge_differences,
 )
-from reports.leaderboard import main_samples, mean_scores, rank_backbones
+from reports.leaderboard import Ranking, main_samples, mean_scores, rank_backbones
 from reports.records import Metric
 from reports.selection import Selection, TaskColumn
 from reports.statistics import MetricSample
@@ -276,15 +277,20 @@ def run_power(
 
 
 def run_places(world: World, reports: int, rng: np.random.Generator) -> Rates:
-    """How often all places of a leaderboard contain the true ones; equal backbones share theirs."""
+    """How often all places of a page, over all tasks and each, contain the true ones; equal
+    backbones share theirs."""
     effects = world.effects()[0]
     results = []
     for _ in range(reports):
-        ranks = rank_backbones(mean_scores(main_samples(simulate(world, rng))))
+        columns = main_samples(simulate(world, rng))
+        rankings = [mean_scores(columns), *columns.values()]
+        ranks = chain.from_iterable(
+            each.items() for each in rank_backbones(*map(Ranking, rankings))
+        )
         are_covered = all(
             rank.first <= 1 + sum(effects > effects[world.names.index(name)])
             and rank.last >= sum(effects >= effects[world.names.index(name)])
-            for name, rank in ranks.items()
+            for name, rank in ranks
         )
         results.append({"places": [are_covered]})
     return rates(results)
