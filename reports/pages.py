@@ -26,6 +26,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from cliptex_common.errors import user_error_message
 from cliptex_common.files import write_text
 from reports.figures import Figure
+from reports.published.citations import references
 from reports.records import REPORT, Cell, Record, TrackingError
 from reports.report import Report, ReportRequest, build_report
 from reports.statistics import LEVEL, RESAMPLES
@@ -352,7 +353,12 @@ FORMATS: dict[str, Callable[[Report], dict[str, str]]] = {
     "csv": csv_values,
     "latex": lambda report: {"tables.tex": latex(report)},
     "methods": lambda report: (
-        {"methods.txt": describe_methods(report.analysis)} if report.analysis else {}
+        {
+            "methods.txt": describe_methods(report.analysis),
+            "references.bib": references(report.analysis),
+        }
+        if report.analysis
+        else {}
     ),
 }  # format → text of each of its files
 

@@ -476,8 +476,7 @@ def describe_methods(analysis: Analysis) -> str:
         sentences.append(f"Settings follow the protocols {', '.join(protocols)}")
     if commits:
         sentences.append(f"Numbers were computed with versions {', '.join(commits)} of the code")
-    references = "Sources: docs/statistics.md of the CLIPTeX benchmark suite."
-    return "".join(f"{sentence}. " for sentence in sentences) + references + "\n"
+    return " ".join(f"{sentence}." for sentence in sentences) + "\n"
 
 
 def _extent(numbers: Iterable[int]) -> str:
