@@ -458,6 +458,13 @@ def estimate(sample: MetricSample, prior: SeedPrior = NO_PRIOR, width: float = 0
     return Estimate(sample.value, *noise, sample.count, images, interaction)
 
 
+def log_bias(df: ArrayLike) -> np.ndarray:
+    """By how much the logarithm of an estimated variance falls short of the true one, on average
+    (negative)."""
+    half = np.asarray(df, float) / 2
+    return special.digamma(half) - np.log(half)
+
+
 def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:
     """The prior of the seed variances of comparisons (limma: Smyth, Stat. Appl. Genet. Mol. Biol.
     3, 2004), from the moments of the logarithms of seed variance / image variance.
@@ -476,7 +483,7 @@ def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:
     count = len(ratios)
     if count < MIN_COMPARISONS:
         return NO_PRIOR
-    logs = np.log(ratios) - special.digamma(df / 2) + np.log(df / 2)
+    logs = np.log(ratios) - log_bias(df)
     variance = float(logs.var(ddof=1))
     excess = variance * (1 + RAISED * np.sqrt(2 / (count - 1)))
     excess -= float(special.polygamma(1, df / 2).mean())
@@ -484,7 +491,7 @@ def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:
     if excess > 0:  # the inverse of ψ'(x) ≈ 1/x + 1/2x²
         prior_df = min(most, (1 + np.sqrt(1 + 2 * excess)) / excess)
     mean = logs.mean() + RAISED * np.sqrt(variance / count)
-    ratio = np.exp(mean + special.digamma(prior_df / 2) - np.log(prior_df / 2))
+    ratio = np.exp(mean + log_bias(prior_df))
     return SeedPrior(float(ratio), float(prior_df))
 
 

@@ -18,6 +18,8 @@ from reports.power import typical
 from reports.records import shortened_notes
 from reports.selection import TaskColumn
 from reports.statistics import (
+    LEVEL,
+    MIN_COMPARISONS,
     MIN_IMAGES,
     MIN_PAIRS,
     RESAMPLES,
@@ -25,7 +27,9 @@ from reports.statistics import (
     MetricSample,
     difference,
     estimate,
+    log_bias,
     spearman,
+    student,
     task_weights,
     weighted_sum,
 )
@@ -40,6 +44,7 @@ def caveats(analysis: Analysis) -> list[str]:
     """One or two sentences each."""
     return [
         *_seeds(analysis),
+        *_sources_of_noise(analysis),
         *_data(analysis),
         *_noise(analysis),
         *_comparisons(analysis),
@@ -69,6 +74,50 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
             f"Seeds differ ({listed}). A difference is taken over the seeds that both sides have;"
             f" where these are fewer than {MIN_PAIRS}, over all seeds of both. So it may not equal"
             f" the difference of the two printed numbers.{unknown}"
+        )
+
+
+def _sources_of_noise(analysis: Analysis) -> Iterator[str]:
+    """What the seeds of each backbone vary: the probe alone, or weights and probe, and of these the
+    probe's part, as large as that of the backbones whose weights stay."""
+    selection = analysis.selection
+    weights: dict[str, set[str]] = defaultdict(set)
+    for (name, _), cells in selection.cells.items():
+        weights[name] |= {cell.weights for cell in cells}
+    several = [name for name in selection.backbones if len(selection.seeds[name]) > 1]
+    fixed = [name for name in several if len(weights[name]) == 1]
+    trained = [name for name in several if name not in fixed]
+    if not fixed:
+        return
+    yield (
+        f"Seeds of {_enumerate(fixed)} are of the probe alone: the weights stay, and the noise of"
+        " training them is in no interval."
+    )
+    logs = []
+    for column in selection.columns:
+        keys = [[(name, column, column.main) for name in names] for names in (fixed, trained)]
+        noise = [
+            [
+                (s.values.var(ddof=1), s.count - 1)
+                for k in each
+                if (s := analysis.samples.get(k)) and s.count > 1 and s.varies
+            ]
+            for each in keys
+        ]
+        if all(noise):
+            of_probe, of_both = (
+                np.log(np.average(variances, weights=df)) - log_bias(sum(df))
+                for variances, df in (np.transpose(each) for each in noise)
+            )
+            logs.append(of_probe - of_both)
+    if len(logs) >= MIN_COMPARISONS:
+        reach = student(len(logs) - 1, LEVEL) * np.std(logs, ddof=1) / np.sqrt(len(logs))
+        ends = np.mean(logs) + np.array([-reach, 0, reach])
+        low, share, high = np.minimum(100 * np.exp(ends), 100)
+        yield (
+            f"Seeds of {_enumerate(trained)} are of weights and probe: about {share:.0f} % of their"
+            f" variance ({low:.0f} to {high:.0f}) is the probe's, if it varies as with fixed"
+            " weights, the rest that of training."
         )
 
 

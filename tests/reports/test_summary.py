@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from reports.records import ParentRun
 from reports.summary import caveats, margin_lines, power_lines, summarise
 from reports.tables import overview
 from tests.reports.synthetic import stored_run, write_run
@@ -103,6 +104,40 @@ def test_many_differences_are_judged_jointly(analysis_of):
     assert any("9 verdicts" in note for note in notes)
     power = power_lines(analysis)[0]
     assert re.search(r"not decided, but in 80 % .*: mine with \d+ seeds", power)
+
+
+def test_noise_of_training_and_of_the_probe_apart(analysis_of):
+    """Weights that stay show the probe's alone: a quarter of the variance of the others."""
+    rng = np.random.default_rng(0)
+    runs = [
+        stored_run(
+            100 * task + 10 * index + seed,
+            name,
+            f"set-{task}/linear",
+            seed,
+            50 + (1 + index) * rng.normal(),
+            weights=f"w{seed * index}",
+        )
+        for task in range(12)
+        for index, name in enumerate(("clip", "mine"))
+        for seed in range(5)
+    ]
+    trainings = [
+        ParentRun(
+            run_id=f"parent-mine-{seed}",
+            backbone="mine",
+            seed=seed,
+            weights=f"w{seed}",
+            run_key="",
+            train_run=f"training-{seed}",
+        )
+        for seed in range(5)
+    ]
+    notes = caveats(analysis_of([*runs, *trainings], 200))
+    assert any(note.startswith("Seeds of clip are of the probe alone") for note in notes)
+    (text,) = (note for note in notes if note.startswith("Seeds of mine are of weights and probe"))
+    share, low, high = map(int, re.findall(r"\d+", text))
+    assert low < 25 < high and 10 < share < 60
 
 
 def test_metrics_that_order_backbones_differently_are_named(analysis_of):
