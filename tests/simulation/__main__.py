@@ -1,4 +1,4 @@
-"""``python -m tests.simulation [REPORTS]``: write the table of ``docs/statistics.md``."""
+"""``python -m tests.simulation [REPORTS]``: write the table of ``docs/simulations.md``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from tests.simulation import real
 from tests.simulation.world import Rates, World, run, run_places
 
-PAGE = Path(__file__).parents[2] / "docs" / "statistics.md"
+PAGE = Path(__file__).parents[2] / "docs" / "simulations.md"
 START, END = "<!-- table -->\n", "<!-- end of table -->\n"
 HEADS = (
     "false",

@@ -1,4 +1,4 @@
-"""The simulated reports of ``docs/statistics.md``, a small part of them."""
+"""The simulated reports of ``docs/simulations.md``, a small part of them."""
 
 from __future__ import annotations
 
