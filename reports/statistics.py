@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -416,14 +416,17 @@ class Estimate:
     def seeds_to_decide(self, size: float, images: int = 0) -> int | None:
         """How many seeds detect a difference; None for more than ``MOST_SEEDS``."""
         counts = range(2, MOST_SEEDS + 1) if self.seeds > 1 else range(1, 2)
-        row = bisect_left(counts, True, key=lambda n: self.detectable(n, images) <= size)
-        return counts[row] if row < len(counts) else None
+        return _first(counts, lambda seeds: self.detectable(seeds, images) <= size)
 
     def images_to_decide(self, size: float, seeds: int = 0) -> int | None:
         """How many images detect a difference; None for more than ``MOST_IMAGES``."""
         counts = range(MIN_IMAGES, MOST_IMAGES + 1)
-        row = bisect_left(counts, True, key=lambda n: self.detectable(seeds, n) <= size)
-        return counts[row] if row < len(counts) else None
+        return _first(counts, lambda images: self.detectable(seeds, images) <= size)
+
+
+def _first(counts: range, is_enough: Callable[[int], bool]) -> int | None:
+    row = bisect_left(counts, True, key=is_enough)
+    return counts[row] if row < len(counts) else None
 
 
 def _own_df(seeds: int) -> float:

@@ -210,31 +210,28 @@ def _comparisons(analysis: Analysis) -> Iterator[str]:
 def _disagreements(analysis: Analysis) -> Iterator[str]:
     """Metrics of a task that order backbones differently, two of them beyond doubt."""
     for column in analysis.selection.columns:
-        metrics = shown_metrics(column)
-        scores = {
-            metric: {
-                name: number.value * column.metric(metric).direction
-                for name, number in analysis.numbers(column, metric).items()
-            }
-            for metric in metrics
-        }
-        for metric in metrics[1:]:
-            both = [pd.Series(scores[each], dtype=float) for each in (column.main, metric)]
-            rho, _, _ = spearman(*both)
+        for metric in shown_metrics(column)[1:]:
+            both = (column.main, metric)
+            scores = pd.DataFrame({each: _scores(analysis, column, each) for each in both}).dropna()
+            rho, _, _ = spearman(scores[column.main], scores[metric])
             if not rho < AGREEING:
                 continue
-            names = [name for name in both[0].index if name in both[1]]
-            for pair in permutations(names, 2):
-                verdicts = [analysis.lead(*pair, column, each) for each in (column.main, metric)]
-                if [each.verdict() for each in verdicts] == ["win", "loss"]:
-                    label = column.metric(metric).label or metric
+            for pair in permutations(scores.index, 2):
+                verdicts = [analysis.lead(*pair, column, each).verdict() for each in both]
+                if verdicts == ["win", "loss"]:
+                    main, other = (column.metric(each).label or each for each in both)
                     yield (
-                        f"{column.title}: {column.metric(column.main).label or column.main} and"
-                        f" {label} order the {len(names)} backbones differently (Spearman's ρ"
-                        f" {decimal(rho, 2)}): {pair[0]} is better than {pair[1]} by the first,"
-                        " worse by the second."
+                        f"{column.title}: {main} and {other} order the {len(scores)} backbones"
+                        f" differently (Spearman's ρ {decimal(rho, 2)}): {pair[0]} is better than"
+                        f" {pair[1]} by the first, worse by the second."
                     )
                     break
+
+
+def _scores(analysis: Analysis, column: TaskColumn, metric: str) -> dict[str, float]:
+    """Backbone → its number, higher is better."""
+    sign = column.metric(metric).direction
+    return {name: sign * each.value for name, each in analysis.numbers(column, metric).items()}
 
 
 def _origins(analysis: Analysis) -> Iterator[str]:
