@@ -43,6 +43,15 @@ def test_seeds_alone_decide_nothing():
     assert rates["false"][0] == 0
 
 
+def test_what_differs_by_the_margin_is_not_called_equivalent():
+    world, rng = World(images=500, effect=-3.0), np.random.default_rng(0)
+    for _ in range(20):
+        judged = judge(simulate(world, rng))
+        gaps = judged.differences.values()
+        assert not any(gap.within(3.0, judged.level) for gap in gaps)
+        assert any(gap.within(9.0, judged.level) == "equivalent" for gap in gaps)
+
+
 def test_percentages_of_a_small_baseline_are_shown_without_bias():
     world, rng = World(images=600, level=3.0, effect=3.0, seed=0.3), np.random.default_rng(0)
     judged = [judge(simulate(world, rng)) for _ in range(20)]
@@ -52,10 +61,10 @@ def test_percentages_of_a_small_baseline_are_shown_without_bias():
 
 @pytest.mark.parametrize(
     ("world", "seeds_planned"),
-    [(World(**seeds(1)), 0), (World(**seeds(2)), 0), (World(seed=3.6), 0), (World(seed=1.5), 5)],
+    [(World(**seeds(1)), 0), (World(seed=3.6), 0), (World(seed=1.5), 5)],
 )
 def test_what_is_detectable_is_decided_with_80_percent(world, seeds_planned):
-    share, error = run_power(world, 40, np.random.default_rng(0), seeds_planned)["power"]
+    share, error = run_power(world, 25, np.random.default_rng(0), seeds_planned)["power"]
     assert 0.75 - 2.6 * error <= share <= 0.85 + 2.6 * error
 
 
