@@ -222,6 +222,18 @@ class Results:
             )
         )
 
+    @check_arguments
+    def power(
+        self, seeds: Sequence[int] = (1, 3, 5), images: int = 0, difference: float = 0.0
+    ) -> pd.DataFrame:
+        """The differences that a next comparison decides with 80 %: a row for each task, a column
+        for each number of seeds (``reports.power.power_frame``)."""
+        from reports.power import power_frame
+
+        analysis = self.build_report().analysis
+        assert analysis, "only that of a study has none"
+        return power_frame(analysis, seeds, images, difference)
+
     def verdict(self) -> str:
         """The report's first sentence: which backbone is better, at how many tasks, by how much."""
         return self.build_report().summary.headline

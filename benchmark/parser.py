@@ -250,6 +250,7 @@ COMMANDS = {
     "train": ("making", "train a backbone by a recipe: clip, clip-ft, cliptex"),
     "cache": ("data", "list and remove reusable artifacts: features, weights, labels …"),
     "report": ("looking", "compare the results in MLflow: a page, and tables for a paper"),
+    "power": ("power", "say which differences a comparison can find, before it is run"),
     "results": ("looking", "share results in one file, check and show shared ones"),
     "reproduce": ("runs", "run a published protocol and compare with the published number"),
     "show": (

@@ -173,7 +173,7 @@ def parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 
 
 GAIN_SHARE = 0.25
-MOST_NOISE = 1 / 3  # half width of a baseline's interval, relative to the mean of both numbers
+FURTHER_SHARE = 0.1  # of a decided task's part, for its further metrics
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,13 @@ class Judgement:
 
     Attributes:
         estimates: the numbers.
-        differences: number - the baseline's; the verdicts of main metrics hold together with those
-            of the mean gains.
+        differences: number - the baseline's; all verdicts hold together with those of the mean
+            gains. A further metric has one only where the main one is decided.
         task_gains: differences of main metrics in percent of the baseline's number, positive where
             the backbone is better.
-        excluded: column → why it is in no mean gain.
+        excluded: (backbone, column) → why it is not in the mean gain.
         statements: how many verdicts hold together.
-        level: the least of those of the differences.
+        level: the least of those of main metrics.
         seed_prior: what is known of the seed variance of a difference from all of them.
     """
 
@@ -210,7 +210,7 @@ class Judgement:
     differences: dict[NumberKey, Estimate]
     task_gains: dict[ColumnKey, Estimate]
     gains: dict[str, Gain]
-    excluded: dict[TaskColumn, str]
+    excluded: dict[ColumnKey, str]
     statements: int
     level: float
     seed_prior: SeedPrior
@@ -249,25 +249,31 @@ class Judgement:
         return min(len(seeds[backbone]), len(seeds[self.selection.baseline])) == 1
 
 
+def first_level(tasks: int, backbones: int = 2) -> float:
+    """The level of a main metric before anything is decided, of so many tasks and backbones."""
+    return LEVEL * (1 - GAIN_SHARE) / (tasks * (backbones - 1))
+
+
 def judge_differences(
     selection: Selection, samples: Mapping[NumberKey, MetricSample], error_rate: float = LEVEL
 ) -> Judgement:
     """Intervals, differences, gains, and joint verdicts.
 
     The mean gains, which are few, have ``GAIN_SHARE`` of the error rate. Of the rest each task has
-    an equal part, which its columns and backbones share.
+    an equal part, which its columns and backbones share. Where a main metric is decided, the
+    further ones share ``FURTHER_SHARE`` of its part.
 
     Args:
         error_rate: probability of any false verdict among them.
     """
     base = selection.baseline
-    estimates = _estimate_numbers(samples)
+    estimates = _estimate_numbers(selection, samples)
     pairs = {
         key: pair_samples(sample, samples[base, *key[1:]])
         for key, sample in samples.items()
         if key[0] != base and (base, *key[1:]) in samples
     }
-    gaps = {key: weighted_sum(pair, (1, -1)) for key, pair in pairs.items()}
+    gaps = {key: difference(*pair) for key, pair in pairs.items()}
     main = [key for key in gaps if key[2] == key[1].main]
     prior = seed_prior([gaps[key] for key in main])
     differences = {
@@ -276,87 +282,114 @@ def judge_differences(
     errors, task_gains, excluded = {}, {}, {}
     for key in main:
         backbone, column, metric = key
-        if not _has_percent(estimates[base, column, metric], estimates[key]):
-            excluded[column] = f"{base} is too near zero for percentages"
+        if not _has_percent(estimates[base, column, metric]):
+            excluded[backbone, column] = f"the interval of {base} includes half of its number"
             continue
-        mine, reference = (float(side.values.mean()) for side in pairs[key])
+        mine, reference = (side.value for side in pairs[key])
         unit = 100 * column.metric(metric).direction / abs(reference)
         # the error of a ratio, to first order: its gain is that of this sum, and not its zero mean
-        error = weighted_sum(pairs[key], (unit, -unit * mine / reference))
+        error = difference(*pairs[key], weights=(unit, -unit * mine / reference))
         gain = estimate(error, prior, abs(unit) * column.metric(metric).width)
         errors[backbone, column] = error
         task_gains[backbone, column] = replace(gain, value=unit * (mine - reference))
     gains, unsure = _mean_gains(selection, errors, task_gains)
-    means = [gain.mean for gain in gains.values()]
-    of_tasks = (1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main])
-    shares = [*of_tasks, *[GAIN_SHARE / max(len(means), 1)] * len(means)]
-    judged = judge_jointly([*(differences[key] for key in main), *means], shares, error_rate)
-    # ``judged`` has the differences of main metrics first, then the mean gains
-    judged_tasks, judged_means = judged[: len(main)], judged[len(main) :]
-    levels = {key[:2]: each.level for key, each in zip(main, judged_tasks, strict=True)}
+    differences, gains = _judge(differences, gains, error_rate)
+    statements = [*differences.values(), *(gain.mean for gain in gains.values())]
     return Judgement(
         selection,
         estimates,
-        {key: replace(gap, level=levels.get(key[:2], LEVEL)) for key, gap in differences.items()},
+        differences,
         task_gains,
-        {
-            name: replace(gain, mean=mean)
-            for (name, gain), mean in zip(gains.items(), judged_means, strict=True)
-        },
+        gains,
         excluded | unsure,
-        statements=sum(each.is_judged for each in judged),
-        level=min(levels.values(), default=error_rate),
+        statements=sum(each.is_judged for each in statements),
+        level=min((differences[key].level for key in main), default=error_rate),
         seed_prior=prior,
     )
 
 
-def _estimate_numbers(samples: Mapping[NumberKey, MetricSample]) -> dict[NumberKey, Estimate]:
-    prior = seed_prior([sample for key, sample in samples.items() if key[2] == key[1].main])
+def _judge(
+    differences: Mapping[NumberKey, Estimate], gains: Mapping[str, Gain], error_rate: float
+) -> tuple[dict[NumberKey, Estimate], dict[str, Gain]]:
+    """Differences and mean gains with joint verdicts."""
+    main = [key for key in differences if key[2] == key[1].main]
+    rows = {key[:2]: row for row, key in enumerate(main)}
+    further = [key for key in differences if key not in main and key[:2] in rows]
+    of_tasks = (1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main])
+    parents = [rows[key[:2]] for key in further]
+    of_further = [FURTHER_SHARE * of_tasks[row] / parents.count(row) for row in parents]
+    of_means = [GAIN_SHARE / max(len(gains), 1)] * len(gains)
+    keys = [*main, *further]
+    judged = judge_jointly(
+        [*(differences[key] for key in keys), *(gain.mean for gain in gains.values())],
+        [*of_tasks, *of_further, *of_means],
+        error_rate,
+        [*[-1] * len(main), *parents, *[-1] * len(gains)],
+    )
+    without_main = {
+        key: replace(gap, level=0.0, has_verdict=False) for key, gap in differences.items()
+    }
+    means = zip(gains.items(), judged[len(keys) :], strict=True)
+    return (
+        without_main | dict(zip(keys, judged, strict=False)),
+        {name: replace(gain, mean=mean) for (name, gain), mean in means},
+    )
+
+
+def _estimate_numbers(
+    selection: Selection, samples: Mapping[NumberKey, MetricSample]
+) -> dict[NumberKey, Estimate]:
+    """The numbers, each with what its backbone's other tasks tell of the noise of seeds."""
+    priors = {
+        name: seed_prior([s for k, s in samples.items() if (k[0], k[2]) == (name, k[1].main)])
+        for name in selection.backbones
+    }
     estimates = {}
     for key, sample in samples.items():
         metric = key[1].metric(key[2])
-        number = estimate(sample, prior, metric.width)
+        number = estimate(sample, priors[key[0]], metric.width)
         estimates[key] = replace(number, least=metric.low or 0.0, width=metric.width)
     return estimates
 
 
-def _has_percent(base: Estimate, mine: Estimate) -> bool:
-    """Whether a change in percent of ``base`` is meaningful: its own noise is small beside it.
-
-    Beside the mean of both numbers, too, which hardly depends on their ratio: where the baseline
-    alone decides, it is shown where chance has raised it.
-    """
-    size, both = abs(base.value), (abs(base.value) + abs(mine.value)) / 2
-    if not np.isfinite(size) or size == 0:
+def _has_percent(base: Estimate) -> bool:
+    """Whether a change in percent of ``base`` is meaningful: its interval excludes half of it, and
+    with that zero."""
+    if not np.isfinite(base.value) or base.value == 0:
         return False
-    return not base.has_interval or base.reach() < MOST_NOISE * min(both, 2 * size)
+    return not base.has_interval or min(base.low / base.value, base.high / base.value) > 0.5
 
 
 def _mean_gains(
     selection: Selection,
     errors: Mapping[ColumnKey, MetricSample],
     task_gains: Mapping[ColumnKey, Estimate],
-) -> tuple[dict[str, Gain], dict[TaskColumn, str]]:
-    """Each backbone's mean gain, and why columns are excluded.
+) -> tuple[dict[str, Gain], dict[ColumnKey, str]]:
+    """Each backbone's mean gain, and why columns of it are excluded.
 
-    Columns with fewer seeds than others, or with too few images, are excluded: the mean is over
-    seeds that all its tasks have. With one seed it has no verdict.
+    Those with too few images, and with fewer or other seeds than most, are: the mean is over seeds
+    that all its tasks have. With one seed it has no verdict.
     """
     gains: dict[str, Gain] = {}
-    excluded: dict[TaskColumn, str] = {}
+    excluded: dict[ColumnKey, str] = {}
     for name in selection.backbones:
         own = {column: error for (backbone, column), error in errors.items() if backbone == name}
         if not own:
             continue
-        evidence = {c: (error.images >= MIN_IMAGES, len(error.seeds)) for c, error in own.items()}
-        best = max(evidence.values())
-        excluded |= {
-            column: "it has fewer seeds than others"
-            if each[0] == best[0]
-            else f"it has fewer than {MIN_IMAGES} images with scores"
-            for column, each in evidence.items()
-            if each != best
+        evidence = {
+            column: (error.images >= MIN_IMAGES, error.count, error.seeds, error.split)
+            for column, error in own.items()
         }
+        times = Counter(evidence.values())
+        best = max(times, key=lambda each: (*each[:2], times[each]))
+        for column, each in evidence.items():
+            if each[0] < best[0]:
+                reason = f"it has fewer than {MIN_IMAGES} images with scores"
+            elif each != best:
+                reason = "it has fewer seeds than others, or other ones"
+            else:
+                continue
+            excluded[name, column] = reason
         columns = [column for column in own if evidence[column] == best]
         weights = task_weights([column.base for column in columns])
         values = np.array([task_gains[name, column].value for column in columns])
@@ -373,20 +406,44 @@ class Analysis(Judgement, Measurements):
     Attributes:
         best: (column, metric) → the backbone that beats all others there, '' for none: the baseline
             at the level of their difference, others at ``level``.
+        margin: by which a backbone may be worse: of the main metric's own unit, or with ``%`` of
+            the baseline's number; '' for none.
     """
 
     best: dict[tuple[TaskColumn, str], str]
+    margin: str = ""
+
+    def within_margin(self, backbone: str, column: TaskColumn) -> str:
+        """``Estimate.within`` of an undecided main metric, at the strictest level of the report."""
+        key = (backbone, column, column.main)
+        if not self.margin or self.outcome(backbone, column) != "tie":
+            return ""
+        size = float(self.margin.rstrip("%"))
+        if self.margin.endswith("%"):
+            size *= abs(self.estimates[self.selection.baseline, *key[1:]].value) / 100
+        sign = column.metric(column.main).direction
+        return self.differences[key].within(size, self.level, sign)
+
+    def lead(self, name: str, base: str, column: TaskColumn, metric: str) -> Estimate:
+        """How much better ``name`` is than ``base``, any two backbones; positive is better. Its
+        verdict is at the level at which the report judges its pairs."""
+        own, other = (self.samples[each, column, metric] for each in (name, base))
+        declared = column.metric(metric)
+        gap = difference(own, other) if declared.direction > 0 else difference(other, own)
+        return replace(estimate(gap, self.seed_prior, declared.width), level=self.level)
 
 
 def analyse(
     store: Artifacts,
     selection: Selection,
     advance: Callable[[], None] = lambda: None,
+    margin: str = "",
 ) -> Analysis:
     """Read per-image scores, resample them, and compute all numbers of a report.
 
     Args:
         advance: called once for each backbone of each column.
+        margin: see ``Analysis``.
 
     Raises:
         TrackingError: an artifact is damaged.
@@ -394,14 +451,14 @@ def analyse(
     measured = measure(store, selection, advance)
     judged = judge_differences(selection, measured.samples)
     best = {
-        (column, metric): _find_best(judged, measured.samples, column, metric)
+        (column, metric): find_best(judged, measured.samples, column, metric)
         for column in selection.columns
         for metric in shown_metrics(column)
     }
-    return Analysis(**vars(measured), **vars(judged), best=best)
+    return Analysis(**vars(measured), **vars(judged), best=best, margin=margin)
 
 
-def _find_best(
+def find_best(
     judged: Judgement, samples: Mapping[NumberKey, MetricSample], column: TaskColumn, metric: str
 ) -> str:
     selection, sign = judged.selection, column.metric(metric).direction
@@ -409,11 +466,12 @@ def _find_best(
     if len(names) < 2:
         return ""
     leader = max(names, key=lambda name: sign * judged.estimates[name, column, metric].value)
+    own = judged.differences.get((leader, column, metric))
+    least = min(judged.level, own.level) if own else 0.0
     for name in names:
         if name == leader:
             continue
-        compared = {name, leader} - {selection.baseline}
-        level = judged.level
+        compared, level = {name, leader} - {selection.baseline}, least
         if len(compared) == 1:  # with the baseline, of which the report has the verdict
             (rival,) = compared
             level = judged.differences[rival, column, metric].level

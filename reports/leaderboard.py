@@ -5,17 +5,17 @@ same functions. Only ranks are its own.
 
 A backbone's rank is 1 + the number of backbones that are better; its interval ends at the number of
 backbones that are not worse (Mogstad, Romano, Shaikh, Wilhelm, Review of Economic Studies 2024), so
-backbones that cannot be told apart share their ranks. The differences of all pairs are judged
-jointly: all ranks hold together.
+backbones that cannot be told apart share their ranks. The differences of all pairs of all rankings
+of a page are judged jointly: all its ranks hold together.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,9 @@ from reports.statistics import (
     difference,
     estimate,
     judge_jointly,
-    pair_samples,
     seed_prior,
     weighted_sum,
+    with_common_seeds,
 )
 from reports.store import Artifacts
 from reports.tables import bracketed, decimal, digits, main_columns
@@ -84,43 +84,64 @@ def _of_main_metric(record: Cell | ParentRun) -> Cell | ParentRun:
     return record.model_copy(update={"declared": declared, "metrics": metrics})
 
 
+FIRST_SHARE = 0.5  # of the error rate, for the ranking that the page begins with
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Backbones by a sample of each.
+
+    Attributes:
+        sign: +1 where higher is better, else -1.
+        width: as of ``estimate``.
+    """
+
+    samples: Mapping[str, MetricSample]
+    sign: int = 1
+    width: float = 0.0
+
+
 @dataclass(frozen=True)
 class Rank:
     """The backbones that are better than one, and the interval of its rank, which the page calls
-    its place: from ``first`` to ``last``."""
+    its place: from ``first`` to ``last``. With one seed it is the place of these weights, not of a
+    method."""
 
     better: tuple[str, ...]
     last: int
+    of_these_weights: bool = False
 
     @property
     def first(self) -> int:
         return 1 + len(self.better)
 
 
-def rank_backbones(
-    samples: Mapping[str, MetricSample], sign: int = 1, width: float = 0.0
-) -> dict[str, Rank]:
-    """Backbone → its rank by its sample.
+def rank_backbones(*rankings: Ranking) -> list[dict[str, Rank]]:
+    """Of each ranking backbone → its rank. All ranks of all rankings hold together; the first has
+    ``FIRST_SHARE`` of the error rate, the others the rest in equal parts."""
+    gaps: list[Estimate] = []
+    shares: list[float] = []
+    for number, each in enumerate(rankings):
+        pairs = [difference(*pair) for pair in combinations(each.samples.values(), 2)]
+        prior = seed_prior(pairs)
+        gaps += [estimate(pair, prior, each.width) for pair in pairs]
+        share = (1 - FIRST_SHARE) / (len(rankings) - 1) if number else FIRST_SHARE
+        shares += [share / max(len(pairs), 1)] * len(pairs)
+    judged = iter(judge_jointly(gaps, shares))
+    return [_ranks(each, judged) for each in rankings]
 
-    Args:
-        sign: +1 where higher is better, else -1.
-        width: as of ``estimate``.
-    """
-    names = list(samples)
-    pairs = list(combinations(range(len(names)), 2))
-    gaps = [difference(samples[names[mine]], samples[names[rival]]) for mine, rival in pairs]
-    prior = seed_prior(gaps)
-    judged = judge_jointly([estimate(gap, prior, width) for gap in gaps])
-    beats = np.zeros((len(names), len(names)), int)
-    for (mine, rival), gap in zip(pairs, judged, strict=True):
-        verdict = gap.verdict(sign)
-        beats[mine, rival], beats[rival, mine] = verdict == "win", verdict == "loss"
+
+def _ranks(ranking: Ranking, judged: Iterator[Estimate]) -> dict[str, Rank]:
+    better: dict[str, list[str]] = {name: [] for name in ranking.samples}
+    for pair, gap in zip(combinations(better, 2), judged, strict=False):
+        verdict = gap.verdict(ranking.sign)
+        if verdict in ("win", "loss"):
+            winner, loser = pair if verdict == "win" else pair[::-1]
+            better[loser].append(winner)
+    worse = Counter(chain.from_iterable(better.values()))
     return {
-        name: Rank(
-            tuple(names[rival] for rival in np.flatnonzero(beats[:, index])),
-            len(names) - int(beats[index].sum()),
-        )
-        for index, name in enumerate(names)
+        name: Rank(tuple(better[name]), len(better) - worse[name], sample.count == 1)
+        for name, sample in ranking.samples.items()
     }
 
 
@@ -153,7 +174,7 @@ def mean_scores(
     median = float(scales @ np.median(means, axis=1))
     scores = {}
     for name in names:
-        score = weighted_sum(pair_samples(*(c[name] for c in columns.values())), scales)
+        score = weighted_sum(with_common_seeds(*(c[name] for c in columns.values())), scales)
         scores[name] = replace(score, values=score.values - median)
     return scores
 
@@ -218,12 +239,14 @@ def render_leaderboard(board: Leaderboard, title: str, about: str) -> str:
                         **_number(group.scores[name], group.digits),
                         "place": "–".join(map(str, dict.fromkeys([rank.first, rank.last]))),
                         "order": [rank.first, rank.last],
+                        "ofWeights": rank.of_these_weights,
                     }
                     for name, rank in group.ranks.items()
                 },
             }
             for group in groups
         ],
+        "rankings": len({tuple(group.ranked) for group in groups if group.ranks}),
         "protocols": [conditions for _, conditions in board.provenance.protocols],
         "published": _published(),
     }
@@ -348,14 +371,22 @@ def _groups(analysis: Analysis) -> list[_Group]:
     for number, column in enumerate(columns):
         members[f"task: {_title(analysis, column)}"].append(number)
 
-    @functools.cache
-    def standings(*ranked: int) -> tuple[dict[str, Estimate], dict[str, Rank]]:
-        return _standings(analysis, {columns[n]: by_column[columns[n]] for n in ranked})
-
+    ranked = {
+        label: tuple(_ranked(columns, numbers, by_column)) for label, numbers in members.items()
+    }
+    rankings = {
+        key: _ranking({columns[n]: by_column[columns[n]] for n in key})
+        for key in dict.fromkeys(ranked.values())
+    }
+    ranks = dict(zip(rankings, rank_backbones(*rankings.values()), strict=True))
     groups = []
-    for label, numbers in members.items():
-        ranked = _ranked(columns, numbers, by_column)
-        groups.append(_Group(label, numbers, ranked, *standings(*ranked)))
+    for label, key in ranked.items():
+        scores: Mapping[str, Estimate] = {
+            name: estimate(score) for name, score in rankings[key].samples.items()
+        }
+        if len(key) == 1:  # the report's numbers
+            scores = analysis.numbers(columns[key[0]], columns[key[0]].main)
+        groups.append(_Group(label, members[label], [*key], scores, ranks[key]))
     return groups
 
 
@@ -378,20 +409,14 @@ def _ranked(
     return ranked
 
 
-def _standings(
-    analysis: Analysis, columns: Mapping[TaskColumn, Mapping[str, MetricSample]]
-) -> tuple[dict[str, Estimate], dict[str, Rank]]:
-    """Scores and ranks over columns; of one the score is the report's number. Nobody is ranked
-    alone over several."""
+def _ranking(columns: Mapping[TaskColumn, Mapping[str, MetricSample]]) -> Ranking:
+    """Over columns. Nobody is ranked alone over several."""
     if len(columns) == 1:
         ((column, samples),) = columns.items()
         metric = column.metric(column.main)
-        ranks = rank_backbones(samples, metric.direction, metric.width)
-        return analysis.numbers(column, column.main), ranks
+        return Ranking(samples, metric.direction, metric.width)
     scores = mean_scores(columns)
-    if len(scores) < 2:
-        return {}, {}
-    return {name: estimate(score) for name, score in scores.items()}, rank_backbones(scores)
+    return Ranking(scores if len(scores) > 1 else {})
 
 
 def _title(analysis: Analysis, column: TaskColumn) -> str:

@@ -24,11 +24,13 @@ import yaml
 from cliptex_common.errors import user_error_message
 from cliptex_common.files import write_text
 from reports.figures import Figure
+from reports.published.citations import references
 from reports.records import REPORT, Cell, Record, TrackingError
 from reports.report import Report, ReportRequest, build_report
 from reports.statistics import LEVEL, RESAMPLES
 from reports.store import connect, local_folder, tracking_uri
 from reports.studies import study_frame
+from reports.summary import describe_methods
 from reports.tables import (
     ACROSS,
     MetricColumn,
@@ -122,7 +124,7 @@ def _source(name: str) -> str:
 OVERVIEW_LEGEND = (
     "Value, 95 % interval, seeds (N: images, or what of them is resampled); then the difference to"
     " {}, with its own: ▲ better, ▼ worse, = undecided (all of a report at 95 %), △ ▽ of these"
-    " weights (one seed), ? no verdict (no interval, fewer than 20 images, two seeds). Bold:"
+    " weights (one seed), ? no verdict (no scores of 20 images, no main metric). Bold:"
     " better than all others."
 )
 LATEX_SYMBOLS = str.maketrans(
@@ -376,6 +378,14 @@ FORMATS: dict[str, Callable[[Report], dict[str, str]]] = {
     "md": lambda report: {"report.md": markdown(report)},
     "csv": csv_values,
     "latex": lambda report: {"tables.tex": latex(report)},
+    "methods": lambda report: (
+        {
+            "methods.txt": describe_methods(report.analysis),
+            "references.bib": references(report.analysis),
+        }
+        if report.analysis
+        else {}
+    ),
 }  # format → text of each of its files
 
 

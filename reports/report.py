@@ -43,6 +43,7 @@ from reports.relations import (
     mode_changes,
 )
 from reports.selection import (
+    Selection,
     TaskColumn,
     default_experiments,
     select,
@@ -52,7 +53,14 @@ from reports.selection import (
 from reports.sharing import load_files, read_shared
 from reports.store import UNREADABLE, Store
 from reports.studies import Study, find_studies, find_study
-from reports.summary import Summary, average_lines, caveats, power_lines, summarise
+from reports.summary import (
+    Summary,
+    average_lines,
+    caveats,
+    margin_lines,
+    power_lines,
+    summarise,
+)
 from reports.tables import (
     ClassTable,
     Number,
@@ -153,6 +161,7 @@ class ReportRequest:
     Attributes:
         shared: files, folders or URLs of results that others shared.
         pairs: backbones that are compared image by image: the first with the second, and so on.
+        margin: see ``reports.comparison.Analysis``.
         like_runs: ids of parent runs and of cells: only numbers under the protocols of these
             parents and, of their backbones, only these cells. Default: all.
     """
@@ -167,6 +176,7 @@ class ReportRequest:
     like_runs: Sequence[str] = ()
     shared: Sequence[str] = ()
     pairs: Sequence[str] = ()
+    margin: str = ""
 
 
 def build_report(
@@ -186,21 +196,11 @@ def build_report(
     store = Store(request.tracking_uri)
     if request.study:
         return _study_report(store, request, request.study)
-    experiments = list(request.experiments) or default_experiments(store)
-    runs = store.runs(experiments)
-    requested = [*request.backbones, *filter(None, [request.baseline])]
-    counted, notes = _like_runs(request.like_runs, shown_runs(without_studies(runs), requested))
-    for run in runs:
-        if run.status == UNREADABLE:
-            notes.append(f"Run {run.run_id} ({run.name}) is left out: {run.reason}.")
-    if request.shared:
-        shared, about_shared = read_shared(load_files(request.shared), counted, store)
-        counted, notes = [*counted, *shared], [*notes, *about_shared]
-    selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
+    runs, selection, notes = select_runs(store, request)
     if request.pairs:
         check_pairs(selection, request.pairs)
     start("per-image scores", len(selection.columns) * len(selection.backbones))
-    analysis = analyse(store, selection, advance)
+    analysis = analyse(store, selection, advance, request.margin)
     changes = mode_changes(store, analysis)
     judgements, provenance = judge_pairs(analysis), collect_provenance(store, selection)
     costs, diagnostics = cost_frame(analysis, provenance), collect_diagnostics(analysis)
@@ -214,14 +214,14 @@ def build_report(
         f"{sum(map(len, selection.cells.values()))} finished task runs",
     ]
     return Report(
-        f"Comparison of backbones: {', '.join(experiments)}",
+        f"Comparison of backbones: {', '.join(selection.experiments)}",
         " · ".join(subtitle),
         summarise(analysis),
         store=hide_secrets(store.uri),
         ui_url=request.ui_url,
         analysis=analysis,
         power=power_lines(analysis),
-        averages=average_lines(analysis),
+        averages=[*margin_lines(analysis), *average_lines(analysis)],
         axes=list(best_values(analysis)),
         steps=step_lines(analysis),
         mode_changes=changes,
@@ -252,6 +252,22 @@ def build_report(
         notes=[*changes, *caveats(analysis), *notes, *without_pictures],
         styles=backbone_styles(analysis),
     )
+
+
+def select_runs(store: Store, request: ReportRequest) -> tuple[list[Record], Selection, list[str]]:
+    """All runs of a request's experiments, what of them counts, and notes for its reader."""
+    experiments = list(request.experiments) or default_experiments(store)
+    runs = store.runs(experiments)
+    requested = [*request.backbones, *filter(None, [request.baseline])]
+    counted, notes = _like_runs(request.like_runs, shown_runs(without_studies(runs), requested))
+    for run in runs:
+        if run.status == UNREADABLE:
+            notes.append(f"Run {run.run_id} ({run.name}) is left out: {run.reason}.")
+    if request.shared:
+        shared, about_shared = read_shared(load_files(request.shared), counted, store)
+        counted, notes = [*counted, *shared], [*notes, *about_shared]
+    selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
+    return runs, selection, notes
 
 
 def _like_runs(ids: Sequence[str], runs: list[Record]) -> tuple[list[Record], list[str]]:

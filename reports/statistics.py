@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,7 @@ def part_likeness(small: np.ndarray, large: np.ndarray) -> float:
 RESAMPLES = 1000
 BLOCK = 25_000_000  # weights in a block, which bounds the memory
 ROUNDING = 1e-9  # relative
+MIN_PAIRS = 3  # seeds that both sides have: with fewer, pairing costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,30 @@ class MetricSample:
         resamples: (S, R) the same over each resample of images, or None if unknown; NaN where a
             resample has nothing to score.
         images: how many units (images, or what they are made of) are resampled; 0 if unknown.
+        split: how many rows are of the first of two sides whose seeds are independent: the sample
+            is the sum of both sides' means. 0 where all rows are of one side, or paired.
     """
 
     seeds: tuple[int, ...]
     values: np.ndarray
     resamples: np.ndarray | None = None
     images: int = 0
+    split: int = 0
+
+    @property
+    def sides(self) -> list[slice]:
+        """The rows of each side."""
+        return [slice(self.split), slice(self.split, None)] if self.split else [slice(None)]
+
+    @property
+    def count(self) -> int:
+        """How many seeds the side has that has fewer."""
+        return min(len(self.seeds[side]) for side in self.sides)
+
+    @property
+    def value(self) -> float:
+        """The mean over seeds, the sum of both sides'."""
+        return float(sum(self.values[side].mean() for side in self.sides))
 
     @functools.cached_property
     def scored(self) -> np.ndarray:
@@ -118,7 +138,8 @@ class MetricSample:
     def varies(self) -> bool:
         """Whether its seeds differ by more than rounding, in the metric or over resamples."""
         rows = np.hstack([self.values[:, None], self.scored])
-        return bool(np.any(np.ptp(rows, axis=0) > ROUNDING * np.abs(rows).max()))
+        spreads = np.stack([np.ptp(rows[side], axis=0) for side in self.sides])
+        return bool(np.any(spreads > ROUNDING * np.abs(rows).max()))
 
     def with_seeds(self, seeds: Sequence[int]) -> MetricSample:
         """The sample of these seeds alone."""
@@ -127,49 +148,94 @@ class MetricSample:
         return MetricSample(tuple(seeds), self.values[rows], resamples, self.images)
 
     @functools.cached_property
-    def variances(self) -> tuple[float, float]:
-        """Over resamples: of the mean over seeds, and of one seed (the mean over seeds).
+    def image_noise(self) -> tuple[float, float]:
+        """Variances over resamples: of the value, and the part of it that is of single seeds.
 
         Times N / (N - 1), the bootstrap's shortfall (Efron, Tibshirani 1993, section 5.3); 0 if
         unknown.
         """
         if self.resamples is None or self.images < 2:
             return 0.0, 0.0
+        total, interaction = np.zeros(self.scored.shape[1]), 0.0
+        for side in self.sides:
+            rows = self.scored[side]
+            mean = rows.mean(axis=0)
+            excess = rows.var(axis=1, ddof=1).mean() - mean.var(ddof=1)
+            interaction += max(float(excess), 0.0) / max(len(rows) - 1, 1)
+            total += mean
         shortfall = self.images / (self.images - 1)
-        of_mean = self.scored.mean(axis=0).var(ddof=1)
-        of_seeds = self.scored.var(axis=1, ddof=1).mean()
-        return float(of_mean) * shortfall, float(of_seeds) * shortfall
+        return float(total.var(ddof=1)) * shortfall, interaction * shortfall
+
+    @functools.cached_property
+    def seed_noise(self) -> tuple[float, float, float]:
+        """Between seeds: the variance of the value, its degrees of freedom (of two sides Welch's),
+        and by what it is multiplied for that of one seed; zeros for one seed."""
+        if self.count < 2:
+            return 0.0, 0.0, 0.0
+        sizes = np.array([len(self.seeds[side]) for side in self.sides])
+        parts = np.array([self.values[side].var(ddof=1) for side in self.sides]) / sizes
+        variance, df = float(parts.sum()), float((sizes - 1).sum())
+        if variance > 0:
+            df = variance**2 / float((parts**2 / (sizes - 1)).sum())
+        return variance, df, len(sizes) / float((1 / sizes).sum())
+
+    @property
+    def single_image_variance(self) -> float:
+        """Over resamples, of one seed (of a pair of seeds)."""
+        total, interaction = self.image_noise
+        return total + interaction * max(self.seed_noise[2] - 1, 0.0)
 
 
 def weighted_sum(samples: Sequence[MetricSample], weights: ArrayLike) -> MetricSample:
-    """The sum of samples with the same number of seeds; the n-th seeds of all belong together.
+    """The sum of samples of the same seeds; the n-th seeds of all belong together.
 
     Its noise of images is unknown if that of any sample is.
     """
-    weights = np.asarray(weights, float)
+    weights, first = np.asarray(weights, float), samples[0]
     values = weights @ np.stack([sample.values for sample in samples])
     arrays = [sample.resamples for sample in samples if sample.resamples is not None]
     if len(arrays) < len(samples):
-        return MetricSample(samples[0].seeds, values)
+        return MetricSample(first.seeds, values, split=first.split)
     count = min(array.shape[1] for array in arrays)
     resamples = np.tensordot(weights, np.stack([array[:, :count] for array in arrays]), 1)
     images = min(sample.images for sample in samples)
-    return MetricSample(samples[0].seeds, values, resamples, images)
+    return MetricSample(first.seeds, values, resamples, images, first.split)
 
 
-def difference(mine: MetricSample, base: MetricSample) -> MetricSample:
-    """``mine`` - ``base``, seed by seed."""
-    return weighted_sum(pair_samples(mine, base), (1, -1))
+def difference(
+    mine: MetricSample, base: MetricSample, *, weights: tuple[float, float] = (1.0, -1.0)
+) -> MetricSample:
+    """``mine`` - ``base``, or another weighted sum of both; seed by seed where they are paired,
+    else of all seeds of both (see ``pair_samples``)."""
+    mine, base = pair_samples(mine, base)
+    if len(mine.seeds) == 1 or (len(mine.seeds) >= MIN_PAIRS and mine.seeds == base.seeds):
+        return weighted_sum((mine, base), weights)
+    sides = [weighted_sum([mine], weights[:1]), weighted_sum([base], weights[1:])]
+    seeds, split = mine.seeds + base.seeds, len(mine.seeds)
+    values = np.concatenate([side.values for side in sides])
+    arrays = [side.resamples for side in sides if side.resamples is not None]
+    if len(arrays) < 2:
+        return MetricSample(seeds, values, split=split)
+    count = min(array.shape[1] for array in arrays)
+    resamples = np.concatenate([array[:, :count] for array in arrays])
+    return MetricSample(seeds, values, resamples, min(mine.images, base.images), split)
 
 
-def pair_samples(*samples: MetricSample) -> list[MetricSample]:
-    """The samples with the seeds that belong together: those that all have. Where these are fewer
-    than two though each has several, seeds are independent, and any order pairs them."""
+def pair_samples(mine: MetricSample, base: MetricSample) -> list[MetricSample]:
+    """Both sides with the seeds that are compared: those that both have, if these are enough for
+    pairs or a side has only one; else all, which are taken as independent."""
+    is_paired = len({*mine.seeds} & {*base.seeds}) >= MIN_PAIRS
+    if is_paired or min(len(mine.seeds), len(base.seeds)) == 1:
+        return with_common_seeds(mine, base)
+    return [mine, base]
+
+
+def with_common_seeds(*samples: MetricSample) -> list[MetricSample]:
+    """The samples with the seeds that all have. Where there are none, seeds are independent, and
+    any order pairs them."""
     shared = sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
     count = min(len(sample.seeds) for sample in samples)
-    if len(shared) >= min(count, 2):
-        return [sample.with_seeds(shared) for sample in samples]
-    return [sample.with_seeds(sample.seeds[:count]) for sample in samples]
+    return [sample.with_seeds(shared or sample.seeds[:count]) for sample in samples]
 
 
 @functools.lru_cache(maxsize=2)  # tasks of one dataset follow each other
@@ -189,9 +255,9 @@ def image_weights(images: tuple[str, ...], resamples: int = RESAMPLES) -> np.nda
 
 LEVEL = 0.05  # of every interval that is shown, and of all verdicts of a report together
 MIN_IMAGES = 20  # images: with fewer, nothing is decided
-MIN_SEEDS = 3  # seeds that differ: with two, nothing is decided
 POWER = 0.8
-MOST_SEEDS = 50  # that are ever recommended
+MOST_SEEDS, MOST_IMAGES = 50, 1_000_000  # that are ever recommended
+DRAWS = 20_000  # of the noise of a comparison that is planned
 MOST_DF = 4  # degrees of freedom of a prior, per degree of a comparison
 MIN_COMPARISONS = 3  # that make a prior
 RAISED = 1.5  # standard errors by which a prior's moments are raised
@@ -224,6 +290,7 @@ class Estimate:
             there is one seed, or all give the same.
         seeds: how many.
         images: how many are resampled; 0 where their noise is unknown.
+        interaction: the part of ``seed_variance`` that more images lower, from resamples.
         least, width: where the range of the number begins, and how wide it is; 0 if it is open, or
             the number is a difference.
         level: of its verdict; its interval always has ``LEVEL``.
@@ -236,6 +303,7 @@ class Estimate:
     seed_df: float = 0.0
     seeds: int = 1
     images: int = 0
+    interaction: float = 0.0
     least: float = 0.0
     width: float = 0.0
     level: float = LEVEL
@@ -252,11 +320,8 @@ class Estimate:
 
     @property
     def is_judged(self) -> bool:
-        """Whether there can be a verdict. ``seed_df`` is 0 of one seed, and of seeds that all give
-        the same: no spread has to be estimated. ``images`` is 0 where only seeds have noise."""
-        enough_seeds = self.seeds >= MIN_SEEDS or self.seed_df == 0
-        enough_images = self.images >= MIN_IMAGES or self.images == 0
-        return self.has_verdict and self.has_interval and enough_seeds and enough_images
+        """Whether there can be a verdict: never from seeds alone, whatever the images' noise."""
+        return self.has_verdict and self.images >= MIN_IMAGES
 
     @property
     def error(self) -> float:
@@ -270,11 +335,14 @@ class Estimate:
         The standard error times the mean of both parts' Student quantiles, weighted by their
         variances (Cochran 1964).
         """
-        parts = [(self.image_variance, self.images - 1), (self.seed_variance, self.seed_df)]
-        squares = [variance * student(df, level) for variance, df in parts if variance]
-        if not self.has_interval:
-            return np.nan
-        return float(sum(squares) / np.sqrt(self.variance)) if squares else 0.0
+        known = np.array([self.seed_variance])
+        return float(self._reach(level, known)[0]) if self.has_interval else np.nan
+
+    def _reach(self, level: float, seed_variance: np.ndarray) -> np.ndarray:
+        total = self.image_variance + seed_variance
+        of_images = self.image_variance * student(self.images - 1, level)
+        squares = of_images + seed_variance * student(self.seed_df, level)
+        return squares / np.sqrt(np.where(total > 0, total, 1.0))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -301,7 +369,7 @@ class Estimate:
 
     def is_decided(self, level: float) -> bool:
         """Whether a difference differs from zero."""
-        return self.is_judged and abs(self.value) > self.reach(level)
+        return level > 0 and self.is_judged and abs(self.value) > self.reach(level)
 
     def verdict(self, sign: int = 1) -> str:
         """``win``, ``loss``, ``tie`` or ``unknown``.
@@ -313,26 +381,59 @@ class Estimate:
             return "tie" if self.is_judged else "unknown"
         return "win" if self.value * sign > 0 else "loss"
 
-    def detectable(self) -> float:
-        """The smallest difference that is decided with probability ``POWER``."""
-        from scipy import (
-            special,  # slow to import, like pandas; a command without a report does not
-        )
+    def within(self, margin: float, level: float, sign: int = 1) -> str:
+        """What the interval of ``level`` excludes: ``equivalent`` where it is inside ± ``margin``,
+        ``no worse`` where its worse end is, else ''."""
+        reach = self.reach(level)
+        if not self.is_judged or not self.value * sign - reach > -margin:
+            return ""
+        return "equivalent" if self.value * sign + reach < margin else "no worse"
 
-        return self.reach(self.level) + float(special.ndtri(POWER) * np.sqrt(self.variance))
+    def detectable(self, seeds: int = 0, images: int = 0) -> float:
+        """The smallest difference that is decided with probability ``POWER`` by so many seeds of
+        each side and images (0: as many as here), at this level; NaN where their noise is unknown.
 
-    def seeds_to_decide(self) -> int | None:
-        """How many seeds decide a difference of this size; None for more than ``MOST_SEEDS``."""
-        for seeds in range(max(self.seeds + 1, MIN_SEEDS), MOST_SEEDS + 1):
-            variance, df = (
-                self.seed_variance * self.seeds / seeds,
-                self.seed_df + seeds - self.seeds,
-            )
-            if replace(self, seed_variance=variance, seed_df=df, seeds=seeds).is_decided(
-                self.level
-            ):
-                return seeds
-        return None
+        What a few seeds tell of their noise is uncertain now, and will be again: drawn are the true
+        variance, what the next seeds show of it, and the error of their difference.
+        """
+        seeds, images = seeds or self.seeds, images or self.images
+        if not (self.is_judged and self.level) or (seeds > 1) > (self.seeds > 1):
+            return np.nan
+        fewer = self.images / images
+        of_one = self.interaction * self.seeds
+        image_variance = fewer * (self.image_variance + of_one * (seeds == 1))
+        rng, df, mean = np.random.default_rng(0), 0.0, 0.0
+        draws = np.ones((2, DRAWS))
+        if seeds > 1 and self.seed_df:
+            df = self.seed_df * _own_df(seeds) / _own_df(self.seeds)
+            of_seeds = max(self.seed_variance * self.seeds - of_one, 0.0)
+            mean = (of_seeds + of_one * fewer) / seeds
+            draws[0] = self.seed_df / rng.chisquare(self.seed_df, DRAWS)
+            draws[1] = rng.chisquare(df, DRAWS) / df
+        variance = mean * draws[0]
+        planned = replace(self, image_variance=image_variance, images=images, seed_df=df)
+        errors = np.sqrt(image_variance + variance) * rng.standard_normal(DRAWS)
+        return float(np.quantile(planned._reach(self.level, variance * draws[1]) + errors, POWER))
+
+    def seeds_to_decide(self, size: float, images: int = 0) -> int | None:
+        """How many seeds detect a difference; None for more than ``MOST_SEEDS``."""
+        counts = range(2, MOST_SEEDS + 1) if self.seeds > 1 else range(1, 2)
+        return _first(counts, lambda seeds: self.detectable(seeds, images) <= size)
+
+    def images_to_decide(self, size: float, seeds: int = 0) -> int | None:
+        """How many images detect a difference; None for more than ``MOST_IMAGES``."""
+        counts = range(MIN_IMAGES, MOST_IMAGES + 1)
+        return _first(counts, lambda images: self.detectable(seeds, images) <= size)
+
+
+def _first(counts: range, is_enough: Callable[[int], bool]) -> int | None:
+    row = bisect_left(counts, True, key=is_enough)
+    return counts[row] if row < len(counts) else None
+
+
+def _own_df(seeds: int) -> float:
+    """Of pairs; with fewer about what Welch's are."""
+    return seeds - 1 if seeds >= MIN_PAIRS else 1.5
 
 
 def student(df: float, level: float) -> float:
@@ -351,17 +452,26 @@ def estimate(sample: MetricSample, prior: SeedPrior = NO_PRIOR, width: float = 0
     Args:
         width: of the range of an image's score, 0 if unknown. Where no image differs, one may.
     """
-    count, images = len(sample.seeds), sample.images if sample.resamples is not None else 0
-    image_variance, single = sample.variances
+    images = sample.images if sample.resamples is not None else 0
+    image_variance, interaction = sample.image_noise
     one_differs = (width / images) ** 2 if images else 0.0
     noise = (image_variance or one_differs, 0.0, 0.0)
-    if count > 1 and sample.varies:
-        interaction = max(single - image_variance, 0.0) / (count - 1)
-        own, df = float(sample.values.var(ddof=1)), count - 1
-        weight = prior.df if single else 0.0
-        variance = (weight * prior.ratio * single + df * own) / (weight + df)
-        noise = (max(image_variance - interaction, 0.0), variance / count, weight + df)
-    return Estimate(float(sample.values.mean()), *noise, seeds=count, images=images)
+    if sample.count > 1 and sample.varies:
+        own, df, scale = sample.seed_noise
+        weight = prior.df if sample.single_image_variance else 0.0
+        typical = prior.ratio * sample.single_image_variance / scale
+        variance = (weight * typical + df * own) / (weight + df)
+        noise = (max(image_variance - interaction, 0.0), variance, weight + df)
+    return Estimate(sample.value, *noise, sample.count, images, interaction)
+
+
+def log_bias(df: ArrayLike) -> np.ndarray:
+    """By how much the logarithm of an estimated variance falls short of the true one, on average
+    (negative)."""
+    from scipy import special  # slow to import, like pandas; a command without a report does not
+
+    half = np.asarray(df, float) / 2
+    return special.digamma(half) - np.log(half)
 
 
 def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:
@@ -373,9 +483,10 @@ def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:
     prior is at most ``MOST_DF`` times as strong as a comparison's own seeds.
     """
     spreads = [
-        (float(sample.values.var(ddof=1)) / single, len(sample.seeds) - 1)
+        (variance * scale / single, df)
         for sample in samples
-        if len(sample.seeds) > 1 and (single := sample.variances[1]) > 0 and sample.varies
+        if sample.count > 1 and (single := sample.single_image_variance) > 0 and sample.varies
+        for variance, df, scale in [sample.seed_noise]
     ]
     ratios, df = np.array([each for each in spreads if each[0] > 0]).reshape(-1, 2).T
     count = len(ratios)
@@ -383,7 +494,7 @@ def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:
         return NO_PRIOR
     from scipy import special
 
-    logs = np.log(ratios) - special.digamma(df / 2) + np.log(df / 2)
+    logs = np.log(ratios) - log_bias(df)
     variance = float(logs.var(ddof=1))
     excess = variance * (1 + RAISED * np.sqrt(2 / (count - 1)))
     excess -= float(special.polygamma(1, df / 2).mean())
@@ -391,30 +502,42 @@ def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:
     if excess > 0:  # the inverse of ψ'(x) ≈ 1/x + 1/2x²
         prior_df = min(most, (1 + np.sqrt(1 + 2 * excess)) / excess)
     mean = logs.mean() + RAISED * np.sqrt(variance / count)
-    ratio = np.exp(mean + special.digamma(prior_df / 2) - np.log(prior_df / 2))
+    ratio = np.exp(mean + log_bias(prior_df))
     return SeedPrior(float(ratio), float(prior_df))
 
 
 def judge_jointly(
-    estimates: Sequence[Estimate], weights: ArrayLike = 1.0, error_rate: float = LEVEL
+    estimates: Sequence[Estimate],
+    weights: ArrayLike = 1.0,
+    error_rate: float = LEVEL,
+    parents: Sequence[int] = (),
 ) -> list[Estimate]:
     """The estimates at levels at which the probability of any false verdict is ``error_rate``.
 
     Weighted Holm (1979): the error rate is divided by the weights of what is not decided; what is
-    decided passes its share on, until nothing more is.
+    decided passes its share on, until nothing more is. What waits for its parent has a share when
+    that is decided, and else a level of 0 (Goeman and Solari, Ann. Stat. 38, 2010).
 
     Args:
-        weights: positive; default: equal.
+        weights: positive; default: equal. Those that wait for a parent weigh at most as much as it.
+        parents: for each estimate the index of the one that must be decided before, or -1;
+            default: none.
     """
-    shares = np.array([float(each.is_judged) for each in estimates]) * np.asarray(weights)
-    levels, undecided = np.full(len(estimates), error_rate), shares > 0
-    while undecided.any():
-        levels[undecided] = error_rate * shares[undecided] / shares[undecided].sum()
+    is_judged = np.array([each.is_judged for each in estimates], bool)
+    parent = np.asarray(parents or [-1] * len(estimates), int)
+    is_judged &= (parent < 0) | is_judged[parent]
+    shares = is_judged * np.asarray(weights)
+    levels, undecided = np.where(is_judged | (parent >= 0), 0.0, error_rate), is_judged.copy()
+    while (can_be := undecided & ((parent < 0) | ~undecided[parent])).any():
+        levels[can_be] = error_rate * shares[can_be] / shares[can_be].sum()
         decided = [e.is_decided(level) for e, level in zip(estimates, levels, strict=True)]
-        if not (undecided & decided).any():
+        if not (can_be & decided).any():
             break
-        undecided &= ~np.array(decided)
-    return [replace(e, level=float(level)) for e, level in zip(estimates, levels, strict=True)]
+        undecided &= ~(can_be & decided)
+    return [
+        replace(e, level=float(level), has_verdict=bool(judged))
+        for e, level, judged in zip(estimates, levels, is_judged, strict=True)
+    ]
 
 
 def spearman(x: pd.Series, y: pd.Series) -> tuple[float, float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from reports.tables import with_interval
 GAINS = {"objective": "interquartile mean gain (%)", "zero-shot": "zero-shot gain (%)"}
 
 
-RESULTS = {"win": "it is better", "loss": "it is worse", "tie": "the difference is undecided"}
+RESULTS = ("the difference is undecided", "it is better", "it is worse")
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,12 @@ class Study:
         if setting == "base":
             words = ""
         elif all(len(sample.seeds) > 1 for sample in samples):
-            gap = replace(estimate(difference(*samples)), level=LEVEL / max(1, count - 1))
-            if result := RESULTS.get(gap.verdict()):
-                words = f"; on fresh seeds {result} ({with_interval(gap, 2, True)} to the base)"
+            gap = estimate(difference(*samples))
+            if gap.has_interval:
+                reach = gap.reach(LEVEL / max(1, count - 1))
+                result = RESULTS[int(gap.value > reach) - int(gap.value < -reach)]
+                to_base = f"{with_interval(gap, 2, True)} to the base, on these images"
+                words = f"; on fresh seeds {result} ({to_base})"
         return (
             f"{setting} is best by interquartile mean gain over clip-ft ({gain:+.2f} %) of"
             f" {count} finished trials{words}."

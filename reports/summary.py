@@ -5,23 +5,31 @@ reader must know before believing the numbers.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, permutations
 
 import numpy as np
+import pandas as pd
 
-from reports.comparison import Analysis, Gain
+from reports.comparison import Analysis, Gain, shown_metrics
 from reports.per_image import needs_plugin
+from reports.power import typical
 from reports.records import shortened_notes
 from reports.selection import TaskColumn
 from reports.statistics import (
+    LEVEL,
+    MIN_COMPARISONS,
     MIN_IMAGES,
-    MIN_SEEDS,
+    MIN_PAIRS,
+    RESAMPLES,
     Estimate,
     MetricSample,
     difference,
     estimate,
+    log_bias,
+    spearman,
+    student,
     task_weights,
     weighted_sum,
 )
@@ -29,15 +37,18 @@ from reports.store import missing_artifacts
 from reports.tables import count, decimal, with_interval
 
 SMALL = 100  # images: tasks with fewer are named
+AGREEING = 0.8  # Spearman's ρ of two metrics over backbones
 
 
 def caveats(analysis: Analysis) -> list[str]:
     """One or two sentences each."""
     return [
         *_seeds(analysis),
+        *_sources_of_noise(analysis),
         *_data(analysis),
         *_noise(analysis),
         *_comparisons(analysis),
+        *_disagreements(analysis),
         *_origins(analysis),
     ]
 
@@ -50,8 +61,8 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
             "One seed: verdicts and intervals are of these weights, on images like these; the next"
             " training may differ. Run with --seeds 3 or more."
         )
-    elif max(counts) < MIN_SEEDS:
-        yield "Two seeds: intervals, but no verdict where seeds differ. Run with --seeds 3 or more."
+    elif max(counts) == 2:
+        yield "Two seeds: only what is obvious is decided. Run with --seeds 3 or more."
     elif len({tuple(each) for each in seeds.values()}) > 1:
         listed = ", ".join(f"{name} {', '.join(map(str, each))}" for name, each in seeds.items())
         unknown = (
@@ -60,9 +71,53 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
             else ""
         )
         yield (
-            f"Seeds differ ({listed}). A difference is taken over the seeds that both sides have,"
-            " or over as many of each. So it may not equal the"
-            f" difference of the two printed numbers.{unknown}"
+            f"Seeds differ ({listed}). A difference is taken over the seeds that both sides have;"
+            f" where these are fewer than {MIN_PAIRS}, over all seeds of both. So it may not equal"
+            f" the difference of the two printed numbers.{unknown}"
+        )
+
+
+def _sources_of_noise(analysis: Analysis) -> Iterator[str]:
+    """What the seeds of each backbone vary: the probe alone, or weights and probe, and of these the
+    probe's part, as large as that of the backbones whose weights stay."""
+    selection = analysis.selection
+    weights: dict[str, set[str]] = defaultdict(set)
+    for (name, _), cells in selection.cells.items():
+        weights[name] |= {cell.weights for cell in cells}
+    several = [name for name in selection.backbones if len(selection.seeds[name]) > 1]
+    fixed = [name for name in several if len(weights[name]) == 1]
+    trained = [name for name in several if name not in fixed]
+    if not fixed:
+        return
+    yield (
+        f"Seeds of {_enumerate(fixed)} are of the probe alone: the weights stay, and the noise of"
+        " training them is in no interval."
+    )
+    logs = []
+    for column in selection.columns:
+        keys = [[(name, column, column.main) for name in names] for names in (fixed, trained)]
+        noise = [
+            [
+                (s.values.var(ddof=1), s.count - 1)
+                for k in each
+                if (s := analysis.samples.get(k)) and s.count > 1 and s.varies
+            ]
+            for each in keys
+        ]
+        if all(noise):
+            of_probe, of_both = (
+                np.log(np.average(variances, weights=df)) - log_bias(sum(df))
+                for variances, df in (np.transpose(each) for each in noise)
+            )
+            logs.append(of_probe - of_both)
+    if len(logs) >= MIN_COMPARISONS:
+        reach = student(len(logs) - 1, LEVEL) * np.std(logs, ddof=1) / np.sqrt(len(logs))
+        ends = np.mean(logs) + np.array([-reach, 0, reach])
+        low, share, high = np.minimum(100 * np.exp(ends), 100)
+        yield (
+            f"Seeds of {_enumerate(trained)} are of weights and probe: about {share:.0f} % of their"
+            f" variance ({low:.0f} to {high:.0f}) is the probe's, if it varies as with fixed"
+            " weights, the rest that of training."
         )
 
 
@@ -107,11 +162,9 @@ def _noise(analysis: Analysis) -> Iterator[str]:
             " FILE."
         )
     if without:
-        single_seed = min(len(each) for each in analysis.selection.seeds.values()) == 1
-        unseen = ", which one seed does not show" if single_seed else ""
         yield (
-            f"No per-image scores for {', '.join(without)}: only the noise of seeds is"
-            f" included{unseen}."
+            f"No verdict on {', '.join(without)}: without usable scores of single images the noise"
+            " of images is unknown, and seeds alone do not show it. Run these tasks again."
         )
         cells = chain.from_iterable(analysis.selection.cells.values())
         if missing := missing_artifacts([cell.artifacts for cell in cells]):
@@ -143,11 +196,42 @@ def _comparisons(analysis: Analysis) -> Iterator[str]:
             "The noise of seeds of each difference is estimated with that of the others, which"
             f" count as {analysis.seed_prior.df:.1f} more seeds."
         )
+    excluded: dict[tuple[str, TaskColumn], list[str]] = defaultdict(list)
+    for (name, column), reason in analysis.excluded.items():
+        excluded[reason, column].append(name)
     reasons: dict[str, list[str]] = defaultdict(list)
-    for column, reason in analysis.excluded.items():
-        reasons[reason].append(column.title)
+    for (reason, column), names in excluded.items():
+        of_some = len(names) < len(analysis.selection.backbones) - 1
+        reasons[reason].append(column.title + f" ({', '.join(names)})" * of_some)
     for reason, titles in reasons.items():
         yield f"Not in the mean gain because {reason}: {', '.join(titles)}."
+
+
+def _disagreements(analysis: Analysis) -> Iterator[str]:
+    """Metrics of a task that order backbones differently, two of them beyond doubt."""
+    for column in analysis.selection.columns:
+        for metric in shown_metrics(column)[1:]:
+            both = (column.main, metric)
+            scores = pd.DataFrame({each: _scores(analysis, column, each) for each in both}).dropna()
+            rho, _, _ = spearman(scores[column.main], scores[metric])
+            if not rho < AGREEING:
+                continue
+            for pair in permutations(scores.index, 2):
+                verdicts = [analysis.lead(*pair, column, each).verdict() for each in both]
+                if verdicts == ["win", "loss"]:
+                    main, other = (column.metric(each).label or each for each in both)
+                    yield (
+                        f"{column.title}: {main} and {other} order the {len(scores)} backbones"
+                        f" differently (Spearman's ρ {decimal(rho, 2)}): {pair[0]} is better than"
+                        f" {pair[1]} by the first, worse by the second."
+                    )
+                    break
+
+
+def _scores(analysis: Analysis, column: TaskColumn, metric: str) -> dict[str, float]:
+    """Backbone → its number, higher is better."""
+    sign = column.metric(metric).direction
+    return {name: sign * each.value for name, each in analysis.numbers(column, metric).items()}
 
 
 def _origins(analysis: Analysis) -> Iterator[str]:
@@ -346,13 +430,13 @@ def power_lines(analysis: Analysis) -> list[str]:
         images = min(gap.images for gap in gaps.values())
         seeds = sorted({gap.seeds for gap in gaps.values()})
         fewest = f"{seeds[0]} to " if len(seeds) > 1 else ""
-        sizes = [gap.detectable() for gap in gaps.values() if gap.is_judged]
+        gap = typical([*gaps.values()])
         unit = column.metric(column.main).unit
-        detected = f"{np.median(sizes):.2g} {unit}".rstrip() if sizes else "nothing"
+        detected = f"{gap.detectable():.2g} {unit}".rstrip() if gap else "nothing"
         line = (
             f"{column.title}: {count(images, 'image') if images else 'an unknown number of images'}"
             f" and {fewest}{count(seeds[-1], 'seed')} detect {detected}"
-            f"{' in 80 % of such comparisons' * bool(sizes)}"
+            f"{' in 80 % of such comparisons' * bool(gap)}"
         )
         undecided = [
             f"{name} {_remedy(gap)}"
@@ -361,7 +445,7 @@ def power_lines(analysis: Analysis) -> list[str]:
         ]
         if undecided:
             line += (
-                "; not decided, but decided if differences stay as they are:"
+                "; not decided, but in 80 % of cases if differences are what they seem:"
                 f" {', '.join(undecided)}"
             )
         lines.append(line + ".")
@@ -371,7 +455,7 @@ def power_lines(analysis: Analysis) -> list[str]:
 def _remedy(gap: Estimate) -> str:
     if gap.seeds == 1 and gap.is_judged:
         return "with more seeds, to estimate their noise"
-    seeds = gap.seeds_to_decide()
+    seeds = gap.seeds_to_decide(abs(gap.value))
     return f"with {seeds} seeds" if seeds else "only with more images"
 
 
@@ -379,6 +463,72 @@ def _enumerate(names: Sequence[str], most: int = 6) -> str:
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def margin_lines(analysis: Analysis) -> list[str]:
+    """Where undecided backbones are no worse than the baseline by more than a margin."""
+    lines = []
+    base, margin = analysis.selection.baseline, analysis.margin
+    for name in analysis.selection.backbones:
+        tasks: dict[str, list[str]] = defaultdict(list)
+        for column in analysis.selection.columns:
+            tasks[analysis.within_margin(name, column)].append(column.title)
+        parts = [
+            f"{words} on {_enumerate(tasks[key])}"
+            for key, words in (
+                ("equivalent", f"equivalent within {margin}"),
+                ("no worse", f"no worse than {margin} below"),
+            )
+            if key in tasks
+        ]
+        if parts:
+            lines.append(f"{name} and {base}: {'; '.join(parts)}.")
+    return lines
+
+
+def describe_methods(analysis: Analysis) -> str:
+    """A paragraph for a paper: what this report did, with its sources."""
+    selection, base = analysis.selection, analysis.selection.baseline
+    cells = list(chain.from_iterable(selection.cells.values()))
+    tasks = list(dict.fromkeys(column.base for column in selection.columns))
+    protocols = sorted({cell.preset for cell in cells} - {"", "own"})
+    commits = sorted({run.commit for run in selection.parents.values()} - {""})
+    seeds = _extent(len(each) for each in selection.seeds.values())
+    images = _extent(filter(None, analysis.images.values()))
+    sentences = [
+        f"We compare {', '.join(selection.backbones)} on {count(len(tasks), 'task')}"
+        f" ({', '.join(tasks)}); numbers are means over seeds ({seeds} for each backbone)",
+        f"Intervals are of 95 %: validation images ({images} for each task) are drawn with"
+        f" replacement {RESAMPLES} times, for detection at least 200 times, and the metric is"
+        " computed from each draw; the noise of seeds enters by Student's t (Cochran 1964)",
+    ]
+    if analysis.seed_prior.df:
+        sentences.append(
+            "Variances between seeds are moderated by those of the other comparisons"
+            f" ({analysis.seed_prior.df:.1f} prior degrees of freedom; Smyth 2004)"
+        )
+    if analysis.differences:
+        sentences.append(
+            f"Differences to {base} are paired by image, and by seed where three are shared (else"
+            f" Welch 1947); {count(analysis.statements, 'verdict')} hold together at 5 %"
+            " (Holm 1979; further metrics of a task after its main one, Goeman and Solari 2010)"
+        )
+    if analysis.margin:
+        sentences.append(
+            f"Undecided differences are called equivalent where the interval at the strictest of"
+            f" these levels lies within ±{analysis.margin}"
+        )
+    if protocols:
+        sentences.append(f"Settings follow the protocols {', '.join(protocols)}")
+    if commits:
+        sentences.append(f"Numbers were computed with versions {', '.join(commits)} of the code")
+    return " ".join(f"{sentence}." for sentence in sentences) + "\n"
+
+
+def _extent(numbers: Iterable[int]) -> str:
+    """``3``, or ``2 to 5``."""
+    ends = sorted(numbers)
+    return " to ".join(str(end) for end in dict.fromkeys([*ends[:1], *ends[-1:]])) or "unknown"
 
 
 def average_lines(analysis: Analysis) -> list[str]:
@@ -414,10 +564,11 @@ def average_lines(analysis: Analysis) -> list[str]:
 
 def _mean(samples: Sequence[MetricSample]) -> Estimate:
     """The mean over samples, with the noise of the seeds that all have."""
-    seeds = sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
-    value = float(np.mean([sample.values.mean() for sample in samples]))
-    if not seeds:
-        return Estimate(value)
-    same_seeds = [sample.with_seeds(seeds) for sample in samples]
-    mean = estimate(weighted_sum(same_seeds, [1 / len(samples)] * len(samples)))
+    value = float(np.mean([sample.value for sample in samples]))
+    if len({sample.seeds for sample in samples}) > 1:
+        seeds = sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
+        if not seeds or any(sample.split for sample in samples):
+            return Estimate(value)
+        samples = [sample.with_seeds(seeds) for sample in samples]
+    mean = estimate(weighted_sum(samples, [1 / len(samples)] * len(samples)))
     return replace(mean, value=value)

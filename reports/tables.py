@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MARKS = {"win": "▲", "loss": "▼", "tie": "=", "unknown": "?", "": ""}
 HOLLOW = {**MARKS, "win": "△", "loss": "▽"}  # of one seed: of these weights
+MARGINS = {"equivalent": "≈", "no worse": "≳"}  # of what is undecided
 ACROSS = 6  # with more backbones, the overview has them as rows
 MOST_PAIRED = 12  # backbones: with more, hardly any comparison is decided
 NAN = float("nan")
@@ -59,6 +60,7 @@ class Number:
         verdict: ``win``, ``loss``, ``tie``, ``unknown``, or '' for the baseline and missing
             numbers; all hold together.
         of_these_weights: whether the verdict is one of a single seed.
+        within: ``equivalent`` or ``no worse`` by the report's margin, of what is undecided.
         best: better than every other backbone, at the strictest level of the report's verdicts.
         missing: why there is no number.
         runs: ids of its MLflow runs; shared results have none.
@@ -83,6 +85,7 @@ class Number:
     detectable: float = NAN
     verdict: str = ""
     of_these_weights: bool = False
+    within: str = ""
     best: bool = False
     missing: str = ""
     runs: tuple[str, ...] = ()
@@ -107,7 +110,8 @@ class Number:
     @property
     def mark(self) -> str:
         """Of the verdict."""
-        return (HOLLOW if self.of_these_weights else MARKS)[self.verdict]
+        marks = HOLLOW if self.of_these_weights else MARKS
+        return MARGINS.get(self.within) or marks[self.verdict]
 
     @property
     def change(self) -> str:
@@ -226,6 +230,7 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
             detectable=gap.detectable() if gap.is_judged else NAN,
             verdict=gap.verdict(of.direction),
             of_these_weights=gap.seeds == 1,
+            within=analysis.within_margin(backbone, column) if of.metric == column.main else "",
         )
     seeds = analysis.samples[key].seeds
     return replace(

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations, pairwise
 
 from reports.comparison import Analysis
 from reports.figures import Figure, cycled_styles, make_layout, points
 from reports.selection import AT_STEP, TaskColumn
-from reports.statistics import Estimate, difference, estimate
+from reports.statistics import Estimate
 from reports.tables import with_interval
 
 Steps = Mapping[int, str]  # step → backbone, in the order of steps
@@ -38,14 +37,6 @@ def _scored(analysis: Analysis, column: TaskColumn, steps: Steps) -> dict[int, E
     """Step → the main metric, where there is a number."""
     keys = {step: (name, column, column.main) for step, name in steps.items()}
     return {step: analysis.estimates[key] for step, key in keys.items() if key in analysis.samples}
-
-
-def _gain(analysis: Analysis, column: TaskColumn, name: str, base: str) -> Estimate:
-    """How much better ``name`` is than ``base`` in the main metric; positive is better."""
-    metric = column.metric(column.main)
-    own, other = (analysis.samples[each, column, column.main] for each in (name, base))
-    gap = difference(own, other) if metric.direction > 0 else difference(other, own)
-    return replace(estimate(gap, analysis.seed_prior, metric.width), level=analysis.level)
 
 
 def step_figures(analysis: Analysis) -> list[Figure]:
@@ -102,14 +93,14 @@ def _course(analysis: Analysis, column: TaskColumn, training: str, steps: Steps)
     sign = column.metric(column.main).direction
     best = max(scored, key=lambda step: sign * scored[step].value)
     *_, before, last = scored
-    rise = _gain(analysis, column, steps[last], steps[before])
+    rise = analysis.lead(steps[last], steps[before], column, column.main)
     sentence = (
         f"{training} · {column.title}: best at step {best} ({with_interval(scored[best], 1)})"
     )
     if rise.verdict() == "win":
         return f"{sentence}, still rising: {with_interval(rise, 1, True)} since step {before}."
     if best != last:
-        fall = _gain(analysis, column, steps[last], steps[best])
+        fall = analysis.lead(steps[last], steps[best], column, column.main)
         if fall.verdict() == "loss":
             return f"{sentence}, falling since: {with_interval(fall, 1, True)} at step {last}."
         return f"{sentence}; that scores fall since is undecided."
@@ -124,7 +115,7 @@ def _crossings(
     leads: list[tuple[int, str]] = []
     common = _scored(analysis, column, own).keys() & _scored(analysis, column, rivals).keys()
     for step in sorted(common):
-        verdict = _gain(analysis, column, own[step], rivals[step]).verdict()
+        verdict = analysis.lead(own[step], rivals[step], column, column.main).verdict()
         if verdict in ("win", "loss"):
             leads.append((step, first if verdict == "win" else second))
     for (step, leader), (next_step, next_leader) in pairwise(leads):

@@ -250,10 +250,13 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
     """results of others: files or folders of `results export`, URLs"""
     pairs: Names = ()
     """two backbones, as A,B: adds where they differ, image by image (repeatable)"""
+    margin: Annotated[str, Field(pattern=r"^([0-9.]+%?)?$")] = ""
+    """also say where a backbone is no worse than the baseline by more than this: in the unit of
+    each main metric, or with % of the baseline's number"""
     study: str | None = None
     """report on this λ sweep instead"""
     format: Names = ("html",)
-    """html, md, csv, latex (default: html)"""
+    """html, md, csv, latex, methods (default: html)"""
     out: Folder = Path("report")
     """output folder"""
     ui_url: Annotated[str, Field(pattern="^(https?://|$)")] = ""
@@ -278,6 +281,7 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
             study=self.study,
             shared=self.shared,
             pairs=self.pairs,
+            margin=self.margin,
             tracking_uri=self.tracking_uri,
             ui_url=self.ui_url,
         )

@@ -30,11 +30,12 @@ function show() {
   shown.sort((a, b) => key(a)[0] - key(b)[0] || key(a)[1] - key(b)[1] || score(b) - score(a));
   byId("head").replaceChildren(heading(group, single));
   byId("rows").replaceChildren(...shown.map(b => row(b, group, single)));
-  const ranked = Object.keys(group.places).length;
+  const ranked = Object.keys(group.places).length, single_seed = Object.values(group.places).filter(each => each.ofWeights).length;
+  const singles = single_seed ? `${single_seed} of ${ranked} have one seed: their places, marked △, and others beside them are of these weights; the next training may differ. ` : "";
   byId("explain").textContent = `${shown.length} of ${content.backbones.length} backbones, ${ranked} ranked: those with a number in `
     + (single ? `${title(group.ranked[0])}. ` : `all ${group.ranked.length} tasks, by the mean of (number − median) / standard deviation. `)
     + (group.columns.length > group.ranked.length ? `Of a task with several protocols (A, B …) the one that most have counts: ${group.ranked.map(title).filter(name => / \([A-Z]\)/.test(name)).join(", ")}. ` : "")
-    + "Place: from 1 + how many are better to how many are not worse; all places hold together at 95 %, for these weights where there is one seed (two seeds decide nothing). A number opens its protocol.";
+    + `Place: from 1 + how many are better to how many are not worse; all places of all ${content.rankings} rankings of this page hold together at 95 %. ${singles}A number opens its protocol.`;
 }
 
 function sorter(text, small, first) {
@@ -67,7 +68,7 @@ function row(backbone, group, single) {
   const standing = group.places[backbone.name], line = make("tr", "", { className: standing ? "" : "out" });
   const name = make("th", backbone.name, { scope: "row" });
   name.append(make("small", [backbone.architecture || backbone.weights_source, backbone.licence, backbone.source].filter(Boolean).join(" · ")));
-  line.append(name, cell(standing?.order[0], standing?.place ?? "–"), cell(backbone.parameters || "", millions(backbone.parameters)));
+  line.append(name, cell(standing?.order[0], standing ? standing.place + (standing.ofWeights ? " △" : "") : "–"), cell(backbone.parameters || "", millions(backbone.parameters)));
   if (!single) line.append(standing ? cell(standing.value, ...number(standing)) : cell("", "–"));
   for (const c of group.columns) {
     const own = content.columns[c].cells[backbone.name], button = make("button", "", { type: "button" });

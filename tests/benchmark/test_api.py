@@ -111,6 +111,8 @@ def test_compared_in_one_report(results, tmp_path, options):
     comparison = asyncio.run(cell())
     assert set(comparison.frame.backbone) == {"patches", "random"}
     assert "random" in comparison.verdict()
+    power = comparison.power(seeds=[1])
+    assert power.noise["camvid/linear"] in ("camvid/linear, 1 comparison", "unknown")
     page = comparison.report(tmp_path).read_text()
     assert "patches" in page and "imagefolder/linear" in page
     runs = Store(options["tracking_uri"]).runs([results.experiment])

@@ -13,7 +13,7 @@ from reports.report import ReportRequest, build_report
 from reports.selection import select
 from reports.store import Store
 from reports.tracking import Tracker
-from tests.reports.synthetic import write_run
+from tests.reports.synthetic import image_scores_of, write_run
 
 TASKS = ("voc/linear", "nyu-depth/linear", "imagenet/linear", "flickr30k/retrieval")
 
@@ -82,10 +82,13 @@ def page(report):
 
 
 @pytest.fixture
-def analysis_of(store):
-    """Runs without artifacts → their analysis."""
+def analysis_of(store, monkeypatch):
+    """Runs without artifacts, or with scores of so many images → their analysis."""
 
-    def analyse_runs(runs) -> Analysis:
+    def analyse_runs(runs, images: int = 0) -> Analysis:
+        if images:
+            read = lambda _, cell: image_scores_of(cell, images)
+            monkeypatch.setattr("reports.comparison.load_scores", read)
         return analyse(Store(store.uri), select(runs, ["x"]))
 
     return analyse_runs

@@ -49,7 +49,7 @@ def test_a_metric_of_another_package_is_what_it_declares(analysis_of):
         for index, (name, value) in enumerate((("clip", 400.0), ("mine", 200.0)))
         for seed in range(3)
     ]
-    analysis = analysis_of(runs)
+    analysis = analysis_of(runs, 200)
     (column,) = analysis.selection.columns
     (head,) = overview(analysis).columns
     assert (head.label, head.unit, head.direction) == ("end-point error", "px", -1)
@@ -87,7 +87,7 @@ def test_variants_of_a_task_do_not_cost_the_others_power(analysis_of):
             for index, name in enumerate(("clip", "mine"))
             for seed in range(3)
         ]
-        analysis = analysis_of(runs)
+        analysis = analysis_of(runs, 200)
         column = analysis.selection.columns[-1]
         return analysis.differences["mine", column, "mIoU"].level
 
@@ -139,3 +139,54 @@ def test_scores_that_do_not_reproduce_the_number_are_not_used(tracker, report_of
     assert value < 0.25 and not estimates["clip", column, "abs_rel"].has_interval
     assert estimates["clip", column, "rmse"].has_interval
     assert any("do not reproduce the stored number" in note for note in report.notes)
+
+
+def test_a_further_metric_is_marked_where_the_main_one_is(analysis_of):
+    """Two tasks, on one of which the main metric is equal, and a third one without it."""
+    both = {"mIoU": Metric(), "mAcc": Metric(shown=True)}
+
+    def metrics(task: str, index: int) -> dict[str, float]:
+        main = {"a": {"mIoU": 50.0 + 9 * index}, "b": {"mIoU": 50.0}, "c": {}}
+        return {**main[task], "mAcc": 60.0 + 9 * index}
+
+    runs = [
+        stored_run(
+            100 * number + 10 * index + seed,
+            name,
+            f"{task}/linear",
+            seed,
+            None,
+            declared=both,
+            metrics={key: value + 0.1 * seed for key, value in metrics(task, index).items()},
+        )
+        for number, task in enumerate("abc")
+        for index, name in enumerate(("clip", "mine"))
+        for seed in range(3)
+    ]
+    analysis = analysis_of(runs, 200)
+    marks = {
+        (column.task[0], metric): (gap.verdict(), analysis.best[column, metric])
+        for (_, column, metric), gap in analysis.differences.items()
+    }
+    assert marks == {
+        ("a", "mIoU"): ("win", "mine"),
+        ("a", "mAcc"): ("win", "mine"),
+        ("b", "mIoU"): ("tie", ""),
+        ("b", "mAcc"): ("tie", ""),
+        ("c", "mAcc"): ("unknown", ""),
+    }
+
+
+def test_a_mean_gain_pairs_seeds_by_seed(analysis_of):
+    """Of three tasks one has other seeds; it is left out of this backbone's mean alone."""
+    runs = [
+        stored_run(100 * number + 10 * index + seed, name, task, seed, 50.0 + seed + index)
+        for number, task in enumerate(("a/linear", "b/linear", "c/linear"))
+        for index, name in enumerate(("clip", "mine", "third"))
+        for seed in ((1, 2, 3) if (name, number) == ("mine", 2) else range(4))
+    ]
+    analysis = analysis_of(runs, 200)
+    tasks = {name: len(gain.columns) for name, gain in analysis.gains.items()}
+    assert tasks == {"mine": 2, "third": 3}
+    ((name, column),) = analysis.excluded
+    assert (name, column.task) == ("mine", "c/linear")

@@ -14,6 +14,7 @@ import pytest
 
 from benchmark.parser import main
 from reports.pages import csv_values, latex, write
+from reports.published.citations import bibtex
 from reports.records import TrackingError
 from reports.tables import Number, ResultTable
 from tests.reports.synthetic import write_run
@@ -25,7 +26,7 @@ SPECIAL = "a_b & 50 % #1 {x} ~^ \\ $5 λ δ < 1.25° –"  # needs escaping, or 
 @pytest.fixture(scope="module")
 def files(report, tmp_path_factory):
     folder = tmp_path_factory.mktemp("formats")
-    paths = write(report, folder, ("html", "md", "csv", "latex"))
+    paths = write(report, folder, ("html", "md", "csv", "latex", "methods"))
     return {path.name: path.read_text() for path in paths}
 
 
@@ -45,7 +46,13 @@ def latex_numbers(text: str, table: ResultTable) -> list[list[str]]:
 
 def test_every_format_has_the_same_numbers(report, files):
     names = {"index.html", "report.md", "tables.tex", "results.csv", "runs.csv", "classes.csv"}
-    assert set(files) == names | {"pairs.csv", "costs.csv", "study-lambdas.csv"}
+    assert set(files) == names | {
+        "pairs.csv",
+        "costs.csv",
+        "study-lambdas.csv",
+        "methods.txt",
+        "references.bib",
+    }
     rows = {
         (row["backbone"], row["task"], row["metric"]): row
         for row in csv.DictReader(io.StringIO(files["results.csv"]))
@@ -118,6 +125,21 @@ def test_a_name_is_no_formula_in_a_spreadsheet(name, inert, tracker, report_of):
     words = f"results export --format csv --experiment {tracker.experiment} --out x.csv"
     assert main([*words.split(), "--tracking-uri", tracker.uri]) == 0
     assert Path("x.csv").read_text() == files["results.csv"]
+
+
+def test_the_methods_of_a_report(report, files):
+    text = files["methods.txt"]
+    assert "seeds (1 to 3 for each backbone)" in text and "images (60 for each task)" in text
+    assert f"{report.analysis.statements} verdicts hold together at 5 % (Holm 1979" in text
+    assert "equivalent" not in text, "no margin was named"
+    keys = re.findall(r"^@\w+\{(\w+),$", files["references.bib"], re.M)
+    assert {"holm1979", "everingham2010", "radford2021", "salehi2024"} <= {*keys}
+    assert len(keys) == len({*keys}) and "dinov3" not in files["references.bib"]
+
+
+def test_sources_without_an_entry_are_named():
+    text = bibtex({"backbone x": {"backbone:x"}, "dataset nyu-depth": {"dataset:nyu-depth"}})
+    assert "@inproceedings{silberman2012," in text and text.endswith("of: backbone x.\n")
 
 
 def test_the_text_of_a_difference():

@@ -81,11 +81,37 @@ def test_few_images_decide_nothing(images):
     assert gap_of(sample(better), sample(better - 30)).verdict() == "unknown"
 
 
-def test_two_seeds_that_differ_decide_nothing():
+def test_two_seeds_decide_the_obvious():
     rng = np.random.default_rng(0)
-    hard = rng.normal(0, 5, 200)
-    a, b = (sample(base + hard + rng.normal(0, 1, (2, 200))) for base in (90, 50))
-    assert gap_of(a, b).verdict() == "unknown" and gap_of(a, b).low > 0
+    noise = rng.normal(0, 5, 200) + rng.normal(0, 1, (2, 2, 200))
+    for seeds, verdict in ((0.0, "win"), (20.0, "tie")):
+        noise[0] += np.array([[0.0], [seeds]])
+        assert gap_of(sample(80 + noise[0]), sample(20 + noise[1])).verdict() == verdict
+    assert gap_of(sample(noise[0]), sample(noise[1])).seed_df < 2, "Welch's"
+
+
+def test_fewer_than_three_common_seeds_pair_nothing():
+    """All seeds of both count, by Welch's t."""
+    rng = np.random.default_rng(0)
+    mine, base = rng.normal(51, 1, 3), rng.normal(50, 1, 5)
+    gap = gap_of(MetricSample((0, 1, 2), mine), MetricSample((1, 2, 3, 4, 5), base))
+    theirs = stats.ttest_ind(mine, base, equal_var=False)
+    assert gap.seeds == 3 and gap.value == pytest.approx(mine.mean() - base.mean())
+    assert gap.seed_df == pytest.approx(theirs.df)
+    low, high = theirs.confidence_interval(0.95)
+    assert (gap.low, gap.high) == (pytest.approx(low), pytest.approx(high))
+    scores = rng.normal(50, 5, 200) + rng.normal(0, 1, (3, 200))
+    paired, other = sample(scores), replace(sample(scores), seeds=(0, 1, 7))
+    assert gap_of(paired, paired).seed_variance == 0 < gap_of(paired, other).seed_variance
+
+
+def test_seeds_alone_have_an_interval_and_no_verdict():
+    """The noise of images, which all seeds share, is not known."""
+    gap = gap_of(
+        MetricSample((0, 1, 2), np.array([60.0, 60.1, 60.2])),
+        MetricSample((0, 1, 2), np.array([50.0, 50.2, 50.1])),
+    )
+    assert gap.low > 9 and gap.verdict() == "unknown"
 
 
 def test_value_and_noise_come_from_the_seeds_that_both_have():
@@ -96,8 +122,6 @@ def test_value_and_noise_come_from_the_seeds_that_both_have():
     assert gap.low == pytest.approx(paired.confidence_interval(0.95).low)
     single = gap_of(MetricSample((0, 1, 2), base), MetricSample((1,), base[:1]))
     assert single.seeds == 1 and not single.has_interval
-    unpaired = gap_of(MetricSample((0, 1, 2), base), MetricSample((3, 4, 5), base))
-    assert unpaired.seeds == 3
 
 
 def test_a_mean_over_tasks_keeps_what_they_share():
@@ -156,14 +180,27 @@ def test_verdicts_hold_together_and_what_is_decided_passes_its_share_on():
     assert first.level == pytest.approx(0.045)
 
 
-def test_seeds_and_differences_that_would_decide():
-    size = Estimate(0.0, 1.0, images=10**6).detectable()
-    assert size == pytest.approx(1.96 + 0.8416, abs=1e-3)
+def test_what_waits_for_a_parent_shares_what_the_parent_leaves():
+    """p = 0.0016, 0.2 and two further ones of 0.0016, each with a quarter of its parent's share."""
+    clear, unclear = (Estimate(value, 1.0, images=10**6) for value in (3.16, 1.28))
+    gaps, weights = [clear, unclear, clear, clear], [1, 1, 0.25, 0.25]
+    judged = judge_jointly(gaps, weights, parents=[-1, -1, 0, 1])
+    assert [gap.verdict() for gap in judged] == ["win", "tie", "win", "tie"]
+    assert judged[2].level == pytest.approx(0.05 * 0.25 / 1.25) and judged[3].level == 0
+    unknown = replace(clear, images=0)
+    judged = judge_jointly([unknown, clear], parents=[-1, 0])
+    assert [gap.verdict() for gap in judged] == ["unknown"] * 2
+
+
+def test_seeds_images_and_differences_that_would_decide():
+    exact = Estimate(0.0, 1.0, images=10**6)
+    assert exact.detectable() == pytest.approx(1.96 + 0.8416, abs=0.03)
+    assert exact.detectable(images=10**6 // 4) == pytest.approx(2 * exact.detectable(), rel=1e-3)
+    assert np.isnan(exact.detectable(seeds=3)), "one seed does not show their noise"
     gap = Estimate(2.0, 0.2, 1.0, 2, seeds=3, images=200)
-    count = gap.seeds_to_decide()
-    assert gap.verdict() == "tie" and count is not None
-    fewer, enough = (
-        replace(gap, seed_variance=3 / n, seed_df=n - 1, seeds=n) for n in (count - 1, count)
-    )
-    assert fewer.reach() >= 2.0 > enough.reach()
-    assert replace(gap, image_variance=4.0).seeds_to_decide() is None, "images do not grow"
+    seeds = gap.seeds_to_decide(2.0)
+    assert gap.detectable(seeds) <= 2.0 < gap.detectable(seeds - 1) < gap.detectable()
+    images = gap.images_to_decide(2.0, seeds=seeds - 1)
+    assert images is None or gap.detectable(seeds - 1, images) <= 2.0
+    assert replace(gap, image_variance=4.0).seeds_to_decide(2.0) is None, "images do not grow"
+    assert replace(gap, seed_variance=0.0, seed_df=0.0).images_to_decide(2.0) < 200

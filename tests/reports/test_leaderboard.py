@@ -13,6 +13,7 @@ import pytest
 from reports.comparison import Analysis, Measurements, judge_differences
 from reports.leaderboard import (
     Leaderboard,
+    Ranking,
     main_samples,
     mean_scores,
     rank_backbones,
@@ -110,13 +111,13 @@ def rank_intervals(ranks) -> dict[str, tuple[int, int]]:
 
 def test_backbones_that_cannot_be_told_apart_share_a_place():
     samples = column({"a": 0.7, "b": 0.7, "c": 0.5, "d": 0.3}).samples
-    assert rank_intervals(rank_backbones(samples)) == {
+    assert rank_intervals(*rank_backbones(Ranking(samples))) == {
         "a": (1, 2),
         "b": (1, 2),
         "c": (3, 3),
         "d": (4, 4),
     }
-    worse = rank_intervals(rank_backbones(samples, sign=-1))
+    worse = rank_intervals(*rank_backbones(Ranking(samples, sign=-1)))
     assert worse == {"a": (3, 4), "b": (3, 4), "c": (2, 2), "d": (1, 1)}
 
 
@@ -126,8 +127,28 @@ def test_several_tasks_rank_those_that_have_all():
         column({"a": 0.2, "b": 0.4}, "nyu/linear", direction=-1, seed=1),
     )
     scores = mean_scores(main_samples(board.analysis.samples))
-    assert rank_intervals(rank_backbones(scores)) == {"a": (1, 1), "b": (2, 2)}
+    assert rank_intervals(*rank_backbones(Ranking(scores))) == {"a": (1, 1), "b": (2, 2)}
     assert scores["a"].values.mean() == pytest.approx(-scores["b"].values.mean())
+
+
+def test_one_seed_is_the_place_of_weights():
+    samples = column({"a": 0.7, "b": 0.5, "c": 0.3}).samples
+    samples = {**samples, "b": samples["b"].with_seeds([0])}
+    (ranks,) = rank_backbones(Ranking(samples))
+    assert [rank.of_these_weights for rank in ranks.values()] == [False, True, False]
+
+
+def test_all_rankings_of_a_page_hold_together():
+    """The first keeps half of the error rate; the more others, the less is decided in them."""
+    samples = {n: column({"a": 0.505 + n / 1000, "b": 0.5}, seed=n).samples for n in range(40)}
+
+    def decided(*numbers: int) -> list[int]:
+        ranks = rank_backbones(*(Ranking(samples[n]) for n in numbers))
+        return [len(each["b"].better) + len(each["a"].better) for each in ranks]
+
+    alone = [decided(number)[0] for number in samples]
+    first = [decided(number, *(n for n in samples if n != number))[0] for number in samples]
+    assert sum(alone) >= sum(first) > sum(decided(*samples)) > 0
 
 
 @pytest.mark.parametrize("world", [World(10, 4, of_seed=0.33), World(10, 4, noisy_backbones=5.0)])

@@ -1,4 +1,4 @@
-"""``python -m tests.simulation [REPORTS]``: write the table of ``docs/statistics.md``."""
+"""``python -m tests.simulation [REPORTS]``: write the table of ``docs/simulations.md``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from tests.simulation import real
 from tests.simulation.world import Rates, World, run, run_places
 
-PAGE = Path(__file__).parents[2] / "docs" / "statistics.md"
+PAGE = Path(__file__).parents[2] / "docs" / "simulations.md"
 START, END = "<!-- table -->\n", "<!-- end of table -->\n"
 HEADS = (
     "false",
@@ -27,9 +27,9 @@ HEADS = (
 )
 
 
-def seeds(count: int) -> dict[str, Any]:
+def seeds(count: int, noise: float = 0.5) -> dict[str, Any]:
     """The settings of worlds with so many seeds; of one, the weights are the ground truth."""
-    return {"seeds": count, **({"seed": 0.0} if count == 1 else {})}
+    return {"seeds": count, "seed": 0.0 if count == 1 else noise}
 
 
 def mixed(rng: np.random.Generator, count: int) -> World:
@@ -41,47 +41,53 @@ def mixed(rng: np.random.Generator, count: int) -> World:
         of_seed=float(rng.choice([0.0, 0.33])),
         heavy=bool(rng.random() < 0.5),
         binary=float(rng.random()),
-        **{"seed": float(rng.choice([0.5, 3.6])), **seeds(count)},
+        **seeds(count, float(rng.choice([0.5, 3.6]))),
     )
 
 
 BETTER: dict[str, Any] = {"images": 500, "effect": 3.0}
 TRAINED: dict[str, Any] = {"seed": 3.6, "of_pair": 0.7, "of_seed": 0.3}  # as in the stored run
+GRID: dict[str, dict[str, Any]] = {
+    "all equal": {"further": 4},
+    "all equal, main metrics only": {},
+    "six of seven tasks differ": {"effect": 9.0, "differ": 0.86, "further": 4},
+    "heavy tails": {"heavy": True, "further": 4},
+    "one task 10 times noisier": {"noisy_task": 10.0, "further": 4},
+}
+UNEQUAL = {"012 and 013": (3, (0, 1, 3)), "01234 and 567": (5, (5, 6, 7))}
 WORLDS: dict[str, World | Callable[[np.random.Generator], World]] = {
-    **{f"null, mixed, {n} seeds": partial(mixed, count=n) for n in (1, 2, 3, 5)},
-    "null, 13 backbones, 3 seeds": World(13, 5),
-    **{f"null, seed noise 3.6, {n} seeds": World(seed=3.6, **seeds(n)) for n in (2, 3, 5)},
-    "null, one task 10 times noisier, 3 seeds": World(noisy_task=10.0),
-    "null, seed noise unlike by a factor of 3, 3 seeds": World(seed=1.0, unlike=1.15),
-    "null, 2 of 6 backbones 5 times noisier, 3 seeds": World(6, seed=1.5, noisy_backbones=5.0),
-    "null, a third of seed noise shared by tasks, 3 seeds": World(seed=1.5, of_seed=0.33),
-    **{f"better by 3, seed noise 0.5, {n} seeds": World(**BETTER, **seeds(n)) for n in (2, 3, 5)},
     **{
-        f"better by 3, seed noise 3.6, {tasks} tasks, {n} seeds": World(
-            tasks=tasks, **BETTER, **TRAINED, **seeds(n)
+        f"{name}, {n} seeds": World(**each, **seeds(n))
+        for n in (3, 5, 2, 1)
+        for name, each in GRID.items()
+        if n > 1 or "noisy_task" not in each
+    },
+    **{f"better by 3, seed noise 0.5, {n} seeds": World(**BETTER, **seeds(n)) for n in (3, 5, 2)},
+    "better by 3 in further metrics, too, 3 seeds": World(**BETTER, further=4, further_effect=3.0),
+    **{
+        f"seeds {name}, better by {effect}": World(
+            images=500, seeds=n, base_seeds=of_base, seed=1.0, effect=effect, of_pair=0.5
         )
-        for n in (3, 5)
-        for tasks in (3, 7)
+        for name, (n, of_base) in UNEQUAL.items()
+        for effect in (0.0, 3.0)
     },
     **{
-        f"better by 3, seed noise 3.6 on average, unlike as in the stored run, {n} seeds": World(
-            unlike=0.64, **BETTER, **{**TRAINED, "seed": 2.9}, **seeds(n)
+        f"seeds {ratio} times as noisy as images, {n} seeds": World(
+            binary=0.0, further=1, **seeds(n, 0.67 * ratio)
         )
-        for n in (3, 5)
+        for ratio in (0.1, 0.3, 1, 3, 10, 30)
+        for n in (2, 3)
     },
+    "no scores of images, 3 seeds": World(seed=0.2, scored=False),
     **{
-        f"98 against 98.8 %, {images} images, {n} seeds": World(
-            images=images, level=98.0, effect=0.8, **seeds(n)
+        f"{level:g} against {level + effect:g} %, {images} images, 3 seeds": World(
+            images=images, level=level, effect=effect, seed=0.3
         )
-        for images in (50, 500)
-        for n in (1, 3)
+        for level, effect, images in ((3.0, 3.0, 300), (3.0, 0.0, 1000), (98.0, 0.8, 500))
     },
-    **{
-        f"2.7 against 3.2 %, {images} images, 3 seeds": World(
-            images=images, level=2.7, effect=0.5, seed=0.3
-        )
-        for images in (300, 1000, 2000)
-    },
+    "2 of 6 backbones 5 times noisier, 3 seeds": World(6, seed=1.5, noisy_backbones=5.0),
+    "better by 3, seed noise 3.6, 3 seeds": World(**BETTER, **TRAINED),
+    "all equal, mixed, 3 seeds": partial(mixed, count=3),
 }
 RANKINGS = {
     "places, 10 equal backbones, a fifth 5 times noisier": World(10, 7, noisy_backbones=5.0),
@@ -105,7 +111,7 @@ def rows(reports: int) -> Mapping[str, Callable[[], Rates]]:
         }
         result |= {
             f"{len(groups[0])} real backbones, {n} seeds": partial(real.run_differences, groups, n)
-            for n in (3, 5)
+            for n in (2, 3, 5)
             for groups in ([[nine[0], name] for name in nine[1:]], [nine], [[*real.stored()][:12]])
         }
     return result
@@ -120,7 +126,10 @@ def table(reports: int) -> str:
             f"{100 * rates[head][0]:.1f} ± {100 * rates[head][1]:.1f}" if head in rates else ""
             for head in HEADS
         ]
-        lines.append(f"| {name.replace(', 1 seeds', ', 1 seed')} | {' | '.join(cells)} |")
+        name = name.replace(", 1 seeds", ", 1 seed").replace(
+            "1 further metrics", "1 further metric"
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
 

@@ -46,27 +46,31 @@ def renamed(
 
 
 def run_null(seeds: int, reports: int, rng: np.random.Generator) -> Rates:
-    """How often a backbone differs from itself with other seeds."""
-    backbones = [*stored().values()]
-    results = []
-    for _ in range(reports):
-        samples = backbones[rng.integers(len(backbones))]
+    """How often a backbone differs from itself with other seeds; standard errors count backbones,
+    whose choices of seeds overlap."""
+    stored_samples = stored()
+    results: dict[str, list[bool]] = {name: [] for name in stored_samples}
+    for number in range(reports):
+        name = [*stored_samples][number % len(stored_samples)]
         order = [int(seed) for seed in rng.permutation(5)]
         sides = (("base", order[:seeds]), ("net-1", order[seeds : 2 * seeds]))
+        samples = stored_samples[name]
         judged = judge(dict(pair for side in sides for pair in renamed(samples, *side)))
         verdicts = [gap.verdict() for gap in judged.differences.values()]
         verdicts += [gain.mean.verdict() for gain in judged.gains.values()]
-        results.append({"false": [bool({"win", "loss"} & {*verdicts})]})
-    return rates(results)
+        results[name].append(bool({"win", "loss"} & {*verdicts}))
+    return rates([{"false": each} for each in results.values()])
 
 
 def run_differences(groups: Sequence[Sequence[str]], seeds: int) -> Rates:
-    """Which share of the differences to the first of a group is decided; each choice of seeds."""
-    results = []
+    """Which share of the differences to the first of a group is decided, over all choices of seeds;
+    standard errors count backbones."""
+    results: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for names, chosen in product(groups, combinations(range(5), seeds)):
         samples = [pair for name in names for pair in renamed(stored()[name], name, chosen)]
         judged = judge(dict(samples), names[0])
-        cases = [gap.verdict() in ("win", "loss") for gap in judged.differences.values()]
-        means = [gain.mean.verdict() in ("win", "loss") for gain in judged.gains.values()]
-        results.append({"decided": cases, "mean decided": means})
-    return rates(results)
+        for (name, *_), gap in judged.differences.items():
+            results[name]["decided"].append(gap.verdict() in ("win", "loss"))
+        for name, gain in judged.gains.items():
+            results[name]["mean decided"].append(gain.mean.verdict() in ("win", "loss"))
+    return rates([*results.values()])

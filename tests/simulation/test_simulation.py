@@ -1,4 +1,4 @@
-"""The simulated reports of ``docs/statistics.md``, a small part of them."""
+"""The simulated reports of ``docs/simulations.md``, a small part of them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import pytest
 
 from tests.simulation import real
 from tests.simulation.__main__ import BETTER, TRAINED, mixed, seeds
-from tests.simulation.world import World, run
+from tests.simulation.world import World, judge, run, run_power, simulate
 
 WORLDS: dict[str, World | Callable[[np.random.Generator], World]] = {
-    "1 seed": World(backbones=3, **seeds(1)),
-    "2 seeds, 3.6 points": World(seed=3.6, **seeds(2)),
+    "1 seed, further metrics": World(backbones=3, further=4, **seeds(1)),
+    "2 seeds, 3.6 points": World(**seeds(2, 3.6)),
+    "2 seeds, much noisier than images": World(binary=0.0, **seeds(2, 20.0)),
+    "6 of 7 tasks differ, further metrics": World(effect=9.0, differ=0.86, further=4),
+    "seeds that are not paired": World(seed=1.0, base_seeds=(1, 2, 3, 4)),
     "3 seeds, 3.6 points, heavy tails": World(seed=3.6, heavy=True),
-    "5 seeds, backbones unlike": World(6, seed=1.5, noisy_backbones=5.0, **seeds(5)),
+    "5 seeds, backbones unlike": World(6, noisy_backbones=5.0, **seeds(5, 1.5)),
     "3 seeds, a task unlike": World(noisy_task=10.0),
     "mixed": partial(mixed, count=3),
     "a bound and a difference": World(images=500, level=98.0, effect=0.8),
@@ -35,9 +38,41 @@ def test_false_reports_and_coverage(name):
         assert 0.93 - 3 * error <= covered <= 0.985 + 3 * error, kind
 
 
+def test_seeds_alone_decide_nothing():
+    rates = run(World(seed=0.2, scored=False, further=1), 20, np.random.default_rng(0))
+    assert rates["false"][0] == 0
+
+
+def test_what_differs_by_the_margin_is_not_called_equivalent():
+    world, rng = World(images=500, effect=-3.0), np.random.default_rng(0)
+    for _ in range(20):
+        judged = judge(simulate(world, rng))
+        gaps = judged.differences.values()
+        assert not any(gap.within(3.0, judged.level) for gap in gaps)
+        assert any(gap.within(9.0, judged.level) == "equivalent" for gap in gaps)
+
+
+def test_percentages_of_a_small_baseline_are_shown_without_bias():
+    world, rng = World(images=600, level=3.0, effect=3.0, seed=0.3), np.random.default_rng(0)
+    judged = [judge(simulate(world, rng)) for _ in range(20)]
+    gains = [gain.value for each in judged for gain in each.task_gains.values()]
+    assert len(gains) > 0.9 * 20 * world.tasks and 92 < np.mean(gains) < 115
+
+
+@pytest.mark.parametrize(
+    ("world", "seeds_planned"),
+    [(World(**seeds(1)), 0), (World(seed=3.6), 0), (World(seed=1.5), 5)],
+)
+def test_what_is_detectable_is_decided_with_80_percent(world, seeds_planned):
+    share, error = run_power(world, 25, np.random.default_rng(0), seeds_planned)["power"]
+    assert 0.75 - 2.6 * error <= share <= 0.85 + 2.6 * error
+
+
 def test_a_better_backbone_is_found():
     rates = run(World(**BETTER), 20, np.random.default_rng(0))
     assert rates["decided"][0] >= 0.35 and rates["mean decided"][0] >= 0.9
+    two = run(World(**BETTER, **seeds(2)), 20, np.random.default_rng(0))
+    assert two["decided"][0] >= 0.1
     noisy = run(World(**{**BETTER, "effect": 9.0}, **TRAINED), 20, np.random.default_rng(0))
     assert noisy["decided"][0] >= 0.25
 

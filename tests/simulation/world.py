@@ -5,13 +5,20 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from scipy import special
 
-from reports.comparison import Judgement, NumberKey, judge_differences
-from reports.leaderboard import main_samples, mean_scores, rank_backbones
+from reports.comparison import (
+    Judgement,
+    NumberKey,
+    find_best,
+    first_level,
+    judge_differences,
+)
+from reports.leaderboard import Ranking, main_samples, mean_scores, rank_backbones
 from reports.records import Metric
 from reports.selection import Selection, TaskColumn
 from reports.statistics import MetricSample
@@ -29,7 +36,11 @@ class World:
     Attributes:
         images: of each task, each on its own images.
         seeds: of each backbone.
-        effect: by how much the first backbone is better on every task.
+        effect: by how much the first backbone is better, on the share ``differ`` of the tasks.
+        further: metrics of each task beside the main one, on which it is better by
+            ``further_effect``; half of their variance is that of the main one.
+        base_seeds: of the baseline, where it has others than 0, 1 …
+        scored: whether the scores of images are stored.
         seed: noise of the mean of a backbone's seed on a task; of its variance, the share
             ``of_seed`` is common to all tasks of a backbone's seed, and the share ``of_pair`` of
             the rest to all backbones with that seed.
@@ -46,6 +57,11 @@ class World:
     images: int = 200
     seeds: int = 3
     effect: float = 0.0
+    differ: float = 1.0
+    further: int = 0
+    further_effect: float = 0.0
+    base_seeds: tuple[int, ...] = ()
+    scored: bool = True
     seed: float = 0.5
     of_seed: float = 0.0
     of_pair: float = 0.0
@@ -62,17 +78,20 @@ class World:
 
     @property
     def columns(self) -> list[TaskColumn]:
-        return make_columns([Metric()] * self.tasks)
+        return make_columns([Metric()] * self.tasks, self.further)
 
-    def effects(self) -> np.ndarray:
-        """(backbones,) how much better each is than the baseline."""
-        return np.where(np.arange(self.backbones) == 1, self.effect, 0.0)
+    def effects(self, is_main: bool = True) -> np.ndarray:
+        """(tasks, backbones) how much better each is than the baseline in a metric."""
+        better = np.arange(self.tasks) < round(self.differ * self.tasks)
+        effect = self.effect if is_main else self.further_effect
+        return effect * better[:, None] * (np.arange(self.backbones) == 1)
 
 
-def make_columns(metrics: Sequence[Metric]) -> list[TaskColumn]:
-    """A column for each metric."""
+def make_columns(metrics: Sequence[Metric], further: int = 0) -> list[TaskColumn]:
+    """A column for each metric, with so many further ones."""
+    others = tuple((f"further-{number}", Metric(shown=True)) for number in range(further))
     return [
-        TaskColumn(f"set-{task}/linear", "classification", "p", (("top1", metric),))
+        TaskColumn(f"set-{task}/linear", "classification", "p", (("top1", metric), *others))
         for task, metric in enumerate(metrics)
     ]
 
@@ -91,36 +110,59 @@ def simulate(world: World, rng: np.random.Generator) -> dict[NumberKey, MetricSa
             return rng.standard_t(3, shape).astype(np.float32) / np.sqrt(3)
         return rng.standard_normal(shape, np.float32)
 
-    backbones, seeds, images = world.backbones, world.seeds, world.images
-    wider = np.where(np.arange(backbones) % 5 == 0, world.noisy_backbones, 1.0)[:, None]
-    common = noise(backbones, seeds)
+    seeds, images = max([world.seeds - 1, *world.base_seeds]) + 1, world.images
+    shape = world.backbones, seeds
+    wider = np.where(np.arange(world.backbones) % 5 == 0, world.noisy_backbones, 1.0)[:, None]
+    common = noise(*shape)
     samples = {}
     for task, column in enumerate(world.columns):
         weights = _weights(images)[:, rng.permutation(images)]
-        own, paired = noise(backbones, seeds), noise(1, seeds)
-        rest = np.sqrt(1 - world.of_pair) * own + np.sqrt(world.of_pair) * paired
-        moved = np.sqrt(world.of_seed) * common + np.sqrt(1 - world.of_seed) * rest
         factor = (world.noisy_task if task == 0 else 1.0) * np.exp(rng.normal(0, world.unlike))
-        level = world.level + world.effects()[:, None] + world.seed * factor * wider * moved
-        scores = HARD * noise(images) + APART * noise(backbones, 1, images)
-        scores = scores + INTERACTION * noise(backbones, seeds, images)
-        if world.level != 50:
-            spread = np.sqrt(HARD**2 + APART**2 + INTERACTION**2)
-            share = np.clip(level / 100, 1e-4, 1 - 1e-4)
-            scores = 100.0 * (scores / spread < special.ndtri(share)[:, :, None])
-        else:
-            scores = scores + level[:, :, None]
-            if task < world.binary * world.tasks:
-                # right with a probability that grows with the score: the mean keeps its level
-                threshold = rng.random((1, 1, images)) * 0.6 + 20 / 100
-                scores = 100.0 * (threshold < 0.5 + (scores - 50) / 166)
-        scores = scores.astype(np.float32)
-        resampled = np.einsum("rn,bsn->bsr", weights, scores, optimize=True) / images
-        for number, name in enumerate(world.names):
-            values, over_images = scores[number].mean(axis=1), resampled[number].astype(float)
-            sample = MetricSample(tuple(range(seeds)), values, over_images, images)
-            samples[name, column, "top1"] = sample
+        is_binary = world.level != 50 or task < world.binary * world.tasks
+        main: list[np.ndarray] = []
+        for metric, _ in column.metrics:
+            drawn = [
+                np.sqrt(1 - world.of_pair) * noise(*shape)
+                + np.sqrt(world.of_pair) * noise(1, seeds),
+                HARD * noise(images)
+                + APART * noise(world.backbones, 1, images)
+                + INTERACTION * noise(*shape, images),
+            ]
+            if main:
+                drawn = [
+                    (each + of_main) / np.sqrt(2) for each, of_main in zip(drawn, main, strict=True)
+                ]
+            effects = world.effects(not main)[task]
+            main = main or drawn
+            moved = np.sqrt(world.of_seed) * common + np.sqrt(1 - world.of_seed) * drawn[0]
+            level = world.level + effects[:, None] + world.seed * factor * wider * moved
+            scores = _scores(world, level, drawn[1], is_binary, rng)
+            resampled = np.einsum("rn,bsn->bsr", weights, scores, optimize=True) / images
+            for number, name in enumerate(world.names):
+                values, over_images = scores[number].mean(axis=1), resampled[number].astype(float)
+                sample = MetricSample(tuple(range(seeds)), values, over_images, images)
+                if not world.scored:
+                    sample = MetricSample(sample.seeds, values)
+                own = range(world.seeds) if number else world.base_seeds or range(world.seeds)
+                samples[name, column, metric] = sample.with_seeds([*own])
     return samples
+
+
+def _scores(
+    world: World, level: np.ndarray, noise: np.ndarray, is_binary: bool, rng: np.random.Generator
+) -> np.ndarray:
+    """(backbones, seeds, images) scores of the levels (backbones, seeds)."""
+    if world.level != 50:
+        spread = np.sqrt(HARD**2 + APART**2 + INTERACTION**2)
+        share = np.clip(level / 100, 1e-4, 1 - 1e-4)
+        scores = 100.0 * (noise / spread < special.ndtri(share)[:, :, None])
+    else:
+        scores = noise + level[:, :, None]
+        if is_binary:
+            # right with a probability that grows with the score: the mean keeps its level
+            threshold = rng.random((1, 1, world.images)) * 0.6 + 20 / 100
+            scores = 100.0 * (threshold < 0.5 + (scores - 50) / 166)
+    return scores.astype(np.float32)
 
 
 def judge(samples: Mapping[NumberKey, MetricSample], baseline: str = "base") -> Judgement:
@@ -152,32 +194,49 @@ def rates(reports: Sequence[Mapping[str, Sequence[bool]]]) -> Rates:
     }
 
 
-def check(judged: Judgement, world: World) -> dict[str, list[bool]]:
-    """A report's statements against the ground truth."""
-    effects = dict(zip(world.names, world.effects(), strict=True))
+def _truth(world: World, key: NumberKey) -> float:
+    """How much better a backbone truly is than the baseline."""
+    name, column, metric = key
+    effects = world.effects(metric == column.main)[world.columns.index(column)]
+    return float(effects[world.names.index(name)])
+
+
+def check(
+    judged: Judgement, samples: Mapping[NumberKey, MetricSample], world: World
+) -> dict[str, list[bool]]:
+    """A report's statements against the ground truth: marks, bold, mean gains, intervals."""
     result: dict[str, list[bool]] = defaultdict(list)
+    truths = {key: _truth(world, key) for key in samples}
 
     def covers(name: str, interval: tuple[float, float], value: float) -> None:
         result[name].append(interval[0] <= value <= interval[1])
 
-    wrong = False
-    for (name, _, _), number in judged.estimates.items():
-        covers("numbers", number.interval, world.level + effects[name])
-    for (name, _, _), gap in judged.differences.items():
-        covers("differences", gap.interval, effects[name])
-        if effects[name]:
-            result["decided"].append(gap.verdict() == "win")
-        wrong |= _is_wrong(gap.verdict(), effects[name])
-    percent = {name: 100 * effect / world.level for name, effect in effects.items()}
-    for (name, _), gain in judged.task_gains.items():
-        covers("gains", gain.interval, percent[name])
+    wrong = {"main": False, "further": False, "mean": False, "bold": False}
+    for key, number in judged.estimates.items():
+        covers("numbers", number.interval, world.level + truths[key])
+    for key, gap in judged.differences.items():
+        is_main, truth = key[2] == key[1].main, truths[key]
+        covers("differences", gap.interval, truth)
+        if truth:
+            name = "decided" if is_main else "further decided"
+            result[name].append(gap.verdict() == "win")
+        wrong["main" if is_main else "further"] |= _is_wrong(gap.verdict(), truth)
+    for key, gain in judged.task_gains.items():
+        covers("gains", gain.interval, 100 * truths[*key, "top1"] / world.level)
     for name, of_tasks in judged.gains.items():
         mean = of_tasks.mean
-        covers("mean gains", mean.interval, percent[name])
-        if effects[name]:
+        effect = float(np.mean([truths[name, column, "top1"] for column in of_tasks.columns]))
+        covers("mean gains", mean.interval, 100 * effect / world.level)
+        if effect:
             result["mean decided"].append(mean.verdict() == "win")
-        wrong |= _is_wrong(mean.verdict(), effects[name])
-    result["false"].append(wrong)
+        wrong["mean"] |= _is_wrong(mean.verdict(), effect)
+    for column, metric in {key[1:]: None for key in samples}:
+        if best := find_best(judged, samples, column, metric):
+            rivals = [truths[name, column, metric] for name in world.names if name != best]
+            wrong["bold"] |= truths[best, column, metric] <= max(rivals)
+    result["false"].append(any(wrong.values()))
+    for kind, is_wrong in wrong.items():
+        result[f"false {kind}"].append(is_wrong)
     return result
 
 
@@ -192,20 +251,46 @@ def run(
     results = []
     for _ in range(reports):
         fixed = world if isinstance(world, World) else world(rng)
-        results.append(check(judge(simulate(fixed, rng)), fixed))
+        samples = simulate(fixed, rng)
+        results.append(check(judge(samples), samples, fixed))
+    return rates(results)
+
+
+def run_power(
+    world: World, reports: int, rng: np.random.Generator, seeds: int = 0, images: int = 0
+) -> Rates:
+    """How often a difference that a report calls detectable is decided in the next one, with so
+    many seeds and images, by its own share of the error rate."""
+    results = []
+    following = replace(world, seeds=seeds or world.seeds, images=images or world.images)
+    level = first_level(world.tasks, world.backbones)
+    for _ in range(reports):
+        plan, outcome = (judge(simulate(each, rng)) for each in (world, following))
+        decided = []
+        for key, gap in plan.differences.items():
+            if key[2] == key[1].main:
+                size = replace(gap, level=level).detectable(following.seeds, following.images)
+                error = outcome.differences[key].value - _truth(world, key)
+                decided.append(size + error > outcome.differences[key].reach(level))
+        results.append({"power": decided})
     return rates(results)
 
 
 def run_places(world: World, reports: int, rng: np.random.Generator) -> Rates:
-    """How often all places of a leaderboard contain the true ones; equal backbones share theirs."""
-    effects = dict(zip(world.names, world.effects(), strict=True))
+    """How often all places of a page, over all tasks and each, contain the true ones; equal
+    backbones share theirs."""
+    effects = world.effects()[0]
     results = []
     for _ in range(reports):
-        ranks = rank_backbones(mean_scores(main_samples(simulate(world, rng))))
+        columns = main_samples(simulate(world, rng))
+        rankings = [mean_scores(columns), *columns.values()]
+        ranks = chain.from_iterable(
+            each.items() for each in rank_backbones(*map(Ranking, rankings))
+        )
         are_covered = all(
-            rank.first <= 1 + sum(world.effects() > effects[name])
-            and rank.last >= sum(world.effects() >= effects[name])
-            for name, rank in ranks.items()
+            rank.first <= 1 + sum(effects > effects[world.names.index(name)])
+            and rank.last >= sum(effects >= effects[world.names.index(name)])
+            for name, rank in ranks
         )
         results.append({"places": [are_covered]})
     return rates(results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import chdir
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_the_best_value_of_a_single_backbone_stands_below_the_verdict(tmp_path, 
         ("--task coco/ssd", "no run of task 'coco/ssd' in experiment paper"),
         ("--study x", "no study 'x' with a finished trial in the MLflow store"),
         ("--study x'y", 'no study "x\'y" with a finished trial'),
-        ("--format pdf", "--format pdf: choose from html, md, csv, latex"),
+        ("--format pdf", "--format pdf: choose from html, md, csv, latex, methods"),
         (
             "--study x --baseline clip",
             "--study excludes --backbone, --task, --baseline and --pairs",
@@ -105,3 +106,16 @@ def test_a_run_of_one_backbone_says_what_makes_its_report(workdir, capsys):
     assert run_command(f"{RUN} --report") == 0, "the numbers are safe"
     assert "no report was made: the artifact per_image.npz of run" in capsys.readouterr().out
     assert run_command(f"{RUN} --report --no-report") == 2
+
+
+def test_what_a_comparison_can_find(results, monkeypatch, capsys):
+    """One stored seed; a task that is not stored has the noise of its kind."""
+    monkeypatch.chdir(results)
+    tasks = "voc/linear,ade20k/linear,nyu-depth/linear"
+    assert run_command(f"power --task {tasks} --seeds 1,3 --images 240 --difference 50") == 0
+    head, *rows = capsys.readouterr().out.splitlines()[:4]
+    assert "1 seed  3 seeds  seeds needed  images needed" in head
+    voc, ade, nyu = (re.split("  +", row) for row in rows)
+    assert voc[1:4] == ["mIoU", "%", "240"] and voc[5:7] == ["–", "1"]
+    assert voc[1:] == ade[1:] and ade[-1] == "voc/linear, 1 comparison"
+    assert nyu[-1] == "unknown"
