@@ -34,7 +34,8 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     choices = sorted(choices)
     if close := difflib.get_close_matches(name, choices, n=3, cutoff=0.5):
         return f"did you mean {', '.join(close)}?"
-    return f"known: {', '.join(choices[:50]) or 'none'}"
+    more = f" and {len(choices) - 50} more" * (len(choices) > 50)
+    return f"known: {', '.join(choices[:50]) or 'none'}{more}"
 
 
 def first_line(error: BaseException) -> str:

@@ -438,15 +438,15 @@ def power_lines(analysis: Analysis) -> list[str]:
             f" and {fewest}{count(seeds[-1], 'seed')} detect {detected}"
             f"{' in 80 % of such comparisons' * bool(gap)}"
         )
-        undecided = [
-            f"{name} {_remedy(gap)}"
-            for name, gap in gaps.items()
-            if gap.value and gap.verdict() in ("tie", "unknown")
-        ]
+        undecided: dict[str, list[str]] = {}
+        for name, gap in gaps.items():
+            if gap.value and gap.verdict() in ("tie", "unknown"):
+                undecided.setdefault(_remedy(gap), []).append(name)
         if undecided:
+            remedies = [f"{_enumerate(names)} {remedy}" for remedy, names in undecided.items()]
             line += (
                 "; not decided, but in 80 % of cases if differences are what they seem:"
-                f" {', '.join(undecided)}"
+                f" {'; '.join(remedies)}"
             )
         lines.append(line + ".")
     return lines

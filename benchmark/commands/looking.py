@@ -75,13 +75,14 @@ class ListNames(JsonOptions, FolderOptions):
       python -m benchmark list backbones dino
       python -m benchmark list tasks --limit 10 --json tasks.json
       python -m benchmark list settings voc/linear
+      python -m benchmark list settings clip-ft
     """
 
     what: Positional[str]
-    """backbones, tasks, settings (of a task), suites, datasets, probes, protocols, recipes,
-    experts, executors"""
+    """backbones, tasks, settings (of a task or a recipe), suites, datasets, probes, protocols,
+    recipes, experts, executors"""
     words: Positionals[Sequence[str]] = ()
-    """only lines with these words; of `settings` the task comes first"""
+    """only lines with these words; of `settings` the task or recipe comes first"""
     limit: PositiveInt | None = None
     """only the first so many"""
 
@@ -134,15 +135,19 @@ def _tasks() -> Rows:
 
 
 def _settings(task: str = "") -> Rows:
-    """Default in the task's own suite, type with range, and meaning of each setting of a task."""
+    """Default in the task's own suite, or in the recipe, type with range, and meaning of each
+    setting of a task or a recipe."""
+    from backbones.cliptex.recipes import find_recipe, recipe_names
     from benchmark.tasks import plan_task
 
-    planned = plan_task(choose_suite([task]), task, {})
-    kind = planned.probe.settings_type
-    hints, texts = get_type_hints(kind, include_extras=True), meanings(kind)
+    if task in recipe_names():
+        settings: Any = find_recipe(task)
+    else:
+        settings = plan_task(choose_suite([task]), task, {}).settings
+    hints, texts = get_type_hints(type(settings), include_extras=True), meanings(type(settings))
     return [
         (name, f"{as_text(name, value)} ({describe_type(hints[name])}) {texts.get(name, '')}")
-        for name, value in asdict(planned.settings).items()
+        for name, value in asdict(settings).items()
     ]
 
 
@@ -534,9 +539,18 @@ class LabelResults(TrackingOptions):
             for run_id, match in steps.items()
             if match and match[1] == column
         }
+        others = {name for run_id, name in columns.items() if run_id not in labels}
+        known = others | {match[1] for run_id, match in steps.items() if match}
+        searched = ", ".join(sorted({run.experiment for run in parents}))
         if not labels:
-            hint = suggest(self.old, {*columns.values(), *(m[1] for m in steps.values() if m)})
-            raise UserError(f"no backbone or run {self.old!r} has results; {hint}")
+            raise UserError(
+                f"no backbone or run {self.old!r} has results in experiment {searched or '(none)'};"
+                f" name another --experiment; {suggest(self.old, known)}"
+            )
+        if self.new in known - {column}:
+            raise UserError(
+                f"{self.new!r} is the name of other results in experiment {searched}; give another"
+            )
         for run_id, label in labels.items():
             store.client.set_tags(run_id, {"label": label})
         console.print(f"{column} is {self.new} now, in {count(len(labels), 'run')}")

@@ -11,6 +11,7 @@ content.groups.forEach((group, number) => {
   if (kind && !kinds[kind]) byId("group").append(kinds[kind] = make("optgroup", "", { label: kind }));
   (kind ? kinds[kind] : byId("group")).append(make("option", name, { value: number }));
 });
+byId("group").value = Math.max(content.groups.findIndex(group => Object.keys(group.places).length), 0);
 for (const licence of [...new Set(content.backbones.map(b => b.licence))].filter(Boolean).sort())
   byId("licence").append(make("option", licence, { value: licence }));
 

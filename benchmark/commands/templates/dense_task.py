@@ -12,7 +12,8 @@ from probes.dense.task import DenseTask
 from probes.registry import register_dataset
 from reports.records import Metric
 
-METRICS = {"MAE": Metric(-1, "")}  # the main one first; -1: lower is better
+# the main one first; -1: lower is better; others are in tables with shown=True
+METRICS = {"MAE": Metric(-1, "")}
 
 
 class Saliency(DenseTask):  # one number a pixel, black 0 and white 1 of a grey PNG
