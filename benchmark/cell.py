@@ -308,7 +308,7 @@ def _with_result(
     if data.skipped:
         path, reason = data.skipped[0]
         count = len(data.skipped)
-        notes.append(f"{count} unreadable samples were skipped, the first is {path} ({reason})")
+        notes.append(f"unreadable samples were skipped: {count}, the first is {path} ({reason})")
     return cell.model_copy(update={"metrics": metrics, "costs": dict(costs), "notes": tuple(notes)})
 
 

@@ -104,6 +104,8 @@ class ImageDifferences(pd.DataFrame):
         for name, values in traits.loc[gains.index].items():
             if values.count() - values.value_counts().max() >= MIN_IMAGES:
                 z = fisher_z(values, gains)
+                if np.isnan(z.value):  # the difference is the same on all images
+                    continue
                 variance, units = z.image_variance * repeats, round(z.images / repeats)
                 estimates[name] = replace(z, image_variance=variance, images=units)
         judged = judge_jointly([*estimates.values()], error_rate=error_rate)

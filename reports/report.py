@@ -31,7 +31,7 @@ from reports.pictures import (
 )
 from reports.provenance import Provenance, collect_provenance
 from reports.published.table import PublishedRow, compare_published
-from reports.records import Cell, ParentRun, Record
+from reports.records import Cell, ParentRun, Record, TrackingError
 from reports.relations import (
     Diagnostics,
     axis_figures,
@@ -266,6 +266,12 @@ def select_runs(store: Store, request: ReportRequest) -> tuple[list[Record], Sel
     if request.shared:
         shared, about_shared = read_shared(load_files(request.shared), counted, store)
         counted, notes = [*counted, *shared], [*notes, *about_shared]
+    studies = sorted({run.study for run in runs if run.study})
+    if studies and not any(isinstance(run, Cell) for run in counted):
+        raise TrackingError(
+            f"experiment {', '.join(experiments)} has the trials of a sweep alone; `report --study"
+            f" {studies[0]}` shows them"
+        )
     selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
     return runs, selection, notes
 

@@ -357,7 +357,7 @@ def _backbones(
         return list(columns)
 
     chosen = [column for name in backbones for column in find(name, "backbone")]
-    names = list(dict.fromkeys(chosen)) or list(finished)
+    names = list(dict.fromkeys(chosen)) or _by_training(finished)
     preferred = (name for each in PREFERRED_BASELINES for name in names if each == own_names[name])
     bases = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
     if len(bases) > 1:
@@ -368,6 +368,17 @@ def _backbones(
     if base not in names or not backbones:
         names = [base, *(name for name in names if name != base)]
     return names, base
+
+
+def _by_training(names: Iterable[str]) -> list[str]:
+    """Columns with the checkpoints of a training beside each other, by their steps."""
+    places: dict[str, tuple[int, int]] = {}
+    trainings: dict[str, int] = {}
+    for name in names:
+        match = AT_STEP.fullmatch(name)
+        training, step = (match[1], int(match[2])) if match else (name, 0)
+        places[name] = (trainings.setdefault(training, len(trainings)), step)
+    return sorted(places, key=places.__getitem__)
 
 
 def task_order(parents: Sequence[ParentRun]) -> list[str]:

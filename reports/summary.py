@@ -307,7 +307,7 @@ def summarise(analysis: Analysis) -> Summary:
         best = f"; {leader} is highest: {gain}" if gain else ""
         has_verdicts = any(each.total() > each["unknown"] for each in judged.values())
         words = "differs detectably from" if has_verdicts else "can be judged against"
-        sentence = f"no backbone {words} {base} on any of {tasks}{best}"
+        sentence = f"no backbone {words} {base} {_on_any(tasks)}{best}"
         headline = about_weights(analysis, leader, sentence)
         return Summary("open", headline[0].upper() + headline[1:], lines)
     headline = _headline(analysis, leader, tones[leader], common)
@@ -347,9 +347,9 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskCol
     elif tone in ("better", "worse"):
         words = f"is {tone} than {base} on average, but on none of {tasks}"
     elif verdicts["tie"]:
-        words = f"does not differ detectably from {base} on any of {tasks}"
+        words = f"does not differ detectably from {base} {_on_any(tasks)}"
     else:
-        words = f"cannot be judged against {base} on any of {tasks}"
+        words = f"cannot be judged against {base} {_on_any(tasks)}"
     if 0 < verdicts["unknown"] < verdicts.total():
         words += f", without a verdict on {verdicts['unknown']}"
     gain = _describe_gain(analysis, name)
@@ -398,6 +398,10 @@ def _mean_and_interval(gain: Gain) -> str:
     shown = ends if mean.has_interval else "no interval"
     undecided = ", undecided" if mean.verdict() == "tie" else ""
     return f"{decimal(mean.value, 1, True)} % ({shown}{undecided})"
+
+
+def _on_any(tasks: str) -> str:
+    return f"on any of {tasks}" if tasks != "1 task" else "on the only task"
 
 
 def _line(analysis: Analysis, name: str) -> str:

@@ -422,6 +422,7 @@ class CheckResults(PluginOptions):
         from reports.records import shortened_notes
         from reports.selection import column_runs
         from reports.sharing import check_results, load_files, read_files
+        from reports.tables import count
 
         for results in read_files(load_files(self.files)):
             with threads(1):  # several spend twice the time on products as small as these
@@ -429,8 +430,8 @@ class CheckResults(PluginOptions):
             cells, *_ = column_runs([*results.cells, *results.parents.values()])
             names = {cell.backbone for cell in cells}
             console.print(
-                f"{results.title}: {len(scores)} results of {len(names)} backbones agree with their"
-                " per-image scores"
+                f"{results.title}: {count(len(scores), 'result')} of"
+                f" {count(len(names), 'backbone')} agree with their per-image scores"
             )
             for note in (*results.notes, *shortened_notes(results.cells)):
                 console.print(f"  note · {note}", style="dim")
@@ -459,6 +460,7 @@ class LeaderboardPage(PluginOptions):
         from cliptex_common.files import write_text
         from reports.leaderboard import build_leaderboard, render_leaderboard
         from reports.sharing import load_files
+        from reports.tables import count
 
         files = load_files(self.files)
         with Bar() as bar, threads(1):
@@ -467,7 +469,8 @@ class LeaderboardPage(PluginOptions):
             console.print(f"  note · {note}", style="dim")
         selection = board.analysis.selection
         tasks = {column.task for column in selection.columns}
-        about = f"{len(selection.backbones)} backbones, {len(tasks)} tasks, {len(files)} files"
+        sizes = {"backbone": selection.backbones, "task": tasks, "file": files}
+        about = ", ".join(count(len(each), name) for name, each in sizes.items())
         path = self.out / "index.html"
         write_text(path, render_leaderboard(board, self.title, about))
         console.print(f"{about}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
@@ -476,7 +479,8 @@ class LeaderboardPage(PluginOptions):
 
 @options_dataclass
 class ListResults(TrackingOptions):
-    """List the runs of an experiment: backbone, seed, status, MLflow id, weights, settings, tags.
+    """List the runs of an experiment: backbone, seed, status, MLflow id, weights, settings of the
+    weights' training, and tags.
 
     examples:
       python -m benchmark results list --experiment paper
@@ -487,9 +491,9 @@ class ListResults(TrackingOptions):
 
     def main(self) -> int:
         """Print a line for each run, by the names of columns."""
-        _, parents = _parents(self.tracking_uri, self.experiment)
-        shown = ", ".join(sorted({run.experiment for run in parents}))
-        none = "no run with results yet; name another --experiment"
+        _, parents, experiments = _parents(self.tracking_uri, self.experiment)
+        shown = ", ".join(experiments)
+        none = f"experiment {shown} has no run of a backbone yet; name another --experiment"
         console.print(f"experiment {shown}" if parents else none)
         rows = []
         for run in sorted(parents, key=_by_step):
@@ -529,7 +533,7 @@ class LabelResults(TrackingOptions):
         from reports.selection import AT_STEP
         from reports.tables import count
 
-        store, parents = _parents(self.tracking_uri, self.experiment)
+        store, parents, experiments = _parents(self.tracking_uri, self.experiment)
         columns = {run.run_id: run.backbone for run in parents}
         column = columns.get(self.old, self.old)
         labels = {run_id: self.new for run_id, name in columns.items() if name == column}
@@ -541,10 +545,10 @@ class LabelResults(TrackingOptions):
         }
         others = {name for run_id, name in columns.items() if run_id not in labels}
         known = others | {match[1] for run_id, match in steps.items() if match}
-        searched = ", ".join(sorted({run.experiment for run in parents}))
+        searched = ", ".join(experiments)
         if not labels:
             raise UserError(
-                f"no backbone or run {self.old!r} has results in experiment {searched or '(none)'};"
+                f"no backbone or run {self.old!r} has results in experiment {searched};"
                 f" name another --experiment; {suggest(self.old, known)}"
             )
         if self.new in known - {column}:
@@ -557,14 +561,17 @@ class LabelResults(TrackingOptions):
         return 0
 
 
-def _parents(uri: str | None, experiments: Sequence[str]) -> tuple[Store, list[ParentRun]]:
-    """The store, and its parent runs under the names of their columns."""
+def _parents(
+    uri: str | None, experiments: Sequence[str]
+) -> tuple[Store, list[ParentRun], list[str]]:
+    """The store, parent runs under the names of their columns, and the experiments that they are
+    of."""
     from reports.selection import column_runs, default_experiments, without_studies
     from reports.store import Store
 
     store = Store(uri)
-    runs = store.runs(list(experiments) or default_experiments(store))
-    return store, column_runs(without_studies(runs))[1]
+    names = list(experiments) or default_experiments(store)
+    return store, column_runs(without_studies(store.runs(names)))[1], names
 
 
 RESULTS_COMMAND = {

@@ -59,6 +59,8 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
         from benchmark.reproduce import NoNumbers, find_targets, protocol_names
         from reports.store import using
 
+        if self.weights and not self.backbone:
+            raise UserError("--weights are those of a --backbone; name it")
         if self.quick:
             with using(self.tracking_uri):
                 return _print_quick_runs(self.protocols, self._run_options("reproduce-quick"))
@@ -85,7 +87,9 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
 
     def _run_options(self, experiment: str) -> RunOptions:
         names = self.backbone or ()
-        return run_options(self, backbones=names, tasks=(), only=True, experiment=experiment)
+        return run_options(
+            self, backbones=names, tasks=self.tasks, only=True, experiment=experiment
+        )
 
 
 REPRODUCE_COMMAND = Reproduce

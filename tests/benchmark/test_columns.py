@@ -91,7 +91,9 @@ def test_labels_from_a_training_and_a_hub_are_everywhere_and_may_change(sources,
     page = Path("site/index.html").read_text()
     content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
     assert set(content["columns"][0]["cells"]) == set(renamed)
-    refused("results label d e --experiment own", "no backbone or run 'd' has results in experiment")
+    refused(
+        "results label d e --experiment own", "no backbone or run 'd' has results in experiment"
+    )
     taken = f"results label {parents['c'].run_id} a --experiment own"
     refused(taken, "'a' is the name of other results")
     refused(f"{RUN} --backbone a=run:absent", "run:absent: no such run in sqlite:")

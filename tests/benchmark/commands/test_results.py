@@ -20,7 +20,7 @@ def test_from_one_home_to_another(workdir, capsys, refused):
     assert run_command("results export --experiment paper --source lab --out shared/clip.zip") == 0
     assert "2 results of clip: shared/clip.zip" in capsys.readouterr().out
     assert run_command("results check shared") == 0
-    assert "clip: 2 results of 1 backbones agree" in capsys.readouterr().out
+    assert "clip: 2 results of 1 backbone agree" in capsys.readouterr().out
 
     other = Tracker("mine")
     write_run(other, "my-net", 0, dict.fromkeys(TASKS, 0.6))
@@ -29,7 +29,7 @@ def test_from_one_home_to_another(workdir, capsys, refused):
     assert "clip (shared: lab)" in (workdir / "report/report.md").read_text()
 
     assert run_command("results page shared --out site") == 0
-    assert "1 backbones, 2 tasks, 1 files: site/index.html" in capsys.readouterr().out
+    assert "1 backbone, 2 tasks, 1 file: site/index.html" in capsys.readouterr().out
     content = bytearray((workdir / "shared/clip.zip").read_bytes())
     content[len(content) // 2] ^= 1
     (workdir / "shared/clip.zip").write_bytes(content)
