@@ -144,7 +144,8 @@ def _settings(task: str = "") -> Rows:
         settings: Any = find_recipe(task)
     else:
         settings = plan_task(choose_suite([task]), task, {}).settings
-    hints, texts = get_type_hints(type(settings), include_extras=True), meanings(type(settings))
+    kind: Any = type(settings)
+    hints, texts = get_type_hints(kind, include_extras=True), meanings(kind)
     return [
         (name, f"{as_text(name, value)} ({describe_type(hints[name])}) {texts.get(name, '')}")
         for name, value in asdict(settings).items()

@@ -110,10 +110,12 @@ class Views(ABC):
         in_parts = Halving(self.batch_size, about, notes, context.device)
         timed = context.cost.timed("encode", loaded)
         for items, batch in zip(batches, timed, strict=True):
+            # items beyond the views are these again, with other random numbers
+            size = self.sizes[items[0] % len(self.sizes)]
             if isinstance(batch, UserError):
                 raise batch
             with context.cost.phase("encode"), torch.no_grad():
-                parts = in_parts(self.encode, batch, math.prod(self.sizes[items[0]]))
+                parts = in_parts(self.encode, batch, math.prod(size))
             context.cost.images["encode"] += len(batch)
             yield parts
 

@@ -79,7 +79,7 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
     tasks = {"imagefolder/linear": {}, "imagefolder/buggy": {}}
     makers = {"clip": mistake, "cliptex": diverge}
     register_trained("breaking", tasks, ("clip", "random", "cliptex"), makers)
-    assert run_command(f"run --suite breaking {FAST} --json out.json") == 1
+    assert run_command(f"run --suite breaking {FAST} --report --json out.json") == 1
     document = read_json("out.json")
     assert set(document["backbones"]["random"]) == {"imagefolder/linear"}
     assert document["backbones"]["clip"] == document["backbones"]["cliptex"] == {}

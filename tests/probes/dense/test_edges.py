@@ -59,7 +59,7 @@ def test_it_is_labelled_learnt_probed_and_reported(edges, tmp_path):
     )
     probing = ["size=48", "max_iters=4", "batch_size=2"]
     task = "--task edges/linear --data-root . --partial --num-workers 0"
-    run(f"run --backbone cliptex --weights w.safetensors --only {task}", *probing)
+    run(f"run --backbone cliptex --weights w.safetensors --only --report {task}", *probing)
 
     client = open_mlflow(f"sqlite:///{Path('mlflow.db').resolve()}")
     (trained,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])

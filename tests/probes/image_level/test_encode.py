@@ -94,7 +94,7 @@ def test_order_size_progress_and_memory_format(paths):
     backbone.encode_image = spy
     encoding = Encoding(size=(24, 40), batch_size=8)
     forward = ImageViews(EncodeContext(CPU, 2, bar), backbone, paths, encoding, "toys").embeddings()
-    assert [tuple(shape) for shape in backbone.seen] == [(n, 3, 24, 40) for n in (8, 8, 5)]
+    assert [tuple(shape) for shape in backbone.seen] == [(n, 3, 24, 40) for n in (1, 8, 8, 5)]
     assert all(channels_last)
     assert bar.started == [("encoding colours on toys", 21)] and bar.advanced == 21
     backward = encode(backbone, paths[::-1], 2, size=(24, 40), batch_size=8)
