@@ -179,8 +179,9 @@ def test_commands_without_a_study(here, capsys, refused, monkeypatch):
 
 @pytest.mark.parametrize("options", ["--dry-run", "--data-root nowhere"])
 def test_the_precision_of_the_tasks_is_said_first(here, capsys, monkeypatch, options):
-    monkeypatch.setattr("benchmark.cell.prefers_bf16", lambda device: True)
-    command = "sweep launch --suite paper --task voc/linear --device cpu --init random"
+    monkeypatch.setattr("benchmark.executor.may_have_accelerator", lambda: True)
+    monkeypatch.setattr("cliptex_common.device.prefers_bf16", lambda device: True)
+    command = "sweep launch --suite paper --task voc/linear --device auto --init random"
     run_command(f"{command} --pairs pairs --labels labels {options}")
     line = "precision bf16 on the CPU (--set-task precision=fp32)"
     assert capsys.readouterr().out.splitlines()[0] == line
