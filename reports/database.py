@@ -68,7 +68,10 @@ class Database:
         with closing(sqlite3.connect(uri, BUSY_SECONDS, uri=True)) as connection:
             connection.row_factory = _as_namespace
             connection.execute("begin")
-            return [Page(connection.execute(*query)) for query in queries]
+            try:
+                return [Page(connection.execute(*query)) for query in queries]
+            except UnicodeError as error:
+                raise sqlite3.DatabaseError("the file is damaged") from error
 
     def search_experiments(self, max_results: int, page_token: str | None = None) -> Page:
         """The active ones."""

@@ -63,6 +63,7 @@ class Power(ConfigOptions, TrackingOptions, PluginOptions):
             f"Differences of one backbone to {stored.selection.baseline} that are decided with 80 %"
             f" if no other task differs, {len(frame)} tasks judged together; noise: of which stored"
             " task. Unknown: it needs two backbones, and more than one seed to plan for several."
+            " –: unknown, or more than can be planned for."
         )
         return 0
 
