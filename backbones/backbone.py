@@ -26,8 +26,8 @@ from backbones.weights import Weights
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.images import to_rgb
+from cliptex_common.process import versions
 from cliptex_common.settings import one_line_errors, settings_dataclass
-from cliptex_common.versions import versions
 
 
 @settings_dataclass

@@ -22,8 +22,8 @@ from backbones.registry import (
 )
 from backbones.weights import read_metadata
 from cliptex_common.files import content_key, home, sha256_files, write_text
+from cliptex_common.process import versions
 from cliptex_common.registry import plugin_sources
-from cliptex_common.versions import versions
 
 BUILDERS = (build_timm, build_open_clip, build_random, build_from_checkpoint)
 LIBRARIES = ("torch", "timm", "open_clip", "transformers", "safetensors", "huggingface_hub")

@@ -58,9 +58,9 @@ from cliptex_common.files import (
     sha256_file,
     write_json,
 )
+from cliptex_common.process import versions
 from cliptex_common.progress import Silent
 from cliptex_common.settings import Precision
-from cliptex_common.versions import versions
 from probes.base import Context, GroupedProbe, Head, Probe, TaskResult
 from probes.datasets.webdataset import register_folders
 from probes.dense.tasks import DENSE_TASKS

@@ -22,6 +22,7 @@ from benchmark.suites import Suite, choose_suite, settings_in
 from benchmark.unit import keep_last_model
 from cliptex_common.errors import UserError, report_malformed, suggest
 from cliptex_common.files import content_key
+from cliptex_common.process import PROBING_LIBRARIES, versions
 from cliptex_common.settings import (
     PositiveShare,
     Precision,
@@ -33,7 +34,6 @@ from cliptex_common.settings import (
     suggest_setting,
     with_changes,
 )
-from cliptex_common.versions import PROBING_LIBRARIES, versions
 from probes.base import Context, Layer, Probe, requested_layer
 from probes.datasets.base import DatasetSpec, PreparedDataset, Split, with_share
 from probes.registry import (

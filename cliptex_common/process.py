@@ -1,5 +1,5 @@
 """What a process settles before torch is imported: its cores, the accelerators that it sees and
-what they are called, and the memory that its C library keeps.
+what they are called, the memory that its C library keeps, and the versions of libraries.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import entry_points, version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, entry_points, version
 
 DEVICE_NAMES = "auto, cpu, or an accelerator as torch names it (cuda, cuda:1, xpu, mps)"
 # variables that restrict a process to some accelerators, by torch's type of device. HIP, which
@@ -87,3 +88,46 @@ def return_freed_memory() -> None:
     """Give freed memory back to the system."""
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+# import name → distributions with another name
+DISTRIBUTIONS = {
+    "open_clip": ("open_clip_torch",),
+    "PIL": ("pillow", "pillow-simd"),
+    "cv2": (
+        "opencv-python-headless",
+        "opencv-python",
+        "opencv-contrib-python-headless",
+        "opencv-contrib-python",
+    ),
+    "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
+    "mmengine": ("onedl-mmengine", "mmengine"),
+    "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
+    "mmdet": ("onedl-mmdetection", "mmdet"),
+}
+# libraries that decode, resize and compute whole images; and in MMLab's pipelines
+IMAGE_LIBRARIES = ("torch", "torchvision", "PIL", "timm")
+DENSE_LIBRARIES = ("torch", "cv2", "mmcv", "mmengine")
+# those that can change a number of any probe
+PROBING_LIBRARIES = (
+    *("torch", "torchvision", "numpy", "PIL", "cv2", "mmcv", "mmengine", "mmseg", "mmdet"),
+    *("pycocotools", "faster_coco_eval"),  # COCO's mean AP
+    *("timm", "open_clip"),  # class names and transforms; prompts
+)
+
+
+def versions(*libraries: str) -> dict[str, str]:
+    """Import name → version, as in the keys of cached features and finished cells: without the
+    build after its ``+`` (``2.13.0`` of ``2.13.0+cu128``); ``absent`` if it is not installed.
+    Nothing is imported."""
+    return {library: _version(library) for library in libraries}
+
+
+@cache
+def _version(library: str) -> str:
+    for distribution in DISTRIBUTIONS.get(library, (library,)):
+        try:
+            return version(distribution).partition("+")[0]
+        except PackageNotFoundError:
+            continue
+    return "absent"

@@ -188,8 +188,8 @@ def _comparisons(analysis: Analysis) -> Iterator[str]:
     if analysis.statements > 1:
         yield (
             f"{analysis.statements} verdicts (marks of differences, mean gains) hold together: if"
-            " all backbones were equal, one report in twenty would have any. Every interval is one"
-            " of 95 % by itself, so it may exclude zero where the verdict is undecided."
+            " all backbones were equal, at most one report in twenty would have any. Every interval"
+            " is one of 95 % by itself, so it may exclude zero where the verdict is undecided."
         )
     if analysis.seed_prior.df:
         yield (

@@ -20,7 +20,7 @@ import probes.train.frozen_backbone  # noqa: F401  registers what encoders name
 from cliptex_common.device import is_accelerator, takes_pinned_memory
 from cliptex_common.files import content_key, derive_seed
 from cliptex_common.images import image_size
-from cliptex_common.versions import DENSE_LIBRARIES, versions
+from cliptex_common.process import DENSE_LIBRARIES, versions
 from probes.base import EncodeContext
 from probes.features.files import content_hash, content_hashes
 from probes.features.store import DTYPES, CacheKey, FeatureStore

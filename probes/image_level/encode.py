@@ -23,8 +23,8 @@ from cliptex_common.device import Halving, takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError, first_line
 from cliptex_common.files import content_key
 from cliptex_common.images import open_image, to_rgb
+from cliptex_common.process import IMAGE_LIBRARIES, versions
 from cliptex_common.settings import Precision
-from cliptex_common.versions import IMAGE_LIBRARIES, versions
 from probes.base import Context, EncodeContext, requested_map
 from probes.datasets.base import Split
 from probes.features.files import CacheFull, content_hashes, image_source

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import probes
-from cliptex_common.versions import DENSE_LIBRARIES, IMAGE_LIBRARIES, PROBING_LIBRARIES, versions
+from cliptex_common.process import DENSE_LIBRARIES, IMAGE_LIBRARIES, PROBING_LIBRARIES, versions
 
 
 def test_versions_are_those_of_the_distributions_that_bring_the_library():

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import probes.catalog  # noqa: F401  registers every protocol
-from cliptex_common.versions import versions
+from cliptex_common.process import versions
 from probes.registry import PROTOCOLS
 from tests.protocols.fields import OTHERS, module, plain, record_path, with_facts
 from tests.protocols.sources import commit_of
