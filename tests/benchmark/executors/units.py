@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from cliptex_common.errors import UserError
+from cliptex_common.files import write_text
 
 
 def doubled(number, seconds=0.0):
@@ -91,10 +92,11 @@ def sleep():
 def wait(marker):
     """Waits until it is interrupted, then saves."""
     try:
-        Path(marker).write_text(str(os.getpid()))
+        # the caller kills this process as soon as the file is there: never an empty one
+        write_text(Path(marker), str(os.getpid()))
         sleep()
     except KeyboardInterrupt:  # perhaps while it writes
-        Path(marker).write_text(str(os.getpid()))
+        write_text(Path(marker), str(os.getpid()))
         Path(marker).with_suffix(".saved").touch()
         raise
 
