@@ -39,21 +39,22 @@ def recall(arguments: Mapping[str, Any]) -> dict[str, Any]:
     digest, _, text = path.read_text(encoding="utf-8", errors="replace").partition("\n")
     if digest != content_key(text):
         return {}
-    facts = ast.literal_eval(text)
-    is_current = sha256_files(facts["files"]) == facts["files"]
-    return {**facts, "files": {**facts["files"], **weights}} if is_current else {}
+    description = ast.literal_eval(text)
+    files = description["files"]
+    is_current = sha256_files(files) == files
+    return {**description, "files": {**files, **weights}} if is_current else {}
 
 
-def remember(arguments: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def remember(arguments: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Store literals about the backbone of these arguments, unless something else decides it.
 
     Args:
-        facts: with ``files``, as of ``Backbone``. If one has changed since, perhaps while it was
-            read, nothing is stored.
+        description: with ``files``, as of ``Backbone``. If one has changed since, perhaps while it
+            was read, nothing is stored.
     """
-    files, own = dict(facts["files"]), str(arguments.get("weights"))
+    files, own = dict(description["files"]), str(arguments.get("weights"))
     path = _path(arguments, {own: files[own]} if own in files else {})
-    text = repr({**facts, "files": {name: files[name] for name in files if name != own}})
+    text = repr({**description, "files": {name: files[name] for name in files if name != own}})
     text = f"{content_key(text)}\n{text}"
     is_stored = path is not None and path.is_file() and path.read_bytes() == text.encode()
     if path is not None and not is_stored and sha256_files(files) == files:

@@ -433,9 +433,10 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[tuple[str, 
     options.check_root()
     applicable = list(_tasks(protocols, options))
     if options.tasks:
-        known = {task for _, task in applicable}
-        if wrong := [task for task in options.tasks if task not in known]:
-            raise UserError(f"--task {wrong[0]} cannot be tried; {suggest(wrong[0], known)}")
+        task_names = {task for _, task in applicable}
+        for task in options.tasks:
+            if task not in task_names:
+                raise UserError(f"--task {task} cannot be tried; {suggest(task, task_names)}")
         applicable = [(name, task) for name, task in applicable if task in options.tasks]
     if not applicable:
         raise UserError(

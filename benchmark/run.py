@@ -132,7 +132,7 @@ class Row:
         backbone: once it can be built.
         model_id: of its LoggedModel.
         run_id: of the parent run; '' if it could not be written.
-        wrote: whether it was written, not found complete.
+        is_new: whether it was written by this command, not found complete.
         expected: number of units that will run, which is that of all units until the finished cells
             are known.
     """
@@ -148,7 +148,7 @@ class Row:
     backbone: BackboneInfo = None  # type: ignore[assignment]
     model_id: str = ""
     run_id: str = ""
-    wrote: bool = False
+    is_new: bool = False
     expected: int = 0
 
     @property
@@ -352,7 +352,7 @@ class Row:
         renamed = earlier and earlier.label  # the name of this command counts
         tags = record.to_tags() | (record.naming_tags() if renamed else {})
         with self.tracker.run(record.name, tags=tags, params=params, resume=resume) as run:
-            self.run_id, self.wrote = run.id, True
+            self.run_id, self.is_new = run.id, True
             if options.overrides:  # which tell it from others of its backbone and seed
                 run.set_tags({"set": " ".join(f"{k}={v}" for k, v in options.overrides.items())})
             run.log_json(content, records.PARENT)
@@ -442,7 +442,7 @@ async def _run_rows(
     at_once = asyncio.Semaphore(len(rows) if executor.is_remote else executor.slots)
     results = await asyncio.gather(*(row.run(at_once) for row in rows))
     cells = [cell for row_cells in results for cell in row_cells]
-    if any(row.wrote for row in rows):
+    if any(row.is_new for row in rows):
         save_view(tracker.client, tracker.experiment_id)
     records = [
         (row.record.model_copy(update={"backbone": row.name}), row) for row in rows if row.model_id

@@ -110,7 +110,7 @@ class SlurmExecutor(Executor):
         if code:
             raise UserError(f"sbatch refuses {unit.name}: {_reason(output)}")
         lines = [line for line in script.splitlines() if line.startswith("#SBATCH")]
-        return [f"{len(names)} jobs, each with", *lines]
+        return [f"{len(names)} jobs, each with" if len(names) > 1 else "1 job with", *lines]
 
     def _describe(self, unit: Unit) -> None:
         """Set what ``sbatch`` is told of a unit."""

@@ -302,18 +302,18 @@ class BackboneInfo:
     @classmethod
     def recall(cls, create_arguments: Mapping[str, Any]) -> BackboneInfo | None:
         """Of a backbone that was remembered; None if it has to be built."""
-        facts = recall(create_arguments)
-        if facts.keys() != set(field_names(cls)) - set(FORGOTTEN):
+        description = recall(create_arguments)
+        if description.keys() != set(field_names(cls)) - set(FORGOTTEN):
             return None
-        weights = Weights(**facts.pop("weights"))
+        weights = Weights(**description.pop("weights"))
         if path := create_arguments.get("weights"):  # the same content may be elsewhere
             weights = replace(weights, source=str(Path(path)))
-        return cls(create_arguments=create_arguments, weights=weights, **facts)
+        return cls(create_arguments=create_arguments, weights=weights, **description)
 
     def remember(self) -> None:
-        """Let ``recall`` know it."""
-        facts = {name: value for name, value in vars(self).items() if name not in FORGOTTEN}
-        remember(self.create_arguments, {**facts, "weights": vars(self.weights)})
+        """Store it for ``recall``."""
+        fields = {name: value for name, value in vars(self).items() if name not in FORGOTTEN}
+        remember(self.create_arguments, {**fields, "weights": vars(self.weights)})
 
     def is_built_by(self, create_arguments: Mapping[str, Any]) -> bool:
         """Whether these arguments build the same weights: the seed is that of random ones only."""

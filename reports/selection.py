@@ -372,13 +372,13 @@ def _backbones(
 
 def _by_training(names: Iterable[str]) -> list[str]:
     """Columns with the checkpoints of a training beside each other, by their steps."""
-    places: dict[str, tuple[int, int]] = {}
+    positions: dict[str, tuple[int, int]] = {}
     trainings: dict[str, int] = {}
     for name in names:
         match = AT_STEP.fullmatch(name)
         training, step = (match[1], int(match[2])) if match else (name, 0)
-        places[name] = (trainings.setdefault(training, len(trainings)), step)
-    return sorted(places, key=places.__getitem__)
+        positions[name] = (trainings.setdefault(training, len(trainings)), step)
+    return sorted(positions, key=positions.__getitem__)
 
 
 def task_order(parents: Sequence[ParentRun]) -> list[str]:

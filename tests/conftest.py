@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from cliptex_common import registry
 from tests import kinds, servers
 
 # No test uses the network, or the cache and the store of the user.
@@ -58,6 +59,15 @@ def cliptex_home(tmp_path_factory) -> Path:
 def one_core(monkeypatch):
     """Let tests work in this process: starting others takes longer than their work."""
     monkeypatch.setattr("benchmark.local.cores", lambda: 1)
+
+
+@pytest.fixture(autouse=True)
+def no_plugin_outlives_its_test():
+    """What a plugin registers, and that it is loaded, is part of identities."""
+    loaded = set(registry.LOADED)
+    yield
+    for path in set(registry.LOADED) - loaded:
+        registry.LOADED[path].remove()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -493,9 +493,8 @@ class ListResults(TrackingOptions):
     def main(self) -> int:
         """Print a line for each run, by the names of columns."""
         _, parents, experiments = _parents(self.tracking_uri, self.experiment)
-        shown = ", ".join(experiments)
-        none = f"experiment {shown} has no run of a backbone yet; name another --experiment"
-        console.print(f"experiment {shown}" if parents else none)
+        hint = "" if parents else " has no run of a backbone yet; name another --experiment"
+        console.print(f"experiment {', '.join(experiments)}{hint}")
         rows = []
         for run in sorted(parents, key=_by_step):
             tags = [f"{name}={value}" for name, value in run.own_tags.items()]
@@ -544,15 +543,15 @@ class LabelResults(TrackingOptions):
             for run_id, match in steps.items()
             if match and match[1] == column
         }
-        others = {name for run_id, name in columns.items() if run_id not in labels}
-        known = others | {match[1] for run_id, match in steps.items() if match}
+        names = {name for run_id, name in columns.items() if run_id not in labels}
+        names |= {match[1] for match in steps.values() if match}
         searched = ", ".join(experiments)
         if not labels:
             raise UserError(
                 f"no backbone or run {self.old!r} has results in experiment {searched};"
-                f" name another --experiment; {suggest(self.old, known)}"
+                f" name another --experiment; {suggest(self.old, names)}"
             )
-        if self.new in known - {column}:
+        if self.new in names - {column}:
             raise UserError(
                 f"{self.new!r} is the name of other results in experiment {searched}; give another"
             )

@@ -209,7 +209,7 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
             if self.json:
                 write_json(self.json, as_json(result))
             flag = f" --tracking-uri {hide_secrets(uri)}" if self.tracking_uri else ""
-            page = not self.no_report and (self.report or None)
+            page = False if self.no_report else self.report or None
             line = show_with_report(result, page, flag)
         # the table that was just printed has the reasons
         refuse_inapplicable(cell.status for cell in result.cells)

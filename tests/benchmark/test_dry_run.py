@@ -10,7 +10,6 @@ import pytest
 
 from benchmark.executor import EXECUTORS
 from benchmark.local import LocalExecutor
-from cliptex_common import registry
 from tests.backbones.cliptex import toy
 from tests.benchmark.other_package import registries
 from tests.benchmark.run_command import listing, read_json, run_command, runs_of, store
@@ -142,7 +141,6 @@ def test_a_module_of_a_file_is_described_and_found_again_from_any_folder(
     assert [*read_json("out.json")["backbones"]] == [name]
     monkeypatch.chdir(workdir)
     assert {run.info.run_id for run in runs_of("own")} == before, "everything was finished"
-    registry.LOADED[workdir / "my-net.py"].remove()
 
 
 class Remote(LocalExecutor):

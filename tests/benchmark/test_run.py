@@ -9,7 +9,6 @@ import zlib
 
 import pytest
 
-from cliptex_common import registry
 from probes.registry import find_task
 from reports.store import read_run
 from tests.benchmark.run_command import (
@@ -44,8 +43,6 @@ def table(output: str) -> list[str]:
 
 
 def test_run_writes_every_number_and_reuses_it(camvid, imagefolder, capsys):
-    for plugin in list(registry.LOADED.values()):  # of other tests: part of what is remembered
-        plugin.remove()
     assert run_command(f"{BOTH} {NAMES} --json out.json") == 0
     document = read_json("out.json")
     assert (document["suite"], document["seed"]) == ("own", 0)

@@ -23,9 +23,9 @@ def test_freed_memory_is_kept_for_the_next_batch_until_it_is_returned():
     return_freed_memory()
     keep_freed_memory()
     b"1" * 2**24  # 16 MiB
-    kept = resident()
+    before = resident()
     return_freed_memory()
-    assert kept - resident() > 8
+    assert before - resident() > 8
 
 
 @pytest.mark.parametrize(
