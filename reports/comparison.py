@@ -367,8 +367,9 @@ def _mean_gains(
 ) -> tuple[dict[str, Gain], dict[ColumnKey, str]]:
     """Each backbone's mean gain, and why columns of it are excluded.
 
-    Those with too few images, and with fewer or other seeds than most, are: the mean is over seeds
-    that all its tasks have. With one seed it has no verdict.
+    Those with too few images are, and those with fewer seeds than another column has, or with other
+    ones than most of these: the mean is over seeds that all its tasks have. With one seed it has no
+    verdict.
     """
     gains: dict[str, Gain] = {}
     excluded: dict[ColumnKey, str] = {}

@@ -499,7 +499,7 @@ def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:
     excess = variance * (1 + RAISED * np.sqrt(2 / (count - 1)))
     excess -= float(special.polygamma(1, df / 2).mean())
     prior_df = most = MOST_DF * float(df.mean())
-    if excess > 0:  # the inverse of ψ'(x) ≈ 1/x + 1/2x²
+    if excess > 0:  # the inverse of ψ'(x) ≈ 1/x + 1/(2x²)
         prior_df = min(most, (1 + np.sqrt(1 + 2 * excess)) / excess)
     mean = logs.mean() + RAISED * np.sqrt(variance / count)
     ratio = np.exp(mean + log_bias(prior_df))
