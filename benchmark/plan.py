@@ -38,6 +38,7 @@ from probes.datasets.base import PreparedDataset, Split, UnfitCopy
 from probes.datasets.check import DatasetNotFound, find_folder, prepare
 from probes.features.files import chosen_limit
 from probes.registry import check_required, find_task
+from probes.settings import TrainingSettings
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -461,8 +462,8 @@ def prepare_data(
         images: of each split at most, of a suite that is a quick look; None for all.
 
     Raises:
-        UserError: a dataset is incomplete or broken, or its copy is not the one that a protocol
-            requires.
+        UserError: a dataset is incomplete or broken, its copy is not the one that a protocol
+            requires, or a batch is set that is larger than it.
     """
     needed = {each.name: each for task in tasks for each in task.needed_tasks}.values()
     for task in needed:
@@ -486,6 +487,8 @@ def prepare_data(
                 progress=reporter(),
                 cached_only=cached_only,
             )
+        if trains:
+            _check_batch(task, datasets[spec.name, splits])
     data = {}
     for task in tasks:
         dataset, trained = datasets[task.spec.name, task.splits], task.scored_with
@@ -502,3 +505,21 @@ def prepare_data(
             dataset.check_classes(dataset.trained_on.classes)
         data[task.name] = dataset
     return data
+
+
+def _check_batch(task: PlannedTask, data: PreparedDataset) -> None:
+    """Refuse a batch of MMEngine's training that a user sets and that holds every image more than
+    once; the default may, of a small dataset.
+
+    Raises:
+        UserError: the batch is larger than the training images.
+    """
+    is_set = any(change.startswith("batch_size=") for change in task.changed)
+    if not is_set or not isinstance(task.settings, TrainingSettings):
+        return
+    images = max(1, round(task.train_share * len(data.samples["train"])))
+    if task.settings.batch_size > images:
+        raise UserError(
+            f"batch_size={task.settings.batch_size}, but {task.name} is trained on"
+            f" {images:,} image{'s' if images > 1 else ''}; set at most batch_size={images}"
+        )

@@ -592,6 +592,7 @@ def plan_tasks(
         planned = replace(_with_settings(trained, listed, changes), name=base)
         changed = {*changes, *ranges}
         usual: dict[str, Any] = {}
+        unknown = "that of the suite"
         protocol = {key: changes[key] for key in changes if key == "protocol"}
         with suppress(UserError):  # some suites' settings fit only together with the user's
             usual = asdict(_with_settings(trained, listed, protocol).settings)
@@ -604,7 +605,8 @@ def plan_tasks(
                     f" epochs={epochs:g}; set epochs=0 as well, or epochs"
                 )
             differences = tuple(
-                f"{key}={value} instead of {usual.get(key, 'that of the suite')}"
+                f"{key}={value}"
+                f" instead of {'the default' if (was := usual.get(key, unknown)) is None else was}"
                 for key, value in asdict(variant.settings).items()
                 if (value != usual[key] if usual else key in changed)
             )

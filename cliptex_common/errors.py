@@ -30,12 +30,12 @@ class NotDownloaded(UserError):
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:
-    """A hint for an unknown ``name``: ``did you mean a, b?``, or up to 50 of the ``choices``."""
+    """A hint for an unknown ``name``: ``did you mean a, b?``, or up to 20 of the ``choices``."""
     choices = sorted(choices)
     if close := difflib.get_close_matches(name, choices, n=3, cutoff=0.5):
         return f"did you mean {', '.join(close)}?"
-    more = f" and {len(choices) - 50} more" * (len(choices) > 50)
-    return f"known: {', '.join(choices[:50]) or 'none'}{more}"
+    more = f" and {len(choices) - 20} more" * (len(choices) > 20)
+    return f"known: {', '.join(choices[:20]) or 'none'}{more}"
 
 
 def first_line(error: BaseException) -> str:

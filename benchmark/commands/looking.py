@@ -558,6 +558,8 @@ class LabelResults(TrackingOptions):
         for run_id, label in labels.items():
             store.client.set_tags(run_id, {"label": label})
         console.print(f"{column} is {self.new} now, in {count(len(labels), 'run')}")
+        if (match := AT_STEP.fullmatch(column)) and not AT_STEP.fullmatch(self.new):
+            console.print(f"it has left the curve of {match[1]}, whose names end in 'step N'")
         return 0
 
 

@@ -57,7 +57,7 @@ def classification(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
         "rank of the true class",
         1,
         most,
-        traits=lambda: {f"is of class {number}": label == number for number in np.unique(label)},
+        traits=lambda: {f"class {number}": label == number for number in np.unique(label)},
     )
 
 

@@ -77,3 +77,5 @@ def test_a_training_is_renamed_with_all_of_its_checkpoints(tracker, report_of, c
     assert done == "mine is longer now, in 2 runs"
     assert [line.partition("  ")[0] for line in lines] == ["longer step 3", "longer step 20"]
     assert [*trainings(report_of(tracker).backbones)] == ["longer"]
+    assert main(["results", "label", "longer step 3", "first", *where]) == 0
+    assert "it has left the curve of longer, whose names end in 'step N'" in capsys.readouterr().out
