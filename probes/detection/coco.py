@@ -4,6 +4,7 @@ pictures."""
 from __future__ import annotations
 
 import io
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -81,6 +82,8 @@ class CocoInstances(FeatureDataset, mmdet.datasets.CocoDataset):
     together.
 
     Args:
+        example: id and path below ``data_root`` of one image, which tell where the file names of
+            the annotations begin; they may have folders.
         image_ids: use only these images of the file; None for all.
         drop_empty: leave out images without an object that is not a crowd (for training).
         min_size: leave out images with a shorter side of less, pixels (for training).
@@ -104,6 +107,7 @@ class CocoInstances(FeatureDataset, mmdet.datasets.CocoDataset):
         self,
         *,
         pipeline: Sequence[Mapping[str, Any]],
+        example: tuple[int, str],
         image_ids: Sequence[int] | None = None,
         drop_empty: bool = False,
         min_size: int = 0,
@@ -111,7 +115,8 @@ class CocoInstances(FeatureDataset, mmdet.datasets.CocoDataset):
         encoder: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.image_ids, self.drop_empty, self.dropped_empty = image_ids, drop_empty, 0
+        self.example, self.image_ids = example, image_ids
+        self.drop_empty, self.dropped_empty = drop_empty, 0
         self.aspect_groups, self.min_size = aspect_groups, min_size
         self.encoder = encoder or {}
         self.flips = flips(
@@ -129,6 +134,17 @@ class CocoInstances(FeatureDataset, mmdet.datasets.CocoDataset):
             }
         super().__init__(pipeline=pipeline, **kwargs)
         self.name = Path(self.ann_file).stem
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        images = super().load_data_list()
+        names = {
+            image["img_id"]: os.path.relpath(image["img_path"], self.data_root) for image in images
+        }
+        image_id, path = self.example
+        folder = path.removesuffix(names[image_id])
+        for image in images:
+            image["img_path"] = f"{self.data_root}/{folder}{names[image['img_id']]}"
+        return images
 
     def filter_data(self) -> list[dict[str, Any]]:
         images = self.data_list

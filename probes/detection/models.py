@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -301,12 +300,12 @@ def coco_set(data: PreparedDataset, split: Split) -> Part:
     """Options of the ``CocoInstances`` of a split's samples, whose ids are listed unless they are
     the complete official split."""
     samples = data.encoded(split)
-    folders = data.spec.extra.get("image_folder", {})
     complete = len(samples) == data.spec.expected.get(split)
     return {
         "data_root": str(data.root),
         "ann_file": data.spec.annotations[split],
-        "data_prefix": {"img": folders.get(split) or str(PurePosixPath(samples[0].image).parent)},
+        "data_prefix": {"img": ""},
+        "example": (samples[0].target.image_id, samples[0].image),
         "metainfo": {"classes": data.classes},
         "image_ids": None if complete else [sample.target.image_id for sample in samples],
     }

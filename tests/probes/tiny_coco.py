@@ -1,5 +1,5 @@
 """A generated COCO set: coloured shapes on noise, a crowd, an image without objects, categories in
-another order."""
+another order, file names with folders."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def write(root: Path, train: int = 12, val: int = 6, side: int = 96, seed: int =
                         len(annotations) + 1, identity, "frisbee", crowd & ~covered, crowd=True
                     )
                 )
-            file = f"{identity:06d}.png"
+            file = f"{number % 2}/{identity:06d}.png"  # names may have folders
+            (folder / file).parent.mkdir(exist_ok=True)
             Image.fromarray(pixels).save(folder / file)
             images.append({"id": identity, "file_name": file, "height": height, "width": width})
         categories = [{"id": identity, "name": name} for name, identity in CATEGORY_IDS.items()]
