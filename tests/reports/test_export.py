@@ -131,6 +131,7 @@ def test_the_methods_of_a_report(report, files):
     text = files["methods.txt"]
     assert "seeds (1 to 3 for each backbone)" in text and "images (60 for each task)" in text
     assert f"{report.analysis.statements} verdicts hold together at 5 % (Holm 1979" in text
+    assert "Numbers were computed with torch 2" in text
     assert "equivalent" not in text, "no margin was named"
     keys = re.findall(r"^@\w+\{(\w+),$", files["references.bib"], re.M)
     assert {"holm1979", "everingham2010", "radford2021", "salehi2024"} <= {*keys}

@@ -61,7 +61,7 @@ def test_one_seed_speaks_of_these_weights(tracker, report_of):
         write_run(tracker, name, 0, {"voc/linear": quality, "nyu-depth/linear": quality})
     report = report_of(tracker)
     headline = report.summary.headline
-    assert headline.startswith("For these weights, on these images: cliptex is better than clip-ft")
+    assert headline.startswith("For these weights: cliptex is better than clip-ft")
     assert report.summary.tone == "mixed", "no verdict on the mean gain"
     assert {n.change[0] for n in report.overview.numbers if n.backbone == "cliptex"} == {"△"}
 

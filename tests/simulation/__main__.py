@@ -51,6 +51,8 @@ GRID: dict[str, dict[str, Any]] = {
     "all equal": {"further": 4},
     "all equal, main metrics only": {},
     "six of seven tasks differ": {"effect": 9.0, "differ": 0.86, "further": 4},
+    # of two equally good ones, none must be bold
+    "two of three better": {"backbones": 3, "better": 2, "effect": 9.0, "further": 1},
     "heavy tails": {"heavy": True, "further": 4},
     "one task 10 times noisier": {"noisy_task": 10.0, "further": 4},
 }

@@ -36,7 +36,8 @@ class World:
     Attributes:
         images: of each task, each on its own images.
         seeds: of each backbone.
-        effect: by how much the first backbone is better, on the share ``differ`` of the tasks.
+        effect: by how much the ``better`` first backbones are better than the others, on the share
+            ``differ`` of the tasks.
         further: metrics of each task beside the main one, on which it is better by
             ``further_effect``; half of their variance is that of the main one.
         base_seeds: of the baseline, where it has others than 0, 1 …
@@ -58,6 +59,7 @@ class World:
     seeds: int = 3
     effect: float = 0.0
     differ: float = 1.0
+    better: int = 1
     further: int = 0
     further_effect: float = 0.0
     base_seeds: tuple[int, ...] = ()
@@ -82,9 +84,10 @@ class World:
 
     def effects(self, is_main: bool = True) -> np.ndarray:
         """(tasks, backbones) how much better each is than the baseline in a metric."""
-        better = np.arange(self.tasks) < round(self.differ * self.tasks)
+        differ = np.arange(self.tasks) < round(self.differ * self.tasks)
         effect = self.effect if is_main else self.further_effect
-        return effect * better[:, None] * (np.arange(self.backbones) == 1)
+        is_better = np.isin(np.arange(self.backbones), range(1, 1 + self.better))
+        return effect * differ[:, None] * is_better
 
 
 def make_columns(metrics: Sequence[Metric], further: int = 0) -> list[TaskColumn]:

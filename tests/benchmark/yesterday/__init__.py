@@ -1,0 +1,1 @@
+"""Files that a commit before the redesign of the project wrote."""
