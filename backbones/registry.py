@@ -9,9 +9,11 @@ be listed without.
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -194,8 +196,16 @@ def _module_entry(name: str, parts: Sequence[str], fresh: bool) -> Entry:
         raise UserError(
             f"--backbone {name}: arguments are literals, as in {function}(64, pool='max')"
         ) from error
+    build = getattr(module, function)
+    with suppress(ValueError):  # what has no signature
+        try:
+            inspect.signature(build).bind(*values, **named)
+        except TypeError as error:
+            raise UserError(
+                f"--backbone {name}: {error}; it is {function}{inspect.signature(build)}"
+            ) from error
     settings = {
-        "build": partial(getattr(module, function), *values, **named),
+        "build": partial(build, *values, **named),
         "call": ast.unparse(call),
         "plugin": plugin,
         "libraries": libraries,

@@ -246,6 +246,13 @@ def make_plan(options: RunOptions) -> Plan:
                 f" {_folders(absent)}"
             )
         notes += [f"{name} is left out: {reason}" for name, reason in unfit.items()]
+    if "size" in options.overrides:
+        others = [task.name for task in tasks if "size" not in task.probe.setting_names]
+        if others:
+            notes.append(
+                f"{', '.join(others)}: no setting `size`; `list settings {others[0]}` shows which"
+                " give the size of images"
+            )
     specs = [each.spec for task in (*tasks, *absent) for each in task.needed_tasks]
     unused = options.data.keys() - {name for spec in specs for name in (spec.name, spec.folder)}
     if unused and not options.tasks:
@@ -508,8 +515,8 @@ def prepare_data(
 
 
 def _check_batch(task: PlannedTask, data: PreparedDataset) -> None:
-    """Refuse a batch of MMEngine's training that a user sets and that holds every image more than
-    once; the default may, of a small dataset.
+    """Refuse a batch of MMEngine's training that a user sets above the number of images and above
+    the default, which small datasets may have.
 
     Raises:
         UserError: the batch is larger than the training images.
@@ -518,7 +525,7 @@ def _check_batch(task: PlannedTask, data: PreparedDataset) -> None:
     if not is_set or not isinstance(task.settings, TrainingSettings):
         return
     images = max(1, round(task.train_share * len(data.samples["train"])))
-    if task.settings.batch_size > images:
+    if task.settings.batch_size > max(images, type(task.settings).batch_size):
         raise UserError(
             f"batch_size={task.settings.batch_size}, but {task.name} is trained on"
             f" {images:,} image{'s' if images > 1 else ''}; set at most batch_size={images}"

@@ -209,7 +209,7 @@ class Overview:
 
     def seconds_left(self, slots: int) -> float | None:
         """Seconds until all units are done, by the mean of finished ones of the same kind; None
-        before each kind has one.
+        before each kind has one, and where the running ones take longer.
 
         Args:
             slots: units that run at once.
@@ -223,7 +223,8 @@ class Overview:
             for kind, started in list(self.running.values())
             if kind in mean
         )
-        return (sum(mean[kind] * count for kind, count in pending.items()) - done) / slots
+        left = sum(mean[kind] * count for kind, count in pending.items()) - done
+        return left / slots if left > 0 else None
 
     def show(self, slots: int) -> None:
         """Draw or print the number of finished units and the time left."""

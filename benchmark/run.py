@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 import backbones
-from backbones.cliptex.recipes import subsets
+from backbones.cliptex.recipes import trained_experts
 from benchmark.executor import (
     Executor,
     Priority,
@@ -264,6 +264,12 @@ class Row:
         line = f"{self.name} · seed {self.seed}: another command runs this; waiting for it"
         console.print(line, style="dim")
 
+    @property
+    def _recipe(self) -> tuple[str, str]:
+        """Name of the recipe that trained the weights, and what it changes; '' if unknown."""
+        weights = self.source.create_arguments.get("weights")
+        return checkpoint_metadata(weights)[1:] if weights else (self.backbone.name, "")
+
     @cached_property
     def record(self) -> ParentRun:
         """The parent run's record. A run with the same key is resumed; one with ``--limit`` is
@@ -291,13 +297,13 @@ class Row:
             seed=self.seed,
             weights=backbone.weights.sha256,
             network=backbone.network,
-            settings=checkpoint_metadata(self.source.create_arguments.get("weights"))[2],
+            settings=self._recipe[1],
             weights_source=backbone.weights.source,
             licence=backbone.weights.licence,
             run_key=content_key(identity),
             model=self.model_id,
             train_run=self.source.run,
-            experts=subsets().get(backbone.name, ()),
+            experts=trained_experts(*self._recipe),
             main_metrics=tuple(f"{task.name}/{task.main_metric}" for task in plan.tasks),
             protocols={
                 task_tag(task): content_key(conditions)
@@ -653,7 +659,7 @@ def print_cost(
             elif gpus or not encoded or name not in planned:
                 bases["unknown"] += 1
             else:
-                bases["by encoding without training, at the rate of docs/benchmarks.md"] += 1
+                bases["by encoding alone (rate of docs/benchmarks.md), training unknown"] += 1
                 millions = planned[name].params["parameters"] / 1e6
                 seconds += encoded / len(tasks) * millions * ENCODE_SECONDS
     if plan.data:

@@ -95,6 +95,12 @@ class SlurmExecutor(Executor):
         self.has_gpus = options.uses_gpus and _has_gpus(
             settings.get("partition") or os.environ.get("SBATCH_PARTITION", "")
         )
+        if "gpus" in arguments and not self.has_gpus:
+            reason = "the partition has none" if options.uses_gpus else f"--device {options.device}"
+            raise UserError(
+                f"--executor-arg gpus={arguments['gpus']}: units get no GPU ({reason}); leave it"
+                " out, or name a partition that has some"
+            )
         # guesses, instead of ``_set_capacity``: nobody knows how many jobs SLURM will run at once
         self.slots = self.cpu_slots = options.jobs or 16
         # jobs do not share a machine's cores, whatever ``--jobs`` is
@@ -110,7 +116,9 @@ class SlurmExecutor(Executor):
         if code:
             raise UserError(f"sbatch refuses {unit.name}: {_reason(output)}")
         lines = [line for line in script.splitlines() if line.startswith("#SBATCH")]
-        return [f"{len(names)} jobs, each with" if len(names) > 1 else "1 job with", *lines]
+        gpus = unit.gpus * self._gpus_per_unit
+        jobs = "1 job" if len(names) == 1 else f"{len(names)} jobs, each"
+        return [f"{jobs} with {gpus} GPUs and", *lines]
 
     def _describe(self, unit: Unit) -> None:
         """Set what ``sbatch`` is told of a unit."""

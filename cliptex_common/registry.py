@@ -154,7 +154,7 @@ def load(path: str | Path, source: bytes | None = None, registers: bool = True) 
         plugin = Plugin(path, read_bytes(path) if source is None else source)
     except OSError as error:
         raise UserError(
-            f"cannot read plugin {path}: {error.strerror}; give a Python file"
+            f"cannot read {path}: {error.strerror}; give the path of a Python file"
         ) from error
     for module in CATALOGS:
         import_module(module)

@@ -173,7 +173,7 @@ def parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 
 
 GAIN_SHARE = 0.25
-FURTHER_SHARE = 0.1  # of a decided task's part, for its further metrics
+FURTHER_SHARE = 0.1  # of a decided mark's part, for the task's further metrics and for bold
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,27 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """That a backbone is better than every other one; of the baseline its mark says so. It is
+    decided where all of these differences are (an intersection-union test).
+
+    Attributes:
+        gaps: to each other one, positive where it is better; none of a backbone that is not first.
+    """
+
+    gaps: tuple[Estimate, ...]
+    level: float = 0.0
+    has_verdict: bool = True
+
+    @property
+    def is_judged(self) -> bool:
+        return self.has_verdict and all(gap.is_judged for gap in self.gaps)
+
+    def is_decided(self, level: float) -> bool:
+        return bool(self.gaps) and all(g.value > 0 and g.is_decided(level) for g in self.gaps)
+
+
+@dataclass(frozen=True)
 class Judgement:
     """All backbones against one baseline.
 
@@ -200,6 +221,7 @@ class Judgement:
         task_gains: differences of main metrics in percent of the baseline's number, positive where
             the backbone is better.
         excluded: (backbone, column) → why it is not in the mean gain.
+        best: (column, metric) → the backbone that is better than each other one, or ''.
         statements: how many verdicts hold together.
         level: the least of those of main metrics.
         seed_prior: what is known of the seed variance of a difference from all of them.
@@ -211,6 +233,7 @@ class Judgement:
     task_gains: dict[ColumnKey, Estimate]
     gains: dict[str, Gain]
     excluded: dict[ColumnKey, str]
+    best: dict[tuple[TaskColumn, str], str]
     statements: int
     level: float
     seed_prior: SeedPrior
@@ -261,7 +284,8 @@ def judge_differences(
 
     The mean gains, which are few, have ``GAIN_SHARE`` of the error rate. Of the rest each task has
     an equal part, which its columns and backbones share. Where a main metric is decided, the
-    further ones share ``FURTHER_SHARE`` of its part.
+    further ones, and with three backbones whether this one is the best, share ``FURTHER_SHARE`` of
+    its part; so does that of a further metric.
 
     Args:
         error_rate: probability of any false verdict among them.
@@ -293,8 +317,10 @@ def judge_differences(
         errors[backbone, column] = error
         task_gains[backbone, column] = replace(gain, value=unit * (mine - reference))
     gains, unsure = _mean_gains(selection, errors, task_gains)
-    differences, gains = _judge(differences, gains, error_rate)
+    leads = _leads(selection, samples, estimates, differences, prior)
+    differences, gains, leads = _judge(differences, gains, leads, error_rate)
     statements = [*differences.values(), *(gain.mean for gain in gains.values())]
+    columns = {key[1:]: None for key in samples}
     return Judgement(
         selection,
         estimates,
@@ -302,38 +328,113 @@ def judge_differences(
         task_gains,
         gains,
         excluded | unsure,
+        best={key: _best(selection, estimates, differences, leads, *key) for key in columns},
         statements=sum(each.is_judged for each in statements),
         level=min((differences[key].level for key in main), default=error_rate),
         seed_prior=prior,
     )
 
 
+def _first(
+    selection: Selection, estimates: Mapping[NumberKey, Estimate], column: TaskColumn, metric: str
+) -> str:
+    """The backbone with the best number."""
+    sign = column.metric(metric).direction
+    names = [name for name in selection.backbones if (name, column, metric) in estimates]
+    return max(names, key=lambda name: sign * estimates[name, column, metric].value)
+
+
+def _leads(
+    selection: Selection,
+    samples: Mapping[NumberKey, MetricSample],
+    estimates: Mapping[NumberKey, Estimate],
+    differences: Mapping[NumberKey, Estimate],
+    prior: SeedPrior,
+) -> dict[NumberKey, Lead]:
+    """Of each number with a difference, where a third backbone has one, too."""
+    names: dict[tuple[TaskColumn, str], list[str]] = {}
+    for name, column, metric in differences:
+        names.setdefault((column, metric), []).append(name)
+    leads = {}
+    for (column, metric), compared in names.items():
+        declared, first = column.metric(metric), _first(selection, estimates, column, metric)
+        for name in compared if len(compared) > 1 else ():
+            own = samples[name, column, metric]
+            gaps = (
+                difference(own, samples[other, column, metric])
+                for other in compared
+                if name == first and other != name
+            )
+            leads[name, column, metric] = Lead(
+                tuple(
+                    replace(gap, value=gap.value * declared.direction)
+                    for gap in (estimate(each, prior, declared.width) for each in gaps)
+                )
+            )
+    return leads
+
+
 def _judge(
-    differences: Mapping[NumberKey, Estimate], gains: Mapping[str, Gain], error_rate: float
-) -> tuple[dict[NumberKey, Estimate], dict[str, Gain]]:
-    """Differences and mean gains with joint verdicts."""
+    differences: Mapping[NumberKey, Estimate],
+    gains: Mapping[str, Gain],
+    leads: Mapping[NumberKey, Lead],
+    error_rate: float,
+) -> tuple[dict[NumberKey, Estimate], dict[str, Gain], dict[NumberKey, Lead]]:
+    """Differences, mean gains and leads with joint verdicts."""
     main = [key for key in differences if key[2] == key[1].main]
-    rows = {key[:2]: row for row, key in enumerate(main)}
-    further = [key for key in differences if key not in main and key[:2] in rows]
-    of_tasks = (1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main])
-    parents = [rows[key[:2]] for key in further]
-    of_further = [FURTHER_SHARE * of_tasks[row] / parents.count(row) for row in parents]
-    of_means = [GAIN_SHARE / max(len(gains), 1)] * len(gains)
+    columns = {key[:2]: row for row, key in enumerate(main)}
+    further = [key for key in differences if key not in main and key[:2] in columns]
     keys = [*main, *further]
+    rows = {key: row for row, key in enumerate(keys)}
+    led = [key for key in leads if key in rows]
+    parents = [columns[key[:2]] for key in further] + [rows[key] for key in led]
+    weights = list((1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main]))
+    for parent in parents:
+        weights.append(FURTHER_SHARE * weights[parent] / parents.count(parent))
+    of_means = [GAIN_SHARE / max(len(gains), 1)] * len(gains)
     judged = judge_jointly(
-        [*(differences[key] for key in keys), *(gain.mean for gain in gains.values())],
-        [*of_tasks, *of_further, *of_means],
+        [
+            *(differences[key] for key in keys),
+            *(leads[key] for key in led),
+            *(gain.mean for gain in gains.values()),
+        ],
+        [*weights, *of_means],
         error_rate,
         [*[-1] * len(main), *parents, *[-1] * len(gains)],
     )
     without_main = {
         key: replace(gap, level=0.0, has_verdict=False) for key, gap in differences.items()
     }
-    means = zip(gains.items(), judged[len(keys) :], strict=True)
+    means = zip(gains.items(), judged[len(judged) - len(gains) :], strict=True)
     return (
         without_main | dict(zip(keys, judged, strict=False)),
         {name: replace(gain, mean=mean) for (name, gain), mean in means},
+        dict(zip(led, judged[len(keys) :], strict=False)),
     )
+
+
+def _best(
+    selection: Selection,
+    estimates: Mapping[NumberKey, Estimate],
+    differences: Mapping[NumberKey, Estimate],
+    leads: Mapping[NumberKey, Lead],
+    column: TaskColumn,
+    metric: str,
+) -> str:
+    """The backbone that is better than each other one: than the baseline by its mark (the baseline
+    itself by the marks of all), than others by its ``Lead``; '' for none."""
+    first = _first(selection, estimates, column, metric)
+    sign = column.metric(metric).direction
+    verdicts = {
+        name: differences[name, column, metric].verdict(sign)
+        for name in selection.backbones
+        if (name, column, metric) in differences
+    }
+    if first == selection.baseline:
+        return first if verdicts and {*verdicts.values()} == {"loss"} else ""
+    lead = leads.get((first, column, metric))
+    is_best = lead is None or (lead.is_judged and lead.is_decided(lead.level))
+    return first if verdicts.get(first) == "win" and is_best else ""
 
 
 def _estimate_numbers(
@@ -405,13 +506,10 @@ class Analysis(Judgement, Measurements):
     """All numbers of a report: what was measured, and the judgement on it.
 
     Attributes:
-        best: (column, metric) → the backbone that beats all others there, '' for none: the baseline
-            at the level of their difference, others at ``level``.
         margin: by which a backbone may be worse: of the main metric's own unit, or with ``%`` of
             the baseline's number; '' for none.
     """
 
-    best: dict[tuple[TaskColumn, str], str]
     margin: str = ""
 
     def within_margin(self, backbone: str, column: TaskColumn) -> str:
@@ -451,33 +549,4 @@ def analyse(
     """
     measured = measure(store, selection, advance)
     judged = judge_differences(selection, measured.samples)
-    best = {
-        (column, metric): find_best(judged, measured.samples, column, metric)
-        for column in selection.columns
-        for metric in shown_metrics(column)
-    }
-    return Analysis(**vars(measured), **vars(judged), best=best, margin=margin)
-
-
-def find_best(
-    judged: Judgement, samples: Mapping[NumberKey, MetricSample], column: TaskColumn, metric: str
-) -> str:
-    selection, sign = judged.selection, column.metric(metric).direction
-    names = [name for name in selection.backbones if (name, column, metric) in samples]
-    if len(names) < 2:
-        return ""
-    leader = max(names, key=lambda name: sign * judged.estimates[name, column, metric].value)
-    own = judged.differences.get((leader, column, metric))
-    least = min(judged.level, own.level) if own else 0.0
-    for name in names:
-        if name == leader:
-            continue
-        compared, level = {name, leader} - {selection.baseline}, least
-        if len(compared) == 1:  # with the baseline, of which the report has the verdict
-            (rival,) = compared
-            level = judged.differences[rival, column, metric].level
-        gap = difference(samples[leader, column, metric], samples[name, column, metric])
-        gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)
-        if replace(gap_estimate, level=level).verdict(sign) != "win":
-            return ""
-    return leader
+    return Analysis(**vars(measured), **vars(judged), margin=margin)

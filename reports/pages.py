@@ -380,7 +380,9 @@ FORMATS: dict[str, Callable[[Report], dict[str, str]]] = {
     "latex": lambda report: {"tables.tex": latex(report)},
     "methods": lambda report: (
         {
-            "methods.txt": describe_methods(report.analysis),
+            "methods.txt": describe_methods(
+                report.analysis, report.provenance.libraries if report.provenance else {}
+            ),
             "references.bib": references(report.analysis),
         }
         if report.analysis

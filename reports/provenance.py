@@ -46,6 +46,15 @@ class Provenance:
     differences: dict[str, dict[str, dict[str, Any]]]
     environment: dict[str, Any]
 
+    @property
+    def libraries(self) -> dict[str, str]:
+        """Library → the versions that numbers of the protocols were computed with."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for _, conditions in self.protocols:
+            for name, number in conditions.get("libraries", {}).items():
+                found[name] |= {number} - {"absent"}
+        return {name: " and ".join(sorted(each)) for name, each in found.items() if each}
+
 
 def collect_provenance(store: Artifacts, selection: Selection) -> Provenance:
     """Collect the provenance; reads one small file for each protocol and backbone."""

@@ -337,7 +337,8 @@ def _backbones(
     backbones: Sequence[str],
     baseline: str | None,
 ) -> tuple[list[str], str]:
-    """The names of the columns of backbones, and that of the baseline."""
+    """The names of the columns of backbones, and that of the baseline. The name of a training
+    stands for its checkpoints."""
     finished = dict.fromkeys(cell.backbone for cell in cells if cell.metrics)
     own_names = {column: name for (name, *_), column in labels.items()}
 
@@ -350,6 +351,9 @@ def _backbones(
             if label in finished
             and (own == name or ("@" in name and f"{own}@{sha}".startswith(name)))
         )
+        if not columns:  # of a training all checkpoints
+            steps = (each for each in finished if (m := AT_STEP.fullmatch(each)) and m[1] == name)
+            columns = dict.fromkeys(_by_training(steps))
         if not columns:
             raise TrackingError(
                 f"{role} {name!r} has no finished task there; choose among {', '.join(finished)}"

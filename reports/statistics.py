@@ -14,7 +14,7 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -507,11 +507,11 @@ def seed_prior(samples: Sequence[MetricSample]) -> SeedPrior:
 
 
 def judge_jointly(
-    estimates: Sequence[Estimate],
+    estimates: Sequence[Any],
     weights: ArrayLike = 1.0,
     error_rate: float = LEVEL,
     parents: Sequence[int] = (),
-) -> list[Estimate]:
+) -> list[Any]:
     """The estimates at levels at which the probability of any false verdict is ``error_rate``.
 
     Weighted Holm (1979): the error rate is divided by the weights of what is not decided; what is
@@ -519,13 +519,16 @@ def judge_jointly(
     that is decided, and else a level of 0 (Goeman and Solari, Ann. Stat. 38, 2010).
 
     Args:
-        weights: positive; default: equal. Those that wait for a parent weigh at most as much as it.
-        parents: for each estimate the index of the one that must be decided before, or -1;
+        estimates: ``Estimate``, or what has its ``is_judged``, ``is_decided`` and ``level``.
+        weights: positive; default: equal. Those that wait for a parent weigh together at most as
+            much as it.
+        parents: for each estimate the index of an earlier one that must be decided before, or -1;
             default: none.
     """
     is_judged = np.array([each.is_judged for each in estimates], bool)
     parent = np.asarray(parents or [-1] * len(estimates), int)
-    is_judged &= (parent < 0) | is_judged[parent]
+    for row in np.flatnonzero(parent >= 0):
+        is_judged[row] &= is_judged[parent[row]]
     shares = is_judged * np.asarray(weights)
     levels, undecided = np.where(is_judged | (parent >= 0), 0.0, error_rate), is_judged.copy()
     while (can_be := undecided & ((parent < 0) | ~undecided[parent])).any():

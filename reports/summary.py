@@ -5,7 +5,7 @@ reader must know before believing the numbers.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, permutations
 
@@ -162,12 +162,15 @@ def _noise(analysis: Analysis) -> Iterator[str]:
             " FILE."
         )
     if without:
+        cells = chain.from_iterable(analysis.selection.cells.values())
+        missing = missing_artifacts([cell.artifacts for cell in cells])
+        has_remedy = missing or len(of_plugins) == len(without)
+        remedy = "" if has_remedy else " Run these tasks again."
         yield (
             f"No verdict on {', '.join(without)}: without usable scores of single images the noise"
-            " of images is unknown, and seeds alone do not show it. Run these tasks again."
+            f" of images is unknown, and seeds alone do not show it.{remedy}"
         )
-        cells = chain.from_iterable(analysis.selection.cells.values())
-        if missing := missing_artifacts([cell.artifacts for cell in cells]):
+        if missing:
             yield f"{missing[0].upper()}{missing[1:]}."
     if analysis.refused:
         listed = [f"{c.title} · {name}: {why}" for (name, c), why in analysis.refused.items()]
@@ -278,6 +281,10 @@ class Summary:
     lines: list[str]
 
 
+NO_COMPARISON = "nothing can be compared"
+NO_VERDICT = f"a verdict needs stored scores of at least {MIN_IMAGES} images"
+
+
 def summarise(analysis: Analysis) -> Summary:
     """Judge every backbone against the baseline.
 
@@ -305,10 +312,16 @@ def summarise(analysis: Analysis) -> Summary:
         tasks = count(max(each.total() for each in judged.values()), "task")
         gain = _describe_gain(analysis, leader)
         best = f"; {leader} is highest: {gain}" if gain else ""
+        if not any(each.total() for each in judged.values()):
+            nothing = f"No backbone has a task under the same protocol as {base}: {NO_COMPARISON}."
+            return Summary("open", nothing, lines)
         has_verdicts = any(each.total() > each["unknown"] for each in judged.values())
         words = "differs detectably from" if has_verdicts else "can be judged against"
         sentence = f"no backbone {words} {base} {_on_any(tasks)}{best}"
-        headline = about_weights(analysis, leader, sentence)
+        if has_verdicts:
+            headline = about_weights(analysis, leader, sentence)
+        else:
+            headline = f"{sentence}; {NO_VERDICT}."
         return Summary("open", headline[0].upper() + headline[1:], lines)
     headline = _headline(analysis, leader, tones[leader], common)
     return Summary(tones[leader], headline, lines)
@@ -335,7 +348,7 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskCol
     base = analysis.selection.baseline
     verdicts = Counter(analysis.tasks(name).values())
     if not verdicts:
-        return f"{name} and {base} share no task: nothing can be compared."
+        return f"{name} and {base} share no task: {NO_COMPARISON}."
     wins, losses, tasks = verdicts["win"], verdicts["loss"], count(verdicts.total(), "task")
     if wins or losses:
         first = f"better than {base} on {wins} of {tasks}, worse on {losses or 'none'}"
@@ -349,7 +362,7 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskCol
     elif verdicts["tie"]:
         words = f"does not differ detectably from {base} {_on_any(tasks)}"
     else:
-        words = f"cannot be judged against {base} {_on_any(tasks)}"
+        return f"{name} cannot be judged against {base} {_on_any(tasks)}; {NO_VERDICT}."
     if 0 < verdicts["unknown"] < verdicts.total():
         words += f", without a verdict on {verdicts['unknown']}"
     gain = _describe_gain(analysis, name)
@@ -378,7 +391,7 @@ def about_weights(analysis: Analysis, name: str, sentence: str) -> str:
         if is_trained
         else "the noise of training the probe is missing, run more seeds"
     )
-    return f"For these weights, on these images: {sentence}; {advice}."
+    return f"For these weights: {sentence}; {advice}."
 
 
 def _describe_gain(analysis: Analysis, name: str) -> str:
@@ -490,8 +503,9 @@ def margin_lines(analysis: Analysis) -> list[str]:
     return lines
 
 
-def describe_methods(analysis: Analysis) -> str:
-    """A paragraph for a paper: what this report did, with its sources."""
+def describe_methods(analysis: Analysis, libraries: Mapping[str, str]) -> str:
+    """A paragraph for a paper: what this report did, with its sources, and the versions of the
+    ``libraries``."""
     selection, base = analysis.selection, analysis.selection.baseline
     cells = list(chain.from_iterable(selection.cells.values()))
     tasks = list(dict.fromkeys(column.base for column in selection.columns))
@@ -524,8 +538,10 @@ def describe_methods(analysis: Analysis) -> str:
         )
     if protocols:
         sentences.append(f"Settings follow the protocols {', '.join(protocols)}")
-    if commits:
-        sentences.append(f"Numbers were computed with versions {', '.join(commits)} of the code")
+    used = [f"{name} {version}" for name, version in libraries.items()]
+    used += [f"version {commit} of the suite's code" for commit in commits]
+    if used:
+        sentences.append(f"Numbers were computed with {', '.join(used)}")
     return " ".join(f"{sentence}." for sentence in sentences) + "\n"
 
 

@@ -267,6 +267,14 @@ def subsets(tasks: Iterable[str] | None = None) -> dict[str, tuple[str, ...]]:
     }
 
 
+def trained_experts(recipe: str, changes: str) -> tuple[str, ...]:
+    """The experts of weights, by the name of their recipe and its ``changed_settings``."""
+    for word in changes.split():
+        if word.startswith("experts="):
+            return tuple(filter(None, word.removeprefix("experts=").split("+")))
+    return subsets().get(recipe, ())
+
+
 def recipe_names() -> list[str]:
     """Names that ``find_recipe`` accepts: those of ``RECIPES``, and of the ablation."""
     return list(dict.fromkeys([*RECIPES, *subsets()]))

@@ -99,11 +99,12 @@ class ListNames(JsonOptions, FolderOptions):
             if all(word in " ".join(row).lower() for word in words[len(subject) :])
         ][: self.limit]
         if not self.output_json([{"name": name, "about": about} for name, about in rows]):
-            print_table(rows or [("nothing; --plugin FILE.py adds what a plugin registers",)])
+            print_table(rows or [(NOTHING,)])
         return 0
 
 
 LIST_COMMAND = ListNames
+NOTHING = "nothing; --plugin FILE.py adds what a plugin registers, --data-root DIR its wds_ folders"
 
 
 def _backbones() -> Rows:
@@ -392,6 +393,7 @@ class ExportResults(TrackingOptions, PluginOptions):
         from reports.selection import default_experiments
         from reports.sharing import export_results
         from reports.store import Store
+        from reports.tables import count
 
         store = Store(self.tracking_uri)
         experiments = self.experiment or default_experiments(store)
@@ -401,7 +403,7 @@ class ExportResults(TrackingOptions, PluginOptions):
             console.print(f"  note · {note}", style="dim")
         names = ", ".join(written.backbones)
         size = path.stat().st_size / 1e6
-        console.print(f"{written.cells} results of {names}: {path} ({size:.1f} MB)")
+        console.print(f"{count(written.cells, 'result')} of {names}: {path} ({size:.1f} MB)")
         return 0
 
 
@@ -432,7 +434,8 @@ class CheckResults(PluginOptions):
             names = {cell.backbone for cell in cells}
             console.print(
                 f"{results.title}: {count(len(scores), 'result')} of"
-                f" {count(len(names), 'backbone')} agree with their per-image scores"
+                f" {count(len(names), 'backbone')} agree{'s' * (len(scores) == 1)} with the"
+                " per-image scores"
             )
             for note in (*results.notes, *shortened_notes(results.cells)):
                 console.print(f"  note · {note}", style="dim")
@@ -543,17 +546,18 @@ class LabelResults(TrackingOptions):
             for run_id, match in steps.items()
             if match and match[1] == column
         }
-        names = {name for run_id, name in columns.items() if run_id not in labels}
-        names |= {match[1] for match in steps.values() if match}
+        others = {name for run_id, name in columns.items() if run_id not in labels}
+        names = others | {match[1] for match in steps.values() if match}
         searched = ", ".join(experiments)
         if not labels:
             raise UserError(
                 f"no backbone or run {self.old!r} has results in experiment {searched};"
                 f" name another --experiment; {suggest(self.old, names)}"
             )
-        if self.new in names - {column}:
+        if taken := others.intersection(labels.values()):
             raise UserError(
-                f"{self.new!r} is the name of other results in experiment {searched}; give another"
+                f"{min(taken)!r} is the name of other results in experiment {searched}; give"
+                " another"
             )
         for run_id, label in labels.items():
             store.client.set_tags(run_id, {"label": label})

@@ -48,10 +48,13 @@ class Power(ConfigOptions, TrackingOptions, PluginOptions):
     against: Names = ()
     """where noise is known from: experiments, files of `results export`, URLs (default: the
     experiment with the latest results)"""
+    experiment: Names = ()
+    """the same, of experiments alone"""
 
     def main(self) -> int:
         """Print a line for each task."""
         from reports.power import power_frame
+        from reports.tables import count
 
         names = self.tasks or (SUITES.find(self.suite).tasks if self.suite else ())
         planned = {task: find_task(task)[0].kind for task in names} or None
@@ -61,8 +64,9 @@ class Power(ConfigOptions, TrackingOptions, PluginOptions):
         print_table([list(texts.columns), *texts.to_numpy().tolist()])
         console.print(
             f"Differences of one backbone to {stored.selection.baseline} that are decided with 80 %"
-            f" if no other task differs, {len(frame)} tasks judged together; noise: of which stored"
-            " task. Unknown: it needs two backbones, and more than one seed to plan for several."
+            f" if no other task differs, {count(len(frame), 'task')} judged together; noise: of"
+            " which stored task. One seed speaks of these weights alone, several of the recipe."
+            " Unknown: it needs two backbones, and more than one seed to plan for several."
             " –: unknown, or more than can be planned for."
         )
         return 0
@@ -76,7 +80,7 @@ class Power(ConfigOptions, TrackingOptions, PluginOptions):
 
         is_file = lambda name: name.startswith(("http://", "https://")) or Path(name).exists()
         files = [name for name in self.against if is_file(name)]
-        experiments = [name for name in self.against if name not in files]
+        experiments = [name for name in (*self.experiment, *self.against) if name not in files]
         if files and not experiments:
             return build_leaderboard(load_files(files)).analysis
         store = Store(self.tracking_uri)

@@ -90,6 +90,8 @@ def try_head(
         hint = f"; {', '.join(decided)}: leave it out, the backbone decides" if decided else ""
         if batch == 1:
             hint += "; try batch_size=2: some layers need two images to train"
+        if options:
+            hint += "; --set TASK.head.KEY=VALUE sets what is of one head alone"
         raise UserError(
             f"head {requested['type']} with {options or 'its defaults'} on maps of"
             f" {', '.join(str(width) for width, _ in inputs)} channels:"

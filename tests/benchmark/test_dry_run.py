@@ -185,8 +185,8 @@ def test_a_dry_run_refuses_what_the_command_refuses(workdir, refused, command, m
 @pytest.mark.parametrize("option", ["", "--dry-run"])
 def test_a_batch_that_holds_every_image_twice(workdir, refused, option):
     make.make_camvid(workdir / "camvid", n_train=4, n_val=3)
-    command = f"{OWN} --task camvid/linear --partial --set batch_size=9 {option}"
-    message = "batch_size=9, but camvid/linear is trained on 4 images; set at most batch_size=4"
+    command = f"{OWN} --task camvid/linear --partial --set batch_size=17 {option}"
+    message = "batch_size=17, but camvid/linear is trained on 4 images; set at most batch_size=4"
     refused(command, message)
     refused(f"{command} --set train_share=0.5", "2 images")
 

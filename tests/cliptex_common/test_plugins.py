@@ -55,14 +55,14 @@ def test_a_broken_plugin_is_one_line_and_leaves_nothing(write, source, message):
 
 
 def test_a_missing_file_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read plugin .*gone.py: No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*gone.py: No such file"):
         registry.load(tmp_path / "gone.py")
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/proc/version")])
 def test_a_pipe_or_the_kernels_file_is_not_read(tmp_path, make):
     make(path := tmp_path / "mine.py")
-    with pytest.raises(UserError, match=r"cannot read plugin .*: not a regular file"):
+    with pytest.raises(UserError, match=r"cannot read .*: not a regular file"):
         registry.load(path)
 
 

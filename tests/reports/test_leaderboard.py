@@ -96,7 +96,7 @@ def leaderboard(*columns: Column, order: Sequence[str] = (), **costs: float) -> 
     judged = judge_differences(selection, samples)
     provenance = collect_provenance(Artifacts(), selection)
     protocols = [(each, {"task": each.task}) for each in selection.columns]
-    analysis = Analysis(**vars(measured), **vars(judged), best={})
+    analysis = Analysis(**vars(measured), **vars(judged))
     return Leaderboard(analysis, replace(provenance, protocols=protocols))
 
 

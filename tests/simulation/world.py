@@ -14,7 +14,6 @@ from scipy import special
 from reports.comparison import (
     Judgement,
     NumberKey,
-    find_best,
     first_level,
     judge_differences,
 )
@@ -234,7 +233,7 @@ def check(
             result["mean decided"].append(mean.verdict() == "win")
         wrong["mean"] |= _is_wrong(mean.verdict(), effect)
     for column, metric in {key[1:]: None for key in samples}:
-        if best := find_best(judged, samples, column, metric):
+        if best := judged.best[column, metric]:
             rivals = [truths[name, column, metric] for name in world.names if name != best]
             wrong["bold"] |= truths[best, column, metric] <= max(rivals)
     result["false"].append(any(wrong.values()))

@@ -314,7 +314,7 @@ def test_a_preview_is_what_sbatch_is_told(slurm):
         first, *lines = executor.preview(["one", "two"])
         unit = executor.submit(units.submission_script, name="one", **executor.resources())
         script = re.sub(r"tasks/\w+", "tasks/UNIT", unit.result(600))
-    assert first == "2 jobs, each with" and "#SBATCH --gpus-per-node=2" in lines
+    assert first == "2 jobs, each with 2 GPUs and" and "#SBATCH --gpus-per-node=2" in lines
     assert lines == [line for line in script.splitlines() if line.startswith("#SBATCH")]
     with pytest.raises(UserError, match=r"sbatch refuses one: .*[Ii]nvalid partition"):
         executor_of("slurm", {"partition": "nowhere"}).preview(["one"])

@@ -50,7 +50,7 @@ def test_a_store_is_repaired_and_reported(folder, capsys):
 
 def test_shared_results_agree_with_their_scores(folder, capsys):
     assert run_command("results check results.zip") == 0
-    assert "4 results of 2 backbones agree with their per-image scores" in capsys.readouterr().out
+    assert "4 results of 2 backbones agree with the per-image scores" in capsys.readouterr().out
 
 
 def test_a_head_and_weights_give_the_numbers_that_they_gave(folder):
