@@ -13,7 +13,6 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -197,13 +196,14 @@ def _module_entry(name: str, parts: Sequence[str], fresh: bool) -> Entry:
             f"--backbone {name}: arguments are literals, as in {function}(64, pool='max')"
         ) from error
     build = getattr(module, function)
-    with suppress(ValueError):  # what has no signature
-        try:
-            inspect.signature(build).bind(*values, **named)
-        except TypeError as error:
-            raise UserError(
-                f"--backbone {name}: {error}; it is {function}{inspect.signature(build)}"
-            ) from error
+    try:
+        inspect.signature(build).bind(*values, **named)
+    except TypeError as error:
+        raise UserError(
+            f"--backbone {name}: {error}; it is {function}{inspect.signature(build)}"
+        ) from error
+    except ValueError:  # it has no signature
+        pass
     settings = {
         "build": partial(build, *values, **named),
         "call": ast.unparse(call),

@@ -96,7 +96,7 @@ def write_boundaries(coco: Path, out: Path) -> None:
             for name in ("images", "annotations"):
                 (folder / name / part).mkdir(parents=True, exist_ok=True)
             photo = Path(image["file_name"])
-            shutil.copy(coco / f"{part}2017" / photo, folder / "images" / part / photo)
+            shutil.copy(coco / f"{part}2017" / photo, folder / "images" / part / photo.name)
             Image.fromarray(65535 * edge).save(folder / "annotations" / part / f"{photo.stem}.png")
 
 

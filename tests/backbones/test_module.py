@@ -136,7 +136,7 @@ def test_a_trial_pass_finds_maps_and_embedding(call, strides, summary):
         ),
         ("net.py:Tokns", "it defines Tokens"),
         ("net.py:Tokens(os.getcwd())", r"arguments are literals, as in Tokens\(64"),
-        ("net.py:Maps", r"missing a required argument: .parts.; it is Maps\(parts: str\)"),
+        ("net.py:Maps", r"missing a required argument: .parts.; it is Maps"),
         ("net.py:Maps('x')", r"net.py:35: ValueError"),
         ("net.py:Maps('pooled')", r"not \(1, 4\); return what it pools"),
         ("net.py:Maps('8 pooled pooled')", r"returns 2 tensors \(N, D\); define encode_image"),
