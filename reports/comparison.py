@@ -195,7 +195,7 @@ class Lead:
     decided where all of these differences are (an intersection-union test).
 
     Attributes:
-        gaps: to each other one, positive where it is better; none of a backbone that is not first.
+        gaps: to each other one, positive where it is better.
     """
 
     gaps: tuple[Estimate, ...]
@@ -207,7 +207,7 @@ class Lead:
         return self.has_verdict and all(gap.is_judged for gap in self.gaps)
 
     def is_decided(self, level: float) -> bool:
-        return bool(self.gaps) and all(g.value > 0 and g.is_decided(level) for g in self.gaps)
+        return all(gap.value > 0 and gap.is_decided(level) for gap in self.gaps)
 
 
 @dataclass(frozen=True)
@@ -351,26 +351,26 @@ def _leads(
     differences: Mapping[NumberKey, Estimate],
     prior: SeedPrior,
 ) -> dict[NumberKey, Lead]:
-    """Of each number with a difference, where a third backbone has one, too."""
+    """Of each column's first backbone, if it is not the baseline and there is a third one.
+
+    One for each column and metric is enough: if several are equally good, the first one leads the
+    second by no more, whatever their number, than one of two leads the other.
+    """
     names: dict[tuple[TaskColumn, str], list[str]] = {}
     for name, column, metric in differences:
         names.setdefault((column, metric), []).append(name)
     leads = {}
     for (column, metric), compared in names.items():
         declared, first = column.metric(metric), _first(selection, estimates, column, metric)
-        for name in compared if len(compared) > 1 else ():
-            own = samples[name, column, metric]
-            gaps = (
-                difference(own, samples[other, column, metric])
-                for other in compared
-                if name == first and other != name
-            )
-            leads[name, column, metric] = Lead(
-                tuple(
-                    replace(gap, value=gap.value * declared.direction)
-                    for gap in (estimate(each, prior, declared.width) for each in gaps)
-                )
-            )
+        if len(compared) == 1 or first == selection.baseline:
+            continue
+        gaps = []
+        for other in compared:
+            if other != first:
+                gap = difference(samples[first, column, metric], samples[other, column, metric])
+                found = estimate(gap, prior, declared.width)
+                gaps.append(replace(found, value=found.value * declared.direction))
+        leads[first, column, metric] = Lead(tuple(gaps))
     return leads
 
 

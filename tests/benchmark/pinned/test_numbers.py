@@ -22,17 +22,15 @@ TASKS: dict[str, dict[str, object]] = {
     "imagefolder/linear": {"epochs": 5},
     "imagefolder/knn": {},
     "imagefolder/few-shot": {},
-    "imagefolder/attentive": {"epochs": 3},
     "tiny-scenes/linear": DENSE,
-    "tiny-scenes/dpt": {**DENSE, "channels": 32},
     "tiny-scenes/patch-knn": {"size": 96},
     "tiny-scenes/logreg": {"size": 96},
     "tiny-scenes/in-context": {"size": 96},
-    "tiny-boxes/ssd": {"size": 96, "max_iters": 60, "batch_size": 8},
+    "tiny-boxes/ssd": {"size": 96, "max_iters": 80, "batch_size": 4, "lr": 0.003},
 }
-# by how many points processors, which add in other orders, may differ: more where a training
-# multiplies the last digit
-TOLERANCES = {"linear": 2.0, "attentive": 3.0, "dpt": 3.0, "ssd": 5.0}
+# Points by which processors, which add in other orders, may differ: one of the 100 digits, and
+# several times what the code of torch and oneDNN without vector instructions does (0.1 at most).
+TOLERANCES = {"imagefolder": 1.5, "tiny-scenes": 0.5, "tiny-boxes": 1.0}
 
 
 def measure(folder: Path) -> dict[str, dict[str, float]]:
@@ -68,7 +66,7 @@ def test_no_number_has_moved(tmp_path):
         f"{task} {metric}": (value, found[task][metric])
         for task, each in pinned.items()
         for metric, value in each.items()
-        if abs(found[task][metric] - value) > TOLERANCES.get(task.rpartition("/")[2], 1.0)
+        if abs(found[task][metric] - value) > TOLERANCES[task.partition("/")[0]]
     }
     assert not moved, (
         f"was and is: {moved}. If that is on purpose, raise the version that is part of these"
