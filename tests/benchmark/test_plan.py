@@ -358,6 +358,13 @@ def test_a_backbone_brings_its_baselines_and_a_group_its_members(suite, options,
         assert planned == names
 
 
+def test_a_task_whose_images_have_no_size_is_named():
+    tasks = ["coco/mask-rcnn", "coco/ssd"]
+    plan = make_plan(RunOptions(suite="paper", tasks=tasks, overrides={"size": "64"}))
+    (note,) = (note for note in plan.notes if "`size`" in note)
+    assert note.startswith("coco/mask-rcnn: no setting `size`;")
+
+
 def test_what_a_user_changes_is_said_in_words(tmp_path):
     make_camvid(tmp_path / "camvid", n_train=4, n_val=3)
     changes = {"size": "64", "epochs": "0", "max_iters": "2"}

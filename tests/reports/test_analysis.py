@@ -177,6 +177,27 @@ def test_a_further_metric_is_marked_where_the_main_one_is(analysis_of):
     }
 
 
+def test_of_two_that_beat_the_baseline_only_a_clear_first_is_the_best(analysis_of):
+    numbers = {"even": (50.0, 59.0, 59.1), "clear": (50.0, 59.0, 68.0), "lost": (70.0, 59.0, 59.0)}
+    runs = [
+        stored_run(
+            100 * row + 10 * index + seed,
+            name,
+            f"{task}/linear",
+            seed,
+            value + 0.1 * seed * (-1) ** index,
+        )
+        for row, (task, values) in enumerate(numbers.items())
+        for index, (name, value) in enumerate(zip(("clip", "one", "two"), values, strict=True))
+        for seed in range(3)
+    ]
+    analysis = analysis_of(runs, 200)
+    best = {column.task: name for (column, _), name in analysis.best.items()}
+    assert best == {"even/linear": "", "clear/linear": "two", "lost/linear": "clip"}
+    (even,) = (column for column in analysis.selection.columns if column.task == "even/linear")
+    assert {analysis.outcome(name, even) for name in ("one", "two")} == {"win"}
+
+
 def test_a_mean_gain_pairs_seeds_by_seed(analysis_of):
     """Of three tasks one has other seeds; it is left out of this backbone's mean alone."""
     runs = [

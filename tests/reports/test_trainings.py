@@ -6,6 +6,7 @@ import pytest
 
 from benchmark.parser import main
 from reports.pages import render_page
+from reports.report import ReportRequest, build_report
 from reports.trainings import trainings
 from tests.reports.synthetic import write_run
 
@@ -79,3 +80,7 @@ def test_a_training_is_renamed_with_all_of_its_checkpoints(tracker, report_of, c
     assert [*trainings(report_of(tracker).backbones)] == ["longer"]
     assert main(["results", "label", "longer step 3", "first", *where]) == 0
     assert "it has left the curve of longer, whose names end in 'step N'" in capsys.readouterr().out
+    assert main(["results", "label", "first", "again step 3", *where]) == 0
+    assert main(["results", "label", "longer", "again", *where]) == 0, "it joins the other"
+    request = ReportRequest([tracker.experiment], backbones=["again"], tracking_uri=tracker.uri)
+    assert build_report(request).backbones == ["again step 3", "again step 20"]

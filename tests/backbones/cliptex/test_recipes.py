@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from backbones.cliptex.recipes import RECIPES, find_recipe, subsets
+from backbones.cliptex.recipes import (
+    RECIPES,
+    changed_settings,
+    find_recipe,
+    subsets,
+    trained_experts,
+)
 from backbones.cliptex.tasks import PAPER
 from cliptex_common.errors import UserError
 
@@ -101,3 +107,18 @@ def test_recipes_that_train_the_same_thing_have_one_identity():
     assert key() != key("lambda_seg=0.2")
     no_tasks = key("lambda_seg=0", "lambda_depth=0", "lambda_normal=0")
     assert no_tasks == find_recipe("clip-ft").key("i", "p", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "experts"),
+    [
+        ("cliptex", [], PAPER),
+        ("cliptex", ["experts=seg", "lr=0.1"], ("seg",)),
+        ("cliptex", ["experts=depth,seg"], ("seg", "depth")),
+        ("cliptex-depth", [], ("depth",)),
+        ("clip-ft", [], ()),
+    ],
+)
+def test_the_experts_of_weights_are_those_of_their_training(name, changes, experts):
+    settings = find_recipe(name, changes).settings()
+    assert sorted(trained_experts(name, changed_settings(settings))) == sorted(experts)

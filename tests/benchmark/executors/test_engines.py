@@ -148,6 +148,11 @@ def test_gpus_are_those_of_the_partition(partition, has_gpus, fake_slurm):
     assert executor_of("slurm", {"partition": partition}).has_gpus == has_gpus
 
 
+def test_gpus_of_a_partition_without_are_refused(fake_slurm):
+    with pytest.raises(UserError, match=r"gpus=1: units get no GPU \(the partition has none\)"):
+        executor_of("slurm", {"partition": "cpu", "gpus": "1"})
+
+
 def test_the_reason_of_a_dead_job_survives_until_slurm_forgets_it(fake_slurm):
     """The controller says OUT_OF_MEMORY once; the polls after that do not ask it."""
     with (
