@@ -139,7 +139,8 @@ class Results:
         if scores is None or (classes := scores.classes) is None:
             raise UserError(f"{task} has no scores of classes; those of segmentation have")
         columns = {classes.metric: classes.values, "images": classes.images}
-        return pd.DataFrame(columns, index=pd.Index(classes.names, name="class"))
+        index = pd.Index(classes.names, name="class")
+        return pd.DataFrame(columns, index).rename_axis(columns=name)
 
     def _cells(
         self, task: str, backbones: Sequence[str], seed: int | None

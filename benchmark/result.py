@@ -235,7 +235,7 @@ def show(result: RunResult, report: Report | None = None) -> None:
     console.print(table)
     if report and len(report.backbones) > 1:
         console.print(f"  {report.summary.headline}", style="bold")
-    for line in [*report.axes, *report.mode_changes] if report else ():
+    for line in [*report.axes, *report.mode_changes, *report.steps] if report else ():
         console.print(f"  {line}")
     for name, seed in result.run_ids:
         average = result.average(name, seed)

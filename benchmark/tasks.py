@@ -699,4 +699,7 @@ def _with_settings(name: str, listed: Mapping[str, Any], changes: Mapping[str, s
         values |= find_preset(protocol, spec, probe).settings
         values["protocol"] = protocol
     defaults = with_changes(probe.settings_type(), probe.defaults)
-    return PlannedTask(name, with_changes(defaults, {**values, **changes}))
+    try:
+        return PlannedTask(name, with_changes(defaults, {**values, **changes}))
+    except UserError as error:
+        raise UserError(f"{name}: {error}; see `list settings {name}`") from error

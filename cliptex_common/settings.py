@@ -290,9 +290,11 @@ def describe_type(hint: Any) -> str:
     def describe(schema: Mapping[str, Any]) -> str:
         if "anyOf" in schema:
             return " or ".join(map(describe, schema["anyOf"]))
+        if schema.get("maxItems") == 0:
+            return "none"
         if "enum" in schema:
             return " or ".join(map(str, schema["enum"]))
-        kind = schema.get("type", "any")
+        kind = schema.get("type", "any").replace("null", "none")
         if kind == "array":
             items = schema.get("prefixItems") or [schema.get("items", {})]
             return f"list of {describe(items[0])}"
@@ -331,7 +333,7 @@ def _plain(value: Any) -> Any:
 
 def read_value(key: str, value: Any, hint: Any) -> Any:
     """``value`` converted to type ``hint`` by pydantic. In text, commas separate the items of a
-    tuple, and ``none`` is None where that is allowed.
+    tuple, and ``none`` is None where that is allowed, or a tuple without items.
 
     Raises:
         UserError: the value does not fit the type.
@@ -341,7 +343,8 @@ def read_value(key: str, value: Any, hint: Any) -> Any:
         if type(None) in types_ and value.lower() == "none":
             value = None
         elif tuple in types_:
-            value = [item.strip() for item in value.strip("()[] ").split(",") if item.strip()]
+            items = value.strip("()[] ").split(",")
+            value = [item.strip() for item in items if item.strip() and value.lower() != "none"]
     with one_line_errors(key):
         return TypeAdapter(hint, config=FINITE).validate_python(value)
 

@@ -38,6 +38,7 @@ from reports.records import (
     PROTOCOL,
     TYPES,
     Cell,
+    Metric,
     ParentRun,
     Record,
     TrackingError,
@@ -256,14 +257,24 @@ def _with_metrics(results: SharedResults, cell: Cell) -> Cell:
     content = results.members.get(f"{cell.run_id}/{PROTOCOL}")
     if content is None:
         raise TrackingError(f"{results.title}: {cell.label}: {PROTOCOL} is missing")
-    main = Conditions.model_validate_json(content).dataset.extra.main_metric
-    for declare in DECLARERS:
-        if declared := declare(cell.task, cell.kind, main):
-            metrics = {name: cell.metrics[name] for name in declared if name in cell.metrics}
-            return cell.model_copy(update={"declared": declared, "metrics": metrics})
-    raise TrackingError(
-        f"{results.title}: {cell.label}: no probe for this task on data of kind {cell.kind!r}; give"
-        " the plugin that it ran with (--plugin FILE)"
+    declared = _declared(cell, Conditions.model_validate_json(content))
+    if not declared:
+        raise TrackingError(f"{results.title}: {cell.label}: {_no_probe(cell)}")
+    metrics = {name: cell.metrics[name] for name in declared if name in cell.metrics}
+    return cell.model_copy(update={"declared": declared, "metrics": metrics})
+
+
+def _declared(cell: Cell, conditions: Conditions) -> dict[str, Metric]:
+    """The metrics of the cell's probe; none if no probe that is loaded has its task."""
+    main = conditions.dataset.extra.main_metric
+    declared = (declare(cell.task, cell.kind, main) for declare in DECLARERS)
+    return next(filter(None, declared), {})
+
+
+def _no_probe(cell: Cell) -> str:
+    return (
+        f"no probe for this task on data of kind {cell.kind!r}; give the plugin that it ran with"
+        " (--plugin FILE)"
     )
 
 
@@ -423,6 +434,8 @@ class _Exporter:
         conditions = self.store.json(cell, PROTOCOL)
         if without_paths(conditions) != conditions:
             raise _Unshareable("its settings name a file of this machine")
+        if not _declared(cell, Conditions.model_validate(conditions)):
+            raise _Unshareable(_no_probe(cell))
         parent_id = shared_id(parent)
         if parent_id not in self.parents:
             self._add_parent(parent, parent_id)

@@ -68,10 +68,11 @@ class Recipe:
         accumulate: micro-batches in a step (each process); less memory, same result, one more
             forward pass. Batch norms see each micro-batch (and each process its share) by itself,
             so models with them do not get quite the same result.
-        lr, warmup, weight_decay, beta1, beta2, grad_clip: AdamW at this peak learning rate, reached
-            after the share ``warmup`` of all steps, then a cosine to 0; no decay on norms, biases,
-            position embeddings and logit scale; ``grad_clip`` is the largest norm of the complete
-            gradient (0: no limit).
+        lr: AdamW's peak learning rate, reached after ``warmup``; then a cosine to 0.
+        warmup: share of all steps over which the learning rate grows linearly.
+        weight_decay: of AdamW; none on norms, biases, position embeddings and logit scale.
+        beta1, beta2: AdamW's.
+        grad_clip: largest norm of the complete gradient; 0 for no limit.
         head_lr: the heads' learning rate, as a multiple of ``lr``: they start from random weights.
         ema: decay of the moving average that is validated and exported (0: none, the last weights
             are exported).

@@ -43,7 +43,7 @@ from probes.registry import DATASETS, PROBES, PROTOCOLS
 from probes.registry import tasks as registered_tasks
 
 if TYPE_CHECKING:
-    from reports.records import ParentRun
+    from reports.records import Cell, ParentRun
     from reports.store import Store
 
 
@@ -79,10 +79,10 @@ class ListNames(JsonOptions, FolderOptions):
     """
 
     what: Positional[str]
-    """backbones, tasks, settings (of a task or a recipe), suites, datasets, probes, protocols,
-    recipes, experts, executors"""
+    """backbones, tasks, settings (of a task, recipe or trained expert), suites, datasets, probes,
+    protocols, recipes, experts, executors"""
     words: Positionals[Sequence[str]] = ()
-    """only lines with these words; of `settings` the task or recipe comes first"""
+    """only lines with these words; of `settings` the task, recipe or expert comes first"""
     limit: PositiveInt | None = None
     """only the first so many"""
 
@@ -136,21 +136,35 @@ def _tasks() -> Rows:
 
 
 def _settings(task: str = "") -> Rows:
-    """Default in the task's own suite, or in the recipe, type with range, and meaning of each
-    setting of a task or a recipe."""
+    """Default in the task's own suite, or in the recipe or the expert, type with range, and meaning
+    of each setting."""
+    from backbones.cliptex.experts.base import EXPERTS
     from backbones.cliptex.recipes import find_recipe, recipe_names
     from benchmark.tasks import plan_task
 
     if task in recipe_names():
         settings: Any = find_recipe(task)
+    elif task in EXPERTS.descriptions():
+        settings = _expert_settings(task)
     else:
         settings = plan_task(choose_suite([task]), task, {}).settings
     kind: Any = type(settings)
     hints, texts = get_type_hints(kind, include_extras=True), meanings(kind)
-    return [
-        (name, f"{as_text(name, value)} ({describe_type(hints[name])}) {texts.get(name, '')}")
-        for name, value in asdict(settings).items()
-    ]
+    rows = []
+    for name, value in asdict(settings).items():
+        default = "none" if value is None else as_text(name, value) or "none"
+        rows.append((name, f"{default} ({describe_type(hints[name])}) {texts.get(name, '')}"))
+    return rows
+
+
+def _expert_settings(name: str) -> Any:
+    """The default settings of an expert. Raises ``UserError`` if it is not trained here."""
+    from backbones.cliptex.experts.base import EXPERTS
+
+    settings_type = getattr(EXPERTS.find(name), "settings_type", None)
+    if settings_type is None:
+        raise UserError(f"expert {name} is not trained here and has no settings")
+    return settings_type()
 
 
 def _suites() -> Rows:
@@ -299,7 +313,7 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
             experiments = ", ".join(report.analysis.selection.experiments)
             console.print(f"experiment {experiments}", style="dim")
         console.print(report.summary.headline, style="bold")
-        for line in report.axes:
+        for line in [*report.axes, *report.steps]:
             console.print(line)
         for note in report.notes:
             console.print(f"  note · {note}", style="dim")
@@ -483,8 +497,8 @@ class LeaderboardPage(PluginOptions):
 
 @options_dataclass
 class ListResults(TrackingOptions):
-    """List the runs of an experiment: backbone, seed, status, MLflow id, weights, settings of the
-    weights' training, and tags.
+    """List the runs of an experiment: backbone, seed, status, MLflow id; tasks and what --set
+    changed in them; weights, settings of the weights' training, and tags.
 
     examples:
       python -m benchmark results list --experiment paper
@@ -495,16 +509,26 @@ class ListResults(TrackingOptions):
 
     def main(self) -> int:
         """Print a line for each run, by the names of columns."""
-        _, parents, experiments = _parents(self.tracking_uri, self.experiment)
+        from reports.tables import count
+
+        _, cells, parents, experiments = _runs(self.tracking_uri, self.experiment)
         hint = "" if parents else " has no run of a backbone yet; name another --experiment"
         console.print(f"experiment {', '.join(experiments)}{hint}")
         rows = []
         for run in sorted(parents, key=_by_step):
+            own = [cell for cell in cells if cell.parent == run.run_id]
+            tasks = [*dict.fromkeys(cell.task for cell in own)]
+            listed = ", ".join(tasks) if len(tasks) <= LISTED_TASKS else count(len(tasks), "task")
+            changes = dict.fromkeys(cell.changed for cell in own)
             tags = [f"{name}={value}" for name, value in run.own_tags.items()]
-            about = " ".join(filter(None, [run.weights_source, run.settings, *tags]))
-            rows.append((run.backbone, f"seed {run.seed}", run.status, run.run_id, about))
+            about = filter(None, [listed, *changes, run.weights_source, run.settings, *tags])
+            row = (run.backbone, f"seed {run.seed}", run.status, run.run_id, " · ".join(about))
+            rows.append(row)
         print_table(rows)
         return 0
+
+
+LISTED_TASKS = 3  # more are only counted
 
 
 def _by_step(run: ParentRun) -> tuple[Any, ...]:
@@ -536,7 +560,7 @@ class LabelResults(TrackingOptions):
         from reports.selection import AT_STEP
         from reports.tables import count
 
-        store, parents, experiments = _parents(self.tracking_uri, self.experiment)
+        store, _, parents, experiments = _runs(self.tracking_uri, self.experiment)
         columns = {run.run_id: run.backbone for run in parents}
         column = columns.get(self.old, self.old)
         labels = {run_id: self.new for run_id, name in columns.items() if name == column}
@@ -567,17 +591,18 @@ class LabelResults(TrackingOptions):
         return 0
 
 
-def _parents(
+def _runs(
     uri: str | None, experiments: Sequence[str]
-) -> tuple[Store, list[ParentRun], list[str]]:
-    """The store, parent runs under the names of their columns, and the experiments that they are
-    of."""
+) -> tuple[Store, list[Cell], list[ParentRun], list[str]]:
+    """The store, cells and parent runs under the names of their columns, and the experiments that
+    they are of."""
     from reports.selection import column_runs, default_experiments, without_studies
     from reports.store import Store
 
     store = Store(uri)
     names = list(experiments) or default_experiments(store)
-    return store, column_runs(without_studies(store.runs(names)))[1], names
+    cells, parents, *_ = column_runs(without_studies(store.runs(names)))
+    return store, cells, parents, names
 
 
 RESULTS_COMMAND = {

@@ -109,7 +109,7 @@ def find_folder(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[st
 def _where(spec: DatasetSpec, data_root: Path | None) -> str:
     """What to do about a dataset without a folder in ``data_root``."""
     if data_root and not Path(data_root).is_dir():
-        return "there is no such folder"
+        return "there is no such folder; `data get` downloads datasets"
     for folder in (spec.folder, *spec.other_folders):
         if data_root and Path(data_root).match(folder):  # its own folder, not the one above
             return f"this is its own folder; pass --data {spec.name}={data_root}"

@@ -11,7 +11,9 @@ content.groups.forEach((group, number) => {
   if (kind && !kinds[kind]) byId("group").append(kinds[kind] = make("optgroup", "", { label: kind }));
   (kind ? kinds[kind] : byId("group")).append(make("option", name, { value: number }));
 });
-byId("group").value = Math.max(content.groups.findIndex(group => Object.keys(group.places).length), 0);
+// all tasks, unless they rank nobody: then what ranks most
+const rankedBy = content.groups.map(group => Object.keys(group.places).length);
+byId("group").value = rankedBy[0] ? 0 : rankedBy.indexOf(Math.max(...rankedBy));
 for (const licence of [...new Set(content.backbones.map(b => b.licence))].filter(Boolean).sort())
   byId("licence").append(make("option", licence, { value: licence }));
 

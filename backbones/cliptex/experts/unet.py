@@ -117,7 +117,15 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 
 @settings_dataclass
 class UNetSettings(FitSettings):
-    """``FitSettings`` and, as in ``UNet``, the encoder and decoder."""
+    """``FitSettings`` and, as in ``UNet``, the encoder and decoder.
+
+    Attributes:
+        encoder: name of a timm model that gives feature maps.
+        pretrained: start from ImageNet weights.
+        frozen: train the decoder and the head alone.
+        width: channels of the decoder's finest level.
+        stride: of the decoder's finest level, 2 or 4.
+    """
 
     encoder: str = PACKAGED
     pretrained: bool = True
@@ -211,7 +219,7 @@ def scaled(size: tuple[int, ...], side: int) -> tuple[int, int]:
 class UNetSegSettings(UNetSettings):
     """Settings of ``unet-seg``.
 
-    Attributes (besides those of ``UNetSettings``):
+    Attributes:
         score_threshold: pixels whose likeliest class has a lower probability are ignored.
         balance: 0 counts every pixel alike, 1 every class: the weight of a class is its share of
             the pixels to the power of -balance.

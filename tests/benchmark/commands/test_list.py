@@ -41,7 +41,21 @@ def test_settings_of_a_task_have_default_type_range_and_meaning(capsys):
     assert "(adamw or sgd) " in rows["optimizer"]
     assert rows["flip"].startswith("0.5 (number ≥ 0 ≤ 1) probability")
     assert not [name for name, about in rows.items() if about.endswith(") ")]
+    assert rows["crop"].startswith("none (none or list of integer ≥ 16) ")
     assert run_command("list settings") == 2
+
+
+@pytest.mark.parametrize("subject", ["cliptex", "unet-seg", "imagenet/linear"])
+def test_every_setting_of_a_recipe_or_an_expert_has_a_meaning_of_its_own(subject, capsys):
+    assert run_command(f"list settings {subject} --json") == 0
+    about = {row["name"]: row["about"] for row in json.loads(capsys.readouterr().out)}
+    meanings = {name: text.partition(") ")[2] for name, text in about.items() if name != "beta2"}
+    assert all(meanings.values()) and len({*meanings.values()}) == len(meanings)
+
+
+def test_an_expert_that_is_not_trained_here_has_no_settings(capsys):
+    assert run_command("list settings nll-angmf") == 2
+    assert "is not trained here and has no settings" in capsys.readouterr().err
 
 
 def test_webdatasets_of_a_folder_are_listed(tmp_path, capsys, monkeypatch):

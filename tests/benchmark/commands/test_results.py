@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from probes.registry import PROBES
 from reports.tracking import Tracker
 from tests.benchmark.run_command import run_command
 from tests.reports.synthetic import write_run
@@ -12,6 +13,20 @@ pytestmark = pytest.mark.integration
 
 TASKS = dict.fromkeys(("voc/linear", "imagenet/linear"), 0.5)
 PROBE = {task: {"probe": "linear"} for task in TASKS}
+
+
+def test_the_list_says_what_runs_ran_with(workdir, capsys):
+    tags = {task: {"changed": f"lr={lr} instead of 0.001"} for lr, task in enumerate(TASKS)}
+    write_run(Tracker("paper"), "clip", 0, TASKS, task_tags=tags)
+    assert run_command("results list --experiment paper") == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert "voc/linear, imagenet/linear · lr=0 instead of 0.001 · lr=1 instead" in line
+
+
+def test_results_that_readers_cannot_check_are_not_exported(workdir, refused, monkeypatch):
+    write_run(Tracker("paper"), "clip", 0, {"voc/linear": 0.5}, task_tags=PROBE)
+    monkeypatch.delitem(PROBES.data, "segmentation/linear")  # as if it were of a plugin
+    refused("results export --experiment paper", "give the plugin that it ran with (--plugin FILE)")
 
 
 def test_from_one_home_to_another(workdir, capsys, refused):
