@@ -22,7 +22,7 @@ from decimal import Decimal
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cliptex_common.errors import UserError
 from cliptex_common.files import write_text
@@ -34,7 +34,7 @@ FOLDER = Path(__file__).parent
 # of the sources' own classifiers, which this suite does not train
 OWN_HEAD = "own-head"
 COST = "cost"  # in place of a task, of the rows of ``costs.csv``
-LOWER_IS_BETTER = ("rmse",)  # of the metrics in the table
+LOWER_IS_BETTER = ("rmse", "abs_rel", "normal_image_mean", "normal_image_rmse")  # in the table
 
 
 @dataclass(frozen=True)
@@ -463,6 +463,63 @@ def _clip_benchmark(checkout: Path) -> Iterator[TableRow]:
         yield TableRow("clip_benchmark-linear", model, task, "top1", f"{100 * share:.2f}")
 
 
+# --- VisBench: a record of JSON a line; shares, degrees and metres
+
+CORPUS = "results/corpus/visbench.jsonl"
+VISBENCH = {  # its probe → key, task, and its metrics that this suite has
+    "semantic_segmentation": (
+        "visbench-voc",
+        "voc/linear",
+        {"miou": "mIoU", "mean_acc": "mAcc", "pixel_acc": "aAcc"},
+    ),
+    "depth": (
+        "visbench-nyu-depth",
+        "nyu-depth/linear",
+        {"abs_rel": "abs_rel", "rmse": "rmse"} | {f"d{n}": f"delta{n}" for n in (1, 2, 3)},
+    ),
+    "surface_normal": (
+        "visbench-nyu-normal",
+        "nyu-normal/linear",
+        {"mean": "normal_image_mean", "rmse": "normal_image_rmse"}
+        | {f"d{n}": f"normal_image_{angle}" for n, angle in ((1, "11.25"), (2, "22.5"), (3, "30"))},
+    ),
+    "scene_classification": (
+        "visbench-places365",
+        "places365/linear",
+        {"top1": "top1", "top5": "top5"},
+    ),
+}
+
+
+def _visbench(checkout: Path) -> Iterator[TableRow]:
+    """The newest record of each probe and backbone. Keys of timm without ``/crop1`` are superseded:
+    the backbone cropped images that were cropped already (``SUPERSEDED_KEYS`` of its code)."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in (checkout / CORPUS).read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        key = record["task"], record["backbone"]
+        weights = record["backbone_key"]
+        is_superseded = weights.startswith("timm/") and not weights.endswith("/crop1")
+        order = (not is_superseded, record["timestamp"])
+        if key not in newest or order >= newest[key]["order"]:
+            newest[key] = {**record, "order": order}
+    for (probe, _), record in newest.items():
+        if probe not in VISBENCH:
+            continue
+        source, task, metrics = VISBENCH[probe]
+        library, *name = record["backbone_key"].split("/")
+        model = {
+            "timm": f"timm/{'.'.join(name[:2])}",
+            "clip": f"open_clip/{'/'.join(name[:2])}",
+            "dinov2": f"hub/facebookresearch/dinov2:{name[0]}",
+        }[library]
+        for theirs, ours in metrics.items():
+            value = record["metrics"][theirs]
+            is_share = theirs not in ("abs_rel", "rmse", "mean")
+            text = f"{100 * value:.2f}" if is_share else f"{value:.3f}"
+            yield TableRow(source, model, task, ours, text)
+
+
 ZERO_SHOT_FILE, RETRIEVAL_FILE = "docs/openclip_results.csv", "docs/openclip_retrieval_results.csv"
 PROFILE = "docs/model_profile.csv"
 SPEED = "results/benchmark-infer-amp-nchw-pt291-cu128-4090.csv"
@@ -482,4 +539,5 @@ SOURCES = (
         _timm,
     ),
     Source({"clip_benchmark-linear": PROBES}, _clip_benchmark),
+    Source({source: CORPUS for source, _, _ in VISBENCH.values()}, _visbench),
 )

@@ -12,7 +12,7 @@ import pytest
 from benchmark.published import main
 from cliptex_common.errors import UserError
 from reports.published import table
-from reports.published.table import PROBES, SPEED, TIMM, ZERO_SHOT, read_source
+from reports.published.table import CORPUS, PROBES, SPEED, TIMM, ZERO_SHOT, read_source
 
 pytestmark = pytest.mark.unit
 
@@ -108,6 +108,26 @@ def test_the_best_linear_probe_of_a_grid(tmp_path, folder):
     assert rows_of("clip_benchmark-linear") == [
         ("open_clip/ViT-Z/mine", "vtab-dtd/linear", "top1", "62.50")
     ]
+
+
+def test_visbench_has_the_newest_record_that_is_not_superseded(tmp_path, folder):
+    scores = {"abs_rel": 0.1538, "rmse": 0.5308, "d1": 0.78513, "d2": 0.9, "d3": 1.0}
+    weights = "timm/net/tag/224"
+    record = {"task": "depth", "backbone": "net", "backbone_key": weights, "metrics": scores}
+    corrected = {**record, "backbone_key": f"{weights}/crop1", "timestamp": "2026-09"}
+    newest = {**corrected, "timestamp": "2026-10", "metrics": {**scores, "d1": 0.8}}
+    dino = {**record, "backbone": "d", "backbone_key": "dinov2/dinov2_vits14/224/7764"}
+    other = {**record, "task": "a probe that this suite has not"}
+    records = [{**record, "timestamp": "2026-11"}, corrected, newest, {**dino, "timestamp": ""}]
+    path = tmp_path / "visbench" / CORPUS
+    path.parent.mkdir(parents=True)
+    lines = [json.dumps(each) for each in [*records, {**other, "timestamp": "2026-12"}]]
+    path.write_text("\n".join(lines))
+    assert read_source(tmp_path / "visbench").rows == 10
+    rows = rows_of("visbench-nyu-depth")
+    assert ("timm/net.tag", "nyu-depth/linear", "delta1", "80.00") in rows
+    model = "hub/facebookresearch/dinov2:dinov2_vits14"
+    assert (model, "nyu-depth/linear", "abs_rel", "0.154") in rows
 
 
 def test_another_folder_and_other_columns_change_nothing(tmp_path, folder):

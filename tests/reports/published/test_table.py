@@ -14,6 +14,9 @@ from probes.registry import PROTOCOLS, find_task
 from reports.published.table import OWN_HEAD, costs_of, published_numbers, read_rows
 from tests.reports.synthetic import write_run
 
+SOURCE = re.compile(  # a file at a commit, or a release
+    r"https://(github\.com/[^/]+/[^/]+/blob/[0-9a-f]{40}/|pypi\.org/project/[^/]+/[0-9.]+/$)"
+)
 NUMBERS = [number for number in published_numbers() if number.task]
 DENSE = ("segmentation", "depth", "normals", "detection", "correspondence")
 
@@ -26,7 +29,7 @@ def test_every_number_names_a_task_a_metric_and_a_file_at_a_commit() -> None:
             continue
         spec, probe = find_task(number.task)
         assert number.metric in probe.metrics, number
-        assert re.match(r"https://github.com/[^/]+/[^/]+/blob/[0-9a-f]{40}/", number.url), number
+        assert SOURCE.match(number.url), number
         if number.preset not in ("", "own"):
             assert PROTOCOLS[number.preset].preset(spec, probe), number
         unit = probe.metrics[number.metric]
@@ -47,7 +50,7 @@ def test_every_source_has_numbers_a_licence_and_a_digest_if_it_is_read_by_a_prog
     for row in read_rows("sources"):
         assert row["source"] in used and row["protocol"], row
         assert row["licence"] or row["source"] == "cliptex-1", row
-        if row["source"].partition("-")[0] in ("timm", "open_clip", "clip_benchmark"):
+        if row["source"].partition("-")[0] in ("timm", "open_clip", "clip_benchmark", "visbench"):
             assert re.fullmatch("[0-9a-f]{64}", row["sha256"]), row
 
 
