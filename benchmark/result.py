@@ -235,8 +235,9 @@ def show(result: RunResult, report: Report | None = None) -> None:
     console.print(table)
     if report and len(report.backbones) > 1:
         console.print(f"  {report.summary.headline}", style="bold")
-    for line in [*report.axes, *report.mode_changes, *report.steps] if report else ():
-        console.print(f"  {line}")
+    if report:
+        for line in [*report.levels, *report.axes, *report.mode_changes, *report.steps]:
+            console.print(f"  {line}")
     for name, seed in result.run_ids:
         average = result.average(name, seed)
         if average is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from reports.per_image import ClassScores, ImageScores, agrees, image_scores
-from reports.records import DETECTIONS, PER_IMAGE, TYPES, Cell, damaged
+from reports.records import DETECTIONS, LEVELS, PER_IMAGE, TYPES, Cell, damaged
 from reports.selection import Selection, TaskColumn
 from reports.statistics import (
     LEVEL,
@@ -220,6 +220,8 @@ class Judgement:
             gains. A further metric has one only where the main one is decided.
         task_gains: differences of main metrics in percent of the baseline's number, positive where
             the backbone is better.
+        level_gains: (backbone, level) → its mean gain over the tasks of a level, where there are
+            tasks of all ``LEVELS``.
         excluded: (backbone, column) → why it is not in the mean gain.
         best: (column, metric) → the backbone that is better than each other one, or ''.
         statements: how many verdicts hold together.
@@ -232,6 +234,7 @@ class Judgement:
     differences: dict[NumberKey, Estimate]
     task_gains: dict[ColumnKey, Estimate]
     gains: dict[str, Gain]
+    level_gains: dict[tuple[str, str], Gain]
     excluded: dict[ColumnKey, str]
     best: dict[tuple[TaskColumn, str], str]
     statements: int
@@ -282,7 +285,8 @@ def judge_differences(
 ) -> Judgement:
     """Intervals, differences, gains, and joint verdicts.
 
-    The mean gains, which are few, have ``GAIN_SHARE`` of the error rate. Of the rest each task has
+    The mean gains, which are few, have ``GAIN_SHARE`` of the error rate, half of it those of levels
+    where there are any. Of the rest each task has
     an equal part, which its columns and backbones share. Where a main metric is decided, the
     further ones, and with three backbones whether this one is the best, share ``FURTHER_SHARE`` of
     its part; so does that of a further metric.
@@ -317,9 +321,13 @@ def judge_differences(
         errors[backbone, column] = error
         task_gains[backbone, column] = replace(gain, value=unit * (mine - reference))
     gains, unsure = _mean_gains(selection, errors, task_gains)
+    level_gains = _level_gains(selection, errors, task_gains)
     leads = _leads(selection, samples, estimates, differences, prior)
-    differences, gains, leads = _judge(differences, gains, leads, error_rate)
-    statements = [*differences.values(), *(gain.mean for gain in gains.values())]
+    differences, gains, level_gains, leads = _judge(
+        differences, gains, level_gains, leads, error_rate
+    )
+    means = [gain.mean for gain in (*gains.values(), *level_gains.values())]
+    statements = [*differences.values(), *means]
     columns = {key[1:]: None for key in samples}
     return Judgement(
         selection,
@@ -327,6 +335,7 @@ def judge_differences(
         differences,
         task_gains,
         gains,
+        level_gains,
         excluded | unsure,
         best={key: _best(selection, estimates, differences, leads, *key) for key in columns},
         statements=sum(each.is_judged for each in statements),
@@ -377,9 +386,15 @@ def _leads(
 def _judge(
     differences: Mapping[NumberKey, Estimate],
     gains: Mapping[str, Gain],
+    level_gains: Mapping[tuple[str, str], Gain],
     leads: Mapping[NumberKey, Lead],
     error_rate: float,
-) -> tuple[dict[NumberKey, Estimate], dict[str, Gain], dict[NumberKey, Lead]]:
+) -> tuple[
+    dict[NumberKey, Estimate],
+    dict[str, Gain],
+    dict[tuple[str, str], Gain],
+    dict[NumberKey, Lead],
+]:
     """Differences, mean gains and leads with joint verdicts."""
     main = [key for key in differences if key[2] == key[1].main]
     columns = {key[:2]: row for row, key in enumerate(main)}
@@ -391,24 +406,27 @@ def _judge(
     weights = list((1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main]))
     for parent in parents:
         weights.append(FURTHER_SHARE * weights[parent] / parents.count(parent))
-    of_means = [GAIN_SHARE / max(len(gains), 1)] * len(gains)
+    means = [*gains.values(), *level_gains.values()]
+    kinds = [each for each in (gains, level_gains) if each]
+    of_means = [GAIN_SHARE / len(kinds) / len(each) for each in kinds for _ in each]
     judged = judge_jointly(
         [
             *(differences[key] for key in keys),
             *(leads[key] for key in led),
-            *(gain.mean for gain in gains.values()),
+            *(gain.mean for gain in means),
         ],
         [*weights, *of_means],
         error_rate,
-        [*[-1] * len(main), *parents, *[-1] * len(gains)],
+        [*[-1] * len(main), *parents, *[-1] * len(means)],
     )
     without_main = {
         key: replace(gap, level=0.0, has_verdict=False) for key, gap in differences.items()
     }
-    means = zip(gains.items(), judged[len(judged) - len(gains) :], strict=True)
+    of_all = iter(judged[len(judged) - len(means) :])
     return (
         without_main | dict(zip(keys, judged, strict=False)),
-        {name: replace(gain, mean=mean) for (name, gain), mean in means},
+        {name: replace(gain, mean=next(of_all)) for name, gain in gains.items()},
+        {key: replace(gain, mean=next(of_all)) for key, gain in level_gains.items()},
         dict(zip(led, judged[len(keys) :], strict=False)),
     )
 
@@ -499,6 +517,26 @@ def _mean_gains(
         mean = replace(mean, value=float(weights @ values), has_verdict=mean.seeds > 1)
         gains[name] = Gain(mean, columns)
     return gains, excluded
+
+
+def _level_gains(
+    selection: Selection,
+    errors: Mapping[ColumnKey, MetricSample],
+    task_gains: Mapping[ColumnKey, Estimate],
+) -> dict[tuple[str, str], Gain]:
+    """Each backbone's mean gain over the tasks of each level; none where a level has no task."""
+    if len({column.level for _, column in errors}) < len(LEVELS):
+        return {}
+    by_level = {}
+    for level in LEVELS:
+        own = {key: error for key, error in errors.items() if key[1].level == level}
+        by_level[level], _ = _mean_gains(selection, own, task_gains)
+    return {
+        (name, level): gains[name]
+        for name in selection.backbones
+        for level, gains in by_level.items()
+        if name in gains
+    }
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import pandas as pd
 
 from cliptex_common.metrics import bins_of
 from reports.comparison import Analysis
-from reports.records import PER_IMAGE
+from reports.records import LEVELS, PER_IMAGE
 from reports.statistics import Estimate
 from reports.store import Store
-from reports.tables import MOST_PAIRED, decimal, main_columns, with_interval
+from reports.tables import MOST_PAIRED, count, decimal, main_columns, with_interval
 
 # Okabe and Ito's colours, distinct in all kinds of colour vision; the baseline is grey.
 COLOURS = (
@@ -209,6 +209,44 @@ def forest(analysis: Analysis) -> list[Figure]:
     spec = {"data": data, "layout": layout}
     height = 130 + max(len(rows) * (16 + 13 * len(compared)), 120)
     return [Figure("forest", title, caption, "; ".join(alt), spec, height)]
+
+
+def profile(analysis: Analysis) -> list[Figure]:
+    """The mean gain over the tasks of each level, a line for each backbone; none without levels."""
+    if not analysis.level_gains:
+        return []
+    styles, base = backbone_styles(analysis), analysis.selection.baseline
+    names = list(dict.fromkeys(name for name, _ in analysis.level_gains))
+    data, alt = [], []
+    for index, name in enumerate(names):
+        gains = {
+            level: analysis.level_gains[name, level]
+            for level in LEVELS
+            if (name, level) in analysis.level_gains
+        }
+        shift = 0.3 * ((index + 0.5) / len(names) - 0.5)  # so that intervals do not overlap
+        text = [
+            f"{name}, {level} level: {with_interval(gain.mean, 1, True)} % over"
+            f" {count(len({column.base for column in gain.columns}), 'task')}"
+            for level, gain in gains.items()
+        ]
+        means = [gain.mean for gain in gains.values()]
+        line = points(name, styles[name], means, [LEVELS.index(e) + shift for e in gains], text)
+        data.append({**line, "mode": "lines+markers", "line": {"color": styles[name].colour}})
+        alt += text
+    ticks = {"tickvals": [*range(len(LEVELS))], "ticktext": [f"{level} level" for level in LEVELS]}
+    layout = make_layout(
+        {**ticks, "range": [-0.4, len(LEVELS) - 0.6], "zeroline": False},
+        {"title": f"mean gain over {base} (%)", "zerolinecolor": "var:muted"},
+        legend=len(names) > 1,
+    )
+    caption = (
+        "Low: edges, corners, orientation; mid: geometry, grouping, likeness; high: categories."
+        f" Means over tasks of the change of the main metric in percent of {base}'s, positive where"
+        " better; separate 95 % intervals."
+    )
+    spec = {"data": data, "layout": layout}
+    return [Figure("levels", "Profile over levels", caption, "; ".join(alt), spec, 360)]
 
 
 def _value_range(estimates: Sequence[Estimate]) -> tuple[float, float]:

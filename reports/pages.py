@@ -258,7 +258,11 @@ def markdown(report: Report) -> str:
         lines += ["## Caveats", "", *_list(report.notes)]
     if report.overview:
         lines += ["## At a glance", "", *overview_lines(report)]
-        lines += ["## Detectable differences", "", *_list([*report.averages, *report.power])]
+        lines += [
+            "## Detectable differences",
+            "",
+            *_list([*report.averages, *report.levels, *report.power]),
+        ]
     for table in report.tables:
         lines += [f"## {plain_text(table.title)}", ""]
         lines += markdown_table(_with_marks(table).map(markdown_cell).rename(columns=_title))

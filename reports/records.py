@@ -191,6 +191,11 @@ class Metric:
 # which reports do not import, adds its own.
 DECLARERS: list[Callable[[str, str, str], dict[str, Metric]]] = []
 
+# what tasks ask of features, after Chen, Marks and Cheng (arXiv 2411.17474): edges and corners;
+# geometry, grouping and likeness; categories
+LEVELS = ("low", "mid", "high")
+KIND_LEVELS: dict[str, str] = {}  # kind of task → its level; high where probes name no other
+
 
 def metric_key(name: str) -> str:
     """A name of a metric or tag as MLflow accepts it: without ``@``, ``+``, ``=`` and ``%``.

@@ -18,6 +18,7 @@ from reports.figures import (
     Style,
     backbone_styles,
     forest,
+    profile,
     reliability,
     task_bars,
     training_curves,
@@ -57,6 +58,7 @@ from reports.summary import (
     Summary,
     average_lines,
     caveats,
+    level_lines,
     margin_lines,
     power_lines,
     summarise,
@@ -93,7 +95,8 @@ class Report:
     """The content of the page. ``analysis`` is None in the report of a study alone.
 
     Attributes:
-        axes: the best values of settings, a sentence each; steps: what scores of checkpoints do.
+        axes: the best values of settings, a sentence each; steps: what scores of checkpoints do;
+            levels: mean gains over the tasks of each level.
         mode_changes: where features change mode between sizes; in ``notes``, too.
         costs: of backbones (``reports.relations.cost_frame``).
         figures: by part of the page.
@@ -123,6 +126,7 @@ class Report:
     averages: list[str] = field(default_factory=list)
     axes: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
+    levels: list[str] = field(default_factory=list)
     mode_changes: list[str] = field(default_factory=list)
     styles: dict[str, Style] = field(default_factory=dict)
     date: str = field(default_factory=_now)
@@ -222,6 +226,7 @@ def build_report(
         analysis=analysis,
         power=power_lines(analysis),
         averages=[*margin_lines(analysis), *average_lines(analysis)],
+        levels=level_lines(analysis),
         axes=list(best_values(analysis)),
         steps=step_lines(analysis),
         mode_changes=changes,
@@ -237,6 +242,7 @@ def build_report(
             "bars": task_bars(analysis),
             "reliability": reliability(store, analysis),
             "axes": axis_figures(analysis),
+            "levels": profile(analysis),
             "steps": step_figures(analysis),
             "costs": costs_of_backbones(analysis, judgements, costs),
             "diagnostics": diagnostics_figures(analysis, diagnostics),

@@ -15,7 +15,16 @@ from operator import attrgetter
 from typing import TypeVar
 
 from cliptex_common.errors import suggest
-from reports.records import TAGS, Cell, Metric, ParentRun, Record, TrackingError, task_tag
+from reports.records import (
+    KIND_LEVELS,
+    TAGS,
+    Cell,
+    Metric,
+    ParentRun,
+    Record,
+    TrackingError,
+    task_tag,
+)
 from reports.store import PREFIX, Store
 
 R = TypeVar("R", Cell, ParentRun)
@@ -51,6 +60,11 @@ class TaskColumn:
         Means over tasks count all variants as one.
         """
         return self.task.partition(":")[0]
+
+    @property
+    def level(self) -> str:
+        """Of ``LEVELS``."""
+        return KIND_LEVELS.get(self.kind, "high")
 
     @property
     def main(self) -> str:

@@ -551,6 +551,19 @@ def _extent(numbers: Iterable[int]) -> str:
     return " to ".join(str(end) for end in dict.fromkeys([*ends[:1], *ends[-1:]])) or "unknown"
 
 
+def level_lines(analysis: Analysis) -> list[str]:
+    """What each backbone gains over the baseline on the tasks of each level, a sentence each."""
+    words = {"win": "better", "loss": "worse", "tie": "undecided"}
+    lines: dict[str, list[str]] = defaultdict(list)
+    for (name, level), gain in analysis.level_gains.items():
+        verdict = words.get(gain.mean.verdict(), "no verdict")
+        tasks = count(len({column.base for column in gain.columns}), "task")
+        amount = with_interval(gain.mean, 1, True)
+        lines[name].append(f"{level} level {amount} % over {tasks} ({verdict})")
+    base = analysis.selection.baseline
+    return [f"{name} over {base}: {', '.join(parts)}." for name, parts in lines.items()]
+
+
 def average_lines(analysis: Analysis) -> list[str]:
     """The average of each backbone whose suite has one, and its difference to the baseline."""
     selection, lines = analysis.selection, []

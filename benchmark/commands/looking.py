@@ -313,7 +313,7 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
             experiments = ", ".join(report.analysis.selection.experiments)
             console.print(f"experiment {experiments}", style="dim")
         console.print(report.summary.headline, style="bold")
-        for line in [*report.axes, *report.steps]:
+        for line in [*report.levels, *report.axes, *report.steps]:
             console.print(line)
         for note in report.notes:
             console.print(f"  note · {note}", style="dim")

@@ -77,6 +77,7 @@ class Depth(DenseTask):
 
     name, field = "depth", "depth_map"
     min_depth, max_depth = 0.0, 10.0
+    level = "mid"
     silog_lambda, bins, bins_loss, sig_warmup = 0.5, 0, "sig", 0
     crop: Sequence[Any] | None = None
     cut: float | None = None

@@ -63,7 +63,7 @@ class Normals(DenseTask):
         crop: that is scored, see ``cropped``.
     """
 
-    name, field = "normals", "normal_map"
+    name, field, level = "normals", "normal_map", "mid"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "normal_mean": Metric(-1, "°", 0.0, 180.0, "mean angle"),
         "normal_median": Metric(-1, "°", 0.0, 180.0, "median angle", True),

@@ -20,6 +20,7 @@ from probes.dense.settings import SHIPPED, DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.registry import HEADS, PROBES, register_probe
 from reports.per_image import SCORERS
+from reports.records import KIND_LEVELS
 
 
 class DenseProbe(Probe):
@@ -181,6 +182,7 @@ def register_dense_task(task: DenseTask) -> DenseTask:
     try_task(task)
     DENSE_TASKS.register(task.name, task)
     SCORERS.register(task.name, task.image_scores)
+    KIND_LEVELS[task.name] = task.level
     if isinstance(task, Task):
         TASKS.register(task.name, task)
     _register_probes(HEADS.values(), [task])

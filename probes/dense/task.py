@@ -60,6 +60,7 @@ class DenseTask:
         outputs: numbers of a pixel that a head puts out.
         value_range: smallest and largest value of ground truth that is a number a pixel.
         unknown: value of pixels without ground truth, a number.
+        level: what it asks of features, of ``reports.records.LEVELS``.
         loss_name: key of the loss in curves.
         classes: names of the classes that are scored.
         pooled: counts over all images scored so far, which are too many to be stored for each.
@@ -77,6 +78,7 @@ class DenseTask:
     outputs: ClassVar[int] = 1
     value_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     unknown: ClassVar[float] = 0.0
+    level: ClassVar[str] = "high"
     loss_name: ClassVar[str] = "loss_task"
     classes: Sequence[str] = ()
     pooled: Tensor | None = None

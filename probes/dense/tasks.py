@@ -11,8 +11,10 @@ from probes.dense.normals import Normals
 from probes.dense.segmentation import Segmentation
 from probes.dense.task import DenseTask
 from reports.per_image import SCORERS
+from reports.records import KIND_LEVELS
 
 DENSE_TASKS: Registry[DenseTask] = Registry("dense task", "dense_tasks", instance_of(DenseTask))
 for task in (Segmentation(), Depth(), Normals()):
     DENSE_TASKS.register(task.name, task)
     SCORERS.register(task.name, task.image_scores)
+    KIND_LEVELS[task.name] = task.level

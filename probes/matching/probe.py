@@ -18,7 +18,7 @@ from probes.base import FeatureProbe, KeypointLayers
 from probes.image_level.settings import EmbeddingSettings, EncodeSettings
 from probes.registry import register_probe
 from reports.per_image import SCORERS, ImageScores
-from reports.records import Metric
+from reports.records import KIND_LEVELS, Metric
 
 NO_POSITIVE = -1.0  # the average precision of a query without any
 
@@ -115,6 +115,7 @@ def binned_recalls(kind: str) -> list[str]:
 SCORERS.register("video", video)
 for _kind in RECALLS:
     SCORERS.register(_kind, partial(view_pairs, _kind))
+    KIND_LEVELS[_kind] = "mid"
 
 
 @settings_dataclass

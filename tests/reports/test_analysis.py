@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from reports.comparison import shown_metrics
-from reports.records import Metric
+from reports.pages import render_page
+from reports.records import KIND_LEVELS, Metric
 from reports.tables import overview
 from tests.reports import synthetic
 from tests.reports.synthetic import TASKS as KINDS
@@ -33,6 +34,38 @@ def test_the_scores_of_every_kind_reproduce_its_metrics(tracker, report_of):
         assert estimate.low < estimate.high or estimate.value == 100, key
     for gap in analysis.differences.values():
         assert gap.images == 60 and gap.seeds == 2
+
+
+def test_gains_of_levels_are_judged_with_the_others(tracker, report_of, monkeypatch):
+    tasks = dict.fromkeys(("nyu-depth/linear", "nyu-normal/linear", "voc/linear"), 0.5)
+    better = {**tasks, "nyu-depth/linear": 0.8}
+    for seed in range(3):
+        write_run(tracker, "clip", seed, tasks)
+        write_run(tracker, "cliptex", seed, better)
+    report = report_of(tracker)
+    before = report.analysis
+    assert not before.level_gains and not report.figures["levels"], "no task is of low level"
+
+    monkeypatch.setitem(KIND_LEVELS, "depth", "low")
+    report = report_of(tracker)
+    analysis = report.analysis
+    gains = {level: gain for (_, level), gain in analysis.level_gains.items()}
+    assert {level: [c.task for c in gain.columns] for level, gain in gains.items()} == {
+        "low": ["nyu-depth/linear"],
+        "mid": ["nyu-normal/linear"],
+        "high": ["voc/linear"],
+    }
+    verdicts = {level: gain.mean.verdict() for level, gain in gains.items()}
+    assert verdicts == {"low": "win", "mid": "tie", "high": "tie"}
+    for name, gain in before.gains.items():
+        assert gain.mean.value == analysis.gains[name].mean.value
+    assert analysis.statements == before.statements + 3
+    (line,) = report.levels
+    assert line.startswith("cliptex over clip: low level +") and line.count("(undecided)") == 2
+    (figure,) = report.figures["levels"]
+    (curve,) = figure.spec["data"]
+    assert curve["y"] == [gain.mean.value for gain in gains.values()]
+    assert "Low, mid and high level" in render_page(report)
 
 
 def test_a_metric_of_another_package_is_what_it_declares(analysis_of):
