@@ -219,6 +219,7 @@ def metric_name(key: str, declared: Iterable[str] = ()) -> str:
 T = TypeVar("T")
 COST = "cost/"  # of metrics that say what a run took
 HELD_OUT = "select/"  # of scores on held-out training images, by which a probe chose a setting
+TRAIN_LOSS = "train/loss"
 LABEL_FREE = "label_free/"  # of diagnostics of features without labels, which nothing ranks
 SAMPLED = ("shots", "train_share")  # parameters that learning curves are drawn over
 PROTOCOL_PREFIX, REUSED_PREFIX = "protocol.", "cached."  # of a parent's tags, one for each task
@@ -355,6 +356,7 @@ class Cell(Record):
         commit: of the code.
         held_out: ``METRIC/SETTING`` → score on held-out training images.
         label_free: diagnostic of the training features (``probes.pictures``) → value.
+        train_loss: the last one of its head; None where none was logged here.
         notes: what the user should know of it, one line each; empty if it is read back.
     """
 
@@ -381,6 +383,7 @@ class Cell(Record):
     commit: str = ""
     held_out: Annotated[dict[str, float], Field(exclude=True)] = {}
     label_free: Annotated[dict[str, float], Field(exclude=True)] = {}
+    train_loss: Annotated[float | None, Field(exclude=True)] = None
     notes: Annotated[tuple[str, ...], Field(exclude=True)] = ()
 
     @property
@@ -520,7 +523,8 @@ def read_record(
     values = {**tags, "metrics": metrics, "costs": costs, **fields}
     if fields.get("parent") and tags.get("task") and tags.get("protocol"):
         held_out, label_free = _with_prefix(metrics, HELD_OUT), _with_prefix(metrics, LABEL_FREE)
-        cell = Cell(**values, held_out=held_out, label_free=label_free)
+        loss = metrics.get(TRAIN_LOSS)
+        cell = Cell(**values, held_out=held_out, label_free=label_free, train_loss=loss)
         declared = cell.declared if cell.is_finished else ()
         own = {
             "metrics": {name: metrics[name] for name in declared if name in metrics},

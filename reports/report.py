@@ -76,7 +76,13 @@ from reports.tables import (
     overview,
     sections,
 )
-from reports.trainings import step_figures, step_lines
+from reports.trainings import (
+    head_curves,
+    head_figures,
+    short_trainings,
+    step_figures,
+    step_lines,
+)
 
 
 def _now() -> str:
@@ -208,6 +214,7 @@ def build_report(
     changes = mode_changes(store, analysis)
     judgements, provenance = judge_pairs(analysis), collect_provenance(store, selection)
     costs, diagnostics = cost_frame(analysis, provenance), collect_diagnostics(analysis)
+    heads, styles = head_curves(store, analysis), backbone_styles(analysis)
     budget = GALLERY_BUDGET // (2 if request.pairs else 1)  # those of pairs take the other half
     pictures, without_pictures = galleries(store, analysis, budget)
     seeds = sorted(set().union(*selection.seeds.values()))
@@ -247,6 +254,7 @@ def build_report(
             "costs": costs_of_backbones(analysis, judgements, costs),
             "diagnostics": diagnostics_figures(analysis, diagnostics),
             "curves": training_curves(store, analysis),
+            "heads": head_figures(heads, styles),
         },
         differences=where_they_differ(store, selection, request.pairs, notes)
         if request.pairs
@@ -255,8 +263,8 @@ def build_report(
         features=read_feature_pictures(store, analysis),
         diagnostics=diagnostics,
         provenance=provenance,
-        notes=[*changes, *caveats(analysis), *notes, *without_pictures],
-        styles=backbone_styles(analysis),
+        notes=[*changes, *caveats(analysis), *short_trainings(heads), *notes, *without_pictures],
+        styles=styles,
     )
 
 

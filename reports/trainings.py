@@ -1,5 +1,6 @@
-"""Scores over the steps of trainings, whose checkpoints are columns: which step is best, whether
-scores still rise, and where the order of two trainings changes.
+"""Trainings: scores over the steps of those whose checkpoints are columns – which step is best,
+whether scores still rise, and where the order of two trainings changes – and losses of the heads
+that were trained on frozen backbones, of which some were trained too short.
 
 Differences are paired, image by image and seed by seed, at the level at which the report judges its
 pairs (``Judgement.level``). What is not decided is not said.
@@ -9,12 +10,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 
+import numpy as np
+
 from reports.comparison import Analysis
-from reports.figures import Figure, cycled_styles, make_layout, points
+from reports.figures import Figure, Style, cycled_styles, make_layout, points
+from reports.records import TRAIN_LOSS
 from reports.selection import AT_STEP, TaskColumn
 from reports.statistics import Estimate
+from reports.store import Store
 from reports.tables import with_interval
 
 Steps = Mapping[int, str]  # step → backbone, in the order of steps
@@ -124,3 +130,89 @@ def _crossings(
                 f"{column.title}: {leader} is ahead at step {step}, {next_leader} at step"
                 f" {next_step}: their order changes between."
             )
+
+
+@dataclass(frozen=True)
+class HeadCurve:
+    """The training loss of a head, of a backbone's first seed."""
+
+    backbone: str
+    column: TaskColumn
+    steps: Sequence[int]
+    losses: Sequence[float]
+
+    def fall(self) -> str:
+        """How the loss fell in the last fifth of the training, if it did beyond its noise (Welch's
+        t against the fifth before) and by more than ``STILL_LEARNING`` of its whole fall, so that
+        more steps would lower it further; else ''."""
+        values, size = np.array(self.losses), len(self.losses) // 5
+        if size < 5:
+            return ""
+        before, last = values[-2 * size : -size], values[-size:]
+        fall = before.mean() - last.mean()
+        noise = np.sqrt((before.var(ddof=1) + last.var(ddof=1)) / size)
+        if fall <= BEYOND_NOISE * noise or fall <= STILL_LEARNING * (values[0] - last.mean()):
+            return ""
+        return f"{before.mean():.3g} → {last.mean():.3g}"
+
+
+BEYOND_NOISE = 2.33  # one-sided 1 %
+STILL_LEARNING = 0.05
+
+
+def head_curves(store: Store, analysis: Analysis) -> list[HeadCurve]:
+    """Of all heads whose losses were logged."""
+    curves = []
+    for (name, column), cells in analysis.selection.cells.items():
+        if cells[0].train_loss is not None:
+            steps, losses = store.history(cells[0].run_id, TRAIN_LOSS)
+            curves.append(HeadCurve(name, column, steps, losses))
+    return curves
+
+
+def short_trainings(curves: Sequence[HeadCurve]) -> list[str]:
+    """A sentence on heads that were still learning when their training ended."""
+    falls: dict[str, list[str]] = defaultdict(list)
+    for curve in curves:
+        if fall := curve.fall():
+            falls[curve.column.title].append(f"{curve.backbone} {fall}")
+    listed = [f"{title} ({', '.join(names)})" for title, names in falls.items()]
+    if not listed:
+        return []
+    return [
+        "Heads that were still learning at the end, their loss in the last fifth of the training:"
+        f" {'; '.join(listed)}. Too few steps look like weak features: try more (max_iters or"
+        " epochs)."
+    ]
+
+
+def head_figures(curves: Sequence[HeadCurve], styles: Mapping[str, Style]) -> list[Figure]:
+    """One for each task: the loss of each backbone's head."""
+    by_column: dict[TaskColumn, list[HeadCurve]] = defaultdict(list)
+    for curve in curves:
+        by_column[curve.column].append(curve)
+    figures: list[Figure] = []
+    for column, lines in by_column.items():
+        data, ends = [], []
+        for curve in lines:
+            name = curve.backbone
+            stride = max(1, len(curve.steps) // SHOWN_POINTS)
+            ends.append(f"{name} ends at {curve.losses[-1]:.4g}")
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": name,
+                    "x": curve.steps[::stride],
+                    "y": [float(f"{value:.4g}") for value in curve.losses[::stride]],
+                    "line": {"color": styles[name].colour, "width": 1.4},
+                    "hovertemplate": f"{name}: %{{y:.4g}} at step %{{x}}<extra></extra>",
+                }
+            )
+        spec = {"data": data, "layout": make_layout({"title": "step"}, {"rangemode": "tozero"})}
+        name, caption = f"head-loss-{len(figures)}", "Training loss of the head; the first seed."
+        figures.append(Figure(name, column.title, caption, ", ".join(ends), spec, 220))
+    return figures
+
+
+SHOWN_POINTS = 80

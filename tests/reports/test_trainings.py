@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from benchmark.parser import main
 from reports.pages import render_page
 from reports.report import ReportRequest, build_report
-from reports.trainings import trainings
+from reports.trainings import HeadCurve, trainings
 from tests.reports.synthetic import write_run
 
 pytestmark = pytest.mark.integration
@@ -84,3 +85,35 @@ def test_a_training_is_renamed_with_all_of_its_checkpoints(tracker, report_of, c
     assert main(["results", "label", "longer", "again", *where]) == 0, "it joins the other"
     request = ReportRequest([tracker.experiment], backbones=["again"], tracking_uri=tracker.uri)
     assert build_report(request).backbones == ["again step 3", "again step 20"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "fall"),
+    [
+        (np.linspace(2.0, 1.0, 50), "1.3 → 1.09"),
+        (2.0 ** -np.arange(50.0), ""),  # it has converged
+        (np.linspace(2.0, 1.0, 20), ""),  # too few points to know its noise
+        (1.0 + np.random.default_rng(0).normal(0, 0.1, 50), ""),  # noise alone
+        (np.linspace(1.0, 2.0, 50), ""),
+    ],
+)
+def test_a_loss_that_falls_beyond_its_noise_at_the_end(losses, fall):
+    curve = HeadCurve("clip", None, range(len(losses)), losses)
+    assert curve.fall() == fall
+
+
+def test_heads_that_were_still_learning_are_named(tracker, report_of):
+    run_id = write_run(tracker, "clip", 0, {TASK: 0.5})
+    write_run(tracker, "mine", 0, {TASK: 0.6})
+    (cell,) = tracker.client.search_runs(
+        [tracker.client.get_run(run_id).info.experiment_id],
+        f"tags.mlflow.parentRunId = '{run_id}'",
+    )
+    for step, loss in enumerate(np.linspace(2.0, 1.0, 50)):
+        tracker.client.log_metric(cell.info.run_id, "train/loss", loss, step=step)
+    report = report_of(tracker)
+    (note,) = [note for note in report.notes if "still learning" in note]
+    assert f"{TASK} (clip 1.3 → 1.09)" in note
+    (figure,) = report.figures["heads"]
+    assert figure.title == TASK and [line["name"] for line in figure.spec["data"]] == ["clip", "mine"]
+    assert "Training of the heads" in render_page(report)
