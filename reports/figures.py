@@ -18,7 +18,7 @@ from reports.comparison import Analysis
 from reports.records import LEVELS, PER_IMAGE
 from reports.statistics import Estimate
 from reports.store import Store
-from reports.tables import MOST_PAIRED, count, decimal, main_columns, with_interval
+from reports.tables import MOST_PAIRED, bounds_of, count, decimal, main_columns, with_interval
 
 # Okabe and Ito's colours, distinct in all kinds of colour vision; the baseline is grey.
 COLOURS = (
@@ -292,7 +292,20 @@ def task_bars(analysis: Analysis) -> list[Figure]:
         pale = "" if all(e.has_interval for e in shown) else "; pale: no interval"
         caption = f"{head.label}{unit}, {better} is better{pale}"
         alt = ", ".join(f"{name} {words}" for name, words in zip(names, text, strict=True))
-        spec = {"data": [bar], "layout": layout}
+        marks = [
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": bound,
+                "x": list(values),
+                "y": list(values.values()),
+                "marker": {"symbol": "line-ew-open", "size": 34, "color": "var:muted"},
+                "hovertemplate": f"%{{x}}: {bound} %{{y:.4g}}<extra></extra>",
+            }
+            for bound, values in bounds_of(analysis.selection, head.column).items()
+        ]
+        caption += f"; lines: {head.bounds}" if head.bounds else ""
+        spec = {"data": [bar, *marks], "layout": layout}
         figures.append(Figure(f"bars-{index}", head.column.title, caption, alt, spec, 230))
     return figures
 

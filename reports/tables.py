@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reports.comparison import Analysis, Judgement, judge_differences, shown_metrics
-from reports.selection import TaskColumn
+from reports.records import CEILING, FLOOR
+from reports.selection import Selection, TaskColumn
 from reports.statistics import LEVEL, Estimate
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class MetricColumn:
     Attributes:
         label, unit: of the metric; direction: +1 where higher is better, else -1.
         images: number of images that it is computed from; 0 if unknown.
+        bounds: of a main metric in words: ``floor 12.3, ceiling 78.0 to 81.5``, see ``FLOOR``.
     """
 
     column: TaskColumn
@@ -41,6 +43,7 @@ class MetricColumn:
     direction: int
     digits: int
     images: int
+    bounds: str = ""
 
     @property
     def arrow(self) -> str:
@@ -251,7 +254,30 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
 def _column(analysis: Analysis, column: TaskColumn, metric: str) -> MetricColumn:
     declared, images = column.metric(metric), analysis.images.get(column, 0)
     label, decimals = declared.label or metric, digits([*analysis.numbers(column, metric).values()])
-    return MetricColumn(column, metric, label, declared.unit, declared.direction, decimals, images)
+    bounds = ""
+    if metric == column.main:
+        ends = bounds_of(analysis.selection, column)
+        words = (f"{name} {_range(values, decimals)}" for name, values in ends.items())
+        bounds = ", ".join(words)
+    unit, direction = declared.unit, declared.direction
+    return MetricColumn(column, metric, label, unit, direction, decimals, images, bounds)
+
+
+def bounds_of(selection: Selection, column: TaskColumn) -> dict[str, dict[str, float]]:
+    """``floor`` and ``ceiling`` → backbone → that of its main metric, the mean over its seeds; only
+    what some have. A ceiling may depend on a backbone's grid of patches."""
+    bounds: dict[str, dict[str, float]] = {}
+    for name, key in (("floor", FLOOR), ("ceiling", CEILING)):
+        for backbone in selection.backbones:
+            cells = selection.cells.get((backbone, column), [])
+            if values := [cell.bounds[key] for cell in cells if key in cell.bounds]:
+                bounds.setdefault(name, {})[backbone] = float(np.mean(values))
+    return bounds
+
+
+def _range(values: Mapping[str, float], decimals: int) -> str:
+    ends = [decimal(end, decimals) for end in (min(values.values()), max(values.values()))]
+    return " to ".join(dict.fromkeys(ends))
 
 
 # --- classes and pairs

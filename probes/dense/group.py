@@ -34,6 +34,7 @@ from probes.features.files import content_hashes
 from probes.pictures import GALLERY_IMAGES, write_gallery
 from probes.select import Candidate, held_out_by_content, log_scores, select_candidate
 from probes.train.loop import HeadTrainer, config_text, train_together
+from reports.records import FLOOR
 
 ProbeAndContext = tuple[Probe, Context]
 
@@ -123,7 +124,7 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
     notes = list(scores.notes)
     if context.head is None:
         scored_by = trainer.config, trainer.val_dataset
-        notes += constant_note(context.data, trainer.metrics, per_image, *scored_by)
+        notes += constant_note(context, trainer.metrics, per_image, *scored_by)
     notes += [*rate_notes, *trainer.notes]
     # where a head is used, its config has nothing to train on
     config = trainer.config if context.head is None else None
@@ -221,19 +222,21 @@ _scores: dict[tuple[str, ...], float] = {}
 
 
 def constant_note(
-    data: PreparedDataset,
+    context: Context,
     metrics: Mapping[str, float],
     per_image: Any,
     config: Any = None,
     val: Any = None,
 ) -> list[str]:
-    """A note if ``metrics`` are no better than those of the best constant prediction on ``val``.
+    """Log the score of the best constant prediction on ``val``, the task's floor; a note if
+    ``metrics`` are no better.
 
     Args:
         per_image: per-image scores, see ``DenseTask.constant_score``; where that gives None:
         config: the probe's, with ``val_evaluator``.
         val: the dataset of the config's ``val_dataloader``.
     """
+    data = context.data
     task = DENSE_TASKS.find(data.spec.kind)
     main, metric = next(iter(task.metrics.items()))
     if not np.isfinite(metrics[main]):
@@ -249,7 +252,10 @@ def constant_note(
         if key not in _scores:
             _scores[key] = float(_score(val, task.field, config.val_evaluator, constant)[main])
         score = _scores[key]
-    if not np.isfinite(score) or metric.direction * metrics[main] > metric.direction * score:
+    if not np.isfinite(score):
+        return []
+    context.log.log_metrics({FLOOR: score}, 0)
+    if metric.direction * metrics[main] > metric.direction * score:
         return []
     return [
         f"does not beat the best constant prediction: {main} {metrics[main]:.4g}, and {score:.4g}"

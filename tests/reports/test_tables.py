@@ -76,3 +76,21 @@ def test_many_backbones_are_rows_with_their_properties(tracker, report_of):
     assert "toy · 40.0 M · 224 × 224 · 17.6 G · timm/net3.in1k" in row
     assert row.count("data-runs") == 2
     assert markdown(report).partition("## At a glance")[2].strip().splitlines()[0].count(" | ") == 2
+
+
+def test_floor_and_ceiling_stand_beside_the_scores(tracker, report_of):
+    for name, bounds in (("clip", {"floor": 10.0, "ceiling": 80.0}), ("mine", {"ceiling": 90.0})):
+        run_id = write_run(tracker, name, 0, {"voc/linear": 0.5})
+        experiment = tracker.client.get_run(run_id).info.experiment_id
+        parent = f"tags.mlflow.parentRunId = '{run_id}'"
+        (cell,) = tracker.client.search_runs([experiment], parent)
+        for bound, value in bounds.items():
+            tracker.client.log_metric(cell.info.run_id, f"bound/{bound}", value)
+    report = report_of(tracker)
+    assert "floor 10.0, ceiling 80.0 to 90.0" in render_page(report)
+    (figure,) = report.figures["bars"]
+    bars, *lines = figure.spec["data"]
+    assert {line["name"]: (line["x"], line["y"]) for line in lines} == {
+        "floor": (["clip"], [10.0]),
+        "ceiling": (["clip", "mine"], [80.0, 90.0]),
+    }
