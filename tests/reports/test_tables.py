@@ -89,7 +89,7 @@ def test_floor_and_ceiling_stand_beside_the_scores(tracker, report_of):
     report = report_of(tracker)
     assert "floor 10.0, ceiling 80.0 to 90.0" in render_page(report)
     (figure,) = report.figures["bars"]
-    bars, *lines = figure.spec["data"]
+    _, *lines = figure.spec["data"]
     assert {line["name"]: (line["x"], line["y"]) for line in lines} == {
         "floor": (["clip"], [10.0]),
         "ceiling": (["clip", "mine"], [80.0, 90.0]),
