@@ -315,6 +315,11 @@ def backbone_sources(names: Sequence[str], options: RunOptions) -> dict[str, Bac
         try:
             entry = backbones.find(arguments["name"].removeprefix(prefix), fresh=True)
         except UserError as error:
+            if item.startswith("="):
+                raise UserError(
+                    f"--backbone {item}: the label before = is empty; name the column, as in"
+                    f" my-net{item}"
+                ) from error
             if not match and (Path(name).suffix in WEIGHTS_SUFFIXES or Path(name).is_dir()):
                 raise UserError(
                     f"--backbone {item}: label files of weights, as in LABEL={item}"

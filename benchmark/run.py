@@ -477,10 +477,16 @@ def _print_notes(plan: Plan) -> None:
         console.print(note, style="dim")
 
 
-def _print_summaries(planned: Iterable[BackboneInfo]) -> None:
+def _print_summaries(planned: Sequence[BackboneInfo]) -> None:
     for info in planned:
         if info.summary:
             console.print(info.summary, style="dim")
+    columns: dict[str, list[str]] = {}
+    for info in planned:
+        columns.setdefault(info.network, []).append(info.column)
+    for names in columns.values():
+        if len(set(names)) > 1:
+            console.print(f"{', '.join(dict.fromkeys(names))}: the same weights", style="dim")
 
 
 def _plan_without_executor(options: RunOptions) -> Plan:
@@ -659,7 +665,7 @@ def print_cost(
             elif gpus or not encoded or name not in planned:
                 bases["unknown"] += 1
             else:
-                bases["by encoding alone (rate of docs/benchmarks.md), training unknown"] += 1
+                bases["by encoding alone (rate of docs/benchmarks.md), without heads"] += 1
                 millions = planned[name].params["parameters"] / 1e6
                 seconds += encoded / len(tasks) * millions * ENCODE_SECONDS
     if plan.data:

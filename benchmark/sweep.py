@@ -265,6 +265,8 @@ async def _preview(plan: SweepPlan, study: Study | None, executor: Executor) -> 
         for line in executor.preview([f"train {plan.recipe.name}"] * trainings):
             console.print(f"  {line}")
         rows = [(plan.recipe.name, options.seed, tasks) for tasks in plan.units] * trainings
+        if not plan.data:
+            console.print("  at most, as tasks on the same images become one unit:")
         print_cost(plan, executor, Tracker.existing(options.experiment_name), planned, rows)
     console.print(
         f"{options.name}: {space.total - len(pending)} of {space.total} trials done,"

@@ -702,4 +702,7 @@ def _with_settings(name: str, listed: Mapping[str, Any], changes: Mapping[str, s
     try:
         return PlannedTask(name, with_changes(defaults, {**values, **changes}))
     except UserError as error:
-        raise UserError(f"{name}: {error}; see `list settings {name}`") from error
+        raise UserError(
+            f"{name}: {error}; see `list settings {name}`, and --set TASK.KEY=VALUE for one task"
+            " alone"
+        ) from error

@@ -46,7 +46,8 @@ def first_line(error: BaseException) -> str:
 
 def error_summary(error: BaseException) -> str:
     """Class and message of an error in one line of at most 400 characters."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:400]
+    first, *others = f"{type(error).__name__}: {error}".splitlines()
+    return " ".join([first, *(line.strip() for line in others[: first.endswith(":")])])[:400]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import functools
 import inspect
 import re
@@ -272,10 +273,13 @@ def meanings(settings_type: type) -> dict[str, str]:
 
 
 def suggest_setting(key: str, choices: Collection[str], *settings_types: type) -> str:
-    """``suggest``, with the meaning of the nearest setting: by its meaning, else by its name."""
+    """``suggest``, with the meaning of the nearest setting: by its name, where it is almost that,
+    else by a word of its meaning."""
     texts = {name: text for each in settings_types for name, text in meanings(each).items()}
-    words = key.replace("_", " ")
-    named = [name for name, text in texts.items() if name in choices and words in text]
+    words = re.compile(rf"\b{re.escape(key.replace('_', ' '))}\b")
+    is_near = bool(difflib.get_close_matches(key, choices, cutoff=0.8))
+    named = [name for name, text in texts.items() if name in choices and words.search(text)]
+    named = named * (not is_near)
     hint = f"did you mean {named[0]}?" if named else suggest(key, choices)
     nearest = hint.removeprefix("did you mean ").rstrip("?").partition(", ")[0]
     return f"{hint} {nearest}: {texts[nearest]}" if nearest in texts else hint

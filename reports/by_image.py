@@ -56,6 +56,8 @@ class ImageDifferences(pd.DataFrame):
         """The first ``most`` of the ``pictured`` images, their ground truth and both predictions.
         Raises ``UserError`` if there are none."""
         rows = self.pictured().drop_duplicates("image").head(most)
+        if not self.packs:
+            raise UserError(NO_PICTURES)
         if rows.empty:
             raise UserError(
                 f"no pictures of these {len(self)} rows are stored: a run stores those of at most"
@@ -118,6 +120,12 @@ class ImageDifferences(pd.DataFrame):
         columns = ["trait", "Spearman's ρ", "images", "more of it favours"]
         frame = pd.DataFrame(rows, columns=columns)
         return frame.sort_values(columns[1], key=abs, ascending=False)
+
+
+NO_PICTURES = (
+    "these runs store no pictures: dense tasks, detection, videos, retrieval of instances and"
+    " matching do, classification and image-text tasks do not"
+)
 
 
 def compare_images(

@@ -504,7 +504,8 @@ def _mean_gains(
         best = max(times, key=lambda each: (*each[:2], times[each]))
         for column, each in evidence.items():
             if each[0] < best[0]:
-                reason = f"it has fewer than {MIN_IMAGES} images with scores"
+                few = f"it has fewer than {MIN_IMAGES} images with scores"
+                reason = few if own[column].images else "the noise of its images is unknown"
             elif each != best:
                 reason = "it has fewer seeds than others, or other ones"
             else:

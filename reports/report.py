@@ -340,6 +340,6 @@ def _study_report(store: Store, request: ReportRequest, name: str) -> Report:
         notes=[
             *(f"{note}." for note in study.notes),
             "Each trial has one seed. The best trial and the base, the recipe's own setting, run"
-            " again on fresh seeds unless the sweep was started with --confirm 0.",
+            " again on as many fresh seeds as --confirm says.",
         ],
     )

@@ -109,8 +109,8 @@ def _course(analysis: Analysis, column: TaskColumn, training: str, steps: Steps)
         fall = analysis.lead(steps[last], steps[best], column, column.main)
         if fall.verdict() == "loss":
             return f"{sentence}, falling since: {with_interval(fall, 1, True)} at step {last}."
-        return f"{sentence}; that scores fall since is undecided."
-    return f"{sentence}; that they rise since step {before} is undecided."
+        return f"{sentence}; whether scores fall since is undecided."
+    return f"{sentence}; whether scores rise since step {before} is undecided."
 
 
 def _crossings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from backbones.cliptex.model import CLIPWithHeads, TaskHeads, load_initial_clip
 from backbones.cliptex.objective import Passes, dense_losses, weighted_losses
 from backbones.cliptex.pairs import FailureCounter, PairSource
 from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.targets import PixelMap
 from backbones.cliptex.tasks import find_task, labelled_tasks
 from backbones.cliptex.trainer import (
     DistContext,
@@ -304,7 +305,7 @@ def build_heads(recipe: Recipe, source: Backbone, labels: Labels | None) -> Task
 
 
 def _check_labels(dataset: TrainDataset) -> list[str]:
-    """Notes about labels that are coarser than what is learned.
+    """Notes about labels that say nothing, or are coarser than what is learned.
 
     Raises:
         UserError: no pair has labels of a task, as when they were made from other pairs.
@@ -312,22 +313,44 @@ def _check_labels(dataset: TrainDataset) -> list[str]:
     if dataset.labels is None:
         return []
     pairs, labels, tasks = dataset.pairs, dataset.labels, dataset.labelled
-    missing = set(tasks)
+    missing, first = set(tasks), [pairs.key(n) for n in range(min(LOOKED_AT, len(pairs)))]
+    notes = [
+        f"labels of {task} know no pixel of the first {LOOKED_AT} pairs, so λ_{task} has no effect"
+        " there: its expert may be too weak, or too strict"
+        for task in tasks
+        if _is_blank(labels, task, first)
+    ]
     for key in map(pairs.key, range(len(pairs))):
         missing -= set(labels.tasks_of(key))
         if not missing:
             side = min(min(label.shape[-2:]) for label in labels.get(key, tasks).values())
             size = dataset.label_size
             if side >= size:
-                return []
+                return notes
             return [
+                *notes,
                 f"labels have {side} pixels and are compared at {size}: label with"
-                f" label_side={2 * size}"
+                f" label_side={2 * size}",
             ]
     raise UserError(
         f"the labels have no {min(missing)} for pairs such as {pairs.key(0)}; label {pairs.name}"
         " first"
     )
+
+
+LOOKED_AT = 64  # pairs whose labels are decoded before a training
+
+
+def _is_blank(labels: Labels, task: str, keys: Sequence[str]) -> bool:
+    """Whether pairs have labels of a task, and none of these knows a pixel."""
+    label_map, has_labels = find_task(task), False
+    for key in keys if isinstance(label_map, PixelMap) else ():
+        if task in labels.tasks_of(key):
+            label = label_map.to_tensor(labels.get(key, [task])[task])
+            if bool(label_map.valid(label[None]).any()):
+                return False
+            has_labels = True
+    return has_labels
 
 
 MAX_LOGIT_SCALE = math.log(100)

@@ -521,6 +521,8 @@ class ListResults(TrackingOptions):
             listed = ", ".join(tasks) if len(tasks) <= LISTED_TASKS else count(len(tasks), "task")
             changes = dict.fromkeys(cell.changed for cell in own)
             tags = [f"{name}={value}" for name, value in run.own_tags.items()]
+            if run.label not in ("", run.backbone):  # a newer run of the same weights has another
+                tags.insert(0, f"labelled {run.label} then")
             about = filter(None, [listed, *changes, run.weights_source, run.settings, *tags])
             row = (run.backbone, f"seed {run.seed}", run.status, run.run_id, " · ".join(about))
             rows.append(row)

@@ -324,7 +324,10 @@ class TrainBackbone(
             console.print("probe it: python -m benchmark run", *options)
             if self.keep_every and weights.trained:
                 steps = self.out.with_suffix(".steps")
-                console.print(f"each checkpoint as a column: run --backbone LABEL={steps}")
+                console.print(
+                    "each checkpoint as a column: python -m benchmark run --backbone"
+                    f" LABEL={steps} --suite paper --data-root DIR"
+                )
         return 0
 
     def _check_output(self) -> None:

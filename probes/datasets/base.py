@@ -253,7 +253,9 @@ LEFT_OUT: ContextVar[set[str]] = ContextVar("LEFT_OUT")
 def require_folder(root: Path, name: str) -> Path:
     """The folder ``root / name``. Raises ``UserError`` if it does not exist."""
     if not (path := Path(root) / name).is_dir():
-        raise UserError(f"folder {name} is missing in {root}")
+        above = Path(root).resolve().parent
+        hint = f"; {above} has it, give that folder" if (above / name).is_dir() else ""
+        raise UserError(f"folder {name} is missing in {root}{hint}")
     return path
 
 

@@ -18,7 +18,7 @@ for (const licence of [...new Set(content.backbones.map(b => b.licence))].filter
   byId("licence").append(make("option", licence, { value: licence }));
 
 const title = c => content.columns[c].title;
-const millions = count => count ? `${(count / 1e6).toFixed(count < 1e7 ? 1 : 0)} M` : "";
+const millions = count => count ? `${(count / 1e6).toFixed(count < 1e5 ? 3 : count < 1e7 ? 1 : 0)} M` : "";
 
 function show() {
   const group = content.groups[byId("group").value], single = group.ranked.length === 1;

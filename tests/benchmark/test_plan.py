@@ -223,6 +223,7 @@ def test_a_folder_is_a_column_for_each_checkpoint(checkpoints):
         ("a=absent.pt", {}, "no weights file .*absent.pt"),
         ("a=plain.pt", {}, r"--architecture NAME, .*: timm/resnet18 "),
         ("plain.pt", {}, "--backbone plain.pt: label files of weights, as in LABEL=plain.pt"),
+        ("=plain.pt", {}, "the label before = is empty; name the column, as in my-net=plain.pt"),
         ("a=clap", {}, "a=clap: no such file or folder, and no backbone 'clap'"),
         ("a=hub:me/net:entry,a=hub/me/net:entry", {}, "two are called 'a'"),
         ("clip,random", {"name": "a"}, "--name a: it labels one backbone"),

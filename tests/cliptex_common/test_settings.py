@@ -42,6 +42,23 @@ def test_strings_take_the_type_of_their_field():
     assert with_changes(changed, {"size": "none"}).size is None
 
 
+def test_the_nearest_setting_is_so_by_its_name_before_its_meaning():
+    @settings_dataclass
+    class Sizes:
+        """Sizes.
+
+        Attributes:
+            size: of the short side.
+            resize: ``short-side``: ``size`` is that of the short side.
+        """
+
+        size: int = 1
+        resize: str = "short-side"
+
+    with pytest.raises(UserError, match=r"did you mean size.*: of the short side"):
+        with_changes(Sizes(), {"siz": "2"})
+
+
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [

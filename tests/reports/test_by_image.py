@@ -42,7 +42,10 @@ def test_a_report_has_a_section_for_each_task_of_both(compared):
     for image in (shown.image.iloc[0], shown.image.iloc[-1]):
         for pack in depth.packs.values():
             assert pack.uri(image, "prediction") in page
-    assert "pictures of 12 of these 60 images" in page and "No pictures: not both" in page
+    assert (
+        "pictures of 12 of these 60 images" in page
+        and "No pictures: runs of this task store none" in page
+    )
     assert depth.worst(20).pictures().height > 100
 
 

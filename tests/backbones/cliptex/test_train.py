@@ -235,6 +235,19 @@ def test_pairs_without_labels_count_for_the_contrast(pairs, tmp_path):
     assert 0 < result.metrics["train/loss_seg"] < math.inf
 
 
+def test_labels_that_know_no_pixel_are_named(pairs, tmp_path):
+    class Blank(toy.ToyLabels):
+        def get(self, key, tasks=None):
+            labels = super().get(key, tasks)
+            return {
+                name: 0 * each + 255 if name == "seg" else each for name, each in labels.items()
+            }
+
+    result = run(CLIPTEX, pairs, tmp_path / "out.safetensors", labels=Blank())
+    (note,) = [note for note in result.notes if "know no pixel" in note]
+    assert note.startswith("labels of seg know no pixel") and "λ_seg has no effect" in note
+
+
 def test_automatic_precision_is_part_of_the_identity(pairs, tmp_path):
     """``auto`` is bf16 on CUDA, whose weights are not those of a CPU."""
     explicit = replace(CLIPTEX, precision="fp32", epochs=0.3)
