@@ -344,7 +344,9 @@ LOOKED_AT = 64  # pairs whose labels are decoded before a training
 def _is_blank(labels: Labels, task: str, keys: Sequence[str]) -> bool:
     """Whether pairs have labels of a task, and none of these knows a pixel."""
     label_map, has_labels = find_task(task), False
-    for key in keys if isinstance(label_map, PixelMap) else ():
+    if not isinstance(label_map, PixelMap):
+        return False
+    for key in keys:
         if task in labels.tasks_of(key):
             label = label_map.to_tensor(labels.get(key, [task])[task])
             if bool(label_map.valid(label[None]).any()):
