@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 
 from cliptex_common.errors import UserError, first_line
 from cliptex_common.files import derive_seed
@@ -34,7 +34,7 @@ from cliptex_common.images import (
 )
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
-from probes.datasets.ground_truth import Associations, Captions, ImageSet
+from probes.datasets.ground_truth import ground_truth
 from probes.dense.settings import bounds_scored
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.files import image_source
@@ -184,13 +184,13 @@ def draw_dense(request: SampleRequest) -> DrawnSplit:
         counted = task.counted(target)
         if crop:
             top, bottom, left, right = bounds_scored(tuple(crop), *counted.shape)
-            scored = np.zeros_like(counted)
-            scored[top:bottom, left:right] = True
-            counted &= scored
+            inside = counted[top:bottom, left:right].copy()
+            counted[:] = False
+            counted[top:bottom, left:right] = inside
         photo = np.asarray(Image.fromarray(image).resize(counted.shape[::-1]))
         drawing = draw(target)
         panels = {
-            f"image, {image.shape[1]} × {image.shape[0]}": image,
+            "image": image,
             "ground truth": hatched(drawing, ~counted),
             "both": blended(photo, drawing, counted),
         }
@@ -261,7 +261,7 @@ def draw_boxes(request: SampleRequest) -> DrawnSplit:
         crowds = len(packed["data_samples"].ignored_instances)
         text = f"{', '.join(names) or 'no object'}; {crowds} crowds do not count"
         panels = {
-            f"image, {image.shape[1]} × {image.shape[0]}": image,
+            "image": image,
             "ground truth": annotate(Image.fromarray(image), drawn, 512),
         }
         samples.append(DrawnSample(name, text, panels))
@@ -296,53 +296,32 @@ def draw_whole(request: SampleRequest) -> DrawnSplit:
     see, classes = whole_image(request), request.spec.class_names(request.root)
     samples = []
     for sample in request.spread(request.samples):
-        photo, target = request.photo(sample.image), sample.target
-        if isinstance(target, Captions):
-            text = " · ".join(target.texts)
-        elif isinstance(target, Associations):
-            answers = {True: "yes", False: "no"}
-            text = ", ".join(
-                f"{each.cue}: {answers[each.is_associated]}" for each in target.questions
-            )
-        elif isinstance(target, ImageSet):
-            text = target.name
-        elif classes:
-            labels = target if isinstance(target, list) else [target]
-            text = ", ".join(classes[label] for label in labels)
-        else:
-            text = f"{target}"
+        photo, target = request.photo(sample.image), ground_truth(request.spec, sample).listed
+        values = target if isinstance(target, list | tuple) else [target]
+        text = " · ".join(classes[value] if classes else str(value) for value in values)
         seen = apply(see, sample.image, photo)
         panels = {
-            f"image, {photo.width} × {photo.height}": np.asarray(photo),
-            f"as it is seen, {seen.shape[1]} × {seen.shape[0]}": seen,
+            "image": np.asarray(photo),
+            "as it is seen": seen,
         }
         samples.append(DrawnSample(sample.image, text, panels))
     return DrawnSplit(samples)
 
 
 def draw_keypoints(request: SampleRequest) -> DrawnSplit:
-    """Pairs of images, their points joined by lines, the object's box in the second."""
+    """Pairs of images, their points joined by lines."""
     see = whole_image(request)
     pairs = [(sample.image, pair) for sample in request.samples for pair in sample.target.pairs]
     samples = []
     for name, pair in request.spread(pairs):
-        photos = [request.photo(each) for each in (name, pair.image)]
-        seen = [see(photo) for photo in photos]
-        scales = [
-            np.array(image.shape[1::-1]) / photo.size
-            for image, photo in zip(seen, photos, strict=True)
-        ]
-        framed = Image.fromarray(seen[1])
-        corners = np.reshape(pair.box, (2, 2)) * scales[1]
-        ImageDraw.Draw(framed).rectangle(corners.ravel().tolist(), outline=(255, 255, 255), width=2)
-        points = [
-            np.array(each) * scale
-            for each, scale in zip((pair.source, pair.target), scales, strict=True)
-        ]
-        colours = list(map(tuple, COLOURS[1 : 1 + len(points[0])].tolist()))
-        picture = join_points([seen[0], np.asarray(framed)], *points, colours)
-        text = f"{len(colours)} points"
-        samples.append(DrawnSample(f"{name} → {pair.image}", text, {"pair": picture}))
+        seen, points = [], []
+        for image, corners in ((name, pair.source), (pair.image, pair.target)):
+            photo = request.photo(image)
+            seen.append(see(photo))
+            points.append(np.array(corners) * seen[-1].shape[1::-1] / photo.size)
+        colours = list(map(tuple, COLOURS[1 : 1 + len(pair.source)].tolist()))
+        panels = {"pair": join_points(seen, *points, colours)}
+        samples.append(DrawnSample(f"{name} → {pair.image}", f"{len(colours)} points", panels))
     return DrawnSplit(samples)
 
 
@@ -395,7 +374,7 @@ def draw_frames(request: SampleRequest) -> DrawnSplit:
         seen = resize_frame(photo, settings.size or SIDE, settings.resize, 1).permute(1, 2, 0)
         drawing, unknown = label_picture(masks, COLOURS), masks == 255
         panels = {
-            f"image, {seen.shape[1]} × {seen.shape[0]}": seen.numpy(),
+            "image": seen.numpy(),
             "ground truth": hatched(drawing, unknown),
             "both": blended(np.asarray(photo), drawing, (masks > 0) & ~unknown),
         }

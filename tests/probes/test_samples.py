@@ -111,7 +111,7 @@ CASES = {  # maker, and what is said of the first sample
     "scannet/view-matching": (layouts.make_scannet, "5° between the cameras"),
     "spair/keypoints": (make.make_spair, "points"),
     "roxford5k/retrieval": (make.make_revisited, "medium: "),
-    "misc-winogavil/zero-shot": (make.make_winogavil, "red: yes"),
+    "misc-winogavil/zero-shot": (make.make_winogavil, "cue='red'"),
 }
 
 
