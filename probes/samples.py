@@ -151,7 +151,7 @@ def draw_dense(request: SampleRequest) -> DrawnSplit:
         options.pop("task")
         task = task.bound(classes=classes, **options)
     crop = options.get("crop") if split == "val" else None
-    loaded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    loaded: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for sample in request.spread(request.samples):
         info = {
             "img_path": str(request.root / sample.image),
@@ -162,31 +162,29 @@ def draw_dense(request: SampleRequest) -> DrawnSplit:
         packed = apply(pipeline, sample.image, info)
         about = packed["data_samples"]
         target = about.get(f"gt_{task.field}").data.numpy()
-        area = about.metainfo.get("area")
-        if split == "val" and area:  # the ground truth is complete, and the image a part of it
-            target = target[:, area[0] : area[1], area[2] : area[3]]
-            crop = None
-        image = packed["inputs"].permute(1, 2, 0).numpy().clip(0, 255).astype(np.uint8)
-        loaded[sample.image] = image, target
-    targets = [target for _, target in loaded.values()]
-    draw, legend = task.drawing(classes, targets)
-    if "max_depth" in spec.extra:  # over what counts, so that a wrong scale is seen
-        bounds = spec.extra["min_depth"], spec.extra["max_depth"]
-        draw, legend = lambda maps: depth_picture(maps[0], *bounds), scale_bar(*bounds)
-    elif task.has_classes:
-        present = np.unique(
-            np.concatenate([target[:, task.counted(target)] for target in targets], axis=1)
-        )
-        names = [classes[label] for label in present]
-        legend = class_legend(names, palette(len(classes))[present], width=780)
-    samples = []
-    for name, (image, target) in loaded.items():
         counted = task.counted(target)
         if crop:
             top, bottom, left, right = bounds_scored(tuple(crop), *counted.shape)
             inside = counted[top:bottom, left:right].copy()
             counted[:] = False
             counted[top:bottom, left:right] = inside
+        if split == "val" and (area := about.metainfo.get("area")):
+            # the ground truth is complete, and the image a part of it
+            region = slice(*area[:2]), slice(*area[2:])
+            target, counted = target[:, *region], counted[region]
+        image = packed["inputs"].permute(1, 2, 0).numpy().clip(0, 255).astype(np.uint8)
+        loaded[sample.image] = image, target, counted
+    draw, legend = task.drawing(classes, [target for _, target, _ in loaded.values()])
+    if "max_depth" in spec.extra:  # over what counts, so that a wrong scale is seen
+        bounds = spec.extra["min_depth"], spec.extra["max_depth"]
+        draw, legend = lambda maps: depth_picture(maps[0], *bounds), scale_bar(*bounds)
+    elif task.has_classes:
+        labels = [target[0, counted] for _, target, counted in loaded.values()]
+        present = np.unique(np.concatenate(labels))
+        names = [classes[label] for label in present]
+        legend = class_legend(names, palette(len(classes))[present], width=780)
+    samples = []
+    for name, (image, target, counted) in loaded.items():
         photo = np.asarray(Image.fromarray(image).resize(counted.shape[::-1]))
         drawing = draw(target)
         panels = {
@@ -390,7 +388,7 @@ def draw_queries(request: SampleRequest) -> DrawnSplit:
         query, photo = sample.target, request.photo(sample.image)
         panels = {"query": np.asarray(photo)}
         if query.box and request.settings.crop_queries:
-            panels["as it is seen"] = np.asarray(photo.crop(query.box))
+            panels["as it is seen"] = np.asarray(photo.crop(tuple(query.box)))  # type: ignore[arg-type]
         for title, names in (("right", query.positives), ("does not count", query.junk)):
             for level, images in names.items():
                 if images:
