@@ -192,7 +192,7 @@ def draw_dense(request: SampleRequest) -> DrawnSplit:
             "ground truth": hatched(drawing, ~counted),
             "both": blended(photo, drawing, counted),
         }
-        text = f"{task.described(target)}; {100 * (1 - counted.mean()):.2g} % do not count"
+        text = f"{task.described(target)}; {100 * (1 - counted.mean()):.3g} % do not count"
         samples.append(DrawnSample(name, text, panels))
     return DrawnSplit(samples, legend, [part["type"] for part in steps])
 

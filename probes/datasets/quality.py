@@ -122,7 +122,7 @@ def _split_lines(data: PreparedDataset, split: Split, looks: Sequence[Look]) -> 
     for look in looks:
         totals.update(look.classes)
     if totals:
-        shares = [f"{name} {100 * n / totals.total():.2g} %" for name, n in totals.most_common()]
+        shares = [f"{name} {100 * n / totals.total():.3g} %" for name, n in totals.most_common()]
         absent = [name for name in data.classes if name not in totals]
         text = f"most frequent class {shares[0]}, rarest {shares[-1]}"
         if absent:

@@ -202,7 +202,7 @@ class Segmentation(DenseTask):
         labels, counts = np.unique(maps[0][self.counted(maps)], return_counts=True)
         order, total = np.argsort(-counts), max(counts.sum(), 1)
         return ", ".join(
-            f"{self.classes[labels[row]]} {100 * counts[row] / total:.2g} %" for row in order
+            f"{self.classes[labels[row]]} {100 * counts[row] / total:.3g} %" for row in order
         )
 
     def drawing(self, classes: Sequence[str], targets: Sequence[np.ndarray]) -> Drawing:

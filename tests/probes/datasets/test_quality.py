@@ -74,7 +74,7 @@ def test_balance_and_extreme_sizes(folder):
     photo(200, (900, 60)).save(folder / "train/cat/wide.png")
     photo(201, (12, 9)).save(folder / "train/cat/tiny.png")
     text = message("imagefolder", folder)
-    assert "train: most frequent class cat 71 %, rarest dog 29 %" in text
+    assert "train: most frequent class cat 71.4 %, rarest dog 28.6 %" in text
     assert "train: 2 images of extreme size or shape, such as train/cat/tiny.png (12×9)" in text
 
 
