@@ -135,6 +135,11 @@ def apply(pipeline: Callable[[Any], T], name: str, item: Any) -> T:
         return pipeline(item)
 
 
+def as_picture(pixels: Any) -> np.ndarray:
+    """A tensor (3, H, W) of values 0–255 → (H, W, 3) uint8."""
+    return pixels.permute(1, 2, 0).numpy().clip(0, 255).astype(np.uint8)
+
+
 def draw_dense(request: SampleRequest) -> DrawnSplit:
     """Images, maps, and the maps over the images; pixels that do not count are hatched."""
     from mmengine.dataset import Compose
@@ -172,7 +177,7 @@ def draw_dense(request: SampleRequest) -> DrawnSplit:
             # the ground truth is complete, and the image a part of it
             region = slice(*area[:2]), slice(*area[2:])
             target, counted = target[:, *region], counted[region]
-        image = packed["inputs"].permute(1, 2, 0).numpy().clip(0, 255).astype(np.uint8)
+        image = as_picture(packed["inputs"])
         loaded[sample.image] = image, target, counted
     draw, legend = task.drawing(classes, [target for _, target, _ in loaded.values()])
     if "max_depth" in spec.extra:  # over what counts, so that a wrong scale is seen
@@ -245,7 +250,7 @@ def draw_boxes(request: SampleRequest) -> DrawnSplit:
         if packed is None:
             samples.append(DrawnSample(name, "no object remains after the transforms", {}))
             continue
-        image = packed["inputs"].permute(1, 2, 0).numpy()
+        image = as_picture(packed["inputs"])
         objects = packed["data_samples"].gt_instances
         names = [data.classes[label] for label in objects.labels.tolist()]
         corners = getattr(objects.bboxes, "tensor", objects.bboxes).tolist()
@@ -284,7 +289,7 @@ def whole_image(request: SampleRequest) -> Callable[[Image.Image], np.ndarray]:
 
     def see(photo: Image.Image) -> np.ndarray:
         part = ImageOps.crop(photo, border) if border else photo
-        return np.asarray(transform(part).permute(1, 2, 0))
+        return as_picture(transform(part))
 
     return see
 
@@ -369,10 +374,10 @@ def draw_frames(request: SampleRequest) -> DrawnSplit:
     samples, settings = [], request.settings
     for sample in request.spread(request.samples):
         photo, masks = request.photo(sample.image), read_classes(request.root / sample.target.path)
-        seen = resize_frame(photo, settings.size or SIDE, settings.resize, 1).permute(1, 2, 0)
+        seen = resize_frame(photo, settings.size or SIDE, settings.resize, 1)
         drawing, unknown = label_picture(masks, COLOURS), masks == 255
         panels = {
-            "image": seen.numpy(),
+            "image": as_picture(seen),
             "ground truth": hatched(drawing, unknown),
             "both": blended(np.asarray(photo), drawing, (masks > 0) & ~unknown),
         }

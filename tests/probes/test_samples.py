@@ -82,15 +82,18 @@ def test_crops_of_training_are_those_of_the_probe_and_the_same_again(squares):
 def test_a_wrong_scale_is_drawn_over_the_range_that_counts(tmp_path):
     root = make.make_nyu(tmp_path / "nyu", 1, 2)
     for index, millimetres in enumerate((5000, 50)):
-        depth = np.full((48, 64), millimetres, np.uint16)
-        depth[:, :32] = 0
+        depth = np.full((480, 640), millimetres, np.uint16)
+        depth[:, :320] = 0
+        photo = np.zeros((480, 640, 3), np.uint8)
+        make.save(root / f"images/test/nyu_{index:04d}.jpg", photo)
         make.save(root / f"annotations/test/nyu_{index:04d}.png", depth)
     split = drawn("nyu-depth/linear", root, size=32)
     (_, right, _), (_, wrong, _) = panels(split), panels(split, 1)
     viridis = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_VIRIDIS)[:, 0, ::-1]
-    row, column = 24, 48
+    row, column = 240, 480
     assert abs(int(np.abs(viridis.astype(int) - right[row, column]).sum(1).argmin()) - 127) <= 1
     assert np.abs(viridis.astype(int) - wrong[row, column]).sum(1).argmin() <= 1
+    assert set(np.unique(right[:10])) == {80, 240}, "outside the part that is scored"
     assert "median 5 m" in split.samples[0].text and "median 0.05 m" in split.samples[1].text
 
 
@@ -99,11 +102,11 @@ def test_normals_are_said_in_degrees_to_the_camera(tmp_path):
     slope = np.rint((np.array([np.sin(np.pi / 3), 0, 0.5]) + 1) * 127.5).astype(np.uint8)
     make.save(root / "normals/test/nyu_0000.png", np.tile(slope, (48, 64, 1)))
     split = drawn("nyu-normal/linear", root, size=32)
-    assert "median 60° to the camera" in split.samples[0].text and split.legend is not None
+    assert "median 60.1° to the camera" in split.samples[0].text and split.legend is not None
 
 
 CASES = {  # maker, and what is said of the first sample
-    "voc/knn": (make.make_voc, "aeroplane"),
+    "voc/patch-knn": (make.make_voc, "aeroplane"),
     "flickr30k/retrieval": (make.make_flickr, "A red thing, seen 0 times"),
     "imagefolder/linear": (make.make_imagefolder, "blue"),
     "imagefolder/attentive": (make.make_imagefolder, "blue"),
