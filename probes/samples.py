@@ -271,25 +271,27 @@ def draw_boxes(request: SampleRequest) -> DrawnSplit:
     return DrawnSplit(samples, None, [each["type"] for each in part.pipeline])
 
 
-def whole_image(request: SampleRequest) -> Callable[[Image.Image], np.ndarray]:
-    """How a probe on whole images sees one: cropped, or squeezed to a square."""
+def whole_image(request: SampleRequest) -> Callable[[Image.Image, str], np.ndarray]:
+    """How a probe on whole images sees one of a name: cropped, or squeezed to a square."""
     settings, spec = request.settings, request.spec
     transfer = spec.transfer if spec.trained_on else {}
     side = getattr(settings, "size", None) or SIDE
-    is_squashed = transfer.get("squash", spec.kind == "correspondence")
-    if request.split == "train" and getattr(settings, "random_crops", hasattr(settings, "pool")):
+    # heads that pool are trained on crops, too
+    has_crops = getattr(settings, "random_crops", hasattr(settings, "pool"))
+    is_random = has_crops and request.split == "train"
+    if is_random:
         from probes.image_level.linear import crop_transform
 
         transform: Any = crop_transform((side, side))
     else:
         from backbones.backbone import DataConfig, resizing
 
+        is_squashed = transfer.get("squash", spec.kind == "correspondence")
         transform = resizing(DataConfig((side, side), MEAN, STD, squash=is_squashed), "bicubic")
-    border = transfer.get("border", 0)
 
-    def see(photo: Image.Image) -> np.ndarray:
-        part = ImageOps.crop(photo, border) if border else photo
-        return as_picture(transform(part))
+    def see(photo: Image.Image, name: str) -> np.ndarray:
+        part = ImageOps.crop(photo, transfer.get("border", 0))
+        return as_picture(apply(transform, name, part) if is_random else transform(part))
 
     return see
 
@@ -302,7 +304,7 @@ def draw_whole(request: SampleRequest) -> DrawnSplit:
         photo, target = request.photo(sample.image), ground_truth(request.spec, sample).listed
         values = target if isinstance(target, list | tuple) else [target]
         text = " · ".join(classes[value] if classes else str(value) for value in values)
-        seen = apply(see, sample.image, photo)
+        seen = see(photo, sample.image)
         panels = {
             "image": np.asarray(photo),
             "as it is seen": seen,
@@ -320,7 +322,7 @@ def draw_keypoints(request: SampleRequest) -> DrawnSplit:
         seen, points = [], []
         for image, corners in ((name, pair.source), (pair.image, pair.target)):
             photo = request.photo(image)
-            seen.append(see(photo))
+            seen.append(see(photo, image))
             points.append(np.array(corners) * seen[-1].shape[1::-1] / photo.size)
         colours = list(map(tuple, COLOURS[1 : 1 + len(pair.source)].tolist()))
         panels = {"pair": join_points(seen, *points, colours)}
