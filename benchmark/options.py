@@ -57,6 +57,9 @@ def _read_folders(data: Any) -> Any:
 
 
 TaskNames = Annotated[Names, AfterValidator(_load_config_files), Field(alias="task")]
+TaskName = Annotated[
+    str, {"nargs": None}, AfterValidator(lambda name: _load_config_files([name])[0])
+]
 Changes = Annotated[Mapping[str, str], Field(alias="set")]
 TaskChanges = Annotated[Mapping[str, str], Field(alias="set-task")]
 

@@ -239,7 +239,7 @@ COMMANDS = {
         "new",
         "write a plugin to begin from: your own backbone, dataset, probe, task or expert",
     ),
-    "data": ("data", "check which datasets are present, and download them"),
+    "data": ("data", "check which datasets are present, look at their samples, and download them"),
     "doctor": ("doctor", "check that this machine is ready"),
     "experts": ("making", "train the models that write pseudo-labels"),
     "labels": (

@@ -173,19 +173,72 @@ def normal_picture(normals: np.ndarray) -> np.ndarray:
     return np.where(np.expand_dims(normals.any(axis=0), -1), rgb, np.uint8(0))
 
 
-def scale_bar(low: float, high: float, width: int = 360) -> np.ndarray:
-    """Legend of ``depth_picture``: the colours from ``low`` to ``high`` metres, labelled at both
-    ends; (28, width, 3) uint8."""
-    low_text, high_text = f"{low:.1f} m", f"{high:.1f} m"
+def scale_bar(low: float, high: float, unit: str = " m", width: int = 360) -> np.ndarray:
+    """Legend of ``scalar_picture``: the colours from ``low`` to ``high``, labelled with their
+    ``unit`` at both ends; (28, width, 3) uint8."""
+    low_text, high_text = f"{low:.3g}{unit}", f"{high:.3g}{unit}"
     picture = Image.new("RGB", (width, 28), PAPER)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
     start = int(pen.textlength(low_text, font=font)) + 8
     end = width - int(pen.textlength(high_text, font=font)) - 8
-    ramp = np.linspace(max(low, 1e-3), high, end - start)[None].repeat(16, axis=0)
-    picture.paste(Image.fromarray(depth_picture(ramp, low, high)), (start, 6))
+    ramp = np.linspace(low, high, end - start)[None].repeat(16, axis=0)
+    colours = scalar_picture(ramp, low, high, np.ones_like(ramp, bool))
+    picture.paste(Image.fromarray(colours), (start, 6))
     pen.text((0, 14), low_text, INK, font, anchor="lm")
     pen.text((width, 14), high_text, INK, font, anchor="rm")
     return np.asarray(picture)
+
+
+def normal_ball(side: int = 160) -> np.ndarray:
+    """Legend of ``normal_picture``: the normals of a ball, with rings at 30 and 60 degrees to the
+    camera and the names of four directions; (side, 2 * side, 3) uint8."""
+    radius = 0.4 * side
+    y, x = np.mgrid[:side, : 2 * side]
+    x, y = (x - side + 0.5) / radius, (side / 2 - 0.5 - y) / radius
+    square = x**2 + y**2
+    normals = np.stack([x, y, np.sqrt(np.clip(1 - square, 0, None))])
+    sheet = np.where((square <= 1)[..., None], normal_picture(normals), np.uint8(255))
+    picture = Image.fromarray(sheet)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    for degrees in (30, 60):
+        ring = radius * math.sin(math.radians(degrees))
+        pen.circle((side, side / 2), ring, outline=PAPER)
+        pen.text((side, side / 2 - ring), f"{degrees}°", INK, font, anchor="mm")
+    edge = radius + 4
+    for name, offset, anchor in (("right", edge, "lm"), ("left", -edge, "rm")):
+        pen.text((side + offset, side / 2), name, INK, font, anchor=anchor)
+    for name, offset, anchor in (("up", -edge, "mb"), ("down", edge, "mt")):
+        pen.text((side, side / 2 + offset), name, INK, font, anchor=anchor)
+    return np.asarray(picture)
+
+
+def hatched(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 with diagonal stripes where ``mask`` (H, W): pixels that do not count."""
+    height, width = mask.shape
+    position = np.add.outer(np.arange(height), np.arange(width))
+    stripes = position // max(1, max(mask.shape) // 64) % 2
+    return np.where(mask[..., None], (80 + 160 * stripes)[..., None], picture).astype(np.uint8)
+
+
+def blended(photo: np.ndarray, drawing: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A photo (H, W, 3) uint8, half covered by a drawing of its size where ``mask`` (H, W)."""
+    both = (photo.astype(np.uint16) + drawing) // 2
+    return np.where(mask[..., None], both, photo).astype(np.uint8)
+
+
+def join_points(
+    photos: Sequence[np.ndarray],
+    starts: Sequence[Sequence[float]],
+    ends: Sequence[Sequence[float]],
+    colours: Sequence[tuple[int, ...]],
+) -> np.ndarray:
+    """Two photos of one height beside each other, (H, 2W, 3) uint8, and a line in a colour from
+    each start (x, y) in the first to its end in the second."""
+    sheet = Image.fromarray(np.concatenate(photos, axis=1))
+    pen = ImageDraw.Draw(sheet)
+    for (x1, y1), (x2, y2), colour in zip(starts, ends, colours, strict=True):
+        pen.line((x1, y1, x2 + photos[0].shape[1], y2), colour, width=2)
+    return np.asarray(sheet)
 
 
 def class_legend(names: Sequence[str], colours: np.ndarray, width: int) -> np.ndarray:

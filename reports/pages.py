@@ -24,6 +24,7 @@ import yaml
 from cliptex_common.errors import user_error_message
 from cliptex_common.files import write_text
 from reports.figures import Figure
+from reports.pictures import picture_uri
 from reports.published.citations import references
 from reports.records import REPORT, Cell, Record, TrackingError
 from reports.report import Report, ReportRequest, build_report
@@ -88,6 +89,16 @@ def render_template(name: str, **content: Any) -> str:
     }
     environment.globals["source"] = _source
     return environment.get_template(name).render(content)
+
+
+def render_samples(title: str, about: str, splits: Mapping[str, Any]) -> str:
+    """The page of ``data show``.
+
+    Args:
+        splits: name of a split → what ``probes.samples`` drew of it, or why nothing can be drawn.
+    """
+    content = {"title": title, "about": about, "splits": splits, "uri": picture_uri}
+    return render_template("samples.html.j2", **content)
 
 
 def run_link(ui_url: str, run: Record) -> str:

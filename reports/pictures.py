@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from cliptex_common.images import open_image, to_rgb
+from cliptex_common.images import fit_picture, open_image, to_rgb
 from reports.comparison import Analysis
 from reports.records import DAMAGED, FEATURES, GALLERY, Cell, TrackingError, damaged
 from reports.selection import TaskColumn
@@ -128,6 +128,17 @@ def _row_of_pictures(colours: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(colours, axis=1)).save(buffer, "PNG", optimize=True)
     return _uri("png", buffer.getvalue())
+
+
+def picture_uri(picture: np.ndarray, side: int = 640) -> str:
+    """A picture (H, W, 3) uint8 as a data URI: without loss where it has few colours, no side
+    longer than ``side`` pixels."""
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    if max(image.size) > side:
+        image = fit_picture(picture, side)
+    kind = "png" if image.getcolors(256) else "webp"
+    image.save(buffer, kind, quality=85)
+    return _uri(kind, buffer.getvalue())
 
 
 def _uri(kind: str, content: bytes) -> str:

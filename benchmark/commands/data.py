@@ -7,22 +7,30 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
-from pydantic import NonNegativeFloat, NonNegativeInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 import benchmark.catalog  # noqa: F401 – registers every dataset
 from benchmark.commands.looking import print_state, print_table
-from benchmark.options import DryRunOptions, FolderOptions
+from benchmark.options import Changes, DryRunOptions, FolderOptions, TaskName
 from benchmark.parser import JsonOptions, Positionals
 from benchmark.progress import Bar, console
 from cliptex_common.errors import UserError, suggest
-from cliptex_common.files import guard_removal, home, lock_path, locked, read_json_object
+from cliptex_common.files import (
+    guard_removal,
+    home,
+    lock_path,
+    locked,
+    read_json_object,
+    write_text,
+)
 from cliptex_common.settings import Folder, options_dataclass
 from probes.datasets import download
-from probes.datasets.check import DatasetState, survey
+from probes.datasets.check import SPLITS, DatasetState, find_folder, survey
 from probes.datasets.download import ENTRIES, find_entry, get
 from probes.datasets.webdataset import DATACOMP, datasets_of, register_folders
 
@@ -322,7 +330,53 @@ class GetDatasets(DryRunOptions):
         )
 
 
-DATA_COMMAND = {"check": CheckDatasets, "get": GetDatasets}
+@options_dataclass
+class ShowSamples(FolderOptions):
+    """Draw samples of a task as its probe sees them at train and at val, with their ground truth: a
+    page, in seconds, without a backbone and without a store.
+
+    examples:
+      python -m benchmark data show camvid/linear --data camvid=DIR
+      python -m benchmark data show nyu-depth/dpt --data-root DIR --count 8 --out depth.html
+    """
+
+    task: TaskName
+    """what is shown; see `list tasks`"""
+    out: Path | None = None
+    """the page (default: samples-TASK.html here)"""
+    count: PositiveInt = 4
+    """samples of each split, evenly spaced"""
+    overrides: Changes = field(default_factory=dict)
+    """change a setting of the task (repeatable): size, crop, flip …"""
+
+    def main(self) -> int:
+        """Write the page."""
+        from benchmark.suites import choose_suite
+        from benchmark.tasks import plan_tasks
+        from probes.samples import SampleRequest, draw_samples
+        from reports.pages import render_samples
+
+        self.check_root()
+        planned = plan_tasks(choose_suite([self.task]), [self.task], self.overrides)[0]
+        root = find_folder(planned.spec, self.data_root, self.data)
+        spec, splits = planned.spec.at(root), dict[str, Any]()
+        for split in SPLITS if "train" in planned.splits else planned.splits:
+            try:
+                splits[split] = draw_samples(
+                    SampleRequest(spec, root, planned.probe, planned.settings, split, self.count)
+                )
+            except UserError as error:
+                splits[split] = str(error)
+        if all(isinstance(drawn, str) for drawn in splits.values()):
+            raise UserError("; ".join(splits.values()))
+        about = f"{spec.about or spec.kind}; {root}"
+        path = self.out or Path(f"samples-{planned.name.replace('/', '-')}.html")
+        write_text(path, render_samples(planned.name, about, splits))
+        console.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+        return 0
+
+
+DATA_COMMAND = {"check": CheckDatasets, "show": ShowSamples, "get": GetDatasets}
 
 
 def _show_datasets(rows: Sequence[DatasetState]) -> None:

@@ -91,6 +91,7 @@ class Depth(DenseTask):
         "delta3": Metric(label="δ < 1.25³"),
     }
     settings = DepthSettings
+    unit = " m"
     declared: ClassVar = {
         "depth_scale": "metres per stored unit (0.001 for millimetres)",
         "min_depth": "metres",
@@ -164,9 +165,12 @@ class Depth(DenseTask):
             return output
         return self.min_depth + (self.max_depth - self.min_depth) * output.sigmoid()
 
-    def valid(self, target: Tensor) -> Tensor:
+    def valid(self, target: Any) -> Any:
         """Where ``target`` is known and in range."""
         return (target > 0) & (target >= self.min_depth) & (target <= self.max_depth)
+
+    def counted(self, maps: np.ndarray) -> np.ndarray:
+        return np.asarray(self.valid(maps[0]))
 
     def batch_loss(self, output: Tensor, target: Tensor, iteration: Any) -> Tensor:
         """Of ``output`` against ``target``, both (N, 1, H, W); the target in metres (0 = unknown).

@@ -11,12 +11,12 @@ from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
 from cliptex_common.errors import UserError
-from cliptex_common.images import MIRRORED, normal_picture, read_depth, read_normals
+from cliptex_common.images import MIRRORED, normal_ball, normal_picture, read_depth, read_normals
 from cliptex_common.metrics import Arrays, mean_of_images, ratio
 from cliptex_common.settings import Axis, settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
 from probes.dense.settings import LOSS, DenseSettings, FactorRange
-from probes.dense.task import DenseTask, Drawing, cropped, note_empty
+from probes.dense.task import DenseTask, Drawing, cropped, note_empty, range_text
 from reports.records import Metric
 
 if TYPE_CHECKING:
@@ -223,8 +223,13 @@ class Normals(DenseTask):
     def constant_name(self, constant: Any, data: PreparedDataset) -> str:
         return "the mean normal"
 
+    def described(self, maps: np.ndarray) -> str:
+        """The angles to the camera."""
+        angles = np.degrees(np.arccos(maps[2][self.counted(maps)].clip(-1, 1)))
+        return f"{range_text(angles, '°')} to the camera"
+
     def drawing(self, classes: Sequence[str], targets: Sequence[np.ndarray]) -> Drawing:
-        return normal_picture, None
+        return normal_picture, normal_ball()
 
 
 def binned_median(counts: np.ndarray) -> np.ndarray:

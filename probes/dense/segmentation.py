@@ -194,6 +194,17 @@ class Segmentation(DenseTask):
     def constant_name(self, constant: Any, data: PreparedDataset) -> str:
         return f"{data.classes[constant]!r}"
 
+    def counted(self, maps: np.ndarray) -> np.ndarray:
+        return maps[0] != self.ignore_index
+
+    def described(self, maps: np.ndarray) -> str:
+        """The classes by their share of the pixels that count, the largest first."""
+        labels, counts = np.unique(maps[0][self.counted(maps)], return_counts=True)
+        order, total = np.argsort(-counts), max(counts.sum(), 1)
+        return ", ".join(
+            f"{self.classes[labels[row]]} {100 * counts[row] / total:.3g} %" for row in order
+        )
+
     def drawing(self, classes: Sequence[str], targets: Sequence[np.ndarray]) -> Drawing:
         colours = palette(len(classes))
         legend = class_legend(classes, colours, width=780) if len(classes) <= LEGEND else None

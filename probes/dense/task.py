@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from cliptex_common.errors import UserError
-from cliptex_common.images import IMAGE_ERRORS, read_scalars, scalar_picture
+from cliptex_common.images import IMAGE_ERRORS, read_scalars, scalar_picture, scale_bar
 from cliptex_common.metrics import Arrays, mean_of_images
 from cliptex_common.settings import settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset
@@ -61,6 +61,7 @@ class DenseTask:
         value_range: smallest and largest value of ground truth that is a number a pixel.
         unknown: value of pixels without ground truth, a number.
         level: what it asks of features, of ``reports.records.LEVELS``.
+        unit: of ground truth that is a number a pixel, as it follows the number (`` m``, ``°``).
         loss_name: key of the loss in curves.
         classes: names of the classes that are scored.
         pooled: counts over all images scored so far, which are too many to be stored for each.
@@ -79,6 +80,7 @@ class DenseTask:
     value_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     unknown: ClassVar[float] = 0.0
     level: ClassVar[str] = "high"
+    unit: ClassVar[str] = ""
     loss_name: ClassVar[str] = "loss_task"
     classes: Sequence[str] = ()
     pooled: Tensor | None = None
@@ -155,6 +157,15 @@ class DenseTask:
         """Which pixels, (n,) or (n, channels), have ground truth: (n,) bool."""
         valid = np.isfinite(values) & (values != self.unknown)
         return valid if values.ndim == 1 else valid.any(axis=1)
+
+    def counted(self, maps: np.ndarray) -> np.ndarray:
+        """Which pixels of ground truth (channels, H, W) are learned and scored: (H, W) bool."""
+        return self.labelled(maps.reshape(len(maps), -1).T).reshape(maps.shape[1:])
+
+    def described(self, maps: np.ndarray) -> str:
+        """What ground truth (channels, H, W) holds, in words: here the range of its numbers."""
+        values = maps[0].ravel()
+        return range_text(values[self.labelled(values)], self.unit)
 
     # --- learning: of a head's output first ``read_output``, then it is resized (and averaged where
     # crops overlap, between ``to_average`` and ``from_average``); then ``batch_loss`` in training,
@@ -306,16 +317,21 @@ class DenseTask:
         """How a map (channels, H, W) is drawn as (H, W, 3) uint8 RGB, and a legend: here the first
         channel in viridis over the range of ``targets``, grey where unknown."""
 
-        def mask(maps: np.ndarray) -> np.ndarray:
-            return self.labelled(maps.reshape(len(maps), -1).T).reshape(maps.shape[1:])
-
-        values = np.concatenate([target[0][mask(target)] for target in targets])
+        values = np.concatenate([target[0][self.counted(target)] for target in targets])
         low, high = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)
 
         def draw(maps: np.ndarray) -> np.ndarray:
-            return scalar_picture(np.nan_to_num(maps[0]), low, high, mask(maps))
+            return scalar_picture(np.nan_to_num(maps[0]), low, high, self.counted(maps))
 
-        return draw, None
+        return draw, scale_bar(low, high, self.unit)
+
+
+def range_text(values: np.ndarray, unit: str) -> str:
+    """``0.7 to 8.9 m, median 2.6 m``: the middle 98 % of numbers (n,)."""
+    if not values.size:
+        return "no pixel is known"
+    low, median, high = np.percentile(values, (1, 50, 99))
+    return f"{low:.3g} to {high:.3g}{unit}, median {median:.3g}{unit}"
 
 
 def cropped(pixels: Tensor, crop: Sequence[Any] | None) -> Tensor:

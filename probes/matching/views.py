@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.transforms import InterpolationMode
@@ -28,7 +28,14 @@ from torchvision.transforms.functional import center_crop, resize
 from backbones.backbone import Preprocessing, in_memory_format
 from cliptex_common.device import upload
 from cliptex_common.errors import UserError, first_line
-from cliptex_common.images import IMAGE_ERRORS, open_image, spread_indices, to_rgb, write_grid
+from cliptex_common.images import (
+    IMAGE_ERRORS,
+    join_points,
+    open_image,
+    spread_indices,
+    to_rgb,
+    write_grid,
+)
 from cliptex_common.progress import Silent
 from probes.base import Context, TaskResult, map_index
 from probes.datasets.base import Sample
@@ -405,15 +412,10 @@ def side_by_side(
 ) -> np.ndarray:
     """Both views, (H, 2W, 3) uint8, and a line from a cell of the first to one of the second for
     each match (N,)."""
-    sheet = Image.fromarray(
-        np.concatenate([view.pixels.permute(1, 2, 0).numpy() for view in views], axis=1)
-    )
-    pen = ImageDraw.Draw(sheet)
-    starts, ends = pixels_of(views[0], first), pixels_of(views[1], second)
-    ends[:, 0] += views[0].pixels.shape[2]
-    for start, end, right in zip(starts.tolist(), ends.tolist(), is_right.tolist(), strict=True):
-        pen.line([*start, *end], RIGHT if right else WRONG, width=2)
-    return np.asarray(sheet)
+    photos = [view.pixels.permute(1, 2, 0).numpy() for view in views]
+    points = pixels_of(views[0], first).tolist(), pixels_of(views[1], second).tolist()
+    colours = [RIGHT if right else WRONG for right in is_right.tolist()]
+    return join_points(photos, *points, colours)
 
 
 def pixels_of(view: PosedImage, cells: Tensor) -> Tensor:

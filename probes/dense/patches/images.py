@@ -40,7 +40,7 @@ from probes.dense.dataset import LOAD, ground_truth_config
 from probes.dense.group import Predicted, constant_note, draw_preview
 from probes.dense.losses import TaskScores
 from probes.dense.patches.pixels import Patches, resize_labels, windows
-from probes.dense.patches.probe import has_void_class
+from probes.dense.patches.probe import ImageSettings, has_void_class
 from probes.dense.settings import native_stride, round_up
 from probes.features.files import content_hash
 from probes.features.maps import MapViews, all_crops, encoder_config
@@ -123,6 +123,23 @@ class TextSpaceEncoder(torch.nn.Module):
         return (torch.cat(maps, dim=1),)
 
 
+def resize_step(settings: ImageSettings, divisor: int) -> dict[str, Any]:
+    """The step of a pipeline that resizes images, for patches of ``divisor`` pixels."""
+    side = settings.size
+    if settings.resize == "short-side-bicubic":
+        return {"type": "ShortSide", "side": side}
+    if not settings.is_square:
+        return {"type": "Resize", "scale": (4 * side, side), "keep_ratio": True}
+    side = side // divisor * divisor
+    return {
+        "type": "Resize",
+        "scale": (side, side),
+        "keep_ratio": False,
+        "backend": "pillow",
+        "interpolation": settings.resize.removeprefix("square-"),
+    }
+
+
 class PatchImages:
     """A split of a segmentation dataset patch by patch; how images are resized is a setting.
 
@@ -171,20 +188,10 @@ class PatchImages:
         self.dtype = DTYPES[settings.cache] if is_cached else torch.float32
         frozen_backbone.share(context.backbone_config, backbone)
         self.score_side = settings.score_size
-        side = settings.size
-        resize: dict[str, Any] = {"type": "Resize", "scale": (4 * side, side), "keep_ratio": True}
-        if settings.resize == "short-side-bicubic":
-            resize = {"type": "ShortSide", "side": side}
+        side, resize = settings.size, resize_step(settings, backbone.divisor)
         if settings.is_square:
-            side = side // backbone.divisor * backbone.divisor
+            side = resize["scale"][0]
             self.score_side = (self.score_side or 0) // backbone.divisor * backbone.divisor
-            resize = {
-                "type": "Resize",
-                "scale": (side, side),
-                "keep_ratio": False,
-                "backend": "pillow",
-                "interpolation": settings.resize.removeprefix("square-"),
-            }
         if crops:
             resize = {"type": "JitteredCrop", "crop": side}
         load = ground_truth_config(data.spec, len(data.classes))

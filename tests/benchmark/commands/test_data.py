@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -40,3 +41,22 @@ def test_a_webdataset_is_got_by_the_name_of_its_folder(refused):
 
 def test_data_check_needs_a_folder(refused):
     refused("data check", "--data-root DIR and/or --data NAME=DIR")
+
+
+def test_data_show_writes_a_page_of_both_splits(workdir, capsys, refused):
+    make_camvid(workdir / "camvid", n_train=4, n_val=3)
+    command = "data show camvid/linear --data camvid=camvid --count 2 --set size=32"
+    assert run_command(command) == 0
+    assert "samples-camvid-linear.html" in capsys.readouterr().out
+    page = (workdir / "samples-camvid-linear.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == 4 and "RandomCrop" in page
+    assert page.count('src="data:image/') == 4 * 3 + 2
+    assert 'src="http' not in page and "<script" not in page
+    shutil.rmtree(workdir / "camvid/annotations/train")
+    assert run_command(f"{command} --out val.html") == 0
+    assert "annotations/train is missing" in (workdir / "val.html").read_text(encoding="utf-8")
+    shutil.rmtree(workdir / "camvid/annotations")
+    refused(command, "is missing")
+    refused("data show camvid/linaer --data camvid=camvid", "did you mean camvid/linear")
+    refused("data show camvid/linear", "--data camvid=DIR")
+    assert not (workdir / "mlflow.db").exists()

@@ -104,7 +104,7 @@ def test_unknown_pixels_are_in_no_constant_and_grey_in_pictures():
     target = np.array([[[0.5, -1, 1.5]]])
     assert Alpha().best_constant(target.ravel(), None) == 1
     draw, legend = Alpha().drawing((), [target])
-    assert draw(target)[0, 1].tolist() == [128] * 3 and legend is None
+    assert draw(target)[0, 1].tolist() == [128] * 3 and legend.shape == (28, 360, 3)
     vectors = np.array([[1.0, 3.0], [-1, -1], [np.nan, np.nan], [3, 5]])
     constant = Alpha().best_constant(vectors, None)
     assert constant.tolist() == [2, 4] and Alpha().constant_name(constant, None) == "2, 4"

@@ -1,0 +1,416 @@
+"""Samples of a task as its probe sees them, after its transforms at train and at val, with their
+ground truth drawn: what ``data show`` puts on a page.
+
+There is no backbone. Sizes that follow from one are those of the settings, else 224 pixels, and are
+not rounded to its patches; padding has ImageNet's mean colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cliptex_common.errors import UserError, first_line
+from cliptex_common.files import derive_seed
+from cliptex_common.images import (
+    IMAGE_ERRORS,
+    blended,
+    class_legend,
+    depth_picture,
+    hatched,
+    join_points,
+    label_picture,
+    open_image,
+    palette,
+    read_classes,
+    scale_bar,
+    spread_indices,
+    to_rgb,
+)
+from probes.base import Probe
+from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
+from probes.datasets.ground_truth import ground_truth
+from probes.dense.settings import bounds_scored
+from probes.dense.tasks import DENSE_TASKS
+from probes.features.files import image_source
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+PADDING = tuple(255 * value for value in MEAN)
+SIDE = 224  # of images whose size is the backbone's own, pixels
+LINES = 24  # of a pair of views
+SAME_POINT = 0.05  # metres between points of two views that are drawn as one
+COLOURS = palette(256)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DrawnSample:
+    """A sample.
+
+    Attributes:
+        text: what its ground truth says.
+        panels: title → (H, W, 3) uint8 RGB.
+    """
+
+    name: str
+    text: str
+    panels: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class DrawnSplit:
+    """Samples of a split.
+
+    Attributes:
+        legend: (h, w, 3) uint8; None where texts say it.
+        steps: names of the transforms, where they are a pipeline.
+    """
+
+    samples: Sequence[DrawnSample]
+    legend: np.ndarray | None = None
+    steps: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Which samples are drawn.
+
+    Attributes:
+        spec: of the copy at ``root``, see ``DatasetSpec.at``.
+        settings: of the ``probe``.
+        count: of samples, evenly spaced.
+    """
+
+    spec: DatasetSpec
+    root: Path
+    probe: Probe
+    settings: Any
+    split: Split
+    count: int
+    samples: Sequence[Sample] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samples", self.spec.list_samples(self.root, self.split))
+
+    def spread(self, items: Sequence[T]) -> list[T]:
+        """The items that are drawn."""
+        return [items[index] for index in spread_indices(len(items), self.count)]
+
+    def photo(self, name: str) -> Image.Image:
+        """An image as it is stored."""
+        with open_image(image_source(self.root / name)) as image:
+            return to_rgb(image)
+
+
+def draw_samples(request: SampleRequest) -> DrawnSplit:
+    """Draw samples of a split.
+
+    Raises:
+        UserError: the split has no sample, or one of these cannot be read.
+    """
+    kind = request.spec.kind
+    draw = draw_dense if kind in DENSE_TASKS else DRAWERS.get(kind, draw_whole)
+    try:
+        drawn = draw(request)
+    except UserError:
+        raise
+    except IMAGE_ERRORS as error:
+        reason = f"{first_line(error)}; `data check --full` names every file"
+        raise UserError(f"{request.spec.name}: a sample cannot be read ({reason})") from error
+    if not drawn.samples:
+        raise UserError(f"{request.spec.name} has nothing to draw in {request.split}")
+    return drawn
+
+
+def apply(pipeline: Callable[[Any], T], name: str, item: Any) -> T:
+    """The result of random transforms, the same in every run."""
+    from probes.train.sampling import isolated_rng
+
+    with isolated_rng(derive_seed("shown sample", name)):
+        return pipeline(item)
+
+
+def as_picture(pixels: Any) -> np.ndarray:
+    """A tensor (3, H, W) of values 0–255 → (H, W, 3) uint8."""
+    return pixels.permute(1, 2, 0).numpy().clip(0, 255).astype(np.uint8)
+
+
+def draw_dense(request: SampleRequest) -> DrawnSplit:
+    """Images, maps, and the maps over the images; pixels that do not count are hatched."""
+    from mmengine.dataset import Compose
+    from mmengine.registry import DefaultScope
+
+    spec, split = request.spec, request.split
+    classes = spec.class_names(request.root)
+    steps = dense_steps(request)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        pipeline = Compose(steps)
+    task = DENSE_TASKS.find(spec.kind)
+    options = dict(task.evaluator(request.settings, spec))
+    if options.pop("type") == "TaskScores":
+        options.pop("task")
+        task = task.bound(classes=classes, **options)
+    crop = options.get("crop") if split == "val" else None
+    loaded: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    for sample in request.spread(request.samples):
+        info = {
+            "img_path": str(request.root / sample.image),
+            "target_path": str(request.root / sample.target),
+            "image": sample.image,
+            "seg_fields": ["gt_seg_map"],
+        }
+        packed = apply(pipeline, sample.image, info)
+        about = packed["data_samples"]
+        target = about.get(f"gt_{task.field}").data.numpy()
+        counted = task.counted(target)
+        if crop:
+            top, bottom, left, right = bounds_scored(tuple(crop), *counted.shape)
+            inside = counted[top:bottom, left:right].copy()
+            counted[:] = False
+            counted[top:bottom, left:right] = inside
+        if split == "val" and (area := about.metainfo.get("area")):
+            # the ground truth is complete, and the image a part of it
+            region = slice(*area[:2]), slice(*area[2:])
+            target, counted = target[:, *region], counted[region]
+        image = as_picture(packed["inputs"])
+        loaded[sample.image] = image, target, counted
+    draw, legend = task.drawing(classes, [target for _, target, _ in loaded.values()])
+    if "max_depth" in spec.extra:  # over what counts, so that a wrong scale is seen
+        bounds = spec.extra["min_depth"], spec.extra["max_depth"]
+        draw, legend = lambda maps: depth_picture(maps[0], *bounds), scale_bar(*bounds)
+    elif task.has_classes:
+        labels = [target[0, counted] for _, target, counted in loaded.values()]
+        present = np.unique(np.concatenate(labels))
+        names = [classes[label] for label in present]
+        legend = class_legend(names, palette(len(classes))[present], width=780)
+    samples = []
+    for name, (image, target, counted) in loaded.items():
+        photo = np.asarray(Image.fromarray(image).resize(counted.shape[::-1]))
+        drawing = draw(target)
+        panels = {
+            "image": image,
+            "ground truth": hatched(drawing, ~counted),
+            "both": blended(photo, drawing, counted),
+        }
+        text = f"{task.described(target)}; {100 * (1 - counted.mean()):.3g} % do not count"
+        samples.append(DrawnSample(name, text, panels))
+    return DrawnSplit(samples, legend, [part["type"] for part in steps])
+
+
+def dense_steps(request: SampleRequest) -> list[dict[str, Any]]:
+    """The pipeline of a dense probe, or of one on patches."""
+    from probes.dense.probe import DenseProbe
+
+    spec, probe, settings = request.spec, request.probe, request.settings
+    classes = len(spec.class_names(request.root))
+    if not isinstance(probe, DenseProbe):
+        from probes.dense.dataset import LOAD, ground_truth_config
+        from probes.dense.patches.images import resize_step
+
+        load = ground_truth_config(spec, classes)
+        return [LOAD, resize_step(settings, 1), load, {"type": "PackRGB", "kind": spec.kind}]
+    from probes.dense.config import complete_pipelines
+    from probes.train.config import apply_training
+
+    config = probe.read_config()
+    apply_training(config, settings)
+    crop = settings.crop or (settings.size, settings.size)
+    complete_pipelines(config, spec, classes, settings, crop, PADDING)
+    return list(config[f"{request.split}_dataloader"].dataset.pipeline)
+
+
+def draw_boxes(request: SampleRequest) -> DrawnSplit:
+    """Images with boxes, masks and names."""
+    from mmengine.registry import DATASETS, DefaultScope
+
+    from probes.detection.coco import annotate
+    from probes.detection.models import coco_set, complete_pipeline
+    from probes.train.config import apply_training, config_files, read_config
+
+    spec, settings = request.spec, request.settings
+    config = read_config(*config_files(request.probe.kind, request.probe.name))
+    apply_training(config, settings)
+    part = config[f"{request.split}_dataloader"].dataset
+    if request.split == "val":  # a probe reads none there: results are scored at full size
+        part.pipeline.insert(1, config.train_dataloader.dataset.pipeline[1])
+    complete_pipeline(part.pipeline, settings, list(PADDING))
+    data = PreparedDataset(spec.name, request.root, {request.split: list(request.samples)})
+    part.update(coco_set(data, request.split))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        dataset = DATASETS.build(part)
+    samples = []
+    for index in request.spread(range(len(dataset))):
+        name = str(Path(dataset.get_data_info(index)["img_path"]).relative_to(request.root))
+        packed = apply(dataset.prepare_data, name, index)
+        if packed is None:
+            samples.append(DrawnSample(name, "no object remains after the transforms", {}))
+            continue
+        image = as_picture(packed["inputs"])
+        objects = packed["data_samples"].gt_instances
+        names = [data.classes[label] for label in objects.labels.tolist()]
+        corners = getattr(objects.bboxes, "tensor", objects.bboxes).tolist()
+        masks = objects.masks.masks if "masks" in objects else [None] * len(names)
+        drawn = [
+            (name, tuple(COLOURS[label + 1].tolist()), (x1, y1, x2 - x1, y2 - y1), mask)
+            for name, label, (x1, y1, x2, y2), mask in zip(
+                names, objects.labels.tolist(), corners, masks, strict=True
+            )
+        ]
+        crowds = len(packed["data_samples"].ignored_instances)
+        text = f"{', '.join(names) or 'no object'}; {crowds} crowds do not count"
+        panels = {
+            "image": image,
+            "ground truth": annotate(Image.fromarray(image), drawn, 512),
+        }
+        samples.append(DrawnSample(name, text, panels))
+    return DrawnSplit(samples, None, [each["type"] for each in part.pipeline])
+
+
+def whole_image(request: SampleRequest) -> Callable[[Image.Image, str], np.ndarray]:
+    """How a probe on whole images sees one of a name: cropped, or squeezed to a square."""
+    settings, spec = request.settings, request.spec
+    transfer = spec.transfer if spec.trained_on else {}
+    side = getattr(settings, "size", None) or SIDE
+    # heads that pool are trained on crops, too
+    has_crops = getattr(settings, "random_crops", hasattr(settings, "pool"))
+    is_random = has_crops and request.split == "train"
+    if is_random:
+        from probes.image_level.linear import crop_transform
+
+        transform: Any = crop_transform((side, side))
+    else:
+        from backbones.backbone import DataConfig, resizing
+
+        is_squashed = transfer.get("squash", spec.kind == "correspondence")
+        transform = resizing(DataConfig((side, side), MEAN, STD, squash=is_squashed), "bicubic")
+
+    def see(photo: Image.Image, name: str) -> np.ndarray:
+        part = ImageOps.crop(photo, transfer.get("border", 0))
+        return as_picture(apply(transform, name, part) if is_random else transform(part))
+
+    return see
+
+
+def draw_whole(request: SampleRequest) -> DrawnSplit:
+    """Whole images with their classes, captions or questions."""
+    see, classes = whole_image(request), request.spec.class_names(request.root)
+    samples = []
+    for sample in request.spread(request.samples):
+        photo, target = request.photo(sample.image), ground_truth(request.spec, sample).listed
+        values = target if isinstance(target, list | tuple) else [target]
+        text = " · ".join(classes[value] if classes else str(value) for value in values)
+        seen = see(photo, sample.image)
+        panels = {
+            "image": np.asarray(photo),
+            "as it is seen": seen,
+        }
+        samples.append(DrawnSample(sample.image, text, panels))
+    return DrawnSplit(samples)
+
+
+def draw_keypoints(request: SampleRequest) -> DrawnSplit:
+    """Pairs of images, their points joined by lines."""
+    see = whole_image(request)
+    pairs = [(sample.image, pair) for sample in request.samples for pair in sample.target.pairs]
+    samples = []
+    for name, pair in request.spread(pairs):
+        seen, points = [], []
+        for image, corners in ((name, pair.source), (pair.image, pair.target)):
+            photo = request.photo(image)
+            seen.append(see(photo, image))
+            points.append(np.array(corners) * seen[-1].shape[1::-1] / photo.size)
+        colours = list(map(tuple, COLOURS[1 : 1 + len(pair.source)].tolist()))
+        panels = {"pair": join_points(seen, *points, colours)}
+        samples.append(DrawnSample(f"{name} → {pair.image}", f"{len(colours)} points", panels))
+    return DrawnSplit(samples)
+
+
+def draw_views(request: SampleRequest) -> DrawnSplit:
+    """Pairs of views; lines join what both show by pose and depth, within ``SAME_POINT``."""
+    import torch
+
+    from probes.matching.views import (
+        VIEW_LOADERS,
+        angle_of,
+        listed_pairs,
+        relative_pose,
+        sampled_pairs,
+        side_by_side,
+    )
+
+    is_sampled = getattr(request.settings, "pairs", "listed") == "sampled"
+    pairs = (sampled_pairs if is_sampled else listed_pairs)(request.samples)
+    load = VIEW_LOADERS[request.spec.kind]
+    samples = []
+    for first, second in request.spread(pairs):
+        views = [load(request.root, each, request.settings.size) for each in (first, second)]
+        points = [view.points.flatten(1).T for view in views]
+        known = (points[0][:, 2] > 0).nonzero()[:, 0]
+        cells = known[spread_indices(len(known), LINES)]
+        pose = relative_pose(first, second)
+        moved = points[0][cells] @ pose[:, :3].T.float() + pose[:, 3].float()
+        # a point that is unknown is at the camera, and nearest to none
+        nearest = torch.cdist(moved, points[1]).min(dim=1)
+        shown = nearest.values < SAME_POINT
+        lines = cells[shown], nearest.indices[shown], shown[shown]
+        depths = [each[each[:, 2] > 0, 2] for each in points]
+        ranges = " and ".join(f"{each.min():.2f} to {each.max():.2f} m" for each in depths)
+        text = (
+            f"{angle_of(pose):.0f}° between the cameras; {ranges} away; the second shows"
+            f" {int(shown.sum())} of {len(cells)} points of the first within {SAME_POINT:g} m"
+        )
+        picture = side_by_side((views[0], views[1]), *lines)
+        samples.append(DrawnSample(f"{first.image} → {second.image}", text, {"pair": picture}))
+    return DrawnSplit(samples)
+
+
+def draw_frames(request: SampleRequest) -> DrawnSplit:
+    """Frames of videos and their objects; unknown pixels are hatched."""
+    from probes.matching.videos import resize_frame
+
+    samples, settings = [], request.settings
+    for sample in request.spread(request.samples):
+        photo, masks = request.photo(sample.image), read_classes(request.root / sample.target.path)
+        seen = resize_frame(photo, settings.size or SIDE, settings.resize, 1)
+        drawing, unknown = label_picture(masks, COLOURS), masks == 255
+        panels = {
+            "image": as_picture(seen),
+            "ground truth": hatched(drawing, unknown),
+            "both": blended(np.asarray(photo), drawing, (masks > 0) & ~unknown),
+        }
+        objects = len(np.setdiff1d(masks, (0, 255)))
+        samples.append(DrawnSample(sample.image, f"{objects} objects", panels))
+    return DrawnSplit(samples)
+
+
+def draw_queries(request: SampleRequest) -> DrawnSplit:
+    """Queries, the part that is searched for, and the first right and uncounted images."""
+    samples = []
+    for sample in request.spread([each for each in request.samples if each.target.searches]):
+        query, photo = sample.target, request.photo(sample.image)
+        panels = {"query": np.asarray(photo)}
+        if query.box and request.settings.crop_queries:
+            panels["as it is seen"] = np.asarray(photo.crop(tuple(query.box)))  # type: ignore[arg-type]
+        for title, names in (("right", query.positives), ("does not count", query.junk)):
+            for level, images in names.items():
+                if images:
+                    panels[f"{level}: {title}"] = np.asarray(request.photo(images[0]))
+        counts = [f"{level}: {len(names)} right" for level, names in query.positives.items()]
+        samples.append(DrawnSample(sample.image, ", ".join(counts), panels))
+    return DrawnSplit(samples)
+
+
+# of kinds that are not dense tasks; others are whole images
+DRAWERS: Mapping[str, Callable[[SampleRequest], DrawnSplit]] = {
+    "detection": draw_boxes,
+    "correspondence": draw_keypoints,
+    "object-views": draw_views,
+    "scene-views": draw_views,
+    "video": draw_frames,
+    "instance-retrieval": draw_queries,
+}
