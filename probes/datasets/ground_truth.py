@@ -114,10 +114,17 @@ class MapFile(Plain):
         return ""
 
     def check(self, data: SplitToCheck, image: Path, size: Size) -> None:
-        path = data.root / self.value
+        path, task = data.root / self.value, DENSE_TASKS[data.spec.kind]
+        if not task.is_picture:
+            try:
+                values = task.load(str(path), **task.reading(data.spec, data.classes))
+            except UserError as error:
+                raise Unreadable(str(error)) from error
+            require_size(path, values.shape[1::-1], size)
+            return
         label, label_size = decode(read_bytes(path), "label map")
         require_size(path, label_size, size)
-        DENSE_TASKS[data.spec.kind].check_file(data.spec, data.classes, path, label)
+        task.check_file(data.spec, data.classes, path, label)
 
 
 class Labels(Plain):

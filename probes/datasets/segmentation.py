@@ -186,7 +186,7 @@ def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:
     )
 
 
-register_dataset(
+VOC = register_dataset(
     DatasetSpec(
         name="voc",
         kind="segmentation",

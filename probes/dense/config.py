@@ -22,6 +22,7 @@ from backbones.backbone import Backbone
 from cliptex_common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import DatasetSpec, Lister, PreparedDataset, Split
+from probes.dense.computed import Computed
 from probes.dense.dataset import COLOURS, ground_truth_config
 from probes.dense.heads import complete_head, has_own_loss, head_class
 from probes.dense.settings import (
@@ -90,6 +91,8 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         loader.update(loader_config(encoder))
         loader.dataset.encoder = encoder
     config.val_evaluator = task.evaluator(settings, val_data.spec) | config.val_evaluator
+    if isinstance(task, Computed):
+        config.val_evaluator["grid"] = (head_input(settings, backbone).stride, settings.size)
     # importing them registers what the config names
     modules = (spec.module, val_data.spec.module, type(task).__module__, probe.head.declared_in)
     config.custom_imports.imports += dict.fromkeys(filter(None, modules))

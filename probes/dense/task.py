@@ -55,6 +55,7 @@ class DenseTask:
         shipped_settings, head_settings: of the shipped heads, and of those that the setting
             ``head`` names: ``settings`` and theirs.
         declared: what its datasets give in ``DatasetSpec.extra``, and its unit.
+        is_picture: whether its files are pictures; else ``read`` decides if they can be used.
         has_classes: whether the ground truth is numbers of classes: of ``Segmentation``.
         channels: numbers of a pixel of the ground truth.
         outputs: numbers of a pixel that a head puts out.
@@ -74,6 +75,7 @@ class DenseTask:
     shipped_settings: ClassVar[type[DenseSettings]]
     head_settings: ClassVar[type[DenseSettings]]
     declared: ClassVar[Mapping[str, str]] = {}
+    is_picture: ClassVar[bool] = True
     has_classes: ClassVar[bool] = False
     channels: ClassVar[int] = 1
     outputs: ClassVar[int] = 1

@@ -1,0 +1,247 @@
+"""Targets that are computed, boundaries and objects, against scikit-image, NumPy, scikit-learn and
+the benchmark of BSDS500."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+from scipy.io import savemat
+from scipy.spatial import KDTree
+from skimage import feature, morphology
+from sklearn.metrics import jaccard_score
+
+import probes.dense.probe  # noqa: F401  registers the probes
+from cliptex_common.errors import UserError
+from probes.datasets.base import PreparedDataset
+from probes.datasets.check import prepare
+from probes.datasets.levels import list_images
+from probes.dense.boundaries import PEOPLE, Boundaries, agreement, matches, thin
+from probes.dense.computed import Corners, OcclusionEdges, Orientation, nearest_on_grid
+from probes.dense.objects import Objects
+from probes.registry import DATASETS, PROBES, register_dataset
+from reports.per_image import image_scores
+from tests.probes import tiny_dense
+from tests.probes.tiny_mmlab import context
+
+SEEN_AS = {
+    "tiny-occlusion": ("depth", "occlusion-edges", {}),
+    "tiny-objects": ("segmentation", "objects", {"background": (0,)}),
+}
+for _name, (_kind, _other, _extra) in SEEN_AS.items():
+    _spec = tiny_dense.SPECS[_kind]
+    _extra = {**_spec.extra, **_extra}
+    if _name not in DATASETS:
+        register_dataset(replace(_spec, name=_name, kind=_other, extra=_extra))
+
+
+def grey_file(folder, seed=0, shape=(60, 80)):
+    """A smooth grey image, as written and in [0, 1]."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 2)
+    grey = (255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
+    path = folder / "grey.png"
+    Image.fromarray(grey).save(path)
+    return str(path), grey / 255
+
+
+def test_corners_are_scikit_images(tmp_path):
+    path, grey = grey_file(tmp_path)
+    inside = np.s_[12:-12, 12:-12]  # scikit-image has zeros around an image
+    expected = feature.corner_shi_tomasi(grey, sigma=2) / 64  # its Sobel is eight times as large
+    computed = Corners().read(path, side=0, sigma=2.0)
+    np.testing.assert_allclose(np.expm1(computed[inside]) / 1e4, expected[inside], atol=1e-6)
+    assert np.corrcoef(computed.ravel(), Corners().read(path, 48, 2.0).ravel())[0, 1] > 0.5
+
+
+def test_orientation_is_that_of_scikit_images_structure_tensor(tmp_path):
+    path, grey = grey_file(tmp_path)
+    yy, xy, xx = feature.structure_tensor(grey, 2, mode="nearest", order="rc")
+    computed = Orientation().read(path, side=0, sigma=2.0)
+    expected = np.stack([xx - yy, 2 * xy], axis=-1) / (xx + yy)[..., None]
+    np.testing.assert_allclose(computed, expected, atol=1e-3)
+    Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    mirrored = Orientation().read(path, side=0, sigma=2.0)
+    factors = Orientation().factors(True, (1, 1))
+    np.testing.assert_allclose(mirrored, computed[:, ::-1] * factors, atol=1e-4)
+
+
+def test_errors_of_orientation_are_halves_of_doubled_angles():
+    turn = torch.deg2rad(torch.tensor([0.0, 10.0, 90.0, 179.0]))
+    target = torch.stack([torch.ones(4), torch.zeros(4)])[:, None].double()
+    prediction = torch.stack([(2 * turn).cos(), (2 * turn).sin()])[:, None]
+    scores = Orientation().score(prediction, target)
+    assert scores["angle"] == pytest.approx((0 + 10 + 90 + 1) / 4, abs=1e-3)
+    assert scores["within_11.25"] == 75
+
+
+def test_occlusion_edges_are_jumps_of_depth(tmp_path):
+    depth = np.random.default_rng(0).integers(500, 4000, (40, 50)).astype(np.uint16)
+    depth[:4] = 0
+    path = tmp_path / "depth.png"
+    Image.fromarray(depth).save(path)
+    window = np.ones((5, 5), bool)
+    jump = np.log(morphology.dilation(depth, window) / morphology.erosion(depth, window))
+    computed = OcclusionEdges().read(str(path), side=0, sigma=4.0, depth_scale=1e-3)
+    np.testing.assert_allclose(computed[8:-2, 2:-2], np.log1p(10 * jump)[8:-2, 2:-2], rtol=1e-5)
+    assert (computed[:4] == -1).all() and (computed[4:] >= 0).all()
+
+
+def test_correlation_is_numpys_and_no_map_of_the_grid_has_more():
+    rng = np.random.default_rng(0)
+    target = ndimage.gaussian_filter(rng.random((32, 48)), 2)
+    target[:3, :5] = -1
+    known = target >= 0
+    prediction = rng.random((32, 48)) + target
+    maps = [torch.from_numpy(each)[None] for each in (prediction, target)]
+    task = Corners().bound(grid=(8, 32))
+    scores = task.score(*maps)
+    expected = np.corrcoef(prediction[known], target[known])[0, 1]
+    assert scores["pearson"] == pytest.approx(expected)
+    assert scores["mae"] == pytest.approx(np.abs(prediction - target)[known].mean())
+    patches = torch.eye(24).reshape(24, 1, 4, 6)
+    basis = torch.nn.functional.interpolate(patches, (32, 48), mode="bilinear").reshape(24, -1).T
+    fit = np.linalg.lstsq(basis.numpy(), target.ravel(), rcond=None)[0]
+    nearest = nearest_on_grid(maps[1], 8, 32)
+    np.testing.assert_allclose(nearest.ravel(), basis.numpy() @ fit, atol=1e-4)
+
+
+def test_objects_are_scored_as_scikit_learn_does():
+    rng = np.random.default_rng(0)
+    target = rng.integers(-1, 2, (1, 20, 30)).astype(float)
+    prediction = rng.random(target.shape)
+    scores = Objects().compare(*map(torch.from_numpy, (prediction, target)))
+    known = target >= 0
+    expected = 100 * jaccard_score(target[known], prediction[known] >= 0.5)
+    assert scores["object_IoU"] == pytest.approx(expected)
+    assert Objects().compare(*2 * [torch.from_numpy(target)])["boundary_F"] == 100
+
+
+def test_lines_are_thinned_as_scikit_image_does():
+    for seed in range(4):
+        noise = np.random.default_rng(seed).standard_normal((50, 70))
+        mask = ndimage.gaussian_filter(noise, 2) > 0
+        np.testing.assert_array_equal(thin(mask), morphology.thin(mask))
+
+
+def scene(seed):
+    """Boundaries by three people, and noisy edges along those of one."""
+    rng = np.random.default_rng(seed)
+    field = ndimage.gaussian_filter(rng.standard_normal((60, 80)), 5)
+    people = []
+    for shift in (-0.02, 0, 0.03):
+        label = field > shift * field.std() * 10
+        people.append((label != np.roll(label, 1, 0)) | (label != np.roll(label, 1, 1)))
+    edges = ndimage.gaussian_filter(people[1].astype(float), 1.5)
+    return edges / edges.max() * 0.7 + 0.3 * rng.random(edges.shape), people
+
+
+def coded(people):
+    marks = sum(each.astype(np.int64) << person for person, each in enumerate(people))
+    return marks + (len(people) << PEOPLE)
+
+
+# of scenes at thresholds 0.1, 0.3, 0.5, 0.7, thinned, by BSDS's ``correspondPixels`` as
+# github.com/Britefury/py-bsds500 compiles it: right, predicted, recalled, marked
+OFFICIAL = (
+    ((595, 1681, 1123, 1158), (517, 586, 1147, 1158), (369, 369, 1057, 1158), (79, 79, 234, 1158)),
+    ((539, 1770, 1071, 1103), (501, 576, 1081, 1103), (208, 208, 589, 1103), (17, 17, 51, 1103)),
+)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_boundaries_are_matched_as_bsds_matches_them(seed):
+    edges, people = scene(seed)
+    trees = [KDTree(np.argwhere(each)) for each in people]
+    counts = [matches(edges >= threshold, trees, 5.0) for threshold in (0.1, 0.3, 0.5, 0.7)]
+    right, *others = np.abs(np.subtract(counts, OFFICIAL[seed])).T
+    assert right.max() <= 3 and np.max(others) <= 1
+
+
+def test_figures_of_merit_are_those_of_a_port_of_bsds():
+    rng = np.random.default_rng(0)
+    marked = rng.integers(300, 600, 5)
+    predicted = -np.sort(-rng.integers(0, 2000, (5, 99)), axis=1)
+    right = (predicted * np.linspace(0.3, 0.9, 99)).astype(int)
+    recalled = np.minimum(marked[:, None], (right * 0.8).astype(int))
+    everything = np.broadcast_to(marked[:, None], right.shape)
+    counts = np.stack([right, predicted, recalled, everything], axis=-1)
+    scores = Boundaries().summary({"counts": counts}, np.ones((1, 5)))
+    # py-bsds500's ``pr_evaluation`` of these counts
+    official = {"ODS": 77.73683553595038, "OIS": 79.28246536009111, "AP": 74.23061994628681}
+    for name, value in official.items():
+        assert scores[name][0] == pytest.approx(value)
+
+
+def test_people_score_full_marks_against_themselves():
+    lines = np.zeros((60, 80), bool)
+    lines[6:-6, 6:-6] = thin(scene(0)[1][0])[6:-6, 6:-6]  # what is near the frame fades
+    target = torch.from_numpy(coded([lines] * 3))[None].double()
+    prediction = torch.from_numpy(ndimage.gaussian_filter(lines.astype(float), 1))[None]
+    scores = Boundaries().score(prediction, target)
+    arrays = {name: np.array([each]) for name, each in scores.items()} | {"image": np.array(["a"])}
+    notes: list[str] = []
+    assert Boundaries().metrics_of(arrays, notes)["ODS"] > 90
+    assert notes == ["people, each scored by the others, have F 100.0"]
+
+
+def official_layout(root):
+    """BSDS500's folders and ``.mat`` files, with images of two scenes for each part."""
+    for number, part in enumerate(("train", "val", "test")):
+        for folder in ("images", "groundTruth"):
+            (root / folder / part).mkdir(parents=True)
+        for seed in (2 * number, 2 * number + 1):
+            edges, people = scene(seed)
+            image = Image.fromarray((255 * edges).astype(np.uint8)).convert("RGB")
+            image.save(root / f"images/{part}/{seed}.jpg")
+            cell = np.empty((1, len(people)), object)
+            cell[0] = [{"Segmentation": 0, "Boundaries": each} for each in people]
+            savemat(root / f"groundTruth/{part}/{seed}.mat", {"groundTruth": cell})
+
+
+def test_bsds_is_read_in_its_official_layout(tmp_path):
+    official_layout(tmp_path)
+    data = prepare(DATASETS["bsds500"], tmp_path, partial=True)
+    assert [len(data.samples[split]) for split in ("train", "val")] == [4, 2]
+    path = str(tmp_path / data.samples["val"][0].target)
+    people = scene(4)[1]
+    np.testing.assert_allclose(
+        agreement(Boundaries().read(path).astype(np.int64)), np.mean(people, axis=0)
+    )
+    (tmp_path / "groundTruth/test/5.mat").write_bytes(b"cut off")
+    damaged = prepare(DATASETS["bsds500"], tmp_path, partial=True)
+    assert [path for path, _ in damaged.skipped] == ["images/test/5.jpg"]
+
+
+def test_images_without_folders_of_train_and_val_are_an_error(tmp_path):
+    with pytest.raises(UserError, match="train and val"):
+        list_images(tmp_path, "train")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "name", ["corners", "orientation", "tiny-occlusion", "tiny-objects", "bsds500"]
+)
+def test_every_family_is_learnt_scored_and_resampled(tmp_path, name):
+    spec = DATASETS[name]
+    if name == "bsds500":
+        official_layout(tmp_path / "data")
+    else:
+        kind = SEEN_AS[name][0] if name in SEEN_AS else "normals"
+        tiny_dense.make(tmp_path / "data", kind)
+    samples = {split: spec.list_samples(tmp_path / "data", split) for split in ("train", "val")}
+    data = PreparedDataset(name, tmp_path / "data", samples, fingerprint=name)
+    probe = PROBES[f"{spec.kind}/linear"]
+    settings = probe.settings_type(
+        size=48, batch_size=2, max_iters=2, warmup=0.0, scale_range=(1.0, 1.0)
+    )
+    task = context(tmp_path / "work", data, settings)
+    result = probe.run(task)
+    assert set(probe.metrics) == set(result.metrics)
+    assert any("at best" in note or "people" in note for note in result.notes)
+    scores = image_scores(spec.kind, result.per_image)
+    assert scores.values() == pytest.approx(dict(result.metrics))
+    assert result.preview.is_file()
