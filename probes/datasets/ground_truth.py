@@ -300,6 +300,7 @@ KINDS: Mapping[str, type[GroundTruth]] = {
     "unknown-images": ImageSet,
     "image-text": Captions,
     "association": Associations,
+    "warped-images": Plain,
     "correspondence": Correspondences,
     "instance-retrieval": GalleryImage,
     "video": ObjectMasks,

@@ -117,6 +117,7 @@ WHOLE_IMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "correspondence": ("spair", make.make_spair),
     "instance-retrieval": ("roxford5k", make.make_revisited),
     "video": ("davis", make_davis),
+    "warped-images": ("images", lambda folder: make.make_imagefolder(folder, 0, 2)),
     "object-views": ("navi", make_navi),
     "scene-views": ("scannet", make_scannet),
 }
