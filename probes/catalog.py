@@ -9,6 +9,7 @@ from probes.datasets import (  # noqa: F401
     classification,
     depth,
     detection,
+    objects,
     pairs,
     segmentation,
     shifts,

@@ -117,6 +117,14 @@ for _kind in ANGLES:
     SCORERS.register(_kind, partial(view_pairs, _kind))
 
 
+def grouping(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """Means over the images that have boxes or masks of what ``tokencut`` stores of each."""
+    names = [name for name in GROUPING if name in arrays]
+    metrics = {name: partial(mean_of_images, 100 * arrays[name]) for name in names}
+    return ImageScores(images, metrics, lambda: 100 * arrays[names[0]], names[0], 1)
+
+
+SCORERS.register("objects", grouping)
 PIXELS = (10, 5, 2, 1)  # limits of errors of warped images, in those of a square of 224
 RECALLS["warped-images"] = [(f"recall_{limit}px", "px", limit) for limit in PIXELS]
 
@@ -223,6 +231,26 @@ class HomographySettings(SceneViewSettings):
         return size == (self.size, self.size)
 
 
+@settings_dataclass
+class GroupingSettings(EncodeSettings):
+    """Protocol of TokenCut.
+
+    Attributes:
+        size: long side of images in pixels; none for their own.
+        encode_batch_size: images that the backbone sees at once.
+        layers: whose feature map is cut, see ``LabelPropagationSettings``.
+        threshold: cosine above which patches are alike; the authors' τ.
+    """
+
+    encode_batch_size: PositiveInt | None = 8
+    layers: KeypointLayers = "last"
+    threshold: Annotated[float, Field(gt=-1, lt=1), Axis()] = 0.2
+
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """No: images keep their shape."""
+        return False
+
+
 MASKS = {
     "J_and_F": Metric(label="J&F"),
     "J": Metric(label="J (region)", shown=True),
@@ -277,5 +305,26 @@ WARPED = {
 HOMOGRAPHY = register_probe(
     untrained(
         "homography", "warped-images", HomographySettings, WARPED, "probes.matching.homographies"
+    )
+)
+GROUPING = {
+    "CorLoc": Metric(),
+    "IoU": Metric(shown=True),
+    "F": Metric(label="F (boundary)", shown=True),
+    "ceiling_F": Metric(label="ceiling of F"),
+    **{
+        f"{bound}_{name}": Metric(label=f"{bound} of {name}", shown=True)
+        for name in ("CorLoc", "IoU")
+        for bound in ("ceiling", "floor")
+    },
+}
+TOKENCUT = register_probe(
+    untrained(
+        "tokencut",
+        "objects",
+        GroupingSettings,
+        GROUPING,
+        "probes.matching.grouping",
+        other_metrics={"IoU": GROUPING["IoU"]},
     )
 )
