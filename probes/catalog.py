@@ -10,6 +10,7 @@ from probes.datasets import (  # noqa: F401
     depth,
     detection,
     levels,
+    objects,
     pairs,
     segmentation,
     shifts,

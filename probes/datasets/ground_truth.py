@@ -227,6 +227,31 @@ class Correspondences(GroundTruth):
         return [pair._asdict() for pair in self.pairs]
 
 
+class Objects(GroundTruth):
+    """Of ``objects``, whatever their classes.
+
+    Attributes:
+        boxes: left, top, right, bottom in pixels, of which the last two are excluded.
+        mask: path of a map of classes: 0 for no object, 255 for unknown; '' for none.
+    """
+
+    boxes: Vectors = ()
+    mask: str = ""
+
+    @property
+    def files(self) -> list[str]:
+        return [self.mask] if self.mask else []
+
+    @property
+    def listed(self) -> Any:
+        return self.boxes
+
+    def check(self, data: SplitToCheck, image: Path, size: Size) -> None:
+        for name in self.files:
+            _, mask_size = decode(read_bytes(data.root / name), name)
+            require_size(data.root / name, mask_size, size)
+
+
 class GalleryImage(GroundTruth):
     """Of ``instance-retrieval``.
 
@@ -307,9 +332,11 @@ KINDS: Mapping[str, type[GroundTruth]] = {
     "unknown-images": ImageSet,
     "image-text": Captions,
     "association": Associations,
+    "warped-images": Plain,
     "correspondence": Correspondences,
     "instance-retrieval": GalleryImage,
     "video": ObjectMasks,
+    "objects": Objects,
     "object-views": View,
     "scene-views": View,
 }

@@ -441,3 +441,19 @@ register_dataset(
         about="SPair-71k keypoints (cvlab.postech.ac.kr/research/SPair-71k)",
     )
 )
+
+
+def list_images(root: Path, split: Split) -> list[Sample]:
+    """Every image in the folder, nested or not."""
+    return [] if split == "train" else [Sample(name) for name in walk(root, ".", IMAGE_SUFFIXES)]
+
+
+register_dataset(
+    DatasetSpec(
+        name="images",
+        kind="warped-images",
+        folder="images",
+        list_samples=list_images,
+        about="any images, which are warped at random (place them with --data images=DIR)",
+    )
+)

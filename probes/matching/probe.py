@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from cliptex_common.metrics import Arrays, mean_of_images
 from cliptex_common.settings import Axis, settings_dataclass
@@ -113,9 +113,31 @@ def binned_recalls(kind: str) -> list[str]:
 
 
 SCORERS.register("video", video)
-for _kind in RECALLS:
+for _kind in ANGLES:
     SCORERS.register(_kind, partial(view_pairs, _kind))
     KIND_LEVELS[_kind] = "mid"
+
+
+def grouping(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """Means over the images that have boxes or masks of what ``tokencut`` stores of each."""
+    names = [name for name in GROUPING if name in arrays]
+    metrics = {name: partial(mean_of_images, 100 * arrays[name]) for name in names}
+    return ImageScores(images, metrics, lambda: 100 * arrays[names[0]], names[0], 1)
+
+
+SCORERS.register("objects", grouping)
+PIXELS = (10, 5, 2, 1)  # limits of errors of warped images, in those of a square of 224
+RECALLS["warped-images"] = [(f"recall_{limit}px", "px", limit) for limit in PIXELS]
+
+
+def warped_images(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """Means over images of what ``homography`` stores of each."""
+    metrics = {name: partial(mean_of_images, 100 * arrays[name]) for name in WARPED}
+    main = RECALLS["warped-images"][0][0]
+    return ImageScores(images, metrics, lambda: 100 * arrays[main], "recall", 1)
+
+
+SCORERS.register("warped-images", warped_images)
 
 
 @settings_dataclass
@@ -192,6 +214,44 @@ class ObjectViewSettings(SceneViewSettings):
         return size == (self.size, self.size)
 
 
+@settings_dataclass
+class HomographySettings(SceneViewSettings):
+    """Protocol of the matching of images with their warped copies.
+
+    Attributes:
+        size: side in pixels of the square in the middle of an image, rounded up to the backbone's
+            divisor; errors are in pixels of a square of 224, whatever it is.
+        warp: share of the side by which each corner moves at most, across and down.
+    """
+
+    size: Annotated[PositiveInt, Axis()] = 224
+    warp: Annotated[float, Field(gt=0, lt=0.5), Axis()] = 0.2
+
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """Whether the square is of ``size``."""
+        return size == (self.size, self.size)
+
+
+@settings_dataclass
+class GroupingSettings(EncodeSettings):
+    """Protocol of TokenCut.
+
+    Attributes:
+        size: long side of images in pixels; none for their own.
+        encode_batch_size: images that the backbone sees at once.
+        layers: whose feature map is cut, see ``LabelPropagationSettings``.
+        threshold: cosine above which patches are alike; the authors' τ.
+    """
+
+    encode_batch_size: PositiveInt | None = 8
+    layers: KeypointLayers = "last"
+    threshold: Annotated[float, Field(gt=-1, lt=1), Axis()] = 0.2
+
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """No: images keep their shape."""
+        return False
+
+
 MASKS = {
     "J_and_F": Metric(label="J&F"),
     "J": Metric(label="J (region)", shown=True),
@@ -233,4 +293,39 @@ OBJECT_VIEWS, SCENE_VIEWS = (
         )
     )
     for kind, settings in (("object-views", ObjectViewSettings), ("scene-views", SceneViewSettings))
+)
+# with each score the ceiling of the grid: what a match is that is always the nearest patch
+WARPED = {
+    f"{prefix}{name}_{limit}px": Metric(
+        label=f"{words}{label} {limit} px", shown=limit > 2 and name == "recall"
+    )
+    for limit in PIXELS
+    for prefix, words in (("", ""), ("ceiling_", "ceiling of the grid: "))
+    for name, label in (("recall", "recall within"), ("auc", "area below recall up to"))
+}
+HOMOGRAPHY = register_probe(
+    untrained(
+        "homography", "warped-images", HomographySettings, WARPED, "probes.matching.homographies"
+    )
+)
+GROUPING = {
+    "CorLoc": Metric(),
+    "IoU": Metric(shown=True),
+    "F": Metric(label="F (boundary)", shown=True),
+    "ceiling_F": Metric(label="ceiling of F"),
+    **{
+        f"{bound}_{name}": Metric(label=f"{bound} of {name}", shown=True)
+        for name in ("CorLoc", "IoU")
+        for bound in ("ceiling", "floor")
+    },
+}
+TOKENCUT = register_probe(
+    untrained(
+        "tokencut",
+        "objects",
+        GroupingSettings,
+        GROUPING,
+        "probes.matching.grouping",
+        other_metrics={"IoU": GROUPING["IoU"]},
+    )
 )

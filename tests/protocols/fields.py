@@ -18,6 +18,7 @@ OTHERS = {
     "dpt": "experts.dpt",
     "nll-angmf": "experts.nll_angmf",
     "davis2017": "metrics.davis2017",
+    "tokencut": "metrics.tokencut",
 }
 
 # A preset's probe (``segmentation/linear``) → field → a number, a text, or nested lists of them.

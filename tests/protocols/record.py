@@ -5,7 +5,7 @@
 imports the source's code from DIR (nothing of it is copied), lets it compute the fields of
 ``tests/protocols/dinov3.py``, and writes ``tests/protocols/records/dinov3.json``. The checkout must
 be at the commit that the protocol names. Those of experts (``nll-angmf``) and metrics
-(``davis2017``) are made likewise.
+(``davis2017``, ``tokencut``) are made likewise.
 """
 
 from __future__ import annotations

@@ -17,7 +17,12 @@ from probes.datasets.check import prepare
 from probes.registry import DATASETS, PROBES, PROTOCOLS, Preset
 from tests.probes import tiny_coco, tiny_dense, tiny_mmlab
 from tests.probes.datasets import make
-from tests.probes.matching.layouts import make_davis, make_navi, make_scannet
+from tests.probes.matching.layouts import (
+    make_davis,
+    make_navi,
+    make_scannet,
+    make_voc_objects,
+)
 from tests.probes.whole_images import DenseColours
 
 # those that need no other task's head or training images
@@ -117,6 +122,8 @@ WHOLE_IMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "correspondence": ("spair", make.make_spair),
     "instance-retrieval": ("roxford5k", make.make_revisited),
     "video": ("davis", make_davis),
+    "warped-images": ("images", lambda folder: make.make_imagefolder(folder, 0, 2)),
+    "objects": ("voc-objects", make_voc_objects),
     "object-views": ("navi", make_navi),
     "scene-views": ("scannet", make_scannet),
 }

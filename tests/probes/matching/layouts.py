@@ -62,6 +62,44 @@ def make_davis(
     return root
 
 
+def make_voc_objects(root: Path, year: int = 2012) -> Path:
+    """Three images of VOC with an object each, in a corner and over the patches of a backbone, or
+    between them; the masks have a band of unknown pixels around it."""
+    lists = {"Segmentation/val": [], "Main/trainval": []}
+    for number, (top, left, height, width) in enumerate(
+        [(0, 0, 48, 64), (40, 24, 30, 52), (8, 50, 64, 40)]
+    ):
+        name, photo, mask = f"2007_{number:06}", *noisy_scene(number, (96, 128))
+        photo, mask = photo // 8, 0 * mask
+        inside = slice(top, top + height), slice(left, left + width)
+        mask[inside] = 255
+        mask[top + 2 : top + height - 2, left + 2 : left + width - 2] = number + 1
+        photo[inside] = [250, 230, 20]
+        save(root / f"JPEGImages/{name}.jpg", photo, quality=95)
+        save(root / f"SegmentationClass/{name}.png", mask)
+        edges = zip(("xmin", "ymin", "xmax", "ymax"), _ends(inside), strict=True)
+        box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in edges)
+        part = "<part><bndbox><xmin>1</xmin></bndbox></part>"
+        path = root / f"Annotations/{name}.xml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            f"<annotation><object><name>dog</name><bndbox>{box}</bndbox>{part}</object></annotation>"
+        )
+        for names in lists.values():
+            names.append(name)
+    for file, names in lists.items():
+        path = root / f"ImageSets/{file}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(names) + "\n")
+    return root
+
+
+def _ends(inside: tuple[slice, slice]) -> list[int]:
+    """Left, top, right, bottom as VOC counts them: from 1, both ends included."""
+    rows, columns = inside
+    return [columns.start + 1, rows.start + 1, columns.stop, rows.stop]
+
+
 def make_navi(
     root: Path,
     objects: Mapping[str, Scene] | None = None,
