@@ -36,7 +36,7 @@ for _kind, _what in (("corners", "where corners are"), ("orientation", "how edge
         DatasetSpec(
             name=_kind,
             kind=_kind,
-            folder="images",
+            folder=_kind,
             list_samples=list_images,
             about=(
                 f"{_what}, computed of any images: train/ and val/, also below images/, or COCO's"

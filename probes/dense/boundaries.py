@@ -75,7 +75,7 @@ class Boundaries(DenseTask):
         share = agreement(target.long())
         positive, negative = share >= 0.5, (share == 0) & (target > 0)
         counts = [each.sum() for each in (positive, negative)]
-        total = sum(counts)
+        total = counts[0] + counts[1]
         weight = (positive * counts[1] + 1.1 * negative * counts[0]) / total.clamp(min=1)
         entropy = F.binary_cross_entropy_with_logits(
             prediction, positive.to(prediction), weight, reduction="sum"

@@ -99,7 +99,8 @@ class Computed(DenseTask):
         raise NotImplementedError
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
-        return {"type": "TaskScores", "task": self.name, "crop": spec.extra.get("crop")}
+        crop = settings.test_area or spec.extra.get("crop")
+        return {"type": "TaskScores", "task": self.name, "crop": crop}
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """``compare`` of the prediction, and as ``grid_METRIC`` the main metric of what comes

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from cliptex_common.metrics import contour_accuracy, region_similarity
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.computed import Computed
 from probes.dense.segmentation import Segmentation
@@ -60,8 +61,6 @@ class Objects(Computed):
         return output[:, 0].sigmoid()
 
     def compare(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
-        from probes.matching.videos import contour_accuracy, region_similarity
-
         known = target >= 0
         masks = [((each >= 0.5) & known)[0].cpu().numpy() for each in (target, prediction)]
         measures = region_similarity, contour_accuracy

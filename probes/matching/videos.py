@@ -31,47 +31,12 @@ from cliptex_common.images import (
     to_rgb,
     write_grid,
 )
+from cliptex_common.metrics import contour_accuracy, region_similarity
 from probes.base import Context, TaskResult, map_index
 from probes.datasets.base import Sample
 from probes.image_level.encode import Encode, ImageViews
 from probes.matching.probe import LabelPropagationSettings, video
 from probes.pictures import GALLERY_IMAGES, write_gallery
-
-TOLERANCE = 0.008  # of the diagonal: how far contours may be apart
-
-
-def region_similarity(target: np.ndarray, predicted: np.ndarray) -> float:
-    """J: intersection over union of two masks (H, W) bool; 1 if both are empty."""
-    union = np.logical_or(target, predicted).sum()
-    return float(np.logical_and(target, predicted).sum() / union) if union else 1.0
-
-
-def contour_accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
-    """F: F1 of the contours of two masks (H, W) bool; 1 if both are empty, 0 if one is."""
-    contours = contour(target), contour(predicted)
-    if not all(each.any() for each in contours):
-        return float(not any(each.any() for each in contours))
-    radius = np.ceil(TOLERANCE * np.hypot(*target.shape))
-    recall, precision = (
-        (_distance(b) <= radius)[a].mean() for a, b in (contours, reversed(contours))
-    )
-    total = precision + recall
-    return float(2 * precision * recall / total) if total else 0.0
-
-
-def contour(mask: np.ndarray) -> np.ndarray:
-    """(H, W) bool: pixels that differ from the one to their right, below, or below that."""
-    mask = mask.astype(bool)
-    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-    return (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
-
-
-def _distance(contour: np.ndarray) -> np.ndarray:
-    """Pixels from the contour, (H, W) float32."""
-    elsewhere = np.logical_not(contour).astype(np.uint8)
-    distance = cv2.distanceTransform(elsewhere, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return distance.round(3)
-
 
 PATCHES = 1024  # of a frame that are labelled at once
 VIDEOS = 6  # of the preview

@@ -13,13 +13,12 @@ from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
+from cliptex_common.metrics import contour_accuracy, region_similarity
 from cliptex_common.settings import with_changes
 from probes.datasets.check import prepare
 from probes.matching.probe import LABEL_PROPAGATION, LabelPropagationSettings
 from probes.matching.videos import (
-    contour_accuracy,
     propagate_masks,
-    region_similarity,
     resize_frame,
 )
 from probes.registry import DATASETS, find_preset

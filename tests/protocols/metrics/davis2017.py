@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from cliptex_common.metrics import contour_accuracy, region_similarity
 from probes.matching.videos import (
     Frame,
-    contour_accuracy,
     read_masks,
-    region_similarity,
     score_object,
 )
 from tests.probes.datasets.make import save
