@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from cliptex_common.registry import Registry, instance_of
 from probes.dense.depth import Depth
+from probes.dense.depth_order import DepthOrder
 from probes.dense.normals import Normals
 from probes.dense.segmentation import Segmentation
 from probes.dense.task import DenseTask
 from reports.per_image import SCORERS
 
 DENSE_TASKS: Registry[DenseTask] = Registry("dense task", "dense_tasks", instance_of(DenseTask))
-for task in (Segmentation(), Depth(), Normals()):
+for task in (Segmentation(), Depth(), Normals(), DepthOrder()):
     DENSE_TASKS.register(task.name, task)
     SCORERS.register(task.name, task.image_scores)
