@@ -197,6 +197,9 @@ def run_cells(
                     head = _log_head(run, result.head, job.conditions[task.name], cell.seed)
                     cell = cell.model_copy(update={"head": head})  # not one that it has used
                 _log_metrics(cell, run, job.model_id)
+                bounds = {f"{end}{cell.main}" for end in (records.FLOOR, records.CEILING)}
+                values = {name: result.metrics[name] for name in bounds & result.metrics.keys()}
+                run.log_metrics({records.BOUND + name: value for name, value in values.items()})
                 _log_files(task, context, run, result)
                 if task.name == job.tasks[0].name:  # once, since the unit shares its images
                     _log_feature_pictures(context, run)

@@ -220,9 +220,9 @@ T = TypeVar("T")
 COST = "cost/"  # of metrics that say what a run took
 HELD_OUT = "select/"  # of scores on held-out training images, by which a probe chose a setting
 TRAIN_LOSS = "train/loss"
-# of a task's main metric: what needs no features (the best constant, chance), and what the best
-# features could reach (a grid of patches)
-FLOOR, CEILING = "bound/floor", "bound/ceiling"
+# before the name of a metric: what needs no features (the best constant, chance), and what the best
+# features could reach (a grid of patches); logged as ``bound/floor_mIoU``
+FLOOR, CEILING, BOUND = "floor_", "ceiling_", "bound/"
 LABEL_FREE = "label_free/"  # of diagnostics of features without labels, which nothing ranks
 SAMPLED = ("shots", "train_share")  # parameters that learning curves are drawn over
 PROTOCOL_PREFIX, REUSED_PREFIX = "protocol.", "cached."  # of a parent's tags, one for each task
@@ -360,7 +360,7 @@ class Cell(Record):
         held_out: ``METRIC/SETTING`` → score on held-out training images.
         label_free: diagnostic of the training features (``probes.pictures``) → value.
         train_loss: the last one of its head; None where none was logged here.
-        bounds: ``FLOOR`` and ``CEILING`` → value, where the task has them.
+        bounds: of the main metric, ``FLOOR`` and ``CEILING`` → value, where the task has them.
         notes: what the user should know of it, one line each; empty if it is read back.
     """
 
@@ -534,7 +534,11 @@ def read_record(
         own = {
             "metrics": {name: metrics[name] for name in declared if name in metrics},
             "params": {name: params[name] for name in SAMPLED if name in params},
-            "bounds": {name: metrics[name] for name in (FLOOR, CEILING) if name in metrics},
+            "bounds": {
+                name: metrics[key]
+                for name in (FLOOR, CEILING)
+                if (key := f"{BOUND}{name}{cell.main}") in metrics
+            },
         }
         return cell.model_copy(update=own)
     if TAGS["run_key"] in tags:

@@ -19,7 +19,14 @@ from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import content_key, home, make_folder, read_json_object, write_json
 from cliptex_common.progress import Progress, Silent
 from probes.datasets import base
-from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split, Unreadable
+from probes.datasets.base import (
+    DatasetSpec,
+    PreparedDataset,
+    Sample,
+    Split,
+    UnfitCopy,
+    Unreadable,
+)
 from probes.datasets.ground_truth import (
     MapFile,
     SplitToCheck,
@@ -483,8 +490,9 @@ def survey(
             continue
         try:
             spec = spec.at(root)
-        except UserError as error:
-            rows.append(DatasetState(spec.name, "broken", {}, spec.expected, str(error)))
+        except UserError as error:  # a folder of several datasets may be without one of them
+            state = "absent" if isinstance(error, UnfitCopy) else "broken"
+            rows.append(DatasetState(spec.name, state, {}, spec.expected, str(error)))
             continue
         used: Sequence[Split] = ("val",) if spec.trained_on else splits
         state, counts, messages = inspect_copy(spec, root, used)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import (
+    DATASETS,
     IMAGE_SUFFIXES,
     DatasetSpec,
     Sample,
@@ -188,3 +189,16 @@ register_dataset(
         ),
     )
 )
+
+
+# the same files, of which only the order of depths counts
+for _name in ("nyu-depth", "kitti-depth"):
+    _spec = DATASETS[_name]
+    register_dataset(
+        replace(
+            _spec,
+            name=f"{_name}-order",
+            kind="depth-order",
+            about=f"which of two points is nearer, from {_spec.about}",
+        )
+    )

@@ -58,8 +58,8 @@ register_dataset(
 register_dataset(
     replace(
         VOC,
-        name="voc-objects",
-        kind="objects",
+        name="voc-foreground",
+        kind="foreground",
         extra={**VOC.extra, "background": (0,)},
         about="PASCAL VOC 2012: objects of any of its 20 classes against background",
         module="",

@@ -12,6 +12,7 @@ from probes.datasets.base import (
     DatasetSpec,
     Sample,
     Split,
+    UnfitCopy,
     mirrored,
     read_lines,
     require_file,
@@ -26,8 +27,7 @@ def list_voc_objects(names: str, masks: str, root: Path, split: Split) -> list[S
     ``masks`` also ``SegmentationClass/NAME.png``."""
     if split == "train":
         return []
-    for folder in ("JPEGImages", *([masks] if masks else [])):
-        require_folder(root, folder)
+    require_folder(root, "JPEGImages")
     return [
         Sample(
             f"JPEGImages/{name}.jpg",
@@ -38,6 +38,14 @@ def list_voc_objects(names: str, masks: str, root: Path, split: Split) -> list[S
         )
         for name in read_lines(require_file(root, f"ImageSets/{names}.txt"))
     ]
+
+
+def adapt(lists: str, spec: DatasetSpec, root: Path) -> DatasetSpec:
+    """A copy for segmentation alone has no boxes."""
+    for name in ("Annotations", f"ImageSets/{lists}.txt"):
+        if not (root / name).exists():
+            raise UnfitCopy(f"{spec.name} needs {name} in {root}; unpack all of VOCtrainval there")
+    return spec
 
 
 def read_boxes(path: Path) -> list[list[int]]:
@@ -97,6 +105,7 @@ for _name, _year, _lists, _masks, _images, _about in (
             folder=f"VOCdevkit/VOC{_year}",
             list_samples=partial(list_voc_objects, _lists, _masks),
             expected={"train": 0, "val": _images},
+            adapt=partial(adapt, _lists),
             about=f"{_about} (host.robots.ox.ac.uk/pascal/VOC)",
         )
     )

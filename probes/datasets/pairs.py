@@ -452,7 +452,7 @@ register_dataset(
     DatasetSpec(
         name="images",
         kind="warped-images",
-        folder="images",
+        folder="homography-images",
         list_samples=list_images,
         about="any images, which are warped at random (place them with --data images=DIR)",
     )

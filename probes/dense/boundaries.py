@@ -18,7 +18,7 @@ from cliptex_common.metrics import Arrays
 from probes.datasets.base import PreparedDataset
 from probes.dense.computed import OneScaleSettings
 from probes.dense.task import DenseTask, Drawing
-from reports.records import Metric
+from reports.records import CEILING, Metric
 
 if TYPE_CHECKING:
     from scipy.spatial import KDTree
@@ -47,7 +47,7 @@ class Boundaries(DenseTask):
     weigh the same in total.
     """
 
-    name, is_picture = "boundaries", False
+    name, level, is_picture = "boundaries", "low", False
     metrics: ClassVar[Mapping[str, Metric]] = {
         "ODS": Metric(),
         "OIS": Metric(shown=True),
@@ -109,7 +109,8 @@ class Boundaries(DenseTask):
     def metrics_of(self, arrays: Arrays, notes: list[str]) -> dict[str, float]:
         f = float(f_measure(arrays["people"].sum(axis=0))[2])
         notes.append(f"people, each scored by the others, have F {f:.1f}")
-        return super().metrics_of(arrays, notes)
+        metrics = super().metrics_of(arrays, notes)
+        return metrics | {CEILING + next(iter(self.metrics)): f}
 
     def summary(self, arrays: Arrays, weights: np.ndarray) -> dict[str, Any]:
         """As in ``edgesEvalDir`` of P. Dollár's toolbox, which is BSDS's own ``boundaryBench``: ODS

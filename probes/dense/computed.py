@@ -23,7 +23,7 @@ from probes.datasets.base import DatasetSpec
 from probes.dense.depth import Depth
 from probes.dense.settings import DenseSettings, FactorRange
 from probes.dense.task import DenseTask, Drawing, cropped
-from reports.records import Metric
+from reports.records import CEILING, Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ class Computed(DenseTask):
         crop: that is scored, see ``cropped``.
     """
 
-    name, field = "computed", "computed_map"
+    name, field, level = "computed", "computed_map", "low"
     settings: ClassVar[type[DenseSettings]] = ComputedSettings
     grid: Sequence[float] = ()
     crop: Sequence[Any] | None = None
@@ -122,11 +122,11 @@ class Computed(DenseTask):
         raise NotImplementedError
 
     def metrics_of(self, arrays: Arrays, notes: list[str]) -> dict[str, float]:
-        main = next(iter(self.metrics))
+        main, metrics = next(iter(self.metrics)), super().metrics_of(arrays, notes)
         if f"grid_{main}" in arrays:
-            best = np.nanmean(arrays[f"grid_{main}"])
+            best = metrics[CEILING + main] = float(np.nanmean(arrays[f"grid_{main}"]))
             notes.append(f"a map with one value a patch has {main} {best:.3g} at best")
-        return super().metrics_of(arrays, notes)
+        return metrics
 
 
 class Magnitude(Computed):
@@ -220,7 +220,7 @@ class OcclusionEdges(Magnitude):
     largest over the smallest depth around a pixel, in a window of ``sigma`` pixels to each side.
     Datasets are declared as those of depth."""
 
-    name = "occlusion-edges"
+    name, level = "occlusion-edges", "mid"
     declared = Depth.declared
 
     def check_file(self, spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:

@@ -121,10 +121,10 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
     if context.data.spec.units:
         units = context.data.spec.units(context.data.root)
         per_image["unit"] = np.array([units.get(image, image) for image in images])
-    notes = list(scores.notes)
+    notes, metrics = list(scores.notes), dict(trainer.metrics)
     if context.head is None:
         scored_by = trainer.config, trainer.val_dataset
-        notes += constant_note(context, trainer.metrics, per_image, *scored_by)
+        notes += constant_note(context.data, metrics, per_image, *scored_by)
     notes += [*rate_notes, *trainer.notes]
     # where a head is used, its config has nothing to train on
     config = trainer.config if context.head is None else None
@@ -136,7 +136,7 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
             context.work_dir / "preview.png",
         )
     return TaskResult(
-        metrics=trainer.metrics,
+        metrics=metrics,
         per_image=per_image,
         preview=preview,
         head=None if context.head else trainer.head(),
@@ -222,21 +222,20 @@ _scores: dict[tuple[str, ...], float] = {}
 
 
 def constant_note(
-    context: Context,
-    metrics: Mapping[str, float],
+    data: PreparedDataset,
+    metrics: dict[str, float],
     per_image: Any,
     config: Any = None,
     val: Any = None,
 ) -> list[str]:
-    """Log the score of the best constant prediction on ``val``, the task's floor; a note if
-    ``metrics`` are no better.
+    """Add to ``metrics`` as floor what the best constant prediction has on ``val``; a note if they
+    are no better.
 
     Args:
         per_image: per-image scores, see ``DenseTask.constant_score``; where that gives None:
         config: the probe's, with ``val_evaluator``.
         val: the dataset of the config's ``val_dataloader``.
     """
-    data = context.data
     task = DENSE_TASKS.find(data.spec.kind)
     main, metric = next(iter(task.metrics.items()))
     if not np.isfinite(metrics[main]):
@@ -254,7 +253,7 @@ def constant_note(
         score = _scores[key]
     if not np.isfinite(score):
         return []
-    context.log.log_metrics({FLOOR: score}, 0)
+    metrics.setdefault(FLOOR + main, score)
     if metric.direction * metrics[main] > metric.direction * score:
         return []
     return [

@@ -140,5 +140,5 @@ def score(
     if logits.shape[1] <= 5:
         metrics = {name: value for name, value in metrics.items() if not name.endswith("top5")}
     if next(iter(metrics)) == "top1":  # the floor: always the most frequent class of val
-        context.log.log_metrics({FLOOR: 100 * np.bincount(labels).max() / len(labels)}, 0)
+        metrics |= {f"{FLOOR}top1": 100 * np.bincount(labels).max() / len(labels)}
     return TaskResult(metrics, per_image, head=head, notes=notes)

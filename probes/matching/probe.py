@@ -115,7 +115,6 @@ def binned_recalls(kind: str) -> list[str]:
 SCORERS.register("video", video)
 for _kind in ANGLES:
     SCORERS.register(_kind, partial(view_pairs, _kind))
-    KIND_LEVELS[_kind] = "mid"
 
 
 def grouping(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
@@ -126,6 +125,7 @@ def grouping(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
 
 
 SCORERS.register("objects", grouping)
+
 PIXELS = (10, 5, 2, 1)  # limits of errors of warped images, in those of a square of 224
 RECALLS["warped-images"] = [(f"recall_{limit}px", "px", limit) for limit in PIXELS]
 
@@ -138,6 +138,7 @@ def warped_images(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
 
 
 SCORERS.register("warped-images", warped_images)
+KIND_LEVELS.update(dict.fromkeys((*RECALLS, "objects", "correspondence", "video"), "mid"))
 
 
 @settings_dataclass

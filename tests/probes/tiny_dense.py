@@ -25,6 +25,13 @@ SPECS = {
         list_samples,
         extra={"depth_scale": 1e-3, "min_depth": 1e-3, "max_depth": 10.0},
     ),
+    "depth-order": DatasetSpec(
+        "tiny-depth-order",
+        "depth-order",
+        "tiny",
+        list_samples,
+        extra={"depth_scale": 1e-3, "min_depth": 1e-3, "max_depth": 10.0},
+    ),
     "normals": DatasetSpec(
         "tiny-normals",
         "normals",
@@ -57,7 +64,7 @@ def draw(kind: str, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         target = labels.astype(np.uint8)
         target[:3] = 255
         return image, target
-    if kind == "depth":
+    if kind in ("depth", "depth-order"):
         depth = 1 + 4 * fields[..., 0]
         target = (1000 * depth).astype(np.uint16)
         target[:3] = 0

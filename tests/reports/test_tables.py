@@ -85,7 +85,7 @@ def test_floor_and_ceiling_stand_beside_the_scores(tracker, report_of):
         parent = f"tags.mlflow.parentRunId = '{run_id}'"
         (cell,) = tracker.client.search_runs([experiment], parent)
         for bound, value in bounds.items():
-            tracker.client.log_metric(cell.info.run_id, f"bound/{bound}", value)
+            tracker.client.log_metric(cell.info.run_id, f"bound/{bound}_mIoU", value)
     report = report_of(tracker)
     assert "floor 10.0, ceiling 80.0 to 90.0" in render_page(report)
     (figure,) = report.figures["bars"]

@@ -340,7 +340,7 @@ def evaluate_patches(
     metrics = metric.compute_metrics([scores[index] for index in range(len(images))])
     notes = [*notes, *metric.notes]
     if "train" in data.samples:
-        notes += constant_note(context, metrics, metric.per_image)
+        notes += constant_note(data, metrics, metric.per_image)
     with context.cost.phase("pictures"):
         preview = draw_preview(
             pictures.__getitem__, images.dataset, "segmentation", context.work_dir / "preview.png"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -52,13 +51,13 @@ def test_a_probe_that_is_no_better_gets_a_note(tmp_path, kind):
     data = tiny_dense.make(tmp_path, kind)
     main, metric = next(iter(DENSE_TASKS[kind].metrics.items()))
     areas = np.array([[30, 60, 10], [20, 70, 10]])
-    scored, floors = scored_dataset(data), []
-    context = SimpleNamespace(
-        data=data, log=SimpleNamespace(log_metrics=lambda metrics, step: floors.append(metrics))
-    )
+    scored = scored_dataset(data)
+
+    metrics = {}
 
     def note(score):
-        return constant_note(context, {main: score}, {"label": areas}, *scored)
+        metrics[main] = score
+        return constant_note(data, metrics, {"label": areas}, *scored)
 
     assert note(metric.direction * 1e6) == note(float("nan")) == []
     (line,) = note(-metric.direction * 1e6)
@@ -68,7 +67,7 @@ def test_a_probe_that_is_no_better_gets_a_note(tmp_path, kind):
         assert f"{tiny_dense.CLASSES[label]!r} everywhere" in line
         assert note(100 * areas[:, label].sum() / 200 / 3 + 1e-3) == []
         assert note(100 * areas[:, label].sum() / 200 / 3 - 1e-3) != []
-        assert floors[-1] == {"bound/floor": pytest.approx(100 * areas[:, label].sum() / 200 / 3)}
+        assert metrics["floor_mIoU"] == pytest.approx(100 * areas[:, label].sum() / 200 / 3)
 
 
 def test_a_constant_is_scored_where_the_probe_is(tmp_path):
@@ -79,9 +78,8 @@ def test_a_constant_is_scored_where_the_probe_is(tmp_path):
         stored = Path(str(path).replace("/data/normals/", "/data/annotations/"))
         stored.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(stored), depth)
-    context = SimpleNamespace(data=data, log=SimpleNamespace(log_metrics=lambda *_: None))
     lines = [
-        constant_note(context, {"normal_mean": 1e6}, {}, *scored_dataset(data, settings))
+        constant_note(data, {"normal_mean": 1e6}, {}, *scored_dataset(data, settings))
         for settings in (NormalSettings(), NormalSettings(mask="depth"))
     ]
     assert lines[0] != lines[1]

@@ -22,7 +22,7 @@ from probes.datasets.check import prepare
 from probes.datasets.levels import list_images
 from probes.dense.boundaries import PEOPLE, Boundaries, agreement, matches, thin
 from probes.dense.computed import Corners, OcclusionEdges, Orientation, nearest_on_grid
-from probes.dense.objects import Objects
+from probes.dense.foreground import Foreground
 from probes.registry import DATASETS, PROBES, register_dataset
 from reports.per_image import image_scores
 from tests.probes import tiny_dense
@@ -30,7 +30,7 @@ from tests.probes.tiny_mmlab import context
 
 SEEN_AS = {
     "tiny-occlusion": ("depth", "occlusion-edges", {}),
-    "tiny-objects": ("segmentation", "objects", {"background": (0,)}),
+    "tiny-foreground": ("segmentation", "foreground", {"background": (0,)}),
 }
 for _name, (_kind, _other, _extra) in SEEN_AS.items():
     _spec = tiny_dense.SPECS[_kind]
@@ -109,15 +109,15 @@ def test_correlation_is_numpys_and_no_map_of_the_grid_has_more():
     np.testing.assert_allclose(nearest.ravel(), basis.numpy() @ fit, atol=1e-4)
 
 
-def test_objects_are_scored_as_scikit_learn_does():
+def test_foreground_is_scored_as_scikit_learn_does():
     rng = np.random.default_rng(0)
     target = rng.integers(-1, 2, (1, 20, 30)).astype(float)
     prediction = rng.random(target.shape)
-    scores = Objects().compare(*map(torch.from_numpy, (prediction, target)))
+    scores = Foreground().compare(*map(torch.from_numpy, (prediction, target)))
     known = target >= 0
     expected = 100 * jaccard_score(target[known], prediction[known] >= 0.5)
     assert scores["object_IoU"] == pytest.approx(expected)
-    assert Objects().compare(*2 * [torch.from_numpy(target)])["boundary_F"] == 100
+    assert Foreground().compare(*2 * [torch.from_numpy(target)])["boundary_F"] == 100
 
 
 def test_lines_are_thinned_as_scikit_image_does():
@@ -223,7 +223,7 @@ def test_images_without_folders_of_train_and_val_are_an_error(tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "name", ["corners", "orientation", "tiny-occlusion", "tiny-objects", "bsds500"]
+    "name", ["corners", "orientation", "tiny-occlusion", "tiny-foreground", "bsds500"]
 )
 def test_every_family_is_learnt_scored_and_resampled(tmp_path, name):
     spec = DATASETS[name]

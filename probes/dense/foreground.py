@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Objects(Computed):
+class Foreground(Computed):
     """Means over images of the IoU of the objects, and of the F of their contours as DAVIS scores
     them (Perazzi et al., CVPR 2016; up to 0.8 % of the diagonal apart), both 100 % where there is
     none and none is predicted. Pixels of unknown class are neither learned nor scored. The loss is
     the cross-entropy; what has a probability of a half is an object."""
 
-    name, unknown = "objects", -1.0
+    name, level, unknown = "foreground", "mid", -1.0
     metrics: ClassVar[Mapping[str, Metric]] = {
         "object_IoU": Metric(label="IoU"),
         "boundary_F": Metric(label="boundary F", shown=True),
