@@ -197,9 +197,10 @@ def run_cells(
                     head = _log_head(run, result.head, job.conditions[task.name], cell.seed)
                     cell = cell.model_copy(update={"head": head})  # not one that it has used
                 _log_metrics(cell, run, job.model_id)
-                bounds = {f"{end}{cell.main}" for end in (records.FLOOR, records.CEILING)}
-                values = {name: result.metrics[name] for name in bounds & result.metrics.keys()}
-                run.log_metrics({records.BOUND + name: value for name, value in values.items()})
+                ends = (f"{end}{cell.main}" for end in (records.FLOOR, records.CEILING))
+                bounds = {end: result.metrics[end] for end in ends if end in result.metrics}
+                bounds |= {f"{end}{cell.main}": value for end, value in result.bounds.items()}
+                run.log_metrics({records.BOUND + name: value for name, value in bounds.items()})
                 _log_files(task, context, run, result)
                 if task.name == job.tasks[0].name:  # once, since the unit shares its images
                     _log_feature_pictures(context, run)

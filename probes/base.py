@@ -301,6 +301,8 @@ class TaskResult:
             of each image and ``pixels``; for classification ``rank`` of the true class; for
             retrieval the best ``rank`` of each query. Where they are not independent, ``unit`` (N,)
             or (N, k): names of what each is made of (scene, pair of images).
+        bounds: of the main metric, ``reports.records.FLOOR`` and ``CEILING`` → value, where a task
+            has them; those among ``metrics`` (``ceiling_recall_10px``) count, too.
         detections: COCO result list (image_id, category_id, bbox, score[, segmentation RLE]) of
             detection.
         preview: PNG of images, ground truth and predictions side by side; dense tasks and
@@ -313,6 +315,7 @@ class TaskResult:
 
     metrics: dict[str, float]
     per_image: dict[str, np.ndarray] = field(default_factory=dict)
+    bounds: dict[str, float] = field(default_factory=dict)
     detections: list[dict[str, Any]] | None = None
     preview: Path | None = None
     head: Head | None = None

@@ -34,7 +34,7 @@ from probes.features.files import content_hashes
 from probes.pictures import GALLERY_IMAGES, write_gallery
 from probes.select import Candidate, held_out_by_content, log_scores, select_candidate
 from probes.train.loop import HeadTrainer, config_text, train_together
-from reports.records import FLOOR
+from reports.records import CEILING, FLOOR
 
 ProbeAndContext = tuple[Probe, Context]
 
@@ -125,6 +125,8 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
     if context.head is None:
         scored_by = trainer.config, trainer.val_dataset
         notes += constant_note(context.data, metrics, per_image, *scored_by)
+    main = next(iter(probe.metrics))
+    bounds = {end: metrics.pop(end + main) for end in (FLOOR, CEILING) if end + main in metrics}
     notes += [*rate_notes, *trainer.notes]
     # where a head is used, its config has nothing to train on
     config = trainer.config if context.head is None else None
@@ -138,6 +140,7 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
     return TaskResult(
         metrics=metrics,
         per_image=per_image,
+        bounds=bounds,
         preview=preview,
         head=None if context.head else trainer.head(),
         notes=notes,

@@ -48,6 +48,7 @@ from probes.features.store import DTYPES
 from probes.pictures import GALLERY_IMAGES
 from probes.train import frozen_backbone
 from probes.train.sampling import isolated_rng
+from reports.records import FLOOR
 
 AREA, ASPECT = (0.5, 2.0), (3 / 4, 4 / 3)  # of a crop: share of the image's area, width / height
 COLOURS = Compose(
@@ -341,10 +342,11 @@ def evaluate_patches(
     notes = [*notes, *metric.notes]
     if "train" in data.samples:
         notes += constant_note(data, metrics, metric.per_image)
+    bounds = {FLOOR: metrics.pop(f"{FLOOR}mIoU")} if f"{FLOOR}mIoU" in metrics else {}
     with context.cost.phase("pictures"):
         preview = draw_preview(
             pictures.__getitem__, images.dataset, "segmentation", context.work_dir / "preview.png"
         )
     # beside the arrays over images the names that reports need
     per_image = {**metric.per_image, "classes": np.array(names)}
-    return TaskResult(metrics, per_image, preview=preview, notes=notes)
+    return TaskResult(metrics, per_image, bounds, preview=preview, notes=notes)
