@@ -62,6 +62,7 @@ PatchLayers: Any = _layer_or("auto", "last", "all")
 KeypointLayers: Any = _layer_or("last")
 # of a whole image: an embedding, or the class token of one layer
 ImageFeatures: Any = _layer_or("projected", "pre_projection")
+LikenessFeatures: Any = _layer_or("projected", "pre_projection", "class", "patches", "both")
 
 
 # From a setting to a map: ``requested_layer`` is what the setting names, ``layer_number`` its

@@ -103,6 +103,13 @@ def unpack_voc(files: Mapping[str, Path], to: Path) -> None:
     (to / LISTS / "trainaug.txt").write_text(trainaug)
 
 
+def unpack_merged(below: str, files: Mapping[str, Path], to: Path) -> None:
+    """Archives that each hold some files of the layout in their folder ``below``."""
+    for archive in files.values():
+        with extracted(archive, to, below) as source:
+            shutil.copytree(source, to, copy_function=shutil.move, dirs_exist_ok=True)
+
+
 def unpack_flickr(name: str, files: Mapping[str, Path], to: Path) -> None:
     """Karpathy's captions of ``name``, and the images, if any, all in ``images``."""
     for archive in files.values():
@@ -495,6 +502,32 @@ _ENTRIES = (
         ),
     ),
     Download(
+        "voc2007-labels",
+        "PASCAL VOC 2007, trainval and test",
+        "VOCdevkit/VOC2007",
+        ("voc2007-labels",),
+        tuple(
+            Archive(
+                f"https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/VOC{part}_06-Nov-2007.tar",
+                size,
+                f"md5:{md5}",
+            )
+            for part, size, md5 in (
+                ("trainval", 460_032_000, "c52e279531787c972589f7e41ab4ae64"),
+                ("test", 451_020_800, "b6e924de25625d8de591ea690078ad9f"),
+            )
+        ),
+        partial(unpack_merged, "VOCdevkit/VOC2007"),
+        920_000_000,
+        (
+            "JPEGImages",
+            "ImageSets",
+            "Annotations",
+            "SegmentationClass",
+            "SegmentationObject",
+        ),
+    ),
+    Download(
         "ade20k",
         "ADE20K scene parsing, 150 classes",
         "ade/ADEChallengeData2016",
@@ -572,6 +605,16 @@ _ENTRIES = (
         partial(unpack_layout, "DAVIS"),
         850_000_000,
         ("JPEGImages", "Annotations", "ImageSets"),
+    ),
+    Download(
+        "nights",
+        "NIGHTS, triplets of images with people's choices (58 GB)",
+        "nights",
+        ("nights",),
+        (Archive("https://data.csail.mit.edu/nights/nights.zip", 58_000_000_000),),
+        partial(unpack_layout, "nights"),
+        60_000_000_000,
+        ("ref", "distort"),
     ),
     Download(
         "flickr30k",

@@ -143,6 +143,18 @@ class Labels(Plain):
             )
 
 
+class LabelSet(GroundTruth):
+    """Of ``multi-label``: the indices of the classes that an image shows, and of those of which
+    nobody has said whether it does."""
+
+    present: Sequence[int] = ()
+    unknown: Sequence[int] = ()
+
+    def check(self, data: SplitToCheck, image: Path, size: Size) -> None:
+        for label in (*self.present, *self.unknown):
+            Labels(label).check(data, image, size)
+
+
 class Boxes(GroundTruth):
     """Of ``detection``: the boxes and masks of an image in ``DatasetSpec.annotations``, a file in
     COCO's format, by its id there."""
@@ -275,6 +287,28 @@ class GalleryImage(GroundTruth):
         return {name: value for name, value in vars(self).items() if value}
 
 
+class Triplet(GroundTruth):
+    """Of ``triplets``: two images, one of which people find more like the sample's.
+
+    Attributes:
+        left, right: their paths.
+        right_share: of the people who find the right one more like it, 0 to 1.
+        votes: how many people were asked.
+        subset: name of the part of the dataset, by which scores are told apart, too.
+    """
+
+    left: str
+    right: str
+    right_share: float
+    votes: int
+    subset: str
+    path_fields = ("left", "right")
+
+    def check(self, data: SplitToCheck, image: Path, size: Size) -> None:
+        for path in self.files:
+            decode(read_bytes(data.root / path), path)
+
+
 class ObjectMasks(GroundTruth):
     """Of ``video``: the path of the masks of a frame: a number for each object, 0 for background,
     255 for unknown. The first frame shows every object."""
@@ -329,12 +363,14 @@ class View(GroundTruth):
 KINDS: Mapping[str, type[GroundTruth]] = {
     "detection": Boxes,
     "classification": Labels,
+    "multi-label": LabelSet,
     "unknown-images": ImageSet,
     "image-text": Captions,
     "association": Associations,
     "warped-images": Plain,
     "correspondence": Correspondences,
     "instance-retrieval": GalleryImage,
+    "triplets": Triplet,
     "video": ObjectMasks,
     "objects": Objects,
     "object-views": View,

@@ -14,6 +14,7 @@ from cliptex_common.device import float64_device, is_accelerator, memory
 from probes.base import Context, Head, TaskResult
 from probes.datasets.base import Split
 from probes.image_level.metrics import classification
+from probes.image_level.multi_label import label_matrix, score_label_sets
 from probes.image_level.settings import ALEXNET_ERRORS
 from reports.records import FLOOR
 
@@ -21,8 +22,10 @@ SECTIONS = 34  # of the logarithm of a temperature: to 1e-6
 
 
 def targets(context: Context, split: Split) -> Tensor:
-    """(N,) int64 classes of a split."""
+    """(N,) int64 classes of a split; of kind ``multi-label`` those of ``label_matrix``."""
     samples = context.data.samples[split]
+    if context.data.spec.kind == "multi-label":
+        return label_matrix(samples, len(context.data.classes))
     return torch.tensor([sample.target for sample in samples], dtype=torch.int64)
 
 
@@ -112,7 +115,9 @@ def score(
 ) -> TaskResult:
     """The result of a task by (N, C) logits of ``val``, C the classes that it was trained on;
     ``top5`` with more than five classes; see ``probes.image_level.metrics.classification``.
-    ``more`` are other numbers of the images."""
+    ``more`` are other numbers of the images. Of kind ``multi-label`` see ``score_label_sets``."""
+    if context.data.spec.kind == "multi-label":
+        return score_label_sets(context, logits, notes, head)
     samples, logits = context.data.samples["val"], own_classes(context, logits)
     labels = best_targets(context, logits)
     per_image = {

@@ -48,6 +48,7 @@ from probes.image_level.encode import (
     input_size,
     layer_columns,
 )
+from probes.image_level.multi_label import mean_precision, metric_of, strata
 from probes.image_level.settings import LinearSettings
 from probes.pictures import log_label_free
 from probes.select import Candidate, log_scores, select_candidate, stratified_split
@@ -120,7 +121,7 @@ def train_heads(
         NonFiniteLoss: every head diverged. A single one that diverges is not chosen.
     """
     data, settings, labels = context.data, context.settings, targets(context, "train")
-    training, held_out = stratified_split(labels, settings.holdout, context.seed, advice)
+    training, held_out = stratified_split(strata(labels), settings.holdout, context.seed, advice)
     labels = labels[training]
     paths = [data.root / data.samples["train"][index].image for index in training]
     backbone, device = context.backbone, context.device
@@ -195,17 +196,28 @@ def train_step(
 
     Args:
         heads: inputs → the logits (N, C) of each head.
+        targets: as of ``loss_of``.
         share: of the highest rates, as of ``cosine``.
     Returns:
-        (heads,) mean cross-entropies before the step.
+        (heads,) mean losses before the step.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * share
     optimizer.zero_grad()
-    losses = torch.stack([F.cross_entropy(logits, targets) for logits in heads(inputs)])
+    losses = torch.stack([loss_of(logits, targets) for logits in heads(inputs)])
     losses.sum().backward()
     optimizer.step()
     return losses.detach()
+
+
+def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean over images of the cross-entropy of their classes (N,) int64; or, of label sets as
+    of ``multi_label.label_matrix``, of the sum of the binary cross-entropies: so each class is a
+    logistic regression with the rate of the grid."""
+    if targets.dim() == 1:
+        return F.cross_entropy(logits, targets)
+    losses = F.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), reduction="none")
+    return losses.masked_fill(targets.isnan(), 0).sum(dim=1).mean()
 
 
 ROWS = 8192  # samples at once when the statistics of all features are measured
@@ -218,7 +230,7 @@ class Samples:
 
     Attributes:
         features: (N, D) float32, on the CPU or, where it has room, on a GPU.
-        labels: (N,) int64, on the same device.
+        labels: (N,) int64, or label sets as of ``loss_of``, on the same device.
         classes: number of classes.
         members: (M,) indices of the samples that count; None for all.
     """
@@ -408,8 +420,20 @@ def train_linear(
 def evaluate_grid(
     heads: LinearHeads, grid: Sequence[RateAndDecay], samples: Samples, device: torch.device
 ) -> list[Candidate[RateAndDecay]]:
-    """Top-1 and mean cross-entropy of each head on held-out samples."""
+    """Top-1, or mAP, and mean loss of each head on held-out samples."""
     count, exact = len(grid), float64_device(device)
+    names = [heads.name + pair_name(pair) for pair in grid]
+    if samples.labels.dim() == 2:
+        batches = [
+            (heads(inputs).cpu(), labels.cpu()) for inputs, labels in samples.batches(ROWS, device)
+        ]
+        logits, labels = (torch.cat(parts, dim=-2) for parts in zip(*batches, strict=True))
+        return [
+            Candidate(
+                pair, name, mean_precision(each, labels), loss_of(each, labels).item(), pair[0]
+            )
+            for pair, name, each in zip(grid, names, logits, strict=True)
+        ]
     hits, total = (torch.zeros(count, dtype=torch.float64, device=exact) for _ in range(2))
     rows = max(1, 2**23 // (count * samples.classes))  # 64 MiB of logits in float64
     for features, labels in samples.batches(rows, device):
@@ -418,7 +442,6 @@ def evaluate_grid(
         hits += (ranks(logits, labels) == 0).sum(dim=1)
         index = labels.expand(count, -1)[..., None]
         total -= logits.double().log_softmax(dim=2).gather(2, index).sum(dim=(1, 2))
-    names = [heads.name + pair_name(pair) for pair in grid]
     top1, losses = (100 * hits / len(samples)).tolist(), (total / len(samples)).tolist()
     return [
         Candidate(pair, name, accuracy, loss, pair[0])
@@ -474,7 +497,7 @@ Trained = tuple[LinearHeads, int, float | None, list[str]]
 def train_on_features(context: Context) -> Trained:
     """Train on one embedding of each image, after a choice on a held-out part of train.
 
-    Logs ``select/top1/lr_…`` after each epoch of the choice.
+    Logs ``select/top1/lr_…`` (of label sets ``select/mAP/lr_…``) after each epoch of the choice.
 
     Returns:
         heads, the number of the one that is chosen, the temperature (``fit_temperature``) of the
@@ -485,10 +508,11 @@ def train_on_features(context: Context) -> Trained:
     log_label_free(context, features)
     train = Samples(features, targets(context, "train"), len(data.classes))
     grid, reason, temperature = settings.grid, "fixed", None
+    metric = metric_of(train.labels)
     with context.cost.phase("train"):
         if len(grid) > 1:
             split = stratified_split(
-                train.labels.cpu(),
+                strata(train.labels.cpu()),
                 settings.holdout,
                 context.seed,
                 "give one with --set learning_rates=0.1",
@@ -499,9 +523,9 @@ def train_on_features(context: Context) -> Trained:
             heads = zero_heads(training, len(grid), settings, device)
             for epoch, _ in train_linear(heads, training, grid, settings, context.seed):
                 candidates = evaluate_grid(heads, grid, held_out, device)
-                log_scores(context.log, "top1", candidates, epoch)
+                log_scores(context.log, metric, candidates, epoch)
                 context.progress.advance()
-            best, reason = select_candidate(candidates, "top1", len(held_out))
+            best, reason = select_candidate(candidates, metric, len(held_out))
             temperature = held_out_temperature(heads, candidates.index(best), held_out, device)
             grid = [best.value]
         context.progress.start("training the linear classifier", settings.epochs)
@@ -516,8 +540,10 @@ def train_on_features(context: Context) -> Trained:
 @torch.no_grad()
 def held_out_temperature(
     heads: LinearHeads, number: int, samples: Samples, device: torch.device
-) -> float:
-    """``fit_temperature`` of one of the classifiers."""
+) -> float | None:
+    """``fit_temperature`` of one of the classifiers; None of label sets."""
+    if samples.labels.dim() == 2:
+        return None
     batches = [(heads(x)[number], y) for x, y in samples.batches(ROWS, device)]
     logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return fit_temperature(logits, labels)
@@ -545,8 +571,9 @@ def train_on_random_crops(context: Context) -> Trained:
     candidates: list[Candidate[RateAndDecay]] = []
     for heads in grids:
         candidates += evaluate_grid(heads, settings.grid, samples, device)
-    log_scores(context.log, "top1", candidates, iterations)
-    best, reason = select_candidate(candidates, "top1", len(held_out))
+    metric = metric_of(labels)
+    log_scores(context.log, metric, candidates, iterations)
+    best, reason = select_candidate(candidates, metric, len(held_out))
     choice, number = divmod(candidates.index(best), len(settings.grid))
     notes = [f"{best.name}: {reason}", "DINOv2 itself chooses the head on val"]
     temperature = held_out_temperature(grids[choice], number, samples, device)

@@ -18,13 +18,16 @@ KNOWN = "known"  # the set of the images whose classes were trained on
 def classification(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
     """``top1``, ``top5``; ``mean_per_class_recall`` and ``f1_macro`` over the classes that have
     images; ``worst_group_top…`` where images have groups; ``mCE`` where they are corrupted; the
-    metrics of calibration where there is a ``confidence``.
+    metrics of calibration where there is a ``confidence``. Of images that search their class those
+    of ``class_retrieval``.
 
     Args:
         arrays: of each image the ``rank`` of the true class, ``label``, ``prediction``, ``group``,
             ``corruption`` (``fog/3``); with and without ``_scaled`` its ``confidence``, ``nll`` and
             ``brier``.
     """
+    if "first_rank" in arrays:
+        return class_retrieval(images, arrays)
     rank = arrays["rank"]
     metrics: dict[str, MetricFunction] = {
         f"top{k}": partial(_share, 100.0 * (rank < k)) for k in (1, 5)
@@ -59,6 +62,15 @@ def classification(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
         most,
         traits=lambda: {f"class {number}": label == number for number in np.unique(label)},
     )
+
+
+def class_retrieval(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """``mAP``, the mean of the queries' ``AP``, and ``recall@…``, the share whose ``first_rank``,
+    that of the first image of their class, is below k; the images are queries."""
+    metrics: dict[str, MetricFunction] = {"mAP": partial(mean_of_images, arrays["AP"])}
+    for k in RECALL_AT:
+        metrics[f"recall@{k}"] = partial(_share, 100.0 * (arrays["first_rank"] < k))
+    return ImageScores(images, metrics, lambda: arrays["AP"], "average precision", 1)
 
 
 def _calibration_error(confidence: np.ndarray, gap: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from probes.base import Context, TaskResult
 from probes.features.search import nearest_neighbours
 from probes.image_level.classification import on_device_if_small, score, targets, top1
 from probes.image_level.encode import encode_split
+from probes.image_level.multi_label import label_shares, mean_precision, metric_of, strata
 from probes.image_level.settings import FewShotSettings, KnnSettings
 from probes.pictures import log_label_free
 from probes.select import (
@@ -133,7 +134,8 @@ def choose_few_shot(
 def run_knn(context: Context) -> TaskResult:
     """``knn``: the nearest training images vote (Wu et al. 2018, section 3.4), as in DINO's
     ``eval_knn.py``. The number of neighbours is chosen on a held-out part of train; DINO reports
-    the best on val. See ``probes.base.FeatureProbe``."""
+    the best on val. Of label sets the score of a class is its share of the votes of those images
+    for which it is known. See ``probes.base.FeatureProbe``."""
     settings: KnnSettings = context.settings
     training = context.training
     labels, classes = targets(training, "train").to(context.device), len(training.data.classes)
@@ -154,17 +156,19 @@ def choose_knn(train: Tensor, labels: Tensor, context: Context) -> tuple[int, st
     """The number of neighbours that is best on a held-out part of train, and why."""
     settings: KnnSettings = context.settings
     memory, held_out = stratified_split(
-        labels.cpu(), settings.holdout, context.seed, "give one with --set neighbours=10"
+        strata(labels.cpu()), settings.holdout, context.seed, "give one with --set neighbours=10"
     )
     counts, classes = settings.neighbours, len(context.data.classes)
     labelled = train[memory], labels[memory]
     ballots = votes(train[held_out], *labelled, counts, settings.temperature, classes)
+    metric = metric_of(labels)
+    measure = top1 if metric == "top1" else mean_precision
     candidates = [
-        Candidate(k, f"k_{k}", top1(ballot, labels[held_out].cpu()))
+        Candidate(k, f"k_{k}", measure(ballot, labels[held_out].cpu()))
         for k, ballot in zip(counts, ballots, strict=True)
     ]
-    log_scores(context.log, "top1", candidates, 1)
-    best, reason = select_candidate(candidates, "top1", len(held_out))
+    log_scores(context.log, metric, candidates, 1)
+    best, reason = select_candidate(candidates, metric, len(held_out))
     return best.value, reason
 
 
@@ -181,14 +185,17 @@ def votes(
 
     Args:
         queries: (N, D), memory: (M, D) unit vectors.
-        labels: (M,) of the memory, on the device that computes.
+        labels: (M,) of the memory, or (M, C) label sets, on the device that computes.
     """
     device, exact = labels.device, float64_device(labels.device)
     ballots: list[list[Tensor]] = [[] for _ in neighbours]
-    for part in queries.split(4096):
+    for part in queries.split(4096 if labels.dim() == 1 else 256):
         similar, index = nearest_neighbours(part.to(device), memory, max(neighbours))
         weights, voted = (similar.to(exact).double() / temperature).exp(), labels[index].to(exact)
         for parts, k in zip(ballots, neighbours, strict=True):
+            if labels.dim() == 2:
+                parts.append(label_shares(weights[:, :k], voted[:, :k]).cpu())
+                continue
             ballot = torch.zeros(len(part), classes, dtype=torch.float64, device=exact)
             parts.append(ballot.scatter_add_(1, voted[:, :k], weights[:, :k]).cpu())
     return [torch.cat(parts) for parts in ballots]

@@ -12,6 +12,7 @@ from probes.image_level.settings import (
     RECALL_AT,
     AttentiveSettings,
     CorrespondenceSettings,
+    EmbeddingSettings,
     EncodeSettings,
     FewShotSettings,
     KnnSettings,
@@ -129,6 +130,16 @@ RETRIEVAL = untrained(
     version=2,
     other_metrics={"mean_R@1": Metric(label="mean R@1")},
 )
+CLASS_RETRIEVAL = untrained(
+    "retrieval",
+    "classification",
+    EmbeddingSettings,
+    {
+        "mAP": Metric(label="mAP"),
+        **{f"recall@{k}": Metric(label=f"recall@{k}", shown=True) for k in RECALL_AT},
+    },
+    f"{FOLDER}.class_retrieval",
+)
 KEYPOINTS = untrained(
     "keypoints", "correspondence", CorrespondenceSettings, PCK, "probes.matching.keypoints"
 )
@@ -142,6 +153,7 @@ for _probe in (
     CALIBRATION,
     OOD,
     ASSOCIATION,
+    CLASS_RETRIEVAL,
     KEYPOINTS,
 ):
     register_probe(_probe)
