@@ -184,6 +184,45 @@ register_suite(
 )
 
 
+# what tasks ask of features (``reports.records.LEVELS``): a report of all three has a profile
+LEVEL_TASKS = {
+    "low": cross(["corners", "orientation", "bsds500"], ["linear"], **ENCODER),
+    "mid": {
+        **cross(["nyu-depth", "nyu-normal", "nyu-occlusion"], ["linear"], **ENCODER),
+        **cross(["voc-foreground"], ["linear"], **ENCODER),
+        **cross(["voc-objects"], ["tokencut"], **ENCODER),
+        **cross(["images"], ["homography"], **ENCODER),
+        **cross(["navi"], ["view-matching"], **ENCODER),
+        **cross(["nights"], ["2afc"], **ENCODER),
+    },
+    "high": {
+        **cross(["imagenet"], ["linear", "retrieval"], **ENCODER),
+        **cross(["places365"], ["linear"], **ENCODER),
+        **cross(["voc2007-labels"], ["linear"], **ENCODER),
+        **cross(["voc", "nyu-40"], ["linear"], **ENCODER),
+        **cross(["coco"], ["ssd"], **ENCODER),
+    },
+}
+LEVEL_ABOUT = {
+    "low": "edges: corners, orientation, boundaries",
+    "mid": "geometry, grouping and likeness",
+    "high": "categories of images, objects and pixels",
+}
+LEVEL_TASKS["levels"] = {**LEVEL_TASKS["low"], **LEVEL_TASKS["mid"], **LEVEL_TASKS["high"]}
+LEVEL_ABOUT["levels"] = "low, mid and high level, with a profile of each backbone"
+for name, tasks in LEVEL_TASKS.items():
+    register_suite(
+        Suite(
+            name=name,
+            about=f"{LEVEL_ABOUT[name]}, on the datasets that are present",
+            tasks=tasks,
+            unlisted={"": ENCODER},
+            default_backbones=COMPARED,
+            skips_absent_data=True,
+        )
+    )
+
+
 # kind of dataset → its probe, in fp32 as in DataComp's evaluation (the paper's Table 4)
 PROBES = {"classification": "zero-shot", "association": "zero-shot", "image-text": "retrieval"}
 SHIFTS = ("imagenet1k", "imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sketch", "objectnet")

@@ -325,7 +325,8 @@ def draw_keypoints(request: SampleRequest) -> DrawnSplit:
             seen.append(see(photo, image))
             points.append(np.array(corners) * seen[-1].shape[1::-1] / photo.size)
         colours = list(map(tuple, COLOURS[1 : 1 + len(pair.source)].tolist()))
-        panels = {"pair": join_points(seen, *points, colours)}
+        starts, ends = points
+        panels = {"pair": join_points(seen, starts, ends, colours)}
         samples.append(DrawnSample(f"{name} → {pair.image}", f"{len(colours)} points", panels))
     return DrawnSplit(samples)
 
@@ -395,7 +396,7 @@ def draw_queries(request: SampleRequest) -> DrawnSplit:
         query, photo = sample.target, request.photo(sample.image)
         panels = {"query": np.asarray(photo)}
         if query.box and request.settings.crop_queries:
-            panels["as it is seen"] = np.asarray(photo.crop(tuple(query.box)))  # type: ignore[arg-type]
+            panels["as it is seen"] = np.asarray(photo.crop(tuple(query.box)))
         for title, names in (("right", query.positives), ("does not count", query.junk)):
             for level, images in names.items():
                 if images:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
@@ -56,7 +56,8 @@ def describe(data: PreparedDataset, workers: int, progress: Progress) -> list[st
     progress.start(f"looking at {data.name}", sum(map(len, data.samples.values())))
     lines, looks = list[str](), dict[Split, list[Look]]()
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for split, samples in data.samples.items():
+        for split in get_args(Split):
+            samples = data.samples.get(split, [])
             objects = _objects(data, split)
             looks[split] = []
             for look in pool.map(partial(look_at, data, objects), samples):

@@ -42,7 +42,7 @@ def run(context: Context) -> TaskResult:
     for rows in torch.arange(len(samples)).split(max(1, CELLS // len(samples))):
         cosines = (vectors[rows.to(vectors.device)] @ vectors.T).cpu().numpy().round(DIGITS)
         for query, similar in zip(rows.tolist(), cosines, strict=True):
-            right = member[:, member[query]].any(axis=1).astype(np.int8)
+            right = np.where(member[:, member[query]].any(axis=1), np.int8(1), np.int8(0))
             right[query] = -1  # counts nowhere
             if (right == 1).any():
                 queries.append(samples[query].image)

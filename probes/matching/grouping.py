@@ -50,7 +50,9 @@ def run(context: Context) -> TaskResult:
     for item, (features,), _ in views.items([views.every], progress=Silent()):
         width, height = image_size(views.path(item))
         cells = cut(features, context.settings.threshold)
-        grid = Grid(cells.shape, views.sizes[item], (height, width), context.backbone.divisor)
+        rows_seen, columns_seen = views.sizes[item]
+        seen, shape = (rows_seen, columns_seen), (cells.shape[0], cells.shape[1])
+        grid = Grid(shape, seen, (height, width), context.backbone.divisor)
         rows[item] = {}
         truth = samples[item].target
         if truth.boxes:
