@@ -162,13 +162,10 @@ def fit_state(model: nn.Module, checkpoint: Checkpoint, architecture: str) -> No
         if name in fitted and tensor.is_floating_point() > fitted[name].is_floating_point()
     ]
     if problems:
-        from backbones.adapters.open_clip import nearest_architectures
-
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
             f"{checkpoint.path} does not fit {architecture}: {'; '.join(problems[:3])}{more};"
-            " name the architecture it was made with, nearest by shapes:"
-            f" {nearest_architectures(checkpoint.path)}"
+            " name the architecture it was made with"
         )
     model.load_state_dict({name: fitted.get(name, tensor) for name, tensor in own.items()})
 

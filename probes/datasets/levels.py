@@ -7,7 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from cliptex_common.errors import UserError
-from probes.datasets.base import IMAGE_SUFFIXES, DatasetSpec, Sample, Split, mirrored, walk
+from probes.datasets.base import (
+    IMAGE_SUFFIXES,
+    DatasetSpec,
+    Sample,
+    Split,
+    UnfitCopy,
+    mirrored,
+    walk,
+)
 from probes.datasets.depth import DEPTH, EXPECTED, scenes
 from probes.datasets.segmentation import VOC
 from probes.registry import register_dataset
@@ -66,6 +74,16 @@ register_dataset(
     )
 )
 
+
+def adapt_nyu_40(spec: DatasetSpec, root: Path) -> DatasetSpec:
+    """A copy for depth has no labels of classes."""
+    if not (root / "semseg").is_dir():
+        raise UnfitCopy(
+            f"{spec.name} needs semseg/{{train,test}} in {root}, maps of its 40 classes"
+        )
+    return spec
+
+
 # Gupta, Arbeláez, Malik, CVPR 2013
 register_dataset(
     DatasetSpec(
@@ -73,6 +91,7 @@ register_dataset(
         kind="segmentation",
         folder="nyu",
         list_samples=mirrored("images/{part}", "semseg/{part}", val="test"),
+        adapt=adapt_nyu_40,
         expected=EXPECTED,
         classes=(
             *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window"),

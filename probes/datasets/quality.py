@@ -57,7 +57,9 @@ def describe(data: PreparedDataset, workers: int, progress: Progress) -> list[st
     lines, looks = list[str](), dict[Split, list[Look]]()
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for split in get_args(Split):
-            samples = data.samples.get(split, [])
+            samples = data.samples.get(split)
+            if not samples:
+                continue
             objects = _objects(data, split)
             looks[split] = []
             for look in pool.map(partial(look_at, data, objects), samples):
