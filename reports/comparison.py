@@ -270,9 +270,16 @@ class Judgement:
         return result
 
     def of_these_weights(self, backbone: str) -> bool:
-        """Whether a comparison has one seed, and says nothing of other trainings."""
+        """Whether a comparison has one seed, or what is decided of it has: then it says nothing of
+        other trainings."""
         seeds = self.selection.seeds
-        return min(len(seeds[backbone]), len(seeds[self.selection.baseline])) == 1
+        decided = [
+            gap
+            for (name, column, metric), gap in self.differences.items()
+            if name == backbone and metric == column.main and gap.verdict() in ("win", "loss")
+        ]
+        fewest = min(len(seeds[backbone]), len(seeds[self.selection.baseline]))
+        return fewest == 1 or any(gap.seeds == 1 for gap in decided)
 
 
 def first_level(tasks: int, backbones: int = 2) -> float:

@@ -311,7 +311,8 @@ def summarise(analysis: Analysis) -> Summary:
     if set(tones.values()) == {"open"} and len(compared) > 1:
         tasks = count(max(each.total() for each in judged.values()), "task")
         gain = _describe_gain(analysis, leader)
-        best = f"; {leader} is highest: {gain}" if gain else ""
+        is_ahead = gain and analysis.gains[leader].mean.value > 0
+        best = f"; {leader} is highest: {gain}" if is_ahead else ""
         if not any(each.total() for each in judged.values()):
             nothing = f"No backbone has a task under the same protocol as {base}: {NO_COMPARISON}."
             return Summary("open", nothing, lines)
@@ -367,7 +368,7 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskCol
         words += f", without a verdict on {verdicts['unknown']}"
     gain = _describe_gain(analysis, name)
     compared = len(analysis.selection.backbones) - 1
-    if compared > 1 and gain:
+    if compared > 1 and gain and analysis.gains[name].mean.value > 0:
         fewer = 0 < len(common) < max(len(gain.columns) for gain in analysis.gains.values())
         shared_tasks = count(len({column.base for column in common}), "task")
         scope = f" on the {shared_tasks} that all have" if fewer else ""

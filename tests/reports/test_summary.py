@@ -181,3 +181,13 @@ def test_what_is_undecided_may_be_equivalent_within_a_margin(analysis_of):
     ours = replace(analysis, margin="2%")  # of 50
     assert margin_lines(ours)[0].startswith("mine and clip: equivalent within 2% on a/linear")
     assert [number.mark for number in overview(ours).numbers[3:]] == ["≈", "≳", "="]
+
+
+def test_what_one_seed_decides_is_of_these_weights(tracker, report_of):
+    for name, quality in (("clip", 0.4), ("cliptex", 0.8)):
+        tasks = {"voc/linear": quality, "nyu-depth/linear": 0.5}
+        write_run(tracker, name, 0, tasks)
+        write_run(tracker, name, 1, {"nyu-depth/linear": 0.5})
+    report = report_of(tracker)
+    assert {len(seeds) for seeds in report.analysis.selection.seeds.values()} == {2}
+    assert report.summary.headline.startswith("For these weights: cliptex is better")
