@@ -370,6 +370,25 @@ def draw_views(request: SampleRequest) -> DrawnSplit:
     return DrawnSplit(samples)
 
 
+def draw_poses(request: SampleRequest) -> DrawnSplit:
+    """Pairs of views, and how the camera turned and moved between them."""
+    from probes.matching.poses import angle, relative_poses, sample_pairs
+
+    train, val = (request.spec.list_samples(request.root, split) for split in ("train", "val"))
+    views, see, samples = train + val, whole_image(request), []
+    pairs = sample_pairs(views, len(train), request.settings)
+    pairs = pairs[(pairs[:, 0] < len(train)) == (request.split == "train")]
+    for first, second in request.spread(pairs.tolist()):
+        (pose,) = relative_poses(views, pairs.new_tensor([[first, second]]))
+        text = f"the camera turns by {angle(pose[:4]):.0f}°; it moves by {pose[4:].norm():.2f} m"
+        names, panels = [views[index].image for index in (first, second)], {}
+        for title, name in zip(("first", "second"), names, strict=True):
+            with open_image(request.root / name) as image:
+                panels[title] = see(to_rgb(ImageOps.exif_transpose(image)), name)
+        samples.append(DrawnSample(" → ".join(names), text, panels))
+    return DrawnSplit(samples)
+
+
 def draw_frames(request: SampleRequest) -> DrawnSplit:
     """Frames of videos and their objects; unknown pixels are hatched."""
     from probes.matching.videos import resize_frame
@@ -413,5 +432,6 @@ DRAWERS: Mapping[str, Callable[[SampleRequest], DrawnSplit]] = {
     "object-views": draw_views,
     "scene-views": draw_views,
     "video": draw_frames,
+    "view-pose": draw_poses,
     "instance-retrieval": draw_queries,
 }

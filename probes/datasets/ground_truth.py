@@ -360,6 +360,18 @@ class View(GroundTruth):
             raise Unreadable(f"{path.name} has no pixel with a depth")
 
 
+class CameraPose(GroundTruth):
+    """Of ``view-pose``: from the world to the camera of a view.
+
+    Attributes:
+        rotation: a quaternion (w, x, y, z).
+        translation: in metres.
+    """
+
+    rotation: Sequence[float]
+    translation: Sequence[float]
+
+
 KINDS: Mapping[str, type[GroundTruth]] = {
     "detection": Boxes,
     "classification": Labels,
@@ -375,6 +387,7 @@ KINDS: Mapping[str, type[GroundTruth]] = {
     "objects": Objects,
     "object-views": View,
     "scene-views": View,
+    "view-pose": CameraPose,
 }
 
 

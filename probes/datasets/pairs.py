@@ -27,6 +27,7 @@ from probes.datasets.base import (
     walk,
 )
 from probes.datasets.ground_truth import (
+    CameraPose,
     Captions,
     Correspondences,
     GalleryImage,
@@ -251,6 +252,37 @@ register_dataset(
         adapt=adapt,
         about="NAVI v1.0, objects in the wild with pose and depth (unpack navi_v1.0.tar.gz of"
         " github.com/google/navi there)",
+    )
+)
+
+
+def list_poses(root: Path, split: Split) -> list[Sample]:
+    """The views of a split, as the annotations say, of the objects photographed on a table:
+    ``OBJECT/multiview_…/{annotations.json,images/000.jpg}``."""
+    samples = []
+    for path in sorted(root.glob("*/multiview_*/annotations.json")):
+        folder = path.parent.relative_to(root).as_posix()
+        with report_malformed(f"{path} is no annotation file of NAVI"):
+            for entry in sorted(read_annotations(path), key=lambda entry: entry["filename"]):
+                image, camera = f"{folder}/images/{entry['filename']}", entry["camera"]
+                require_file(root, image)
+                metres = [value / 1000 for value in camera["t"]]
+                if entry["split"] == split:
+                    samples.append(Sample(image, CameraPose(camera["q"], metres)))
+    if not samples:
+        raise UserError(f"no OBJECT/multiview_*/annotations.json in {root} has views of {split}")
+    return samples
+
+
+register_dataset(
+    DatasetSpec(
+        name="navi-multiview",
+        kind="view-pose",
+        folder="navi_v1",
+        other_folders=("navi_v1.5",),
+        list_samples=list_poses,
+        about="NAVI, views of objects on a table with the camera's pose (unpack navi_v1.0.tar.gz"
+        " of github.com/google/navi there)",
     )
 )
 

@@ -32,7 +32,7 @@ from probes.features.store import CacheKey
 from probes.features.views import Encoded, Views
 from probes.image_level.settings import EncodeSettings, Encoding
 
-EDITS = ("border", "squash")  # of images, which most tasks leave as they are
+EDITS = ("border", "squash", "upright")  # of images, which most tasks leave as they are
 TEXTS = 256  # that the backbone sees at once
 Encode = Callable[[Tensor], Tensor]  # what the backbone takes → features, on the device
 
@@ -123,7 +123,8 @@ class ImageViews(Views):
     def image(self, item: int) -> Image.Image:
         """The part of an item's file that is seen, before it is resized: here all but a border."""
         with open_image(image_source(self.path(item))) as image:
-            rgb, border = to_rgb(image), self.encoding.border
+            turned = ImageOps.exif_transpose(image) if self.encoding.upright else image
+            rgb, border = to_rgb(turned), self.encoding.border
         return ImageOps.crop(rgb, border) if border else rgb
 
     def load(self, item: int) -> Tensor:

@@ -53,6 +53,7 @@ class Encoding:
             mean of the last patch tokens take the place of ``features``.
         border: pixels that are cut off at each side of an image first.
         squash: images become squares without a crop.
+        upright: turned as their EXIF orientation says.
     """
 
     size: tuple[int, int] | None = None
@@ -62,6 +63,7 @@ class Encoding:
     blocks: int = 0
     border: int = 0
     squash: bool = False
+    upright: bool = False
 
 
 @settings_dataclass

@@ -5,17 +5,18 @@ that computes but numpy."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cliptex_common.metrics import Arrays, mean_of_images
 from cliptex_common.settings import Axis, settings_dataclass
 from probes.base import FeatureProbe, KeypointLayers
-from probes.image_level.settings import EmbeddingSettings, EncodeSettings
+from probes.image_level.settings import EmbeddingSettings, EncodeSettings, Encoding
 from probes.registry import register_probe
 from reports.per_image import SCORERS, ImageScores
 from reports.records import KIND_LEVELS, Metric
@@ -138,7 +139,20 @@ def warped_images(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
 
 
 SCORERS.register("warped-images", warped_images)
-KIND_LEVELS.update(dict.fromkeys((*RECALLS, "objects", "correspondence", "video"), "mid"))
+
+
+def view_poses(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """Means over pairs, which are the images, of the errors of poses."""
+    turn = arrays["rotation"]
+    scores = {"rotation_error": turn, "translation_error": arrays["translation"]}
+    scores |= {f"rotation_{limit}": 100.0 * (turn <= limit) for limit in (15, 30)}
+    metrics = {name: partial(mean_of_images, score) for name, score in scores.items()}
+    return ImageScores(images, metrics, lambda: turn, "rotation error", -1)
+
+
+SCORERS.register("view-pose", view_poses)
+KINDS = (*RECALLS, "objects", "correspondence", "video", "view-pose")
+KIND_LEVELS.update(dict.fromkeys(KINDS, "mid"))
 
 
 @settings_dataclass
@@ -231,6 +245,31 @@ class HomographySettings(SceneViewSettings):
     def feeds_only(self, size: tuple[int, int]) -> bool:
         """Whether the square is of ``size``."""
         return size == (self.size, self.size)
+
+
+@settings_dataclass
+class RelativePoseSettings(EmbeddingSettings):
+    """Protocol of relative poses; the defaults are VisBench's.
+
+    Attributes:
+        partners: of each view of train, at most; a view of val has one.
+        max_angle: between the cameras of a pair, in degrees.
+        pair_seed: of the pairs.
+        widths: of the hidden layers.
+        epochs: passes of AdamW over the pairs of train; a cosine takes its rate to zero.
+    """
+
+    partners: PositiveInt = 8
+    max_angle: Annotated[float, Field(gt=0, le=180)] = 120.0
+    pair_seed: NonNegativeInt = 8
+    widths: tuple[PositiveInt, ...] = (512, 256, 128)
+    epochs: PositiveInt = 30
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    learning_rate: PositiveFloat = 0.001
+    weight_decay: NonNegativeFloat = 0.0001
+
+    def encoding(self, device: str) -> Encoding:
+        return replace(super().encoding(device), upright=True)
 
 
 @settings_dataclass
@@ -328,5 +367,19 @@ TOKENCUT = register_probe(
         GROUPING,
         "probes.matching.grouping",
         other_metrics={"IoU": GROUPING["IoU"]},
+    )
+)
+RELATIVE_POSE = register_probe(
+    FeatureProbe(
+        "relative-pose",
+        "view-pose",
+        RelativePoseSettings,
+        {
+            "rotation_error": Metric(-1, "°", 0.0, 180.0, "rotation error"),
+            "translation_error": Metric(-1, "m", 0.0, None, "translation error", True),
+            "rotation_15": Metric(label="within 15°", shown=True),
+            "rotation_30": Metric(label="within 30°", shown=True),
+        },
+        "probes.matching.poses",
     )
 )

@@ -112,6 +112,7 @@ CASES = {  # maker, and what is said of the first sample
     "imagefolder/attentive": (make.make_imagefolder, "blue"),
     "davis/label-propagation": (layouts.make_davis, "objects"),
     "scannet/view-matching": (layouts.make_scannet, "5° between the cameras"),
+    "navi-multiview/relative-pose": (layouts.make_poses, "the camera turns by"),
     "spair/keypoints": (make.make_spair, "points"),
     "roxford5k/retrieval": (make.make_revisited, "medium: "),
     "misc-winogavil/zero-shot": (make.make_winogavil, "cue='red'"),

@@ -20,6 +20,7 @@ from tests.probes.datasets import make
 from tests.probes.matching.layouts import (
     make_davis,
     make_navi,
+    make_poses,
     make_scannet,
     make_voc_objects,
 )
@@ -126,6 +127,7 @@ WHOLE_IMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "objects": ("voc-objects", make_voc_objects),
     "object-views": ("navi", make_navi),
     "scene-views": ("scannet", make_scannet),
+    "view-pose": ("navi-multiview", make_poses),
 }
 
 

@@ -143,6 +143,22 @@ def make_navi(
     return root
 
 
+def make_poses(root: Path, views: int = 24) -> Path:
+    """Views of two objects of NAVI, each of a colour of its own, by cameras that turn about an axis
+    by steps of 11 degrees; every fourth one is of val."""
+    for number, name in enumerate(("bottle", "keyboard")):
+        folder, entries = root / name / "multiview_00_phone", []
+        for view in range(views):
+            half, file = np.deg2rad(5.5 * view), f"{view:03}.jpg"
+            photo = np.full((32, 40, 3), (10 * view, 200 * number, 255 - 10 * view), np.uint8)
+            save(folder / "images" / file, photo, quality=95)
+            camera = {"q": [np.cos(half), 0, np.sin(half), 0], "t": [10 * view, 0, 500]}
+            split = "train" if view % 4 else "val"
+            entries.append({"filename": file, "split": split, "camera": camera})
+        (folder / "annotations.json").write_text(json.dumps(entries))
+    return root
+
+
 def make_scannet(
     root: Path,
     frames: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
