@@ -193,6 +193,7 @@ LEVEL_TASKS = {
         **cross(["voc-objects"], ["tokencut"], **ENCODER),
         **cross(["images"], ["homography"], **ENCODER),
         **cross(["navi"], ["view-matching"], **ENCODER),
+        **cross(["navi-multiview"], ["relative-pose"], **ENCODER),
         **cross(["nights"], ["2afc"], **ENCODER),
     },
     "high": {

@@ -260,7 +260,8 @@ async def _preview(plan: SweepPlan, study: Study | None, executor: Executor) -> 
     for title in [*dict.fromkeys(titles), *(f"trial {name}" for name in pending)]:
         console.print(f"  to do · {title}")
     if pending:
-        starts = 3 if plan.suite.pipeline else 2  # on fresh seeds a suite's own CLIP is trained, too
+        # on fresh seeds the suite's own CLIP is trained, too
+        starts = 3 if plan.suite.pipeline else 2
         trainings = 1 + len(pending) + starts * options.confirm  # the first of clip-ft
         console.print(f"  at most {count(trainings, 'training')}:")
         for line in executor.preview([f"train {plan.recipe.name}"] * trainings):

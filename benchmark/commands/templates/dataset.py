@@ -12,7 +12,7 @@ register_dataset(
         name="leaves",
         # segmentation, depth, normals, detection, classification, multi-label, unknown-images,
         # image-text, triplets, association, correspondence, instance-retrieval, video,
-        # warped-images, objects, object-views, scene-views or view-pose: decides which probes it has
+        # warped-images, objects, object-views, scene-views or view-pose; decides what probes it has
         kind="segmentation",
         folder="leaves",  # below --data-root; --data leaves=DIR places it elsewhere
         # images/train/a.jpg has its label map in masks/train/a.png; {part} is train or val. For
