@@ -24,7 +24,7 @@ from cliptex_common.device import upload
 from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult
-from probes.datasets.base import Sample
+from probes.datasets.base import Sample, Split
 from probes.image_level.classification import on_device_if_small
 from probes.image_level.encode import encode_split
 from probes.matching.probe import RelativePoseSettings, view_poses
@@ -34,6 +34,7 @@ from reports.records import FLOOR, TRAIN_LOSS
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     data, settings = context.data, context.settings
+    frames: dict[Split, list[Sample]]
     frames = {"train": list(data.encoded("train")), "val": data.samples["val"]}
     # a share of train is one of its pairs: their partners, and those of val, are of all frames
     every = replace(data, samples=frames, full_train=(), train_indices=())
@@ -159,7 +160,8 @@ def train_mlp(context: Context, features: Tensor, pairs: Tensor, poses: Tensor) 
         NonFiniteLoss: training diverged.
     """
     settings, device = context.settings, context.device
-    width, layers = 2 * features.shape[1], []
+    width = 2 * features.shape[1]
+    layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("relative-pose", context.seed))
         sides = [width, *settings.widths]
