@@ -34,12 +34,10 @@ from reports.records import FLOOR, TRAIN_LOSS
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     data, settings = context.data, context.settings
-    frames: dict[Split, list[Sample]] = {
-        "train": list(data.encoded("train")),
-        "val": data.samples["val"],
-    }
+    frames: dict[Split, list[Sample]]
+    frames = {"train": list(data.encoded("train")), "val": data.samples["val"]}
     # a share of train is one of its pairs: their partners, and those of val, are of all frames
-    every = replace(data, samples=frames, full_train=(), train_indices=())
+    every = replace(data, samples={**frames}, full_train=(), train_indices=())
     samples, count = frames["train"] + frames["val"], len(frames["train"])
     pairs = sample_pairs(samples, count, settings)
     of_val = pairs[:, 0] >= count
@@ -162,7 +160,8 @@ def train_mlp(context: Context, features: Tensor, pairs: Tensor, poses: Tensor) 
         NonFiniteLoss: training diverged.
     """
     settings, device = context.settings, context.device
-    width, layers = 2 * features.shape[1], []
+    width = 2 * features.shape[1]
+    layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("relative-pose", context.seed))
         sides = [width, *settings.widths]
