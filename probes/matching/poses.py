@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import groupby, pairwise
 from pathlib import PurePath
+from typing import get_args
 
 import numpy as np
 import torch
@@ -34,10 +35,9 @@ from reports.records import FLOOR, TRAIN_LOSS
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     data, settings = context.data, context.settings
-    frames: dict[Split, list[Sample]]
     frames = {"train": list(data.encoded("train")), "val": data.samples["val"]}
     # a share of train is one of its pairs: their partners, and those of val, are of all frames
-    every = replace(data, samples={**frames}, full_train=(), train_indices=())
+    every = replace(data, samples=frames, full_train=(), train_indices=())
     samples, count = frames["train"] + frames["val"], len(frames["train"])
     pairs = sample_pairs(samples, count, settings)
     of_val = pairs[:, 0] >= count
@@ -51,7 +51,9 @@ def run(context: Context) -> TaskResult:
             f" {settings.max_angle:g}° between the cameras; get more of its views"
         )
     poses, target = (relative_poses(samples, part).float() for part in (train, val))
-    features = torch.cat([encode_split(replace(context, data=every), split) for split in frames])
+    features = torch.cat(
+        [encode_split(replace(context, data=every), split) for split in get_args(Split)]
+    )
     features = on_device_if_small(features, context.device)
     with context.cost.phase("train"):
         mlp = train_mlp(context, features, train, poses)
