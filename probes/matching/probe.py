@@ -337,7 +337,8 @@ OBJECT_VIEWS, SCENE_VIEWS = (
 # with each score the ceiling of the grid: what a match is that is always the nearest patch
 WARPED = {
     f"{prefix}{name}_{limit}px": Metric(
-        label=f"{words}{label} {limit} px", shown=limit > 2 and name == "recall"
+        label=f"{words}{label} {limit} px",
+        shown=not prefix and limit > 2 and name == "recall",  # the ceiling stands beside the score
     )
     for limit in PIXELS
     for prefix, words in (("", ""), ("ceiling_", "ceiling of the grid: "))
@@ -354,7 +355,7 @@ GROUPING = {
     "F": Metric(label="F (boundary)", shown=True),
     "ceiling_F": Metric(label="ceiling of F"),
     **{
-        f"{bound}_{name}": Metric(label=f"{bound} of {name}", shown=True)
+        f"{bound}_{name}": Metric(label=f"{bound} of {name}")
         for name in ("CorLoc", "IoU")
         for bound in ("ceiling", "floor")
     },
