@@ -25,6 +25,7 @@ from probes.image_level.encode import encode_split
 from probes.image_level.label_sets import area, curve
 from probes.image_level.metrics import class_retrieval
 from probes.image_level.text import CELLS
+from reports.records import FLOOR
 
 DIGITS = 9  # of cosines; equal ones have the same
 
@@ -62,7 +63,8 @@ def run(context: Context) -> TaskResult:
         f" {len(samples) - len(queries)} images are alone in their class",
         f"without features: mAP {floor:.1f}, recall@1 {floor:.1f}",
     ]
-    return TaskResult(class_retrieval(tuple(queries), arrays).values(), arrays, notes=notes)
+    metrics = class_retrieval(tuple(queries), arrays).values()
+    return TaskResult(metrics, arrays, {FLOOR: floor}, notes=notes)
 
 
 def first_rank(right: np.ndarray, wrong: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from probes.base import Context, Head, TaskResult
 from probes.datasets.base import Sample
 from probes.image_level.label_sets import average_precisions, label_sets
+from reports.records import FLOOR
 
 
 def label_matrix(samples: Sequence[Sample], classes: int) -> Tensor:
@@ -68,11 +69,13 @@ def score_label_sets(
     }
     shown = (labels == 1).sum(axis=0)
     share = shown / np.maximum((labels >= 0).sum(axis=0), 1)
-    lowest = f"without features: mAP {100 * share[shown > 0].mean():.1f} by area or 11 points"
+    floor = 100 * share[shown > 0].mean()
+    lowest = f"without features: mAP {floor:.1f} by area or 11 points"
     absent = f"{(shown == 0).sum()} of {len(classes)} classes have no image in val"
     return TaskResult(
         label_sets(tuple(per_image["image"]), per_image).values(),
         per_image,
+        {FLOOR: floor},
         head=head,
         notes=[*notes, lowest, *[absent] * bool((shown == 0).any())],
     )

@@ -21,7 +21,7 @@ from probes.base import Context, FeatureProbe, LikenessFeatures, TaskResult
 from probes.image_level.settings import EmbeddingSettings, Encoding
 from probes.registry import register_probe
 from reports.per_image import SCORERS, ImageScores
-from reports.records import Metric
+from reports.records import CEILING, FLOOR, KIND_LEVELS, Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +62,7 @@ def likeness(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
 
 
 SCORERS.register("triplets", likeness)
+KIND_LEVELS["triplets"] = "mid"
 LIKENESS = register_probe(
     FeatureProbe(
         "2afc",
@@ -102,7 +103,7 @@ def run(context: Context) -> TaskResult:
     if ties := int((np.abs(difference) <= TIE).sum()):
         notes.append(f"both images are equally near in {ties} triplets, which count a half")
     metrics = likeness(tuple(per_image["image"]), per_image).values()
-    return TaskResult(metrics, per_image, notes=notes)
+    return TaskResult(metrics, per_image, {FLOOR: 50.0, CEILING: highest}, notes=notes)
 
 
 def encode(context: Context, images: list[str]) -> Tensor:
