@@ -115,5 +115,8 @@ def test_heads_that_were_still_learning_are_named(tracker, report_of):
     (note,) = [note for note in report.notes if "still learning" in note]
     assert f"{TASK} (clip 1.3 → 1.09)" in note
     (figure,) = report.figures["heads"]
-    assert figure.title == TASK and [line["name"] for line in figure.spec["data"]] == ["clip", "mine"]
+    assert figure.title == TASK and [line["name"] for line in figure.spec["data"]] == [
+        "clip",
+        "mine",
+    ]
     assert "Training of the heads" in render_page(report)
