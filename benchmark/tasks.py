@@ -53,7 +53,13 @@ if TYPE_CHECKING:
 
 # defaults of settings that were added later; left out of conditions, so that keys of earlier cells
 # stay as they are
-NEUTRAL = {"upsampler": "bilinear", "linear_norm": True, "positions": "interpolated"}
+NEUTRAL = {
+    "upsampler": "bilinear",
+    "linear_norm": True,
+    "positions": "interpolated",
+    "bins_read": "features",
+    "solver": "sgd",
+}
 
 
 @dataclass(frozen=True)

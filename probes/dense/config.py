@@ -86,7 +86,10 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         if part["type"] == "LoadGroundTruth":
             part.update(ground_truth_config(val_data.spec, classes, settings))
     val.dataset.update(dataset_of(val_data, "train" if held_out else "val", held_out))
-    val.update(batch_options(val.batch_size, context.device, classes or task.outputs))
+    outputs = classes or task.outputs
+    if getattr(settings, "bins_read", "") == "pixels":
+        outputs = settings.bins  # type: ignore[attr-defined]
+    val.update(batch_options(val.batch_size, context.device, outputs))
     for loader in (train, val):
         loader.update(loader_config(encoder))
         loader.dataset.encoder = encoder

@@ -38,6 +38,8 @@ class DepthSettings(DenseSettings):
         bins: outputs of a pixel, each for a depth; see ``Depth``. 0 for one bounded output.
         silog_lambda: λ of the scale-invariant loss, 0 (log RMSE) … 1 (the scale of an image is
             free).
+        bins_read: the mean of ``bins`` is taken at the resolution of the ``features`` and enlarged,
+            or taken of outputs that are enlarged, of each of the ``pixels``.
         bins_loss: ``sig``, or ``probe3d`` or ``probe3d-gradient``: see ``Depth._probe3d``.
         sig_warmup: iterations at the start without the variance in the loss of ``bins``.
         rotation: half of the training images are turned by up to so many degrees.
@@ -48,6 +50,7 @@ class DepthSettings(DenseSettings):
     max_iters: Annotated[PositiveInt, Axis()] = 20_000
     bins: Annotated[NonNegativeInt, LOSS] = 0
     silog_lambda: Annotated[Probability, LOSS] = 0.5
+    bins_read: Annotated[Literal["features", "pixels"], LOSS] = "features"
     bins_loss: Annotated[Literal["sig", "probe3d", "probe3d-gradient"], LOSS] = "sig"
     sig_warmup: Annotated[NonNegativeInt, LOSS] = 0
     rotation: NonNegativeFloat = 0.0
@@ -64,12 +67,12 @@ class Depth(DenseTask):
     Without ``bins`` depth comes through a bounded output,
     ``min_depth + (max_depth - min_depth) · sigmoid(raw)``: near zero this is exponential, so that
     the loss in log depth has a gradient of about one, and the range is kept by construction. With
-    them it is their mean, see ``read_output``.
+    them it is their mean, see ``mean_of_bins``.
 
     Attributes:
         min_depth, max_depth: of the output, and of the ground truth that is learned (both
             included) and scored (both excluded), metres.
-        silog_lambda, bins, bins_loss, sig_warmup: settings.
+        silog_lambda, bins, bins_read, bins_loss, sig_warmup: settings.
         crop: that is scored, see ``cropped``; with ``several_sizes`` it ends where a smaller map
             does.
         cut: metres that ground truth and predictions beyond them count as.
@@ -79,6 +82,7 @@ class Depth(DenseTask):
     min_depth, max_depth = 0.0, 10.0
     level = "mid"
     silog_lambda, bins, bins_loss, sig_warmup = 0.5, 0, "sig", 0
+    bins_read = "features"
     crop: Sequence[Any] | None = None
     cut: float | None = None
     several_sizes = False
@@ -125,6 +129,8 @@ class Depth(DenseTask):
     def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
         names = ("bins", "bins_loss", "sig_warmup") if settings.bins else ("silog_lambda",)
         options = {name: getattr(settings, name) for name in names}
+        if settings.bins_read != self.bins_read:
+            options["bins_read"] = settings.bins_read
         return {
             "loss_decode": {"type": "TaskObjective", "task": "depth", **_bounds(spec), **options}
         }
@@ -141,12 +147,14 @@ class Depth(DenseTask):
         return (0.0,) * self.bins if self.bins else (-math.log(3),)  # sigmoid = 1/4
 
     def read_output(self, output: Tensor) -> Tensor:
-        """Of bins the mean, as in the depth heads of DINOv2, DINOv3 and probe3d: ``Σ p_k · b_k``
+        is_read = self.bins and self.bins_read == "features"
+        return self.mean_of_bins(output) if is_read else output
+
+    def mean_of_bins(self, output: Tensor) -> Tensor:
+        """The mean, as in the depth heads of DINOv2, DINOv3 and probe3d: ``Σ p_k · b_k``
         with ``b`` from min_depth to max_depth in equal steps and
         ``p_k = (relu(raw_k) + 0.1) / Σ_j (relu(raw_j) + 0.1)`` (the "linear" normalisation of
         AdaBins' code, Bhat, Alhashim, Wonka, CVPR 2021): (N, bins, h, w) → (N, 1, h, w) metres."""
-        if not self.bins:
-            return output
         import torch
 
         share = output.float().relu() + 0.1
@@ -160,9 +168,9 @@ class Depth(DenseTask):
         return values if self.bins else values.logit(eps=1e-6)
 
     def decode_output(self, output: Tensor) -> Tensor:
-        """(N, 1, H, W) outputs as read → (N, 1, H, W) metres."""
+        """(N, 1 or bins, H, W) outputs as read → (N, 1, H, W) metres."""
         if self.bins:
-            return output
+            return self.mean_of_bins(output) if self.bins_read == "pixels" else output
         return self.min_depth + (self.max_depth - self.min_depth) * output.sigmoid()
 
     def valid(self, target: Any) -> Any:
@@ -173,12 +181,12 @@ class Depth(DenseTask):
         return np.asarray(self.valid(maps[0]))
 
     def batch_loss(self, output: Tensor, target: Tensor, iteration: Any) -> Tensor:
-        """Of ``output`` against ``target``, both (N, 1, H, W); the target in metres (0 = unknown).
-        Images without valid pixels do not count."""
+        """Of ``output`` (N, 1 or bins, H, W) against ``target`` (N, 1, H, W) in metres (0 =
+        unknown). Images without valid pixels do not count."""
         valid = self.valid(target)
         if not self.bins:
             return self._silog(output, target, valid)
-        return self._sig(output, target, valid, iteration)
+        return self._sig(self.decode_output(output), target, valid, iteration)
 
     def _silog(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         """The mean over images of ``sqrt(mean(d²) - silog_lambda · mean(d)²)`` with

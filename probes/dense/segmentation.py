@@ -16,7 +16,7 @@ from cliptex_common.metrics import Arrays, mean_of_classes, ratio
 from cliptex_common.settings import settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import LOSS, DenseSettings
-from probes.dense.task import DenseTask, Drawing
+from probes.dense.task import DenseTask, Drawing, cropped
 from reports.per_image import ImageScores, class_scores, class_traits
 from reports.records import Metric
 
@@ -45,6 +45,7 @@ class Segmentation(DenseTask):
     Attributes:
         ignore_index: label of pixels that are neither learned nor scored.
         hungarian: score ``mIoU_hungarian`` too; see ``hungarian_miou``.
+        crop: that is scored, see ``cropped``.
     """
 
     name, field = "segmentation", "sem_seg"
@@ -57,6 +58,7 @@ class Segmentation(DenseTask):
     has_classes = True
     ignore_index = 255
     hungarian = False
+    crop: Sequence[Any] | None = None
 
     def check_dataset(self, data: PreparedDataset) -> None:
         if len(data.classes) < 2:
@@ -107,7 +109,10 @@ class Segmentation(DenseTask):
         return {"num_classes": classes, "ignore_index": spec.ignore_index, "loss_decode": loss}
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
-        return {"type": "TaskScores", "task": "segmentation", "ignore_index": spec.ignore_index}
+        options = {"ignore_index": spec.ignore_index}
+        if settings.test_area:
+            options["crop"] = settings.test_area
+        return {"type": "TaskScores", "task": "segmentation", **options}
 
     def to_average(self, output: Tensor) -> Tensor:
         return output.softmax(dim=1)
@@ -119,6 +124,8 @@ class Segmentation(DenseTask):
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
         from cliptex_common.metrics import class_areas, confusion
 
+        if self.crop:
+            prediction, target = (cropped(each, self.crop) for each in (prediction, target))
         counts = confusion(prediction[0], target[0], len(self.classes), self.ignore_index)
         if self.hungarian:
             self.pooled = counts if self.pooled is None else self.pooled + counts

@@ -221,6 +221,7 @@ def in_iterations(settings: DenseSettings, images: int) -> DenseSettings:
 
 
 # (top, bottom, left, right) in pixels, bottom and right exclusive; none for all of it; or a name:
+#   square         the central square
 #   kb             KITTI's benchmark crop is read and scored: 1216 × 352, at the bottom, central
 #   kb-garg        it is read; the part of it is scored that Garg et al. (ECCV 2016) score
 #   kb-garg-frame  it is read; that part of the complete image is scored
@@ -229,7 +230,7 @@ def in_iterations(settings: DenseSettings, images: int) -> DenseSettings:
 Area = (
     tuple[()]
     | tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]
-    | tuple[Literal["kb", "kb-garg", "kb-garg-frame", "kb-eigen"]]
+    | tuple[Literal["square", "kb", "kb-garg", "kb-garg-frame", "kb-eigen"]]
 )
 Bounds = tuple[int, int, int, int]
 KB_HEIGHT, KB_WIDTH = 352, 1216
@@ -244,6 +245,10 @@ def bounds_read(area: Sequence[Any], height: int, width: int) -> Bounds:
     Raises:
         UserError: the image is too small.
     """
+    if tuple(area) == ("square",):
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return top, top + side, left, left + side
     if len(area) != 1:
         top, bottom, left, right = area or (0, height, 0, width)
         return top, bottom, left, right

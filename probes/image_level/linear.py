@@ -365,6 +365,15 @@ def sgd(
     return torch.optim.SGD(groups, momentum=settings.momentum)
 
 
+def adamw(heads: LinearHeads, pairs: Sequence[RateAndDecay]) -> torch.optim.AdamW:
+    """Likewise, of one grid; rates are not scaled, and biases decay too."""
+    groups = [
+        {"params": [weight, bias], "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for weight, bias, (rate, decay) in zip(heads.weights, heads.biases, pairs, strict=True)
+    ]
+    return torch.optim.AdamW(groups)
+
+
 def zero_heads(
     samples: Samples, count: int, settings: LinearSettings, device: torch.device
 ) -> LinearHeads:
@@ -388,7 +397,7 @@ def train_linear(
     """Train classifiers, each with its pair of a grid.
 
     Args:
-        settings: epochs, batch_size and momentum are used.
+        settings: epochs, batch_size, solver and momentum are used.
         seed: of the order of samples, which is the same for every classifier.
     Yields:
         after each epoch its number from 1, and the mean loss of each classifier.
@@ -396,7 +405,10 @@ def train_linear(
         NonFiniteLoss: every classifier diverged. A single one that diverges is not chosen.
     """
     batch_size, device = min(settings.batch_size, len(samples)), heads.biases[0].device
-    optimizer = sgd([heads], settings, grid, batch_size)
+    by_sgd = settings.solver == "sgd"
+    optimizer: torch.optim.Optimizer = (
+        sgd([heads], settings, grid, batch_size) if by_sgd else adamw(heads, grid)
+    )
     order = torch.Generator().manual_seed(seed)
     steps = math.ceil(len(samples) / batch_size)
     for epoch in range(settings.epochs):
@@ -405,7 +417,7 @@ def train_linear(
         batches = upload(indices_of_epoch, samples.features.device).split(batch_size)
         for step, indices in enumerate(batches):
             inputs, classes = samples.batch(indices, device)
-            share = cosine(epoch * steps + step, settings.epochs * steps)
+            share = cosine(epoch * steps + step, settings.epochs * steps) if by_sgd else 1.0
             losses += len(indices) * train_step(heads, optimizer, inputs, classes, share)
         mean = (losses / len(samples)).tolist()
         if not any(map(math.isfinite, mean)):

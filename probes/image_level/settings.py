@@ -118,10 +118,12 @@ class LinearSettings(EmbeddingSettings):
     """Protocol of linear classification.
 
     Attributes:
-        epochs: passes of SGD over the features; a cosine takes the learning rate to zero.
-        batch_size: features of a step of SGD.
+        solver: ``sgd``, whose learning rate a cosine takes to zero; or ``adamw``, with one rate
+            throughout, where biases decay too.
+        epochs: passes over the features.
+        batch_size: features of a step.
         momentum: of SGD.
-        learning_rates: of the grid, every pair of which is trained; for a batch of 256.
+        learning_rates: of the grid, every pair of which is trained; of SGD for a batch of 256.
         weight_decays: of the grid.
         holdout: share of each class of train on which the pair is chosen; the rest of train is then
             used too.
@@ -136,6 +138,7 @@ class LinearSettings(EmbeddingSettings):
         average_pool: heads read these without, and with the mean of the last patch tokens.
     """
 
+    solver: Literal["sgd", "adamw"] = "sgd"
     epochs: PositiveInt = 30
     batch_size: PositiveInt = 256
     momentum: float = 0.9
@@ -158,6 +161,8 @@ class LinearSettings(EmbeddingSettings):
                 "linear: random_crops reads tokens, which are not standardised; set"
                 " standardise=false and leave features"
             )
+        if self.random_crops and self.solver != "sgd":
+            raise UserError(f"linear: random_crops trains by sgd; leave solver={self.solver}")
         if not self.random_crops and (self.blocks or self.average_pool or self.epoch_length):
             raise UserError(
                 "linear: blocks, average_pool and epoch_length apply to random_crops=true only"

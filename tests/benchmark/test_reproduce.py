@@ -238,6 +238,9 @@ def test_the_list_says_what_to_bring(capsys):
     assert run_command("reproduce dinov3 --backbone clip --list") == 2
     assert run_command("reproduce no-such-name --list") == 2
     capsys.readouterr()
+    assert run_command("reproduce visbench --list") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert len({(backbone, task) for _, backbone, task, *_ in rows}) == 52  # 4 boards of 13
     assert run_command("reproduce mmseg --list") == 0
     assert "`reproduce --quick mmseg --data-root DIR` tries" in capsys.readouterr().out
     assert run_command("reproduce") == 2

@@ -52,6 +52,19 @@ def test_an_image_that_is_smaller_than_the_crop_is_refused():
     assert bounds_scored((1, 5, 2, 6), 10, 20) == (1, 5, 2, 6)
 
 
+@pytest.mark.parametrize(
+    ("size", "square"), [((10, 21), (0, 10, 5, 15)), ((21, 10), (5, 15, 0, 10))]
+)
+def test_the_central_square_is_read_and_scored(size, square):
+    assert bounds_read(("square",), *size) == bounds_scored(("square",), *size) == square
+    scored = DENSE_TASKS["segmentation"].bound(crop=("square",), classes=("a", "b"))
+    target = torch.zeros(1, *size, dtype=torch.long)
+    wrong = torch.ones_like(target)
+    y1, y2, x1, x2 = square
+    wrong[:, y1:y2, x1:x2] = 0
+    assert scored.score(wrong, target)["intersection"].tolist() == [100, 0]
+
+
 @pytest.mark.parametrize("area", ["kb-garg", "kb-garg-frame", "kb-eigen"])
 def test_all_crops_are_settings(tmp_path, area):
     data = prepare(DATASETS["kitti-depth"], make.make_kitti(tmp_path), partial=True)
