@@ -110,8 +110,8 @@ class Segmentation(DenseTask):
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
         options = {"ignore_index": spec.ignore_index}
-        if settings.test_area:
-            options["crop"] = settings.test_area
+        if area := getattr(settings, "test_area", ()):  # probes on patches have none
+            options["crop"] = area
         return {"type": "TaskScores", "task": "segmentation", **options}
 
     def to_average(self, output: Tensor) -> Tensor:

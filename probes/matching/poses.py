@@ -170,9 +170,7 @@ def train_mlp(context: Context, features: Tensor, pairs: Tensor, poses: Tensor) 
         for inner, outer in pairwise(sides):
             layers += [nn.Linear(inner, outer), nn.ReLU()]
         mlp = nn.Sequential(nn.BatchNorm1d(width), *layers, nn.Linear(sides[-1], 7)).to(device)
-    optimizer = torch.optim.AdamW(
-        mlp.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = torch.optim.AdamW(mlp.parameters(), settings.lr, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     order = torch.Generator().manual_seed(context.seed)
     context.progress.start("training the pose MLP", settings.epochs)

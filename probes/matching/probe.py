@@ -265,7 +265,7 @@ class RelativePoseSettings(EmbeddingSettings):
     widths: tuple[PositiveInt, ...] = (512, 256, 128)
     epochs: PositiveInt = 30
     batch_size: Annotated[int, Field(ge=2)] = 128
-    learning_rate: PositiveFloat = 0.001
+    lr: PositiveFloat = 0.001
     weight_decay: NonNegativeFloat = 0.0001
 
     def encoding(self, device: str) -> Encoding:

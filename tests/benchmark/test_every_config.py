@@ -21,7 +21,10 @@ from probes.registry import find_task
 from tests.probes import tiny_coco
 from tests.probes.datasets import make, make_shifts
 from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
-from tests.probes.matching.layouts import make_davis, make_navi
+from tests.probes.dense.test_levels import official_layout
+from tests.probes.image_level.test_multi_label import make_voc2007
+from tests.probes.matching.layouts import make_davis, make_navi, make_poses, make_voc_objects
+from tests.probes.matching.test_likeness import make_nights
 from tests.probes.tiny_mmlab import context
 
 # isort: split
@@ -30,6 +33,14 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, DefaultScope
 
 pytestmark = pytest.mark.integration
+
+
+def make_nyu_40(root: Path) -> Path:
+    names = "{part}_{index}.jpg", "{part}_{index}.png"
+    make.make_pairs(root, {"train": 4, "test": 3}, range(40), *names)
+    (root / "annotations").rename(root / "semseg")
+    return root
+
 
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "VOCdevkit/VOC2012": make.make_voc,
@@ -55,6 +66,16 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "imagefolder": make.make_imagefolder,
     "flickr30k": make.make_flickr,
     "flickr8k": lambda root: make.make_flickr(root, name="flickr8k"),
+    "corners": make.make_imagefolder,
+    "orientation": make.make_imagefolder,
+    "homography-images": make.make_imagefolder,
+    "BSR/BSDS500/data": lambda root: [official_layout(root), root][1],
+    "VOCdevkit/VOC2007": lambda root: [make_voc2007(root), root][1],
+    "nights": lambda root: [make_nights(root), root][1],
+    # datasets that share the folder of another one
+    "voc-objects": make_voc_objects,
+    "navi-multiview": make_poses,
+    "nyu-40": make_nyu_40,
 }
 
 
@@ -82,7 +103,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DatasetSpec]
 
     def prepare(spec: DatasetSpec) -> PreparedDataset:
         if spec.name not in datasets:
-            make_it = make.make_wds if spec.folder.startswith("wds_") else LAYOUTS[spec.folder]
+            is_wds = spec.folder.startswith("wds_")
+            make_it = make.make_wds if is_wds else LAYOUTS.get(spec.name) or LAYOUTS[spec.folder]
             root = make_it(tmp_path_factory.mktemp(spec.name))
             if spec.kind == "association":
                 (root / "instances.json").write_text(
