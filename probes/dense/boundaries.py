@@ -94,7 +94,7 @@ class Boundaries(DenseTask):
         people = range(int(values.max()) >> PEOPLE)
         maps = [(values >> person & 1) > 0 for person in people]
         trees = [KDTree(np.argwhere(each)) for each in maps]
-        edges = suppress(prediction[0].double().cpu().numpy())
+        edges = suppress(prediction[0].cpu().double().numpy())
         reach = TOLERANCE * float(np.hypot(*edges.shape))
         counts, last = np.zeros((len(THRESHOLDS), 4), np.int32), np.zeros(edges.shape, bool)
         for row, threshold in enumerate(THRESHOLDS):

@@ -24,8 +24,8 @@
     const words = new URLSearchParams(location.hash.slice(1));
     for (const id of chosen.slice(1)) if (words.has(id)) byId(id).value = words.get(id);
     const task = tasks.findIndex(each => `${each.task} ${each.metric}` === words.get("p-task"));
-    const ranked = new Set(content.columns.map(column => column.task));
-    const first = Math.max(0, tasks.findIndex(each => ranked.has(each.task)));
+    const ranked = new Set(content.columns.map(column => `${column.task} ${column.main}`));
+    const first = Math.max(0, tasks.findIndex(each => ranked.has(`${each.task} ${each.metric}`)));
     byId("p-task").value = task < 0 ? first : task;
   }
 

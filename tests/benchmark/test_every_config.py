@@ -21,10 +21,7 @@ from probes.registry import find_task
 from tests.probes import tiny_coco
 from tests.probes.datasets import make, make_shifts
 from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
-from tests.probes.dense.test_levels import official_layout
-from tests.probes.image_level.test_multi_label import make_voc2007
 from tests.probes.matching.layouts import make_davis, make_navi, make_poses, make_voc_objects
-from tests.probes.matching.test_likeness import make_nights
 from tests.probes.tiny_mmlab import context
 
 # isort: split
@@ -69,9 +66,9 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "corners": make.make_imagefolder,
     "orientation": make.make_imagefolder,
     "homography-images": make.make_imagefolder,
-    "BSR/BSDS500/data": lambda root: [official_layout(root), root][1],
-    "VOCdevkit/VOC2007": lambda root: [make_voc2007(root), root][1],
-    "nights": lambda root: [make_nights(root), root][1],
+    "BSR/BSDS500/data": make.make_bsds,
+    "VOCdevkit/VOC2007": make.make_voc2007,
+    "nights": make.make_nights,
     # datasets that share the folder of another one
     "voc-objects": make_voc_objects,
     "navi-multiview": make_poses,

@@ -10,8 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+import probes.datasets.levels  # noqa: F401  registers datasets
 from probes.datasets.base import DatasetSpec, PreparedDataset, mirrored
+from probes.datasets.check import prepare
 from probes.registry import DATASETS, register_dataset
+from tests.probes.datasets.make import make_bsds
 
 CLASSES = ("red", "green", "blue")
 list_samples = mirrored("images/{part}", "truth/{part}")
@@ -44,6 +47,15 @@ SPECS = {
         },
     ),
 }
+SPECS["occlusion-edges"] = replace(SPECS["depth"], name="tiny-occlusion", kind="occlusion-edges")
+SPECS["foreground"] = replace(
+    SPECS["segmentation"], name="tiny-foreground", kind="foreground", extra={"background": (0,)}
+)
+SPECS |= {
+    "corners": DATASETS["corners"],
+    "orientation": DATASETS["orientation"],
+    "boundaries": DATASETS["bsds500"],
+}
 for _spec in SPECS.values():
     if _spec.name not in DATASETS:
         register_dataset(_spec)
@@ -58,13 +70,13 @@ def blobs(random: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 def draw(kind: str, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """BGR uint8 image, and the truth as it is stored (BGR for normals)."""
-    if kind == "segmentation":
+    if kind in ("segmentation", "foreground"):
         labels = fields.argmax(axis=2)
         image = np.eye(3, dtype=np.uint8)[labels][..., ::-1] * 200 + 20
         target = labels.astype(np.uint8)
         target[:3] = 255
         return image, target
-    if kind in ("depth", "depth-order"):
+    if kind in ("depth", "depth-order", "occlusion-edges"):
         depth = 1 + 4 * fields[..., 0]
         target = (1000 * depth).astype(np.uint16)
         target[:3] = 0
@@ -87,6 +99,8 @@ def make(
 ) -> PreparedDataset:
     """Write a dataset of ``kind`` with images of ``size`` (height, width), the second of ``val``
     turned on its side."""
+    if kind == "boundaries":
+        return prepare(SPECS[kind], make_bsds(root), partial=True)
     random = np.random.default_rng(seed)
     for split, count in (("train", train), ("val", val)):
         for folder in ("images", "truth"):

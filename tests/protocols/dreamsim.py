@@ -33,7 +33,7 @@ def tokens(images: Tensor) -> Tensor:
 
 
 def nights(folder: str) -> Path:
-    from tests.probes.matching.test_likeness import make_nights
+    from tests.probes.datasets.make import make_nights
 
     return make_nights(Path(folder), wrong=(0, 5))
 

@@ -117,6 +117,8 @@ def write_data(probe: Probe, folder: Path) -> PreparedDataset:
 
 # of a kind of dataset: one that is read, and what writes a copy
 WHOLE_IMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "multi-label": ("voc2007-labels", make.make_voc2007),
+    "triplets": ("nights", make.make_nights),
     "classification": ("imagefolder", lambda folder: make.make_imagefolder(folder, 6, 2)),
     "image-text": ("flickr30k", make.make_flickr),
     "association": ("misc-winogavil", make.make_winogavil),

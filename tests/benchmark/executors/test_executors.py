@@ -220,16 +220,19 @@ def test_an_interruption_of_this_process_is_not_caught(make, tmp_path):
     marker = tmp_path / "one"
 
     def interrupt():
-        # not earlier: an exception raised in a finalizer is lost
+        # not earlier, and again: an exception raised in a finalizer is lost
         main = threading.main_thread().ident
-        while sys._current_frames()[main].f_code is not units.sleep.__code__:
+        while not interrupted.is_set():
+            if sys._current_frames()[main].f_code is units.sleep.__code__:
+                os.kill(os.getpid(), signal.SIGINT)
+                interrupted.wait(5)
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt)
+    thread, interrupted = threading.Thread(target=interrupt), threading.Event()
     thread.start()
     with pytest.raises(KeyboardInterrupt), make() as executor:
         executor.submit(units.wait, marker)
+    interrupted.set()
     thread.join()
     assert marker.with_suffix(".saved").is_file()
 

@@ -6,6 +6,7 @@ Each ``make_*`` writes a copy at ``root`` (the dataset's own folder) and returns
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -15,6 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
+from scipy.io import savemat
+
+from probes.datasets.labels import VOC_CLASSES
 
 SIZE = 48, 40
 COLOURS = {
@@ -386,3 +391,86 @@ def make_winogavil(root: Path) -> list[dict]:
     ]
     (root / "instances.json").write_text(json.dumps(cues))
     return cues
+
+
+def make_nights(root: Path, wrong: Sequence[int] = ()) -> Path:
+    """Eight triplets, of which the last two are of another split and of five votes; people chose
+    the image of another colour in those of ``wrong``."""
+    columns = "id,left_vote,right_vote,votes,ref_path,left_path,right_path,split,is_imagenet,prompt"
+    rng = np.random.default_rng(0)
+    colours = list(COLOURS.values())
+    rows = []
+    for number in range(8):
+        right = number % 2
+        names = [
+            f"ref/000/{number:03d}.png",
+            *(f"distort/000/{number:03d}_{k}.png" for k in (0, 1)),
+        ]
+        shown = [number, number + right, number + 1 - right]
+        for name, colour in zip(names, shown, strict=True):
+            save(root / name, picture(rng, (48, 48), colours[colour % 4]))
+        vote = 1 - right if number in wrong else right
+        split, votes = ("val" if number == 6 else "test"), (5 if number == 7 else 6)
+        rows.append(
+            [number, 1 - vote, vote, votes, *names, split, str(number < 2).upper(), "a dog"]
+        )
+    with (root / "data.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([columns.split(","), *rows])
+    return root
+
+
+VOC_COLOURS = {"red": "aeroplane", "green": "dog", "blue": "person"}
+
+
+def make_voc2007(root: Path, n_train: int = 12, n_test: int = 9) -> Path:
+    """Images of one or two colours, each of which is a class; of the third image of a split the
+    first class is difficult."""
+    rng = np.random.default_rng(0)
+    (root / "ImageSets/Main").mkdir(parents=True)
+    for part, number in {"trainval": n_train, "test": n_test}.items():
+        names = [f"{part}{index:06d}" for index in range(number)]
+        colours = {
+            name: list(VOC_COLOURS)[index % 3 :][: 1 + index % 2]
+            for index, name in enumerate(names)
+        }
+        for name in names:
+            halves = [picture(rng, (24, 40), COLOURS[each]) for each in colours[name]]
+            save(root / f"JPEGImages/{name}.jpg", np.hstack(halves), quality=95)
+        (root / f"ImageSets/Main/{part}.txt").write_text("".join(f"{each}\n" for each in names))
+        for subject in VOC_CLASSES:
+            values = {
+                name: 1 if subject in [VOC_COLOURS[each] for each in colours[name]] else -1
+                for name in names
+            }
+            if subject == "aeroplane":
+                values[names[2]] = 0
+            lines = "".join(f"{name} {value:2d}\n" for name, value in values.items())
+            (root / f"ImageSets/Main/{subject}_{part}.txt").write_text(lines)
+    return root
+
+
+def boundary_scene(seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Boundaries by three people, and noisy edges along those of one."""
+    rng = np.random.default_rng(seed)
+    field = ndimage.gaussian_filter(rng.standard_normal((60, 80)), 5)
+    people = []
+    for shift in (-0.02, 0, 0.03):
+        label = field > shift * field.std() * 10
+        people.append((label != np.roll(label, 1, 0)) | (label != np.roll(label, 1, 1)))
+    edges = ndimage.gaussian_filter(people[1].astype(float), 1.5)
+    return edges / edges.max() * 0.7 + 0.3 * rng.random(edges.shape), people
+
+
+def make_bsds(root: Path) -> Path:
+    """BSDS500's folders and ``.mat`` files, with images of two scenes for each part."""
+    for number, part in enumerate(("train", "val", "test")):
+        for folder in ("images", "groundTruth"):
+            (root / folder / part).mkdir(parents=True)
+        for seed in (2 * number, 2 * number + 1):
+            edges, people = boundary_scene(seed)
+            image = Image.fromarray((255 * edges).astype(np.uint8)).convert("RGB")
+            image.save(root / f"images/{part}/{seed}.jpg")
+            cell = np.empty((1, len(people)), object)
+            cell[0] = [{"Segmentation": 0, "Boundaries": each} for each in people]
+            savemat(root / f"groundTruth/{part}/{seed}.mat", {"groundTruth": cell})
+    return root

@@ -3,40 +3,27 @@ the benchmark of BSDS500."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
-from scipy.io import savemat
 from scipy.spatial import KDTree
 from skimage import feature, morphology
 from sklearn.metrics import jaccard_score
 
 import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import UserError
-from probes.datasets.base import PreparedDataset
 from probes.datasets.check import prepare
 from probes.datasets.levels import list_images
 from probes.dense.boundaries import PEOPLE, Boundaries, agreement, matches, thin
 from probes.dense.computed import Corners, OcclusionEdges, Orientation, nearest_on_grid
 from probes.dense.foreground import Foreground
-from probes.registry import DATASETS, PROBES, register_dataset
+from probes.registry import DATASETS, PROBES
 from reports.per_image import image_scores
 from tests.probes import tiny_dense
+from tests.probes.datasets import make
 from tests.probes.tiny_mmlab import context
-
-SEEN_AS = {
-    "tiny-occlusion": ("depth", "occlusion-edges", {}),
-    "tiny-foreground": ("segmentation", "foreground", {"background": (0,)}),
-}
-for _name, (_kind, _other, _extra) in SEEN_AS.items():
-    _spec = tiny_dense.SPECS[_kind]
-    _extra = {**_spec.extra, **_extra}
-    if _name not in DATASETS:
-        register_dataset(replace(_spec, name=_name, kind=_other, extra=_extra))
 
 
 def grey_file(folder, seed=0, shape=(60, 80)):
@@ -127,18 +114,6 @@ def test_lines_are_thinned_as_scikit_image_does():
         np.testing.assert_array_equal(thin(mask), morphology.thin(mask))
 
 
-def scene(seed):
-    """Boundaries by three people, and noisy edges along those of one."""
-    rng = np.random.default_rng(seed)
-    field = ndimage.gaussian_filter(rng.standard_normal((60, 80)), 5)
-    people = []
-    for shift in (-0.02, 0, 0.03):
-        label = field > shift * field.std() * 10
-        people.append((label != np.roll(label, 1, 0)) | (label != np.roll(label, 1, 1)))
-    edges = ndimage.gaussian_filter(people[1].astype(float), 1.5)
-    return edges / edges.max() * 0.7 + 0.3 * rng.random(edges.shape), people
-
-
 def coded(people):
     marks = sum(each.astype(np.int64) << person for person, each in enumerate(people))
     return marks + (len(people) << PEOPLE)
@@ -154,7 +129,7 @@ OFFICIAL = (
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_boundaries_are_matched_as_bsds_matches_them(seed):
-    edges, people = scene(seed)
+    edges, people = make.boundary_scene(seed)
     trees = [KDTree(np.argwhere(each)) for each in people]
     counts = [matches(edges >= threshold, trees, 5.0) for threshold in (0.1, 0.3, 0.5, 0.7)]
     right, *others = np.abs(np.subtract(counts, OFFICIAL[seed])).T
@@ -178,7 +153,8 @@ def test_figures_of_merit_are_those_of_a_port_of_bsds():
 
 def test_people_score_full_marks_against_themselves():
     lines = np.zeros((60, 80), bool)
-    lines[6:-6, 6:-6] = thin(scene(0)[1][0])[6:-6, 6:-6]  # what is near the frame fades
+    people = make.boundary_scene(0)[1]
+    lines[6:-6, 6:-6] = thin(people[0])[6:-6, 6:-6]  # what is near the frame fades
     target = torch.from_numpy(coded([lines] * 3))[None].double()
     prediction = torch.from_numpy(ndimage.gaussian_filter(lines.astype(float), 1))[None]
     scores = Boundaries().score(prediction, target)
@@ -188,26 +164,12 @@ def test_people_score_full_marks_against_themselves():
     assert notes == ["people, each scored by the others, have F 100.0"]
 
 
-def official_layout(root):
-    """BSDS500's folders and ``.mat`` files, with images of two scenes for each part."""
-    for number, part in enumerate(("train", "val", "test")):
-        for folder in ("images", "groundTruth"):
-            (root / folder / part).mkdir(parents=True)
-        for seed in (2 * number, 2 * number + 1):
-            edges, people = scene(seed)
-            image = Image.fromarray((255 * edges).astype(np.uint8)).convert("RGB")
-            image.save(root / f"images/{part}/{seed}.jpg")
-            cell = np.empty((1, len(people)), object)
-            cell[0] = [{"Segmentation": 0, "Boundaries": each} for each in people]
-            savemat(root / f"groundTruth/{part}/{seed}.mat", {"groundTruth": cell})
-
-
 def test_bsds_is_read_in_its_official_layout(tmp_path):
-    official_layout(tmp_path)
+    make.make_bsds(tmp_path)
     data = prepare(DATASETS["bsds500"], tmp_path, partial=True)
     assert [len(data.samples[split]) for split in ("train", "val")] == [4, 2]
     path = str(tmp_path / data.samples["val"][0].target)
-    people = scene(4)[1]
+    people = make.boundary_scene(4)[1]
     np.testing.assert_allclose(
         agreement(Boundaries().read(path).astype(np.int64)), np.mean(people, axis=0)
     )
@@ -223,18 +185,11 @@ def test_images_without_folders_of_train_and_val_are_an_error(tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "name", ["corners", "orientation", "tiny-occlusion", "tiny-foreground", "bsds500"]
+    "kind", ["corners", "orientation", "occlusion-edges", "foreground", "boundaries"]
 )
-def test_every_family_is_learnt_scored_and_resampled(tmp_path, name):
-    spec = DATASETS[name]
-    if name == "bsds500":
-        official_layout(tmp_path / "data")
-    else:
-        kind = SEEN_AS[name][0] if name in SEEN_AS else "normals"
-        tiny_dense.make(tmp_path / "data", kind)
-    samples = {split: spec.list_samples(tmp_path / "data", split) for split in ("train", "val")}
-    data = PreparedDataset(name, tmp_path / "data", samples, fingerprint=name)
-    probe = PROBES[f"{spec.kind}/linear"]
+def test_every_family_is_learnt_scored_and_resampled(tmp_path, kind):
+    data = tiny_dense.make(tmp_path / "data", kind)
+    probe = PROBES[f"{kind}/linear"]
     settings = probe.settings_type(
         size=48, batch_size=2, max_iters=2, warmup=0.0, scale_range=(1.0, 1.0)
     )
@@ -242,6 +197,6 @@ def test_every_family_is_learnt_scored_and_resampled(tmp_path, name):
     result = probe.run(task)
     assert set(probe.metrics) == set(result.metrics)
     assert any("at best" in note or "people" in note for note in result.notes)
-    scores = image_scores(spec.kind, result.per_image)
+    scores = image_scores(kind, result.per_image)
     assert scores.values() == pytest.approx(dict(result.metrics))
     assert result.preview.is_file()

@@ -32,34 +32,6 @@ from tests.probes import tiny_coco
 from tests.probes.datasets import make
 from tests.probes.whole_images import context
 
-SHOWN = {"red": "aeroplane", "green": "dog", "blue": "person"}
-
-
-def make_voc2007(root, n_train=12, n_test=9):
-    """Images of one or two colours, each of which is a class; of the third image of a split the
-    first class is difficult."""
-    rng = np.random.default_rng(0)
-    (root / "ImageSets/Main").mkdir(parents=True)
-    for part, number in {"trainval": n_train, "test": n_test}.items():
-        names = [f"{part}{index:06d}" for index in range(number)]
-        colours = {
-            name: list(SHOWN)[index % 3 :][: 1 + index % 2] for index, name in enumerate(names)
-        }
-        for name in names:
-            halves = [make.picture(rng, (24, 40), make.COLOURS[each]) for each in colours[name]]
-            make.save(root / f"JPEGImages/{name}.jpg", np.hstack(halves), quality=95)
-        (root / f"ImageSets/Main/{part}.txt").write_text("".join(f"{each}\n" for each in names))
-        for subject in VOC_CLASSES:
-            values = {
-                name: 1 if subject in [SHOWN[each] for each in colours[name]] else -1
-                for name in names
-            }
-            if subject == "aeroplane":
-                values[names[2]] = 0
-            lines = "".join(f"{name} {value:2d}\n" for name, value in values.items())
-            (root / f"ImageSets/Main/{subject}_{part}.txt").write_text(lines)
-    return root
-
 
 def scored(seed=0, images=60, classes=4):
     """Scores with ties, labels with unknown ones, a class that no image has, and weights."""
@@ -146,7 +118,7 @@ def test_knn_is_scikit_learns_regression_on_labels():
 
 
 def test_voc_2007_lists_what_is_difficult_as_unknown(tmp_path):
-    root = make_voc2007(tmp_path)
+    root = make.make_voc2007(tmp_path)
     data = prepare(DATASETS["voc2007-labels"], root, partial=True)
     assert {split: len(samples) for split, samples in data.samples.items()} == {
         "train": 12,
@@ -182,7 +154,7 @@ def test_coco_labels_are_the_categories_of_the_annotations(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("probe", [LINEAR, KNN], ids=lambda probe: probe.name)
 def test_probes_end_to_end_and_in_a_report(tmp_path, probe):
-    task = context(probe, DATASETS["voc2007-labels"], make_voc2007(tmp_path / "voc"))
+    task = context(probe, DATASETS["voc2007-labels"], make.make_voc2007(tmp_path / "voc"))
     result = probe.run(task)
     assert set(result.metrics) == set(probe.metrics)
     assert result.metrics["mAP"] > 95, "colours tell these classes"
@@ -200,7 +172,7 @@ def test_probes_end_to_end_and_in_a_report(tmp_path, probe):
 
 
 def test_a_stored_head_gives_the_same_scores(tmp_path):
-    task = context(LINEAR, DATASETS["voc2007-labels"], make_voc2007(tmp_path / "voc"))
+    task = context(LINEAR, DATASETS["voc2007-labels"], make.make_voc2007(tmp_path / "voc"))
     result = LINEAR.run(task)
     again = LINEAR.run(replace(task, head=result.head))
     assert np.array_equal(again.per_image["score"], result.per_image["score"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-
-import numpy as np
 import pytest
 import torch
 
@@ -18,36 +15,9 @@ from reports.per_image import image_scores
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours, context
 
-COLUMNS = "id,left_vote,right_vote,votes,ref_path,left_path,right_path,split,is_imagenet,prompt"
-
-
-def make_nights(root, wrong=()):
-    """Eight triplets, of which the last two are of another split and of five votes; people chose
-    the image of another colour in those of ``wrong``."""
-    rng = np.random.default_rng(0)
-    colours = list(make.COLOURS.values())
-    rows = []
-    for number in range(8):
-        right = number % 2
-        names = [
-            f"ref/000/{number:03d}.png",
-            *(f"distort/000/{number:03d}_{k}.png" for k in (0, 1)),
-        ]
-        shown = [number, number + right, number + 1 - right]
-        for name, colour in zip(names, shown, strict=True):
-            make.save(root / name, make.picture(rng, (48, 48), colours[colour % 4]))
-        vote = 1 - right if number in wrong else right
-        split, votes = ("val" if number == 6 else "test"), (5 if number == 7 else 6)
-        rows.append(
-            [number, 1 - vote, vote, votes, *names, split, str(number < 2).upper(), "a dog"]
-        )
-    with (root / "data.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS.split(","), *rows])
-    return root
-
 
 def test_scores_are_by_subsets_of_the_official_split(tmp_path):
-    task = context(LIKENESS, DATASETS["nights"], make_nights(tmp_path / "data", wrong=(0, 5)))
+    task = context(LIKENESS, DATASETS["nights"], make.make_nights(tmp_path / "data", wrong=(0, 5)))
     result = LIKENESS.run(task)
     assert result.metrics == pytest.approx(
         {"2AFC": 100 * 4 / 6, "2AFC_imagenet": 50, "2AFC_no_imagenet": 75}
@@ -62,7 +32,7 @@ def test_features_that_are_all_equal_have_the_score_of_chance(tmp_path):
         def encode_image(self, images):
             return torch.ones(len(images), self.embed_dim)
 
-    spec, root = DATASETS["nights"], make_nights(tmp_path / "data")
+    spec, root = DATASETS["nights"], make.make_nights(tmp_path / "data")
     result = LIKENESS.run(context(LIKENESS, spec, root, backbone=Blind()))
     assert result.metrics["2AFC"] == 50
     assert "equally near in 6 triplets" in result.notes[1]
@@ -76,7 +46,7 @@ def test_tokens_are_those_of_the_last_block(tmp_path):
             patches = images.flatten(2).transpose(1, 2)
             return [(images[:, :, 0, 0] + layer, patches + layer) for layer in layers]
 
-    spec, root = DATASETS["nights"], make_nights(tmp_path / "data")
+    spec, root = DATASETS["nights"], make.make_nights(tmp_path / "data")
     features = {}
     for name in ("class", "patches", "both"):
         task = context(LIKENESS, spec, root, backbone=Tokens(), features=name)
@@ -89,7 +59,7 @@ def test_tokens_are_those_of_the_last_block(tmp_path):
 
 
 def test_a_missing_image_and_a_malformed_table(tmp_path):
-    spec, root = DATASETS["nights"], make_nights(tmp_path / "nights")
+    spec, root = DATASETS["nights"], make.make_nights(tmp_path / "nights")
     (root / "distort/000/003_1.png").unlink()
     with pytest.raises(UserError, match=r"003_1\.png"):
         prepare(spec, root, splits={"val": None})
