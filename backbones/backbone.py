@@ -16,6 +16,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -274,6 +275,58 @@ class Backbone(nn.Module, ABC):
         return content_key(self.identity())
 
 
+class DeferredBackbone:
+    """Stands for a ``Backbone`` of which attributes are known: it is built when anything else is
+    asked of it, so that a task whose features are stored imports and loads no model.
+
+    Args:
+        known: attribute → value, as of ``Backbone``.
+        identity: as ``Backbone.identity`` gives it.
+        build: builds it, on any device.
+        device: where it computes.
+
+    Raises (when it is built):
+        UserError: from ``build``; or its identity is another one.
+    """
+
+    def __init__(
+        self,
+        known: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        build: Callable[[], Backbone],
+        device: torch.device,
+    ) -> None:
+        self._known, self._identity, self._build, self._device = known, identity, build, device
+
+    def identity(self) -> dict[str, Any]:
+        return dict(self._identity)
+
+    @cached_property
+    def built(self) -> Backbone:
+        backbone = self._build()
+        if content_key(backbone.identity()) != content_key(self._identity):
+            raise UserError(
+                f"the weights of {backbone.name} have changed since the run began; run the command"
+                " again"
+            )
+        return backbone.to(self._device)
+
+    def to(self, device: torch.device) -> DeferredBackbone:
+        self._device = device
+        if "built" in vars(self):
+            self.built.to(device)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        known = self.__dict__.get("_known")
+        if known is None or name.startswith("__"):  # of copies and pickles, which have nothing yet
+            raise AttributeError(name)
+        return known[name] if name in known else getattr(self.built, name)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.built(images)
+
+
 def state_sha256(state: dict[str, Tensor]) -> str:
     """Digest of a state dict: names, dtypes, shapes and bytes, in name order; the same on every
     device."""
@@ -296,11 +349,15 @@ class Preprocessing:
     """
 
     def __init__(self, data: DataConfig, device: torch.device | None = None) -> None:
-        self.resize = resizing(data, data.interpolation)
+        self.data = data
         self.mean, self.std = (
             255 * torch.tensor(values, device=device).view(3, 1, 1)
             for values in (data.mean, data.std)
         )
+
+    @cached_property
+    def resize(self) -> Callable[[Image.Image], Tensor]:
+        return resizing(self.data, self.data.interpolation)
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.normalise(self.resize(to_rgb(image)))
@@ -317,15 +374,19 @@ def resizing(data: DataConfig, interpolation: str) -> Callable[[Image.Image], Te
     The image is resized so that the centre crop of ``data.size`` keeps the share ``crop_pct`` of
     the side that fits tighter. With ``squash`` it is resized to that size and changes its shape.
     """
+    if data.squash:
+        method, (height, width) = Image.Resampling[interpolation.upper()], data.size
+        return lambda image: channels_first(image.resize((width, height), method))
     from timm.data import create_transform  # slow to import
 
     return create_transform(
-        (3, *data.size),
-        interpolation=interpolation,
-        crop_pct=1.0 if data.squash else data.crop_pct,
-        crop_mode="squash" if data.squash else "center",
-        normalize=False,
+        (3, *data.size), interpolation=interpolation, crop_pct=data.crop_pct, normalize=False
     )
+
+
+def channels_first(image: Image.Image) -> Tensor:
+    """(C, H, W), in the image's own type."""
+    return torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
 
 
 def in_memory_format(images: Tensor, backbone: Backbone) -> Tensor:

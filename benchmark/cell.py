@@ -32,7 +32,7 @@ from benchmark.finished import (
     work_dir,
 )
 from benchmark.progress import console, reporter
-from benchmark.tasks import Job, PlannedTask, load_backbone
+from benchmark.tasks import Job, PlannedTask
 from benchmark.unit import as_interrupt
 from cliptex_common.device import (
     count_flops,
@@ -448,12 +448,7 @@ def _run_pending(
     """The cells of tasks, with their keys, that are not finished; ``heads``: task → the cell whose
     head it uses."""
     device = choose_device(job.device)
-    backbone = load_backbone(**job.backbone.create_arguments).to(device)
-    if content_key(backbone.identity()) != content_key(job.backbone.identity):
-        raise UserError(
-            f"the weights of {job.backbone.column} have changed since the run began; run the"
-            " command again"
-        )
+    backbone: Any = job.backbone.deferred(device)
     # to log to; its name, which only messages of errors need, is not known here
     parent = Run(tracker, job.parent_id, name=job.parent_id)
     cells: list[Cell] = []

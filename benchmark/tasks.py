@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -49,7 +50,9 @@ from probes.upsamplers.names import HUB_SOURCES
 from reports.records import Cell, cell_key, network_key
 
 if TYPE_CHECKING:
-    from backbones.backbone import Backbone
+    import torch
+
+    from backbones.backbone import Backbone, DeferredBackbone
 
 # defaults of settings that were added later; left out of conditions, so that keys of earlier cells
 # stay as they are
@@ -320,6 +323,25 @@ class BackboneInfo:
         """Store it for ``recall``."""
         fields = {name: value for name, value in vars(self).items() if name not in FORGOTTEN}
         remember(self.create_arguments, {**fields, "weights": vars(self.weights)})
+
+    def deferred(self, device: torch.device) -> DeferredBackbone:
+        """What stands for it until it has to be built."""
+        from backbones.backbone import DataConfig, DeferredBackbone  # imports torch
+
+        known = {
+            name: getattr(self, name)
+            for name in field_names(BackboneInfo)
+            if name not in ("create_arguments", "identity", "params", "label")
+        }
+        known |= {
+            "channels": tuple(self.channels),
+            "strides": tuple(self.strides),
+            "embed_dim": self.params["embed_dim"],
+            "model_config": self.identity["model_config"],
+            "data": DataConfig(**self.identity["data"]),
+        }
+        build = partial(load_backbone, **self.create_arguments)
+        return DeferredBackbone(known, self.identity, build, device)
 
     def is_built_by(self, create_arguments: Mapping[str, Any]) -> bool:
         """Whether these arguments build the same weights: the seed is that of random ones only."""

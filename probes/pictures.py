@@ -22,6 +22,7 @@ import json
 import math
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from weakref import WeakKeyDictionary
 
@@ -37,6 +38,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.files import atomic_write
 from cliptex_common.images import fit_picture, spread_indices
 from probes.base import Context, EncodeContext, map_index
+from probes.features.store import CacheKey
 from probes.image_level.encode import ImageViews, square_side
 from probes.image_level.settings import Encoding
 from reports import records
@@ -114,6 +116,34 @@ def task_feature_pictures(context: Context) -> dict[str, np.ndarray]:
     return feature_pictures(in_process, backbone, paths, root, index=index)
 
 
+class PicturedViews(ImageViews):
+    """Images squeezed to a size, (height, width) in pixels or the backbone's own, each alone, whose
+    feature maps ``index`` are stored, (C, h, w) float32."""
+
+    def __init__(
+        self,
+        context: EncodeContext,
+        backbone: Backbone,
+        paths: Sequence[Path],
+        size: tuple[int, int] | None,
+        index: int,
+    ) -> None:
+        encoding = Encoding(size, "fp32", 1)
+        encode = lambda pixels: backbone(pixels)[index]
+        super().__init__(context, backbone, paths, encoding, "pictures", encode, squash=True)
+        self.index, self.are_stored = index, True
+
+    def key(self) -> CacheKey:
+        backbone, index = self.backbone, self.index
+        key, positions = super().key(), math.prod(self.size) / backbone.strides[index] ** 2
+        return replace(
+            key,
+            kind="pictured maps",
+            identity={**key.identity, "squash": True, "map": index},
+            item_bytes=[int(4 * backbone.channels[index] * positions)] * len(self.paths),
+        )
+
+
 def feature_pictures(
     context: EncodeContext,
     backbone: Backbone,
@@ -140,17 +170,9 @@ def feature_pictures(
         UserError: an image cannot be read, the size does not fit the backbone, or a feature is not
             finite.
     """
-    grids: list[torch.Size] = []
-
-    def encode(pixels: Tensor) -> Tensor:
-        features = backbone(pixels)[index].float()
-        grids.append(features.shape[-2:])
-        return features.flatten(2).transpose(1, 2)
-
-    views = ImageViews(
-        context, backbone, paths, Encoding(size, "fp32", 1), encode=encode, squash=True
-    )
-    features = torch.cat([each.cpu() for each in views.tensors()]).double().numpy()
+    views = PicturedViews(context, backbone, paths, size, index)
+    maps = views.embeddings()
+    features = maps.flatten(2).transpose(1, 2).double().numpy()
     if not np.isfinite(features).all():
         raise UserError(f"the feature maps of {backbone.name} have values that are not finite")
     components, centre, explained = principal_components(features.reshape(-1, features.shape[-1]))
@@ -158,7 +180,7 @@ def feature_pictures(
     white = components[:, :3] / components[:, :3].std(axis=0, ddof=1).clip(1e-12)
     colours = np.zeros((len(white), 3))
     colours[:, : white.shape[1]] = 255 / (1 + np.exp(-2 * white))
-    shape = (len(paths), *grids[0])
+    shape = (len(paths), *maps.shape[-2:])
     return {
         "image": np.array([path.relative_to(root).as_posix() for path in paths]),
         "strip": np.frombuffer(_strip([views.load(n) for n in range(len(paths))]), np.uint8),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -38,8 +39,11 @@ class DenseProbe(Probe):
         self.name, self.version = head.name, head.version
         self.kind, self.metrics = task.name, task.metrics
         self.is_shipped = head.config is None
-        self.settings_type: type = task.shipped_settings if self.is_shipped else task.head_settings
         self.defaults = {} if self.is_shipped else {"head": head.config}
+
+    @cached_property
+    def settings_type(self) -> type:  # type: ignore[override]
+        return self.task.shipped_settings if self.is_shipped else self.task.head_settings
 
     def read_config(self) -> Any:
         """The config of its files, to be completed."""

@@ -37,6 +37,27 @@ Drawing = tuple[Callable[[np.ndarray], np.ndarray], np.ndarray | None]
 ROWS = 500  # images that are scored alone at once
 
 
+class JoinedSettings:
+    """A probe's settings: those of its task and those of its kind of head, in one class, which is
+    made when it is first asked for."""
+
+    def __init__(self, of_head: type) -> None:
+        self._of_head = of_head
+        self._classes: dict[type, type[DenseSettings]] = {}
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type[DenseTask]) -> type[DenseSettings]:
+        if owner not in self._classes:
+            # named by where it is found, so that it can be pickled
+            qualified = f"{owner.__qualname__}.{self._name}"
+            names = {"__module__": owner.__module__, "__qualname__": qualified}
+            bases = owner.settings, self._of_head
+            self._classes[owner] = settings_dataclass(type(self._name, bases, names))
+        return self._classes[owner]
+
+
 class DenseTask:
     """A family of dense tasks; ``probes.dense.probe.register_dense_task`` makes probes of it with
     every head.
@@ -72,8 +93,8 @@ class DenseTask:
     field: ClassVar[str]
     metrics: ClassVar[Mapping[str, Metric]]
     settings: ClassVar[type[DenseSettings]] = DenseSettings
-    shipped_settings: ClassVar[type[DenseSettings]]
-    head_settings: ClassVar[type[DenseSettings]]
+    shipped_settings = JoinedSettings(ShippedHeadSettings)
+    head_settings = JoinedSettings(ModuleHeadSettings)
     declared: ClassVar[Mapping[str, str]] = {}
     is_picture: ClassVar[bool] = True
     has_classes: ClassVar[bool] = False
@@ -91,12 +112,6 @@ class DenseTask:
         super().__init_subclass__()
         if not hasattr(cls, "field"):
             cls.field = f"{cls.name}_map"
-        # a probe's settings are those of its task and those of its kind of head
-        heads = {"shipped_settings": ShippedHeadSettings, "head_settings": ModuleHeadSettings}
-        for name, of_head in heads.items():
-            # named by where it is found, so that it can be pickled
-            names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.{name}"}
-            setattr(cls, name, settings_dataclass(type(name, (cls.settings, of_head), names)))
 
     # --- ground truth
 

@@ -56,6 +56,9 @@ class Views(ABC):
     ) -> None:
         self.context, self.name, self.batch_size, self.sizes = context, name, batch_size, sizes
 
+    def prepare(self) -> None:  # noqa: B027  most have nothing to load
+        """Load what computes, once, before the time that encoding takes is measured."""
+
     @abstractmethod
     def load(self, item: int) -> Any:
         """A view, in any process. Raises ``UserError`` when its image cannot be read."""
@@ -93,6 +96,7 @@ class Views(ABC):
             UserError: an image cannot be read.
         """
         context, workers = self.context, min(self.context.num_workers, len(batches))
+        self.prepare()
         prefetched = PREFETCHED // max(map(len, batches), default=1)
         loader = DataLoader(
             _Loaded(self),

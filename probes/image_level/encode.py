@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,20 @@ class ImageViews(Views):
         self.size, self.are_stored = input_size(encoding.size, backbone), encode is None
         data = backbone.data
         squash = squash or encoding.squash or data.squash
-        data = replace(data, size=self.size, squash=squash)
-        self.transform: Any = resizing(data, data.interpolation)
+        self._data = replace(data, size=self.size, squash=squash)
         self._encode = encode or encoder(backbone, encoding)
         self._normalise = Preprocessing(backbone.data, context.device).normalise
         sizes = [self.size] * len(self.paths)
         super().__init__(context, f"{backbone.name} on {name}", encoding.batch_size, sizes)
+
+    @cached_property
+    def transform(self) -> Any:
+        """A part of an image → (3, H, W) uint8."""
+        return resizing(self._data, self._data.interpolation)
+
+    def prepare(self) -> None:
+        # before processes load, each of which would import what a transform needs
+        _ = self.transform, self.backbone.token_blocks
 
     def path(self, item: int) -> str:
         """The file of an item."""
@@ -211,9 +220,10 @@ def encoder(backbone: Backbone, encoding: Encoding) -> Encode:
 
     if encoding.blocks or encoding.features == "layers":
         return class_tokens
+    # methods are looked up when images come: until then a deferred backbone is not built
     if encoding.features == "pre_projection":
-        return backbone.encode_features
-    return backbone.encode_image
+        return lambda images: backbone.encode_features(images)
+    return lambda images: backbone.encode_image(images)
 
 
 def input_size(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,14 +19,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import (
-    Compose,
-    InterpolationMode,
-    PILToTensor,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-)
 
 from cliptex_common.device import float64_device, upload
 from cliptex_common.errors import NonFiniteLoss, report_malformed
@@ -57,13 +51,15 @@ log = logging.getLogger("cliptex.training")
 SAVE_EVERY = 300.0  # seconds of training between two states, or more where they take long
 
 
-def crop_transform(size: tuple[int, int]) -> Compose:
+def crop_transform(size: tuple[int, int]) -> Callable[[Image.Image], Tensor]:
     """An image → a random crop of it (3, H, W) uint8, by torch's generator."""
-    return Compose(
+    from torchvision import transforms  # slow to import
+
+    return transforms.Compose(
         [
-            RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC),
-            RandomHorizontalFlip(),
-            PILToTensor(),
+            transforms.RandomResizedCrop(size, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(),
+            transforms.PILToTensor(),
         ]
     )
 

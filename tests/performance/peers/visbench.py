@@ -49,8 +49,8 @@ def our_knn(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
 
 def our_segmentation(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
     options = {"size": size.side, "max_iters": size.steps, "batch_size": size.batch}
-    # as theirs does: each image is encoded once, as one square
-    options |= {"fixed_crops": 1, "flip": 0, "cache": "fp16"}
+    # as theirs does: each image is encoded once, as one square, and the last map is read
+    options |= {"fixed_crops": 1, "flip": 0, "cache": "fp16", "layers": "last"}
     return beside.our_probe("ade20k/linear", "own", "mIoU", data, size, **options)
 
 
