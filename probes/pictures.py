@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from backbones.backbone import Backbone
-from cliptex_common.errors import UserError
+from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.files import atomic_write
 from cliptex_common.images import fit_picture, spread_indices
 from probes.base import Context, EncodeContext, map_index
@@ -171,10 +171,12 @@ def feature_pictures(
             finite.
     """
     views = PicturedViews(context, backbone, paths, size, index)
-    maps = views.embeddings()
+    try:
+        maps = views.embeddings()
+    except NonFiniteLoss as error:
+        message = f"the feature maps of {backbone.name} have values that are not finite"
+        raise UserError(message) from error
     features = maps.flatten(2).transpose(1, 2).double().numpy()
-    if not np.isfinite(features).all():
-        raise UserError(f"the feature maps of {backbone.name} have values that are not finite")
     components, centre, explained = principal_components(features.reshape(-1, features.shape[-1]))
     scale = np.abs(components).max(axis=0).clip(1e-12) / 127
     white = components[:, :3] / components[:, :3].std(axis=0, ddof=1).clip(1e-12)
