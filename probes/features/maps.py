@@ -107,8 +107,8 @@ class FixedCrop(BaseTransform):
 
 Part = dict[str, Any]  # of a config
 BATCH = 32
-# of a batch on a CPU, whose maps are in memory together (of 224 px 4 images)
-CPU_PIXELS = 4 * 224**2
+# of a batch on a CPU, whose maps are in memory together (of 224 px 8 images)
+CPU_PIXELS = 8 * 224**2
 ROUNDED = ("fp16", "bf16")  # precisions of stores that round what a backbone gives
 META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
 
