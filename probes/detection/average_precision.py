@@ -107,9 +107,8 @@ class Matches:
         for label in np.flatnonzero(self.objects.any(axis=0)):
             detections = self.order[self.starts[label] : self.starts[label + 1]]
             present = objects[:, label] > 0
-            result[present, label] = self._class(
-                by_image[:, present], detections, objects[present, label]
-            )
+            drawn = by_image if present.all() else by_image[:, present]
+            result[present, label] = self._class(drawn, detections, objects[present, label])
         return result
 
     def _class(
@@ -138,22 +137,22 @@ class Matches:
         wrong = sparse.csr_matrix(
             (np.ones(inside.sum(), np.float32), (before[inside], image[inside])), shape=shape
         )
-        always = np.cumsum((wrong @ weights).T, axis=1)  # (R, matched)
+        always = np.cumsum(wrong @ weights, axis=0)  # (matched, R): rows are what is selected
         hits, ignored = hits[matched], ignored[matched]
-        mass = np.ascontiguousarray(weights[image[matched]].T)
+        mass = weights[image[matched]]
         for level in range(IOUS):
-            hit = (hits >> level & 1).astype(bool)
-            if not hit.any():
+            hit = np.flatnonzero(hits >> level & 1)
+            if not len(hit):
                 continue
-            false, missed = always, ~hit & (ignored >> level & 1 == 0)
+            false, missed = always[hit], (hits | ignored) >> level & 1 == 0
             if missed.any():
-                false = always + np.cumsum(mass * missed, axis=1, dtype=np.float32)
-            correct = np.cumsum(mass[:, hit], axis=1, dtype=np.float64)  # (R, hits)
-            precision = correct / np.maximum(correct + false[:, hit], np.spacing(1))
-            best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            reached = _recalls(correct / objects[:, None])
-            points = np.diff(reached, axis=1, prepend=0)
-            result[:, level] = (best * points).sum(axis=1) / len(RECALLS)
+                false += np.cumsum(mass * missed[:, None], axis=0, dtype=np.float32)[hit]
+            correct = np.cumsum(mass[hit], axis=0, dtype=np.float64)  # (hits, R)
+            precision = correct / np.maximum(correct + false, np.spacing(1))
+            best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+            reached = _recalls(correct / objects)
+            points = np.diff(reached, axis=0, prepend=0)
+            result[:, level] = (best * points).sum(axis=0) / len(RECALLS)
         return result
 
 
