@@ -462,7 +462,7 @@ def _run_pending(
                 task.context(
                     job.data[task.name],
                     job.seed,
-                    backbone=backbone,
+                    backbone=backbone if _is_ours(task.probe) else backbone.built,
                     backbone_config=job.backbone.create_arguments,
                     device=device,
                     work_dir=work_dir(key),
@@ -481,6 +481,12 @@ def _run_pending(
             cells += run_cells(joint, job, tracker)
             reporter().prefix = ""
     return cells
+
+
+def _is_ours(probe: Probe) -> bool:
+    """Whether its code is of this package; that of others may need a backbone that is a module."""
+    modules = type(probe).__module__, getattr(probe, "module", "probes.")
+    return all(module.startswith("probes.") for module in modules)
 
 
 def _load_head(cell: Cell, tracker: Tracker) -> Head:

@@ -43,7 +43,8 @@ class DenseProbe(Probe):
 
     @cached_property
     def settings_type(self) -> type:  # type: ignore[override]
-        return self.task.shipped_settings if self.is_shipped else self.task.head_settings
+        task = self.task
+        return task.shipped_settings if self.head.config is None else task.head_settings
 
     def read_config(self) -> Any:
         """The config of its files, to be completed."""
