@@ -419,7 +419,7 @@ async def run_async(options: RunOptions) -> RunResult:
             plan = plan.with_pipeline(executor)
             _print_notes(plan)
             planned = [plan.planned_backbone(name) for name in plan.backbones]
-            _print_summaries(planned)
+            _print_summaries([each for each in planned if not plan.is_trained(each.column)])
             inapplicable = {each.column: plan.inapplicable_tasks(each) for each in planned}
             if not executor.in_this_process:
                 drop_last_model()  # of ``planned_backbone``; each worker loads its own

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -114,6 +115,7 @@ def _run(
     context: tuple[str, dict[str, str], str], target: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     folder, environment, output = context
     os.chdir(folder)
     os.environ.clear()

@@ -3,10 +3,12 @@ endings."""
 
 from __future__ import annotations
 
+import shlex
 import signal
 
 import pytest
 
+from benchmark.parser import main
 from tests.benchmark.run_command import read_json, run_command, runs_of, store
 from tests.forks import Fork, command
 
@@ -26,21 +28,22 @@ def cells(experiment: str) -> dict:
 
 
 @pytest.mark.slow
-def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(workdir):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_stopped_in_the_middle_the_printed_command_gives_what_each_gives_alone(name, workdir):
     base = f"{RUN} --suite own --set max_iters=40"
     for task in TASKS:
         options = f"--task {task} --experiment alone --json {task[7:]}.json"
         assert run_command(f"{base} {options}") == 0
-    words = f"{base} --task {','.join(TASKS)} --experiment joint"
+    words = f"{base} --task {','.join(TASKS)} --experiment joint --json joint.json"
     victim = Fork(command, *words.split(), output=workdir / "output")
     victim.wait_for(workdir / "home/work", "*/training-state.pth")
     while len(list((workdir / "home/work").glob("*/training-state.pth"))) < 2:
         assert victim.process.is_alive(), victim.text()
-    victim.signal(signal.SIGTERM)
-    assert victim.end() == 143, victim.text()
-    assert "Go on with: python -m benchmark run" in victim.text()
+    victim.signal(getattr(signal, name))
+    assert victim.end() == {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}[name], victim.text()
+    printed = victim.text().partition("Go on with: python -m benchmark ")[2]
     assert [run.info.status for run in cells("joint").values()] == ["KILLED", "KILLED"]
-    assert run_command(f"{words} --json joint.json") == 0
+    assert main(shlex.split(printed)) == 0
     assert results("joint.json") == {task: results(f"{task[7:]}.json")[task] for task in TASKS}
     assert len(runs_of("joint")) == 3, "each is resumed in its own run"
     for run in cells("joint").values():

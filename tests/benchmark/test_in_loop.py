@@ -6,14 +6,13 @@ import csv
 import gc
 import random
 import shlex
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -25,6 +24,7 @@ from benchmark.commands.runs import Watch
 from benchmark.in_loop import untouched
 from benchmark.parser import Parser, add_command, read_options
 from cliptex_common.errors import UserError
+from tests.forks import ranks
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 pytestmark = pytest.mark.integration
@@ -76,10 +76,10 @@ def options(tmp_path, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
-def train(steps: int, probe=None) -> dict[str, torch.Tensor]:
+def train(steps: int, probe=None, wrap=lambda model: model) -> dict[str, torch.Tensor]:
     """The weights after a training whose random numbers come from every generator."""
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    model = Model()
+    model = wrap(Model())
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for step in range(1, steps + 1):
         images = torch.randn(4, 3, 32, 32) * random.random() * np.random.rand()
@@ -264,8 +264,6 @@ def test_weights_have_the_names_of_the_plain_module(options):
     encoder = lambda inner: torch.compile(inner.encoder)
     InLoop(**{**options, "encoder": encoder}, every=5, where="watch")(compiled, 5)
     (path,) = checkpoints(Path("probes/steps")).values()
-    from safetensors.torch import load_file
-
     assert load_file(path).keys() == model.encoder.state_dict().keys()
 
 
@@ -289,14 +287,21 @@ def test_it_logs_to_what_is_named(options):
     assert writer.scalars["probe/imagefolder/knn/top1", 5] == value
 
 
-def test_a_wandb_logger_does_not_log_a_second_time(options, monkeypatch):
-    run, logged = object(), []
-    wandb = SimpleNamespace(run=run, define_metric=lambda *_, **__: None, log=logged.append)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    logger = SimpleNamespace(experiment=run, log_metrics=lambda metrics, _: logged.append(metrics))
-    InLoop(**{**options, **KNN}, every=5, log=logger)(Model(), 5)
-    (metrics,) = logged
-    assert metrics["probe/step"] == 5 and "probe/imagefolder/knn/top1" in metrics
+@pytest.mark.slow
+def test_numbers_reach_a_run_of_wandb_once(options, monkeypatch):
+    """Offline, also where a WandbLogger of that run is named."""
+    wandb = pytest.importorskip("wandb", reason="no W&B: pip install wandb")
+    loggers = pytest.importorskip("lightning.pytorch.loggers")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    with wandb.init(mode="offline", dir=".") as run:
+        logger = loggers.WandbLogger(experiment=run)
+        for _ in range(2):
+            run.log({"loss": 1.0})
+        results = InLoop(**{**options, **KNN}, every=5, log=logger)(Model(), 10)
+        value = results.frame.query("metric == 'top1'").value.item()
+        assert run.step == 3, "steps of the training, and one of the probe"
+        assert run.summary["probe/imagefolder/knn/top1"] == value
+        assert run.summary["probe/step"] == 10
 
 
 @pytest.mark.parametrize("attribute", ["full_tensor", "ds_tensor"])
@@ -313,8 +318,6 @@ def test_weights_for_watch_are_those_of_the_step(options):
     model = Model()
     assert probe(model, 4) is None and probe(model, 5) is None
     (path,) = checkpoints(Path("probes/steps")).values()
-    from safetensors.torch import load_file
-
     stored = load_file(path)
     assert all(torch.equal(stored[name], each) for name, each in model.encoder.state_dict().items())
     assert not Path("probes/probes.csv").exists()
@@ -362,6 +365,36 @@ def test_of_several_processes_the_first_evaluates(options):
     del options["encoder"]
     torch.multiprocessing.spawn(probe_in_two_processes, (options,), nprocs=2)
     assert {row["task"] for row in read()} == set(options["tasks"])
+
+
+def train_in_pieces(options: dict) -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo")
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    full = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    probe = InLoop(
+        **options,
+        encoder=lambda model: model.encoder,
+        every=2,
+        state=lambda model: get_model_state_dict(model.encoder, options=full),
+    )
+    train(3, probe, lambda model: fully_shard(model, mesh=mesh))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.cluster
+def test_a_training_in_pieces_writes_complete_weights(options, tmp_path):
+    """Of FSDP2: those that a training in one process has at this step, and the end is the same."""
+    encoder = options.pop("encoder")
+    ranks(train_in_pieces, options, output=tmp_path / "output")
+    weights = {}
+    train(2, lambda model, step: weights.update(encoder(model).state_dict()))
+    (path,) = checkpoints(Path("probes/steps")).values()
+    assert load_file(path).keys() == weights.keys()
+    for name, each in load_file(path).items():
+        torch.testing.assert_close(each, weights[name])
 
 
 def data(count: int = 16) -> TensorDataset:

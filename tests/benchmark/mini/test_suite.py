@@ -25,6 +25,7 @@ def test_smoke_makes_everything_once(workdir, capsys, refused, monkeypatch):
     world = replace(smoke.world, pairs=96, expert_train=48, expert_val=8, shard_size=48)
     monkeypatch.setitem(SIZES, "smoke", replace(smoke, world=world))
     assert run_command(f"{SMOKE} --json first.json") == 0
+    assert "the same weights" not in capsys.readouterr().out, "nothing is trained yet"
     first = read_json("first.json")
     assert set(first["backbones"]) == {"random", "clip", "clip-ft", "cliptex"}
     runs = runs_of("smoke")
