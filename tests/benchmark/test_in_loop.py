@@ -386,7 +386,7 @@ def train_in_pieces(options: dict) -> None:
 
 @pytest.mark.cluster
 def test_a_training_in_pieces_writes_complete_weights(options, tmp_path):
-    """Of FSDP2: those that a training in one process has at this step, and the end is the same."""
+    """Of FSDP2: those that a training in one process has at this step."""
     encoder = options.pop("encoder")
     ranks(train_in_pieces, options, output=tmp_path / "output")
     weights = {}

@@ -133,7 +133,8 @@ def test_boundaries_are_matched_as_bsds_matches_them(seed):
     trees = [KDTree(np.argwhere(each)) for each in people]
     counts = [matches(edges >= threshold, trees, 5.0) for threshold in (0.1, 0.3, 0.5, 0.7)]
     right, *others = np.abs(np.subtract(counts, OFFICIAL[seed])).T
-    assert right.max() <= 3 and np.max(others) <= 1
+    # of 595; which pixels are matched to none of the people may differ, how many are matched not
+    assert right.max() <= 5 and np.max(others) <= 1
 
 
 def test_figures_of_merit_are_those_of_a_port_of_bsds():
