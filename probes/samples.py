@@ -34,7 +34,7 @@ from cliptex_common.images import (
 )
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
-from probes.datasets.ground_truth import ground_truth
+from probes.datasets.ground_truth import LabelSet, ground_truth
 from probes.dense.settings import bounds_scored
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.files import image_source
@@ -301,9 +301,13 @@ def draw_whole(request: SampleRequest) -> DrawnSplit:
     see, classes = whole_image(request), request.spec.class_names(request.root)
     samples = []
     for sample in request.spread(request.samples):
-        photo, target = request.photo(sample.image), ground_truth(request.spec, sample).listed
-        values = target if isinstance(target, list | tuple) else [target]
-        text = " · ".join(classes[value] if classes else str(value) for value in values)
+        photo, target = request.photo(sample.image), ground_truth(request.spec, sample)
+        if isinstance(target, LabelSet):
+            text = " · ".join(classes[value] for value in target.present)
+            text += "".join(f" · {classes[value]} not known" for value in target.unknown)
+        else:
+            values = target.listed if isinstance(target.listed, list | tuple) else [target.listed]
+            text = " · ".join(classes[value] if classes else str(value) for value in values)
         seen = see(photo, sample.image)
         panels = {
             "image": np.asarray(photo),
