@@ -1,8 +1,9 @@
 """``relative-pose``: an MLP reads the embeddings of two views of an object and says how the camera
 turned and moved between them.
 
-As in VisBench 0.27 (``tasks/mid_level/pose.py``, ``data/navi.py``), whose pairs these are: a view
-of either split may be the partner; pairs belong to the split of their first view. To rotate is to
+As in VisBench 0.27 (``tasks/mid_level/pose.py``, ``data/navi.py``), whose pairs these are where a
+scene's annotations list its files by name: a view of either split may be the partner; pairs belong
+to the split of their first view. To rotate is to
 compose with a quaternion (w, x, y, z), q and -q being one rotation; the MLP is trained on that
 whose largest component is positive.
 """

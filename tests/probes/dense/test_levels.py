@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import maximum_flow
 from scipy.spatial import KDTree
 from skimage import feature, morphology
 from sklearn.metrics import jaccard_score
@@ -16,7 +18,7 @@ import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare
 from probes.datasets.levels import list_images
-from probes.dense.boundaries import PEOPLE, Boundaries, agreement, matches, thin
+from probes.dense.boundaries import PEOPLE, Boundaries, agreement, match, matches, thin
 from probes.dense.computed import Corners, OcclusionEdges, Orientation, nearest_on_grid
 from probes.dense.foreground import Foreground
 from probes.registry import DATASETS, PROBES
@@ -133,8 +135,31 @@ def test_boundaries_are_matched_as_bsds_matches_them(seed):
     trees = [KDTree(np.argwhere(each)) for each in people]
     counts = [matches(edges >= threshold, trees, 5.0) for threshold in (0.1, 0.3, 0.5, 0.7)]
     right, *others = np.abs(np.subtract(counts, OFFICIAL[seed])).T
-    # of 595; which pixels are matched to none of the people may differ, how many are matched not
-    assert right.max() <= 5 and np.max(others) <= 1
+    assert right.max() <= 3 and np.max(others) <= 1
+
+
+def test_people_who_agree_are_matched_as_many_as_can_be():
+    """SciPy's ``maximum_bipartite_matching`` needs minutes or more on such maps."""
+    rng = np.random.default_rng(0)
+
+    def noise(sigma):
+        values = ndimage.gaussian_filter(rng.standard_normal((321, 481)), sigma)
+        return values / values.std()
+
+    fields, people = (noise(40), noise(24)), []
+    for _ in range(2):
+        label = sum((each + 0.03 * noise(6) > 0.6) << i for i, each in enumerate(fields))
+        people.append(thin((label != np.roll(label, 1, 0)) | (label != np.roll(label, 1, 1))))
+    first, second = (KDTree(np.argwhere(each)) for each in people)
+    pairs = first.sparse_distance_matrix(second, 4.3, output_type="coo_matrix")
+    source = np.append(pairs.row, np.full(first.n, first.n + second.n))
+    source = np.append(source, first.n + np.arange(second.n))
+    sink = np.append(first.n + pairs.col, np.arange(first.n))
+    sink = np.append(sink, np.full(second.n, first.n + second.n + 1))
+    nodes = first.n + second.n + 2
+    graph = csr_matrix((np.ones(len(source), np.int32), (source, sink)), shape=(nodes, nodes))
+    most = maximum_flow(graph, nodes - 2, nodes - 1).flow_value
+    assert match(first, second, 4.3).sum() == match(second, first, 4.3).sum() == most
 
 
 def test_figures_of_merit_are_those_of_a_port_of_bsds():
