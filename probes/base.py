@@ -194,7 +194,7 @@ class Context(EncodeContext):
     """Everything that a probe needs for one task.
 
     Attributes:
-        backbone: frozen, on ``device``.
+        backbone: frozen, on ``device``; for probes of this package perhaps a ``DeferredBackbone``.
         backbone_config: keyword arguments of ``backbones.create`` that create it again, in another
             process or from a config.
         data: the checked dataset.

@@ -199,19 +199,19 @@ def match(tree: KDTree, other: KDTree, reach: float) -> np.ndarray:
     if not tree.n or not other.n:
         return hit
     pairs = tree.sparse_distance_matrix(other, reach, output_type="coo_matrix")
-    (own, row), (others, column) = (
+    (own_pixels, row), (other_pixels, column) = (
         np.unique(each, return_inverse=True) for each in (pairs.row, pairs.col)
     )
-    is_larger = len(own) > len(others)
+    is_larger = len(own_pixels) > len(other_pixels)
     if is_larger:  # every row gets a column
         row, column = column, row
-    rows, columns = sorted((len(own), len(others)))
+    rows, columns = sorted((len(own_pixels), len(other_pixels)))
     alone = np.arange(rows)
     costs = np.append(np.rint(100 * pairs.data) + 1, np.full(rows, 1e4 * reach))  # 0 is no pair
     index = np.append(row, alone), np.append(column, columns + alone)
     graph = csr_array((costs, index), shape=(rows, columns + rows))
     row, column = min_weight_full_bipartite_matching(graph)
-    hit[own[(column if is_larger else row)[column < columns]]] = True
+    hit[own_pixels[(column if is_larger else row)[column < columns]]] = True
     return hit
 
 

@@ -107,8 +107,8 @@ class Matches:
         for label in np.flatnonzero(self.objects.any(axis=0)):
             detections = self.order[self.starts[label] : self.starts[label + 1]]
             present = objects[:, label] > 0
-            drawn = by_image if present.all() else by_image[:, present]
-            result[present, label] = self._class(drawn, detections, objects[present, label])
+            selected = by_image if present.all() else by_image[:, present]
+            result[present, label] = self._class(selected, detections, objects[present, label])
         return result
 
     def _class(

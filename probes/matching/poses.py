@@ -3,9 +3,8 @@ turned and moved between them.
 
 As in VisBench 0.27 (``tasks/mid_level/pose.py``, ``data/navi.py``), whose pairs these are where a
 scene's annotations list its files by name: a view of either split may be the partner; pairs belong
-to the split of their first view. To rotate is to
-compose with a quaternion (w, x, y, z), q and -q being one rotation; the MLP is trained on that
-whose largest component is positive.
+to the split of their first view. To rotate is to compose with a quaternion (w, x, y, z), q and -q
+being one rotation; the MLP is trained on that whose largest component is positive.
 """
 
 from __future__ import annotations
