@@ -93,6 +93,7 @@ BOUNDS: dict[str, Bound] = {
         short=2,
         long=4,
     ),
-    "probes inside a training": Bound(loops.in_loop, 2, 34, "evaluation", 1, 2),
+    # two splits, and eight images whose maps are pictured: each waits to see whether all is finite
+    "probes inside a training": Bound(loops.in_loop, 10, 34, "evaluation", 1, 2),
     "patch-knn, evaluation": Bound(loops.validation("segmentation/patch-knn"), 4, 4, "image", 4, 8),
 }

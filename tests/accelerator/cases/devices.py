@@ -11,6 +11,9 @@ import torch
 from tests.accelerator.pretended.tensor import DEVICE
 
 
+COUNTED = {"ordinal_accuracy": 0.1}  # percent; rounding may turn some of an image's 4,000 pairs
+
+
 def is_pretended(device: torch.device) -> bool:
     """Whether the accelerator of the cases is the pretended one, whose arithmetic is the CPU's."""
     return device.type == DEVICE.type
@@ -25,7 +28,8 @@ def check_metrics(
     iterations a metric may be anything: there metrics have to exist, and to be finite.
     """
     assert actual.keys() == expected.keys()
-    if is_pretended(device):
-        assert dict(actual) == pytest.approx(dict(expected), rel=rel, abs=rel, nan_ok=True)
     for name, value in actual.items():
+        if is_pretended(device):
+            absolute = COUNTED.get(name, rel)
+            assert value == pytest.approx(expected[name], rel=rel, abs=absolute, nan_ok=True), name
         assert math.isfinite(value) or not math.isfinite(expected[name]), name
