@@ -10,7 +10,6 @@ import torch
 
 from tests.accelerator.pretended.tensor import DEVICE
 
-
 COUNTED = {"ordinal_accuracy": 0.1}  # percent; rounding may turn some of an image's 4,000 pairs
 
 
