@@ -61,6 +61,7 @@ NEUTRAL = {
     "linear_norm": True,
     "positions": "interpolated",
     "bins_read": "features",
+    "relative_weight": 0.0,
     "solver": "sgd",
 }
 

@@ -38,6 +38,8 @@ class DepthSettings(DenseSettings):
         bins: outputs of a pixel, each for a depth; see ``Depth``. 0 for one bounded output.
         silog_lambda: λ of the scale-invariant loss, 0 (log RMSE) … 1 (the scale of an image is
             free).
+        relative_weight: share of the loss without ``bins`` that is the absolute relative error, see
+            ``Depth.batch_loss``.
         bins_read: the mean of ``bins`` is taken at the resolution of the ``features`` and enlarged,
             or taken of outputs that are enlarged, of each of the ``pixels``.
         bins_loss: ``sig``, or ``probe3d`` or ``probe3d-gradient``: see ``Depth._probe3d``.
@@ -50,6 +52,7 @@ class DepthSettings(DenseSettings):
     max_iters: Annotated[PositiveInt, Axis()] = 20_000
     bins: Annotated[NonNegativeInt, LOSS] = 0
     silog_lambda: Annotated[Probability, LOSS] = 0.5
+    relative_weight: Annotated[Probability, LOSS] = 0.0
     bins_read: Annotated[Literal["features", "pixels"], LOSS] = "features"
     bins_loss: Annotated[Literal["sig", "probe3d", "probe3d-gradient"], LOSS] = "sig"
     sig_warmup: Annotated[NonNegativeInt, LOSS] = 0
@@ -72,7 +75,7 @@ class Depth(DenseTask):
     Attributes:
         min_depth, max_depth: of the output, and of the ground truth that is learned (both
             included) and scored (both excluded), metres.
-        silog_lambda, bins, bins_read, bins_loss, sig_warmup: settings.
+        silog_lambda, relative_weight, bins, bins_read, bins_loss, sig_warmup: settings.
         crop: that is scored, see ``cropped``; with ``several_sizes`` it ends where a smaller map
             does.
         cut: metres that ground truth and predictions beyond them count as.
@@ -81,7 +84,7 @@ class Depth(DenseTask):
     name, field = "depth", "depth_map"
     min_depth, max_depth = 0.0, 10.0
     level = "mid"
-    silog_lambda, bins, bins_loss, sig_warmup = 0.5, 0, "sig", 0
+    silog_lambda, relative_weight, bins, bins_loss, sig_warmup = 0.5, 0.0, 0, "sig", 0
     bins_read = "features"
     crop: Sequence[Any] | None = None
     cut: float | None = None
@@ -129,8 +132,9 @@ class Depth(DenseTask):
     def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
         names = ("bins", "bins_loss", "sig_warmup") if settings.bins else ("silog_lambda",)
         options = {name: getattr(settings, name) for name in names}
-        if settings.bins_read != self.bins_read:
-            options["bins_read"] = settings.bins_read
+        for name in ("bins_read", "relative_weight"):
+            if getattr(settings, name) != getattr(self, name):
+                options[name] = getattr(settings, name)
         return {
             "loss_decode": {"type": "TaskObjective", "task": "depth", **_bounds(spec), **options}
         }
@@ -182,11 +186,23 @@ class Depth(DenseTask):
 
     def batch_loss(self, output: Tensor, target: Tensor, iteration: Any) -> Tensor:
         """Of ``output`` (N, 1 or bins, H, W) against ``target`` (N, 1, H, W) in metres (0 =
-        unknown). Images without valid pixels do not count."""
+        unknown). Images without valid pixels do not count.
+
+        Without ``bins`` the mean over images of the scale-invariant error, of which a share of
+        ``relative_weight`` is replaced by AbsRel, the mean of ``|prediction - target| / target``:
+        the first is least at the geometric mean of what may be there, the second below it.
+        """
         valid = self.valid(target)
-        if not self.bins:
-            return self._silog(output, target, valid)
-        return self._sig(self.decode_output(output), target, valid, iteration)
+        if self.bins:
+            return self._sig(self.decode_output(output), target, valid, iteration)
+        loss = self._silog(output, target, valid)
+        if not (weight := self.relative_weight):
+            return loss
+        errors = (self.decode_output(output) / target.where(valid, 1.0) - 1).abs() * valid
+        count = valid.sum(dim=(1, 2, 3))
+        relative = errors.sum(dim=(1, 2, 3)) / count.clamp(min=1)
+        relative = relative.sum() / (count > 0).sum().clamp(min=1)
+        return (1 - weight) * loss + weight * relative
 
     def _silog(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         """The mean over images of ``sqrt(mean(d²) - silog_lambda · mean(d)²)`` with

@@ -42,10 +42,13 @@ def test_the_quick_linear_head_is_equal_up_to_rounding(dropout_first):
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5, 0.85, 1.0]))
-def test_the_depth_loss_is_eigens(seed, balance):
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5, 0.85, 1.0]), st.sampled_from([0.0, 0.5])
+)
+def test_the_depth_loss_is_eigens_or_half_of_it_relative(seed, balance, weight):
     random = np.random.default_rng(seed)
-    objective = TaskObjective("depth", min_depth=0.5, max_depth=8.0, silog_lambda=balance)
+    options = {"silog_lambda": balance, "relative_weight": weight}
+    objective = TaskObjective("depth", min_depth=0.5, max_depth=8.0, **options)
     raw, target = random.normal(size=(3, 1, 5, 7)), random.uniform(0.0, 10.0, (3, 1, 5, 7))
     target[random.random(target.shape) < 0.3] = 0
     target[2] = 0
@@ -53,9 +56,12 @@ def test_the_depth_loss_is_eigens(seed, balance):
     for output, depth in zip(raw, target, strict=True):
         valid = (depth >= 0.5) & (depth <= 8.0)
         if valid.any():
-            d = np.log(0.5 + 7.5 / (1 + np.exp(-output[valid]))) - np.log(depth[valid])
+            metres = 0.5 + 7.5 / (1 + np.exp(-output[valid]))
+            d = np.log(metres) - np.log(depth[valid])
             n = d.size
-            expected.append(np.sqrt(max(1e-8, (d**2).sum() / n - balance * d.sum() ** 2 / n**2)))
+            silog = np.sqrt(max(1e-8, (d**2).sum() / n - balance * d.sum() ** 2 / n**2))
+            relative = np.mean(np.abs(metres - depth[valid]) / depth[valid])
+            expected.append((1 - weight) * silog + weight * relative)
     loss = objective(
         torch.tensor(raw, dtype=torch.float32), torch.tensor(target, dtype=torch.float32)
     )
