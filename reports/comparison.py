@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import methodcaller
-from typing import Any
 
 import numpy as np
 
@@ -67,23 +67,26 @@ def shown_metrics(column: TaskColumn) -> list[str]:
 def measure(store: Artifacts, selection: Selection, advance: Callable[[], None]) -> Measurements:
     """Read and resample the per-image scores of all columns."""
     measured = Measurements({}, {}, {}, {}, {}, [], [])  # filled column by column
-    for column in selection.columns:
-        in_column = selection.column_cells(column)
-        loaded = parallel(lambda cell: load_scores(store, cell), in_column)
-        by_cell = zip(in_column, loaded, find_problems(loaded), strict=True)
-        by_run = {cell.run_id: (scores, problem) for cell, scores, problem in by_cell}
-        for backbone in selection.backbones:
-            if cells := selection.cells.get((backbone, column), []):
-                scores, problems = zip(*(by_run[cell.run_id] for cell in cells), strict=True)
-                if problem := next(filter(None, problems), ""):
-                    measured.refused[backbone, column] = problem
-                    continue
-                if scores[0]:
-                    measured.scores[backbone, column] = scores[0]
-                classes = [each.classes for each in scores if each and each.classes]
-                measured.classes[backbone, column] = classes
-                _add_samples(measured, (backbone, column), cells, [] if None in scores else scores)
-            advance()
+    # numpy and zlib release the interpreter's lock
+    with ThreadPoolExecutor() as pool:
+        for column in selection.columns:
+            in_column = selection.column_cells(column)
+            loaded = list(pool.map(partial(load_scores, store), in_column))
+            by_cell = zip(in_column, loaded, find_problems(loaded), strict=True)
+            by_run = {cell.run_id: (scores, problem) for cell, scores, problem in by_cell}
+            for backbone in selection.backbones:
+                if cells := selection.cells.get((backbone, column), []):
+                    scores, problems = zip(*(by_run[cell.run_id] for cell in cells), strict=True)
+                    if problem := next(filter(None, problems), ""):
+                        measured.refused[backbone, column] = problem
+                        continue
+                    if scores[0]:
+                        measured.scores[backbone, column] = scores[0]
+                    classes = [each.classes for each in scores if each and each.classes]
+                    measured.classes[backbone, column] = classes
+                    usable = [] if None in scores else scores
+                    _add_samples(measured, (backbone, column), cells, usable, pool)
+                advance()
     image_weights.cache_clear()
     return measured
 
@@ -124,7 +127,11 @@ def load_scores(store: Artifacts, cell: Cell) -> ImageScores | None:
 
 
 def _add_samples(
-    measured: Measurements, key: ColumnKey, cells: Sequence[Cell], scores: Sequence[ImageScores]
+    measured: Measurements,
+    key: ColumnKey,
+    cells: Sequence[Cell],
+    scores: Sequence[ImageScores],
+    pool: ThreadPoolExecutor,
 ) -> None:
     """Add the samples of a backbone's column.
 
@@ -149,7 +156,7 @@ def _add_samples(
             if consistent.all():
                 weights = image_weights(images)[: min(score.most_resamples for score in scores)]
                 functions = [score.metrics[metric] for score in used]
-                sampled = np.stack(parallel(methodcaller("__call__", weights), functions))
+                sampled = np.stack(list(pool.map(methodcaller("__call__", weights), functions)))
                 valid = np.isfinite(sampled).all(axis=0)
                 if valid.sum() >= MIN_IMAGES:
                     sampled = np.where(valid, sampled, np.nan)
@@ -164,12 +171,6 @@ def _add_samples(
                 )
         measured.images[column] = max(sample.images, measured.images[column])
         measured.samples[backbone, column, metric] = sample
-
-
-def parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """``function`` of each item in threads: numpy and zlib release the interpreter's lock."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(function, items))
 
 
 GAIN_SHARE = 0.25

@@ -134,7 +134,7 @@ class MetricSample:
             return np.empty((len(self.seeds), 0))
         return self.resamples[:, np.isfinite(self.resamples).all(axis=0)]
 
-    @property
+    @functools.cached_property
     def varies(self) -> bool:
         """Whether its seeds differ by more than rounding, in the metric or over resamples."""
         rows = np.hstack([self.values[:, None], self.scored])

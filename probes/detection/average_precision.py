@@ -6,6 +6,8 @@ A probe's own numbers are faster-coco-eval's, which has sizes of objects, too; w
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from scipy import sparse
 
@@ -32,7 +34,7 @@ def detection_scores(
         if f"{kind}_hits" in detections
     }
     hits = int(np.unpackbits(detections["bbox_hits"].astype(">u2").view(np.uint8)).sum())
-    ap_of_classes = 100 * matches["bbox"].by_class(np.ones((1, len(images))))[0].mean(axis=1)
+    ap_of_classes = 100 * matches["bbox"].of_all_images[0].mean(axis=1)
     classes = class_scores("box AP", arrays, objects, ap_of_classes)
     return ImageScores(
         images,
@@ -82,10 +84,16 @@ class Matches:
 
         NaN where a resample has no object. See ``by_class``.
         """
-        by_class = self.by_class(weights)
+        is_each_once = len(weights) == 1 and bool((weights == 1).all())
+        by_class = self.of_all_images if is_each_once else self.by_class(weights)
         present = np.isfinite(by_class)
         total, classes = np.where(present, by_class, 0.0).sum(axis=1), present.sum(axis=1)
         return np.divide(total, classes, out=np.full(total.shape, np.nan), where=classes > 0)
+
+    @cached_property
+    def of_all_images(self) -> np.ndarray:
+        """(1, classes, 10) ``by_class`` of every image once."""
+        return self.by_class(np.ones((1, len(self.objects))))
 
     def by_class(self, weights: np.ndarray) -> np.ndarray:
         """AP (0–1) of each class at each IoU threshold of every resample.
