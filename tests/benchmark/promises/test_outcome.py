@@ -9,20 +9,21 @@ import pytest
 
 from benchmark import evaluate
 from benchmark.mini.suite import BACKBONE_SETS
-from tests.benchmark.promises import small_world
 
 pytestmark = pytest.mark.slow
+
+PLUGIN = Path(__file__).with_name("small_world.py")
 
 
 @pytest.mark.timeout(3600)
 def test_cliptex_is_better_than_clip_ft_and_clip_than_random(workdir):
     frame = evaluate(
         BACKBONE_SETS["cliptex"],
-        suite=small_world.NAME,
+        suite="small-world",
         seeds=3,
         jobs=2,
         device="cpu",
-        plugins=[str(Path(small_world.__file__))],
+        plugins=[str(PLUGIN)],
         tracking_uri=f"sqlite:///{workdir}/mlflow.db",
     ).frame
     scores = frame.pivot_table("value", ["backbone", "seed"], ["task", "metric"])
