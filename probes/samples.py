@@ -129,7 +129,7 @@ def draw_samples(request: SampleRequest) -> DrawnSplit:
 
 def apply(pipeline: Callable[[Any], T], name: str, item: Any) -> T:
     """The result of random transforms, the same in every run."""
-    from probes.train.sampling import isolated_rng
+    from cliptex_common.device import isolated_rng
 
     with isolated_rng(derive_seed("shown sample", name)):
         return pipeline(item)
@@ -204,17 +204,14 @@ def draw_dense(request: SampleRequest) -> DrawnSplit:
 
 def dense_steps(request: SampleRequest) -> list[dict[str, Any]]:
     """The pipeline of a dense probe, or of one on patches."""
+    from probes.dense.pipelines import LOAD, complete_pipelines, ground_truth_config, resize_step
     from probes.dense.probe import DenseProbe
 
     spec, probe, settings = request.spec, request.probe, request.settings
     classes = len(spec.class_names(request.root))
     if not isinstance(probe, DenseProbe):
-        from probes.dense.dataset import LOAD, ground_truth_config
-        from probes.dense.patches.images import resize_step
-
         load = ground_truth_config(spec, classes)
         return [LOAD, resize_step(settings, 1), load, {"type": "PackRGB", "kind": spec.kind}]
-    from probes.dense.config import complete_pipelines
     from probes.train.config import apply_training
 
     config = probe.read_config()

@@ -27,8 +27,8 @@ from cliptex_common.images import spread_indices, write_grid
 from probes.base import Context, Probe, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import dense_config
-from probes.dense.dataset import image_only
 from probes.dense.losses import TaskScores
+from probes.dense.pipelines import image_only
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.files import content_hashes
 from probes.pictures import GALLERY_IMAGES, write_gallery
