@@ -21,6 +21,7 @@ from probes.datasets.levels import list_images
 from probes.dense.boundaries import PEOPLE, Boundaries, agreement, match, matches, thin
 from probes.dense.computed import Corners, OcclusionEdges, Orientation, nearest_on_grid
 from probes.dense.foreground import Foreground
+from probes.predictor import load_predictor
 from probes.registry import DATASETS, PROBES
 from reports.per_image import image_scores
 from tests.probes import tiny_dense
@@ -202,6 +203,29 @@ def test_bsds_is_read_in_its_official_layout(tmp_path):
     (tmp_path / "groundTruth/test/5.mat").write_bytes(b"cut off")
     damaged = prepare(DATASETS["bsds500"], tmp_path, partial=True)
     assert [path for path, _ in damaged.skipped] == ["images/test/5.jpg"]
+
+
+@pytest.mark.integration
+def test_rooms_are_scored_as_scikit_learn_does_without_void_pixels(tmp_path):
+    root = make.make_nyu_40(tmp_path / "nyu")
+    data = prepare(DATASETS["nyu-40"], root, partial=True)
+    assert [len(data.samples[split]) for split in ("train", "val")] == [4, 3]
+    assert len(data.classes) == 40 and data.classes[39] == "otherprop"
+    probe = PROBES["segmentation/linear"]
+    options = probe.settings_type(size=48, batch_size=2, max_iters=20, warmup=0.0, lr=0.01)
+    result = probe.run(context(tmp_path / "work", data, options))
+    result.head.write(tmp_path / "head.safetensors")
+    predict = load_predictor(tmp_path / "head.safetensors")
+    targets, guesses = [], []
+    for sample in data.samples["val"]:
+        target = np.asarray(Image.open(root / sample.target))
+        assert (target == 255).any() and target.max(initial=0, where=target != 255) == 39
+        targets.append(target[target != 255])
+        guesses.append(predict(root / sample.image)[target != 255])
+    target, guess = np.concatenate(targets), np.concatenate(guesses)
+    present = np.union1d(target, guess)
+    expected = 100 * jaccard_score(target, guess, labels=present, average="macro")
+    assert result.metrics["mIoU"] == pytest.approx(expected) and expected > 0
 
 
 def test_images_without_folders_of_train_and_val_are_an_error(tmp_path):
