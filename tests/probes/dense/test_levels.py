@@ -178,6 +178,25 @@ def test_figures_of_merit_are_those_of_a_port_of_bsds():
         assert scores[name][0] == pytest.approx(value)
 
 
+def test_a_gallery_marks_hits_false_alarms_and_what_is_missed():
+    """Two people agree on a column; predicted are its upper half, three pixels beside it, and a
+    row that nobody marked."""
+    task, target = Boundaries(), np.full((1, 300, 400), 2 << PEOPLE, np.float32)
+    target[0, :, 200] += 3
+    prediction = np.zeros((1, 300, 400), np.float32)
+    prediction[0, :150, 203] = prediction[0, 250, 50:120] = 1.0
+    prediction = 2.4 * ndimage.gaussian_filter(prediction, (0, 1, 1))  # 0.96 on the lines
+    draw, legend = task.drawing([], [target])
+    picture = task.outcome(draw, target, prediction)
+    colours = {name: tuple(picture[at]) for name, at in MARKED.items()}
+    assert colours == task.outcomes and legend is not None
+    counts = [int((picture == colour).all(axis=2).sum()) for colour in task.outcomes.values()]
+    assert np.allclose(counts, [3 * 150, 3 * 70, 3 * 150], rtol=0.1)
+
+
+MARKED = {"hit": (75, 203), "false alarm": (250, 80), "missed": (225, 200)}
+
+
 def test_people_score_full_marks_against_themselves():
     lines = np.zeros((60, 80), bool)
     people = make.boundary_scene(0)[1]
