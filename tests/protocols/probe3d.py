@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cliptex_common.device import isolated_rng, prefers_bf16
-from probes.datasets.download import millimetres
+from probes.datasets.unpack import millimetres
 from probes.dense.losses import TaskObjective, TaskScores
 from probes.dense.pipelines import LoadGroundTruth
 from probes.dense.settings import in_iterations, native_stride, reads_class_token, round_up
