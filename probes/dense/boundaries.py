@@ -132,7 +132,7 @@ class Boundaries(DenseTask):
                 for each in (precision, recall)
             )
             ods = np.maximum(ods, (200 * p * r / np.maximum(p + r, 1e-12)).max(axis=1))
-        areas = [area(*pair) for pair in zip(precision, recall, strict=True)]
+        areas = [area_below(*pair) for pair in zip(precision, recall, strict=True)]
         return {"ODS": ods, "OIS": f_measure(weights @ chosen)[2], "AP": np.array(areas)}
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
@@ -163,11 +163,11 @@ class Boundaries(DenseTask):
         share = agreement(target[0].astype(np.int64))
         lines = thin(suppress(prediction[0].astype(np.float64)) >= 0.5)
         reach = TOLERANCE * float(np.hypot(*lines.shape))
-        is_hit, is_found = (
+        is_hit, is_reached = (
             mask.any() & (distance_transform_edt(~mask) <= reach) for mask in (share > 0, lines)
         )
         picture = (255 * prediction[0].clip(0, 1)).astype(np.uint8)[..., None].repeat(3, axis=2)
-        masks = lines & is_hit, lines & ~is_hit, (share >= 0.5) & ~is_found
+        masks = lines & is_hit, lines & ~is_hit, (share >= 0.5) & ~is_reached
         for mask, colour in zip(masks, self.outcomes.values(), strict=True):
             picture[binary_dilation(mask)] = colour
         return picture
@@ -181,7 +181,7 @@ def f_measure(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return precision, recall, f
 
 
-def area(precision: np.ndarray, recall: np.ndarray) -> float:
+def area_below(precision: np.ndarray, recall: np.ndarray) -> float:
     """Area in per cent below precision over recall, both (thresholds,)."""
     recall, index = np.unique(recall, return_index=True)
     at = np.arange(101) / 100

@@ -17,7 +17,7 @@ from sklearn.metrics import jaccard_score
 import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare
-from probes.datasets.levels import list_images
+from probes.datasets.levels import list_unlabelled
 from probes.dense.boundaries import PEOPLE, Boundaries, agreement, match, matches, thin
 from probes.dense.computed import Corners, OcclusionEdges, Orientation, nearest_on_grid
 from probes.dense.foreground import Foreground
@@ -249,7 +249,7 @@ def test_rooms_are_scored_as_scikit_learn_does_without_void_pixels(tmp_path):
 
 def test_images_without_folders_of_train_and_val_are_an_error(tmp_path):
     with pytest.raises(UserError, match="train and val"):
-        list_images(tmp_path, "train")
+        list_unlabelled(tmp_path, "train")
 
 
 @pytest.mark.integration
