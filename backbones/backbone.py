@@ -374,9 +374,19 @@ def resizing(data: DataConfig, interpolation: str) -> Callable[[Image.Image], Te
     The image is resized so that the centre crop of ``data.size`` keeps the share ``crop_pct`` of
     the side that fits tighter. With ``squash`` it is resized to that size and changes its shape.
     """
+    method, (height, width) = Image.Resampling[interpolation.upper()], data.size
     if data.squash:
-        method, (height, width) = Image.Resampling[interpolation.upper()], data.size
         return lambda image: channels_first(image.resize((width, height), method))
+    if height == width and data.crop_pct <= 1:
+        short = math.floor(height / data.crop_pct)
+
+        def crop(image: Image.Image) -> Tensor:
+            sides = [int(short * side / min(image.size)) for side in image.size]
+            left, top = (round((side - width) / 2) for side in sides)
+            resized = image.resize((sides[0], sides[1]), method)
+            return channels_first(resized.crop((left, top, left + width, top + height)))
+
+        return crop
     from timm.data import create_transform  # slow to import
 
     return create_transform(

@@ -34,7 +34,7 @@ from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import PROTOCOLS, Preset, find_preset, tasks
 from probes.settings import TrainingSettings
-from probes.train.config import learning_rates
+from probes.train.schedules import learning_rates
 from reports.comparison import Analysis
 from reports.published.table import PublishedNumber, protocol_difference, published_numbers
 from reports.records import PER_IMAGE, Cell

@@ -13,7 +13,7 @@ keep_importable(
     {
         "probes.datasets.layouts": "probes.datasets.base",
         "probes.dense.tasks.base": "probes.dense.task",
-        "probes.dense.transforms": "probes.dense.dataset",
+        "probes.dense.transforms": "probes.dense.pipelines",
         "probes.protocols.base": "probes.registry",
     }
 )

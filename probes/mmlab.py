@@ -71,32 +71,36 @@ class OperatorFinder(MetaPathFinder, Loader):
         """Nothing is left to do."""
 
 
-MMDET = "mmdet"  # takes 240 MB and two seconds to import
-# of the heads of mmseg only those that predict masks import it; no probe has these
-MASK_HEAD_MODULES = tuple(
-    f"mmseg.models.decode_heads.{name}_head" for name in ("mask2former", "maskformer")
-)
+# modules of mmseg that only heads which predict masks need; no probe has these → what they can do
+# without: mmdet takes 240 MB and two seconds to import, mmcv's operators two
+OPTIONAL = {
+    "mmseg.models.decode_heads.mask2former_head": "mmdet",
+    "mmseg.models.decode_heads.maskformer_head": "mmdet",
+    "mmseg.utils.mask_classification": "mmcv.ops",
+}
 
 
 class MaskHeadLoader(SourceFileLoader):
-    """Loads a module as if ``MMDET`` were not installed, unless it was imported before."""
+    """Loads a module as if what is ``OPTIONAL`` were not installed, unless it was imported
+    before."""
 
     def exec_module(self, module: ModuleType) -> None:
-        if MMDET in sys.modules:
+        absent = OPTIONAL[module.__name__]
+        if absent in sys.modules:
             super().exec_module(module)
             return
-        sys.modules[MMDET] = None  # type: ignore[assignment]  # importing it fails as if absent
+        sys.modules[absent] = None  # type: ignore[assignment]  # importing it fails as if absent
         try:
             super().exec_module(module)
         finally:
-            del sys.modules[MMDET]
+            del sys.modules[absent]
 
 
 class MaskHeadFinder(MetaPathFinder):
     """Finds the modules of heads that predict masks; Python asks it first."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, *_: Any) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path) if name in MASK_HEAD_MODULES else None
+        spec = PathFinder.find_spec(name, path) if name in OPTIONAL else None
         if spec is not None and spec.origin is not None:
             spec.loader = MaskHeadLoader(name, spec.origin)
         return spec

@@ -1,14 +1,11 @@
-"""MMSegmentation, with all that it registers, imported without what it prints; and images that
-mmcv resizes keep a pixel of each side, where it would round that of a long one to none."""
+"""MMSegmentation's transforms, imported without what it prints; and images that mmcv resizes keep a
+pixel of each side, where it would round that of a long one to none."""
 
 import io
 from contextlib import redirect_stdout
 
 with redirect_stdout(io.StringIO()):  # it prints that optional packages are absent
     import mmseg.datasets
-    import mmseg.engine
-    import mmseg.evaluation
-    import mmseg.models
 from mmcv.image import geometric
 
 __all__ = ["mmseg"]

@@ -116,20 +116,20 @@ def draw_samples(request: SampleRequest) -> DrawnSplit:
     kind = request.spec.kind
     draw = draw_dense if kind in DENSE_TASKS else DRAWERS.get(kind, draw_whole)
     try:
-        drawn = draw(request)
+        result = draw(request)
     except UserError:
         raise
     except IMAGE_ERRORS as error:
         reason = f"{first_line(error)}; `data check --full` names every file"
         raise UserError(f"{request.spec.name}: a sample cannot be read ({reason})") from error
-    if not drawn.samples:
+    if not result.samples:
         raise UserError(f"{request.spec.name} has nothing to draw in {request.split}")
-    return drawn
+    return result
 
 
-def apply(pipeline: Callable[[Any], T], name: str, item: Any) -> T:
+def transformed(pipeline: Callable[[Any], T], name: str, item: Any) -> T:
     """The result of random transforms, the same in every run."""
-    from probes.train.sampling import isolated_rng
+    from cliptex_common.device import isolated_rng
 
     with isolated_rng(derive_seed("shown sample", name)):
         return pipeline(item)
@@ -164,7 +164,7 @@ def draw_dense(request: SampleRequest) -> DrawnSplit:
             "image": sample.image,
             "seg_fields": ["gt_seg_map"],
         }
-        packed = apply(pipeline, sample.image, info)
+        packed = transformed(pipeline, sample.image, info)
         about = packed["data_samples"]
         target = about.get(f"gt_{task.field}").data.numpy()
         counted = task.counted(target)
@@ -204,17 +204,14 @@ def draw_dense(request: SampleRequest) -> DrawnSplit:
 
 def dense_steps(request: SampleRequest) -> list[dict[str, Any]]:
     """The pipeline of a dense probe, or of one on patches."""
+    from probes.dense.pipelines import LOAD, complete_pipelines, ground_truth_config, resize_step
     from probes.dense.probe import DenseProbe
 
     spec, probe, settings = request.spec, request.probe, request.settings
     classes = len(spec.class_names(request.root))
     if not isinstance(probe, DenseProbe):
-        from probes.dense.dataset import LOAD, ground_truth_config
-        from probes.dense.patches.images import resize_step
-
         load = ground_truth_config(spec, classes)
         return [LOAD, resize_step(settings, 1), load, {"type": "PackRGB", "kind": spec.kind}]
-    from probes.dense.config import complete_pipelines
     from probes.train.config import apply_training
 
     config = probe.read_config()
@@ -246,7 +243,7 @@ def draw_boxes(request: SampleRequest) -> DrawnSplit:
     samples = []
     for index in request.spread(range(len(dataset))):
         name = str(Path(dataset.get_data_info(index)["img_path"]).relative_to(request.root))
-        packed = apply(dataset.prepare_data, name, index)
+        packed = transformed(dataset.prepare_data, name, index)
         if packed is None:
             samples.append(DrawnSample(name, "no object remains after the transforms", {}))
             continue
@@ -255,7 +252,7 @@ def draw_boxes(request: SampleRequest) -> DrawnSplit:
         names = [data.classes[label] for label in objects.labels.tolist()]
         corners = getattr(objects.bboxes, "tensor", objects.bboxes).tolist()
         masks = objects.masks.masks if "masks" in objects else [None] * len(names)
-        drawn = [
+        marks = [
             (name, tuple(COLOURS[label + 1].tolist()), (x1, y1, x2 - x1, y2 - y1), mask)
             for name, label, (x1, y1, x2, y2), mask in zip(
                 names, objects.labels.tolist(), corners, masks, strict=True
@@ -265,7 +262,7 @@ def draw_boxes(request: SampleRequest) -> DrawnSplit:
         text = f"{', '.join(names) or 'no object'}; {crowds} crowds do not count"
         panels = {
             "image": image,
-            "ground truth": annotate(Image.fromarray(image), drawn, 512),
+            "ground truth": annotate(Image.fromarray(image), marks, 512),
         }
         samples.append(DrawnSample(name, text, panels))
     return DrawnSplit(samples, None, [each["type"] for each in part.pipeline])
@@ -291,7 +288,7 @@ def whole_image(request: SampleRequest) -> Callable[[Image.Image, str], np.ndarr
 
     def see(photo: Image.Image, name: str) -> np.ndarray:
         part = ImageOps.crop(photo, transfer.get("border", 0))
-        return as_picture(apply(transform, name, part) if is_random else transform(part))
+        return as_picture(transformed(transform, name, part) if is_random else transform(part))
 
     return see
 
@@ -355,8 +352,8 @@ def draw_views(request: SampleRequest) -> DrawnSplit:
     for first, second in request.spread(pairs):
         views = [load(request.root, each, request.settings.size) for each in (first, second)]
         points = [view.points.flatten(1).T for view in views]
-        known = (points[0][:, 2] > 0).nonzero()[:, 0]
-        cells = known[spread_indices(len(known), LINES)]
+        measured = (points[0][:, 2] > 0).nonzero()[:, 0]
+        cells = measured[spread_indices(len(measured), LINES)]
         pose = relative_pose(first, second)
         moved = points[0][cells] @ pose[:, :3].T.float() + pose[:, 3].float()
         # a point that is unknown is at the camera, and nearest to none
@@ -376,7 +373,7 @@ def draw_views(request: SampleRequest) -> DrawnSplit:
 
 def draw_poses(request: SampleRequest) -> DrawnSplit:
     """Pairs of views, and how the camera turned and moved between them."""
-    from probes.matching.poses import angle, relative_poses, sample_pairs
+    from probes.matching.poses import relative_poses, rotation_angle, sample_pairs
 
     train, val = (request.spec.list_samples(request.root, split) for split in ("train", "val"))
     views, see, samples = train + val, whole_image(request), []
@@ -384,7 +381,8 @@ def draw_poses(request: SampleRequest) -> DrawnSplit:
     pairs = pairs[(pairs[:, 0] < len(train)) == (request.split == "train")]
     for first, second in request.spread(pairs.tolist()):
         (pose,) = relative_poses(views, pairs.new_tensor([[first, second]]))
-        text = f"the camera turns by {angle(pose[:4]):.0f}°; it moves by {pose[4:].norm():.2f} m"
+        degrees, metres = rotation_angle(pose[:4]), pose[4:].norm()
+        text = f"the camera turns by {degrees:.0f}°; it moves by {metres:.2f} m"
         names, panels = [views[index].image for index in (first, second)], {}
         for title, name in zip(("first", "second"), names, strict=True):
             with open_image(request.root / name) as image:

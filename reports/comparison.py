@@ -475,7 +475,8 @@ def _estimate_numbers(
     for key, sample in samples.items():
         metric = key[1].metric(key[2])
         number = estimate(sample, priors[key[0]], metric.width)
-        estimates[key] = replace(number, least=metric.low or 0.0, width=metric.width)
+        least = -np.inf if metric.low is None else metric.low
+        estimates[key] = replace(number, least=least, width=metric.width)
     return estimates
 
 

@@ -12,7 +12,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ import yaml
 from cliptex_common.errors import user_error_message
 from cliptex_common.files import write_text
 from reports.figures import Figure
-from reports.pictures import picture_uri
 from reports.published.citations import references
 from reports.records import REPORT, Cell, Record, TrackingError
+from reports.render import render
 from reports.report import Report, ReportRequest, build_report
 from reports.statistics import LEVEL, RESAMPLES
 from reports.store import connect, local_folder, tracking_uri
@@ -71,34 +70,9 @@ def figure_content(figures: Sequence[Figure]) -> dict[str, Any]:
 
 
 def render_template(name: str, **content: Any) -> str:
-    """A page of a template in ``reports/render``, where style and scripts are, too."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "ensure_ascii": False}
-    environment.filters |= {
-        "decimal": decimal,
-        "frame": study_frame,
-        "plain": plain_cell,
-    }
-    environment.globals["source"] = _source
-    return environment.get_template(name).render(content)
-
-
-def render_samples(title: str, about: str, splits: Mapping[str, Any]) -> str:
-    """The page of ``data show``.
-
-    Args:
-        splits: name of a split → what ``probes.samples`` drew of it, or why nothing can be drawn.
-    """
-    content = {"title": title, "about": about, "splits": splits, "uri": picture_uri}
-    return render_template("samples.html.j2", **content)
+    """A page of a report: ``reports.render.render`` with the filters of its tables."""
+    filters: dict[str, Any] = {"decimal": decimal, "frame": study_frame, "plain": plain_cell}
+    return render(name, filters, content)
 
 
 def run_link(ui_url: str, run: Record) -> str:
@@ -125,11 +99,6 @@ def _plotly() -> str:
     assert spec is not None and spec.origin is not None
     script = Path(spec.origin).parent / "package_data" / "plotly.min.js"
     return base64.b64encode(gzip.compress(script.read_bytes(), 6, mtime=0)).decode()
-
-
-@functools.cache
-def _source(name: str) -> str:
-    return (files("reports.render") / name).read_text(encoding="utf-8")
 
 
 OVERVIEW_LEGEND = (

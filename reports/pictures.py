@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from cliptex_common.images import fit_picture, open_image, to_rgb
+from cliptex_common.images import open_image, to_rgb
 from reports.comparison import Analysis
 from reports.records import DAMAGED, FEATURES, GALLERY, Cell, TrackingError, damaged
+from reports.render import data_uri
 from reports.selection import TaskColumn
 from reports.store import Store
 
@@ -99,7 +100,7 @@ def make_feature_pictures(
         budget: bytes; maps that do not fit have no likeness, only components.
     """
     first = next(iter(features.values()))
-    strip = _uri("webp", first["strip"].tobytes())
+    strip = data_uri("webp", first["strip"].tobytes())
     pictures = FeaturePictures(subject, strip, first["image"].tolist())
     for name, arrays in features.items():
         data = arrays["map"].tobytes()
@@ -127,22 +128,7 @@ def _row_of_pictures(colours: np.ndarray) -> str:
     """(N, h, w, 3) pictures in a row."""
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(colours, axis=1)).save(buffer, "PNG", optimize=True)
-    return _uri("png", buffer.getvalue())
-
-
-def picture_uri(picture: np.ndarray, side: int = 640) -> str:
-    """A picture (H, W, 3) uint8 as a data URI: without loss where it has few colours, no side
-    longer than ``side`` pixels."""
-    image, buffer = Image.fromarray(picture), io.BytesIO()
-    if max(image.size) > side:
-        image = fit_picture(picture, side)
-    kind = "png" if image.getcolors(256) else "webp"
-    image.save(buffer, kind, quality=85)
-    return _uri(kind, buffer.getvalue())
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return data_uri("png", buffer.getvalue())
 
 
 EVEN, WORST, DIFFERENT = 4, 2, 2  # rows of each kind
@@ -194,7 +180,7 @@ class Pack:
 
     def uri(self, image: str, role: str) -> str:
         """A picture as a data URI, '' if it is missing."""
-        return self.file_uri(self.images[image].get(role))
+        return self.filedata_uri(self.images[image].get(role))
 
     def pixels(self, file: str | None) -> np.ndarray:
         """A file as (H, W, 3) uint8 RGB; a white dot if it is missing."""
@@ -202,11 +188,11 @@ class Pack:
             return np.full((1, 1, 3), 255, np.uint8)
         return np.asarray(to_rgb(open_image(io.BytesIO(self.files.read(file)))))
 
-    def file_uri(self, file: str | None) -> str:
+    def filedata_uri(self, file: str | None) -> str:
         """A file as a data URI, '' if it is missing."""
         if file not in self.sizes:
             return ""
-        return _uri("png" if file.endswith(".png") else "webp", self.files.read(file))
+        return data_uri("png" if file.endswith(".png") else "webp", self.files.read(file))
 
 
 def galleries(
@@ -281,7 +267,7 @@ def _gallery(
             for label, pack, role in pictures
         ]
         rows.append(GalleryRow(name, reason, tiles))
-    legend = first.file_uri(first.legend)
+    legend = first.filedata_uri(first.legend)
     return Gallery(column, score.score_name if score else "", rows, legend, len(names)), used
 
 

@@ -291,8 +291,8 @@ class Estimate:
         seeds: how many.
         images: how many are resampled; 0 where their noise is unknown.
         interaction: the part of ``seed_variance`` that more images lower, from resamples.
-        least, width: where the range of the number begins, and how wide it is; 0 if it is open, or
-            the number is a difference.
+        least, width: where the range of the number begins, and how wide it is; -∞ and 0 if it is
+            open, or the number is a difference.
         level: of its verdict; its interval always has ``LEVEL``.
         has_verdict: False for what is not to be judged, whatever its interval.
     """
@@ -304,7 +304,7 @@ class Estimate:
     seeds: int = 1
     images: int = 0
     interaction: float = 0.0
-    least: float = 0.0
+    least: float = -np.inf
     width: float = 0.0
     level: float = LEVEL
     has_verdict: bool = True
@@ -347,10 +347,11 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float]:
         """NaN if no noise is known. A bounded number has Wilson's interval with the effective size
-        share · (1 - share) / variance (Franco et al., J. Survey Stat. Methodol. 7, 2019)."""
+        share · (1 - share) / variance (Franco et al., J. Survey Stat. Methodol. 7, 2019); one that
+        has no upper bound does not reach below ``least``."""
         reach, above = self.reach(), self.value - self.least
         if not (self.has_interval and self.width and 0 <= above <= self.width):
-            return self.value - reach, self.value + reach
+            return max(self.value - reach, min(self.least, self.value)), self.value + reach
         share = above / self.width
         spread = share * (1 - share)
         shrunk = (reach / self.width) ** 2 / (spread or 1 / max(self.images, 1))

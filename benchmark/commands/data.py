@@ -354,7 +354,7 @@ class ShowSamples(FolderOptions):
         from benchmark.suites import choose_suite
         from benchmark.tasks import plan_tasks
         from probes.samples import SampleRequest, draw_samples
-        from reports.pages import render_samples
+        from reports.render import render_samples
 
         self.check_root()
         planned = plan_tasks(choose_suite([self.task]), [self.task], self.overrides)[0]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @options_dataclass
 class Power(ConfigOptions, TrackingOptions, PluginOptions):
     """Say which difference between a backbone and a baseline is decided with 80 %, for each task,
-    from the noise of stored results of the same task, or one of its kind.
+    from the noise of stored results of the same task or one of its kind, else of published seeds.
 
     examples:
       python -m benchmark power --suite paper --seeds 1,3,5
@@ -54,20 +54,27 @@ class Power(ConfigOptions, TrackingOptions, PluginOptions):
     def main(self) -> int:
         """Print a line for each task."""
         from reports.power import power_frame
+        from reports.records import TrackingError
         from reports.tables import count
 
         names = self.tasks or (SUITES.find(self.suite).tasks if self.suite else ())
         planned = {task: find_task(task)[0].kind for task in names} or None
-        stored = self._stored()
+        try:
+            stored = self._stored()
+        except TrackingError:
+            if planned is None or self.against or self.experiment:
+                raise
+            stored = None
         frame = power_frame(stored, self.seeds, self.images or 0, self.difference, planned)
         texts = frame.reset_index().map(_text)
         print_table([list(texts.columns), *texts.to_numpy().tolist()])
+        baseline = stored.selection.baseline if stored else "another"
         console.print(
-            f"Differences of one backbone to {stored.selection.baseline} that are decided with 80 %"
-            f" if no other task differs, {count(len(frame), 'task')} judged together; noise: of"
-            " which stored task. One seed speaks of these weights alone, several of the recipe."
-            " Unknown: it needs two backbones, and more than one seed to plan for several."
-            " –: unknown, or more than can be planned for."
+            f"Differences of one backbone to {baseline} that are decided with 80 % if no other task"
+            f" differs, {count(len(frame), 'task')} judged together; noise: of which stored task,"
+            " or of published seeds, to which images add theirs. One seed speaks of these weights"
+            " alone, several of the recipe. Unknown: it needs two backbones, and more than one seed"
+            " to plan for several. –: unknown, or more than can be planned for."
         )
         return 0
 

@@ -37,7 +37,7 @@ from probes.datasets.ground_truth import (
     require_labels,
     with_group,
 )
-from probes.datasets.quality import describe
+from probes.datasets.quality import describe_quality
 from probes.features.files import HashedFile, content_hashes, read_and_hash, state_of, store_hashes
 from probes.registry import DATASETS, PROBES
 
@@ -508,7 +508,7 @@ def survey(
                 )
                 messages += [f"{path}: {reason}" for path, reason in data.skipped[:3]]
                 messages += [note for note in data.notes if note not in messages]
-                messages += describe(data, workers, progress or Silent())
+                messages += describe_quality(data, workers, progress or Silent())
             except UserError as error:
                 state = "broken"
                 messages.append(str(error))

@@ -18,7 +18,7 @@ from probes.datasets.base import (
     require_folder,
     walk,
 )
-from probes.datasets.download import SCENES
+from probes.datasets.unpack import SCENES
 from probes.registry import register_dataset
 
 PARTS = {"train": "train", "val": "test"}

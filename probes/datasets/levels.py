@@ -27,7 +27,7 @@ LAYOUTS = (
 )
 
 
-def list_images(root: Path, split: Split) -> list[Sample]:
+def list_unlabelled(root: Path, split: Split) -> list[Sample]:
     """All images of the first of ``LAYOUTS`` that the folder has; what is computed of an image has
     its path as target."""
     for folders in LAYOUTS:
@@ -45,7 +45,7 @@ for _kind, _what in (("corners", "where corners are"), ("orientation", "how edge
             name=_kind,
             kind=_kind,
             folder=_kind,
-            list_samples=list_images,
+            list_samples=list_unlabelled,
             about=(
                 f"{_what}, computed of any images: train/ and val/, also below images/, or COCO's"
                 f" folders (place them with --data {_kind}=DIR)"

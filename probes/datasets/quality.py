@@ -48,7 +48,7 @@ class Look(NamedTuple):
     is_constant: bool
 
 
-def describe(data: PreparedDataset, workers: int, progress: Progress) -> list[str]:
+def describe_quality(data: PreparedDataset, workers: int, progress: Progress) -> list[str]:
     """A line for each finding; decodes every image, unless that was done before."""
     cache = home() / "datasets" / f"{data.name}-quality-{VERSION}-{data.fingerprint}.json"
     if cached := read_json_object(cache):
@@ -158,22 +158,18 @@ def _copy_lines(data: PreparedDataset, looks: Mapping[Split, Sequence[Look]]) ->
     for first, second in copies(
         np.array([look.bits for look in each_look]), np.array([look.cells for look in each_look])
     ):
-        (split, one), (other_split, other) = samples[first], samples[second]
-        if split != other_split:
-            shared.setdefault(other.image, one.image)
-        elif data.spec.kind == "classification" and one.target != other.target:
-            torn.setdefault(other.image, one.image)
-    lines = []
-    for pairs, text in (
-        (
-            shared,
-            f"of {len(looks.get('val', ()))} val images are copies of train images, by pixels",
-        ),
-        (torn, "images are copies of one of another class in the same split, by pixels"),
-    ):
-        for copy, original in list(pairs.items())[:1]:
-            lines.append(f"{len(pairs)} {text}, such as {copy} of {original}")
-    return lines
+        (split, original), (split_of_copy, copy) = samples[first], samples[second]
+        if split != split_of_copy:
+            shared.setdefault(copy.image, original.image)
+        elif data.spec.kind == "classification" and original.target != copy.target:
+            torn.setdefault(copy.image, original.image)
+    of_val = f"of {len(looks.get('val', ()))} val images are copies of train images, by pixels"
+    of_class = "images are copies of one of another class in the same split, by pixels"
+    return [
+        f"{len(pairs)} {text}, such as {' of '.join(next(iter(pairs.items())))}"
+        for pairs, text in ((shared, of_val), (torn, of_class))
+        if pairs
+    ]
 
 
 def copies(bits: np.ndarray, cells: np.ndarray) -> list[tuple[int, int]]:
@@ -189,8 +185,8 @@ def copies(bits: np.ndarray, cells: np.ndarray) -> list[tuple[int, int]]:
         order = np.argsort(part, kind="stable")
         order = order[~is_flat[order]]
         for rows in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
-            near = signs[rows] @ signs[rows].T >= bits.shape[1] - 2 * BITS
-            first, second = (rows[each] for each in np.nonzero(np.triu(near, 1)))
+            alike = signs[rows] @ signs[rows].T >= bits.shape[1] - 2 * BITS
+            first, second = (rows[each] for each in np.nonzero(np.triu(alike, 1)))
             gaps = np.abs(cells[first].astype(np.int16) - cells[second]).mean(axis=1)
             is_copy = gaps <= LEVELS
             pairs.update(zip(first[is_copy].tolist(), second[is_copy].tolist(), strict=True))

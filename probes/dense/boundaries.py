@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from cliptex_common.images import scalar_picture
+from cliptex_common.images import scalar_picture, scale_bar
 from cliptex_common.metrics import Arrays
 from probes.datasets.base import PreparedDataset
 from probes.dense.computed import OneScaleSettings
-from probes.dense.task import DenseTask, Drawing
+from probes.dense.task import DenseTask, Draw, Drawing
 from reports.records import CEILING, Metric
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class Boundaries(DenseTask):
         "ODS": Metric(),
         "OIS": Metric(shown=True),
         "AP": Metric(shown=True),
+    }
+    outcomes: ClassVar[Mapping[str, tuple[int, ...]]] = {
+        "hit": (0, 158, 115),
+        "false alarm": (213, 94, 0),
+        "missed": (86, 180, 233),
     }
     settings = OneScaleSettings
 
@@ -127,7 +132,7 @@ class Boundaries(DenseTask):
                 for each in (precision, recall)
             )
             ods = np.maximum(ods, (200 * p * r / np.maximum(p + r, 1e-12)).max(axis=1))
-        areas = [area(*pair) for pair in zip(precision, recall, strict=True)]
+        areas = [area_below(*pair) for pair in zip(precision, recall, strict=True)]
         return {"ODS": ods, "OIS": f_measure(weights @ chosen)[2], "AP": np.array(areas)}
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
@@ -140,7 +145,7 @@ class Boundaries(DenseTask):
         return "no boundary"
 
     def drawing(self, classes: Sequence[str], targets: Sequence[np.ndarray]) -> Drawing:
-        """Of the ground truth the share of people."""
+        """Strength in per cent, of the ground truth the share of people."""
 
         def draw(maps: np.ndarray) -> np.ndarray:
             values = maps[0]
@@ -148,7 +153,24 @@ class Boundaries(DenseTask):
                 values = agreement(values.astype(np.int64))
             return scalar_picture(values, 0, 1, np.ones(values.shape, bool))
 
-        return draw, None
+        return draw, scale_bar(0, 100, " % of people", width=520)
+
+    def outcome(self, draw: Draw, target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+        """Strength in grey. Lines of at least 0.5 are hits within the tolerance of anybody's line;
+        missed is what half of the people marked. Scores assign pixels one to one, this does not."""
+        from scipy.ndimage import binary_dilation, distance_transform_edt
+
+        share = agreement(target[0].astype(np.int64))
+        lines = thin(suppress(prediction[0].astype(np.float64)) >= 0.5)
+        reach = TOLERANCE * float(np.hypot(*lines.shape))
+        is_hit, is_reached = (
+            mask.any() & (distance_transform_edt(~mask) <= reach) for mask in (share > 0, lines)
+        )
+        picture = (255 * prediction[0].clip(0, 1)).astype(np.uint8)[..., None].repeat(3, axis=2)
+        masks = lines & is_hit, lines & ~is_hit, (share >= 0.5) & ~is_reached
+        for mask, colour in zip(masks, self.outcomes.values(), strict=True):
+            picture[binary_dilation(mask)] = colour
+        return picture
 
 
 def f_measure(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -159,7 +181,7 @@ def f_measure(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return precision, recall, f
 
 
-def area(precision: np.ndarray, recall: np.ndarray) -> float:
+def area_below(precision: np.ndarray, recall: np.ndarray) -> float:
     """Area in per cent below precision over recall, both (thresholds,)."""
     recall, index = np.unique(recall, return_index=True)
     at = np.arange(101) / 100

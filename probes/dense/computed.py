@@ -108,8 +108,8 @@ class Computed(DenseTask):
         (bilinear) to it."""
         maps = [prediction, target]
         if self.grid:
-            known = target.where(target != self.unknown, 0.0)
-            maps.append(nearest_on_grid(known, *self.grid))
+            filled = target.where(target != self.unknown, 0.0)
+            maps.append(nearest_on_grid(filled, *self.grid))
         prediction, target, *best = (cropped(each, self.crop).double() for each in maps)
         scores = self.compare(prediction, target)
         main = next(iter(self.metrics))
@@ -140,12 +140,12 @@ class Magnitude(Computed):
     }
 
     def loss(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        known = target >= 0
-        return ((prediction - target).abs() * known).sum(), known.sum()
+        is_known = target >= 0
+        return ((prediction - target).abs() * is_known).sum(), is_known.sum()
 
     def compare(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        known = target >= 0
-        prediction, target = prediction[known], target[known]
+        is_known = target >= 0
+        prediction, target = prediction[is_known], target[is_known]
         x, y = prediction - prediction.mean(), target - target.mean()
         spread = (x.square().sum() * y.square().sum()).sqrt()
         pearson = (x * y).sum() / spread.clamp(min=1e-12)
@@ -238,10 +238,10 @@ class OcclusionEdges(Magnitude):
         depth = read_depth(path, depth_scale, rotated_bits)
         shrunk = min(depth.shape) / side if side else 1
         window = 2 * max(1, round(sigma / 2 * max(1, shrunk))) + 1
-        near = ndimage.minimum_filter(np.where(depth > 0, depth, np.inf), window, **NEAREST)
-        far = ndimage.maximum_filter(depth, window, **NEAREST)
+        nearest = ndimage.minimum_filter(np.where(depth > 0, depth, np.inf), window, **NEAREST)
+        farthest = ndimage.maximum_filter(depth, window, **NEAREST)
         with np.errstate(all="ignore"):  # where nothing around is known
-            jump = np.log1p(10 * np.log(far / near))
+            jump = np.log1p(10 * np.log(farthest / nearest))
         return np.where(depth > 0, jump, np.float32(-1)).astype(np.float32)
 
 

@@ -13,7 +13,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.registry import Plugin
 from cliptex_common.settings import field_names, with_changes
 from probes.datasets.base import PreparedDataset
-from probes.dense.config import stated_sizes
+from probes.dense.pipelines import stated_sizes
 from probes.dense.probe import DenseProbe
 from probes.dense.settings import DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask

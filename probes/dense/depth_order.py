@@ -106,10 +106,10 @@ class DepthOrder(DenseTask):
         """The rank of each pixel in its own map, dark for the nearest."""
 
         def draw(maps: np.ndarray) -> np.ndarray:
-            known = self.labelled(maps[0].ravel()).reshape(maps.shape[1:])
-            ordered = np.sort(maps[0][known])
+            is_known = self.labelled(maps[0].ravel()).reshape(maps.shape[1:])
+            ordered = np.sort(maps[0][is_known])
             ranks = np.searchsorted(ordered, maps[0]) / max(len(ordered), 1)
-            return scalar_picture(ranks, 0.0, 1.0, known)
+            return scalar_picture(ranks, 0.0, 1.0, is_known)
 
         return draw, None
 

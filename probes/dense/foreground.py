@@ -51,18 +51,18 @@ class Foreground(Computed):
     def loss(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         from torch.nn import functional as F
 
-        known = target >= 0
+        is_known = target >= 0
         entropy = F.binary_cross_entropy_with_logits(
-            prediction, target.clamp(min=0), known.to(prediction), reduction="sum"
+            prediction, target.clamp(min=0), is_known.to(prediction), reduction="sum"
         )
-        return entropy, known.sum()
+        return entropy, is_known.sum()
 
     def predict(self, output: Tensor) -> Tensor:
         return output[:, 0].sigmoid()
 
     def compare(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
-        known = target >= 0
-        masks = [((each >= 0.5) & known)[0].cpu().numpy() for each in (target, prediction)]
+        is_known = target >= 0
+        masks = [((each >= 0.5) & is_known)[0].cpu().numpy() for each in (target, prediction)]
         measures = region_similarity, contour_accuracy
         values = [100 * measure(*masks) for measure in measures]
         return dict(zip(self.metrics, values, strict=True))

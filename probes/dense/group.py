@@ -23,12 +23,12 @@ from mmengine.config import Config
 from mmseg.registry import METRICS as MMSEG_METRICS
 
 from cliptex_common.files import content_key
-from cliptex_common.images import spread_indices, write_grid
+from cliptex_common.images import class_legend, spread_indices, write_grid
 from probes.base import Context, Probe, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import dense_config
-from probes.dense.dataset import image_only
 from probes.dense.losses import TaskScores
+from probes.dense.pipelines import image_only
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.files import content_hashes
 from probes.pictures import GALLERY_IMAGES, write_gallery
@@ -316,8 +316,14 @@ def draw_preview(
     }
     draw, legend = task.drawing(classes, [image.target for image in large.values()])
 
+    if task.outcomes and legend is not None:
+        colours = np.array(list(task.outcomes.values()), np.uint8)
+        names = [f"prediction: {name}" for name in task.outcomes]
+        legend = np.vstack([legend, class_legend(names, colours, width=legend.shape[1])])
+
     def panels(image: Predicted) -> dict[str, np.ndarray]:
-        target, prediction = draw(image.target), draw(image.prediction)
+        target = draw(image.target)
+        prediction = task.outcome(draw, image.target, image.prediction)
         return {"image": image.photo, "truth": target, "prediction": prediction}
 
     small = (large.get(index) or predicted(index) for index in gallery)

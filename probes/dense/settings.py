@@ -60,7 +60,7 @@ class DenseSettings(TrainingSettings):
             of their area, enlarged to their size; 1 for never.
         colours: the random change of a training image's colours: that of ``mmseg`` (brightness,
             contrast, saturation, hue), of ``dinov3`` or ``probe3d`` (likewise) or of
-            ``dinov3-depth`` (gamma, brightness, each channel); see ``probes.dense.dataset``.
+            ``dinov3-depth`` (gamma, brightness, each channel); see ``probes.dense.pipelines``.
         batch_size: at least 2 for deeplabv3 and pspnet.
         epochs: length of training in passes over its images, instead of ``max_iters``; 0 for
             ``max_iters``.

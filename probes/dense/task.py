@@ -33,7 +33,8 @@ from reports.records import Metric
 if TYPE_CHECKING:
     from torch import Tensor
 
-Drawing = tuple[Callable[[np.ndarray], np.ndarray], np.ndarray | None]
+Draw = Callable[[np.ndarray], np.ndarray]  # maps (channels, H, W) → (H, W, 3) uint8 RGB
+Drawing = tuple[Draw, np.ndarray | None]
 ROWS = 500  # images that are scored alone at once
 
 
@@ -76,6 +77,7 @@ class DenseTask:
         shipped_settings, head_settings: of the shipped heads, and of those that the setting
             ``head`` names: ``settings`` and theirs.
         declared: what its datasets give in ``DatasetSpec.extra``, and its unit.
+        outcomes: name → RGB of what ``outcome`` marks.
         is_picture: whether its files are pictures; else ``read`` decides if they can be used.
         has_classes: whether the ground truth is numbers of classes: of ``Segmentation``.
         channels: numbers of a pixel of the ground truth.
@@ -97,6 +99,7 @@ class DenseTask:
     head_settings = JoinedSettings(ModuleHeadSettings)
     declared: ClassVar[Mapping[str, str]] = {}
     is_picture: ClassVar[bool] = True
+    outcomes: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     has_classes: ClassVar[bool] = False
     channels: ClassVar[int] = 1
     outputs: ClassVar[int] = 1
@@ -341,6 +344,11 @@ class DenseTask:
             return scalar_picture(np.nan_to_num(maps[0]), low, high, self.counted(maps))
 
         return draw, scale_bar(low, high, self.unit)
+
+    def outcome(self, draw: Draw, target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+        """A prediction (channels, H, W) drawn for a gallery as (H, W, 3) uint8 RGB: here by
+        ``draw`` of ``drawing``. Colours of its own are in ``outcomes``, for the legend."""
+        return draw(prediction)
 
 
 def range_text(values: np.ndarray, unit: str) -> str:

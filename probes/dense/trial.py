@@ -16,17 +16,17 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cliptex_common.device import isolated_rng
 from cliptex_common.errors import UserError
 from cliptex_common.images import image_size
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import complete_model
-from probes.dense.dataset import dense_sample
 from probes.dense.heads import describe_error, has_own_loss, head_class
 from probes.dense.losses import TaskObjective
+from probes.dense.pipelines import dense_sample
 from probes.dense.segmentation import Segmentation
 from probes.dense.settings import DenseSettings, head_input, round_up
 from probes.dense.task import DenseTask
-from probes.train.sampling import isolated_rng
 
 OF_BACKBONE = ("in_channels", "in_index", "num_classes", "feature_strides")
 

@@ -31,7 +31,7 @@ from probes.datasets.base import PreparedDataset, Split
 from probes.detection import coco  # noqa: F401  registers types
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.maps import ROUNDED, encoder_config, loader_config
-from probes.train import frozen_backbone
+from probes.train import frozen_backbone, schedules  # noqa: F401  registers what configs name
 from probes.train.config import apply_training, config_files, read_config
 from probes.train.sampling import batch_options
 

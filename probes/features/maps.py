@@ -7,6 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,7 @@ from mmcv.transforms import BaseTransform, Resize
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS, MODELS, TRANSFORMS, DefaultScope
 
-import probes.train.frozen_backbone  # noqa: F401  registers what encoders name
-from cliptex_common.device import is_accelerator, takes_pinned_memory
+from cliptex_common.device import is_accelerator, isolated_rng, takes_pinned_memory
 from cliptex_common.files import content_key, derive_seed
 from cliptex_common.images import image_size
 from cliptex_common.process import DENSE_LIBRARIES, versions
@@ -25,7 +25,6 @@ from probes.base import EncodeContext
 from probes.features.files import content_hash, content_hashes
 from probes.features.store import DTYPES, CacheKey, FeatureStore
 from probes.features.views import Encoded, Views
-from probes.train.sampling import isolated_rng
 from probes.upsamplers.names import HUB_SOURCES
 
 
@@ -255,6 +254,7 @@ class MapViews(Views):
     ) -> None:
         self.dataset, self.identity, self.are_stored = dataset, identity, frozen is None
         encoder = dataset.encoder
+        import_module("probes.train.frozen_backbone")  # registers what encoders name
         with DefaultScope.overwrite_default_scope(dataset.scope):
             self.frozen: Any = (frozen or MODELS.build(encoder["backbone"])).to(context.device)
             self.preprocess: Any = MODELS.build(encoder["data_preprocessor"]).to(context.device)

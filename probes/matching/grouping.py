@@ -20,11 +20,13 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from scipy import ndimage
 from scipy.linalg import eigh
 from torch import Tensor
+from torchvision.ops import box_iou
 from torchvision.transforms.functional import pil_to_tensor
 
 from cliptex_common.images import image_size, read_classes, spread_indices, write_grid
@@ -33,7 +35,7 @@ from probes.base import Context, TaskResult, map_index
 from probes.image_level.encode import ImageViews
 from probes.matching.probe import grouping
 from probes.matching.videos import contour_accuracy, overlay, region_similarity
-from probes.matching.views import RIGHT, TINY
+from probes.matching.views import RIGHT
 from probes.pictures import GALLERY_IMAGES, write_gallery
 
 WEAK = 1e-5  # weight of patches that are not alike
@@ -54,11 +56,11 @@ def run(context: Context) -> TaskResult:
         seen, shape = (rows_seen, columns_seen), (cells.shape[0], cells.shape[1])
         grid = Grid(shape, seen, (height, width), context.backbone.divisor)
         rows[item] = {}
-        truth = samples[item].target
-        if truth.boxes:
-            rows[item] |= box_scores(grid.box(cells), grid, np.array(truth.boxes, float))
-        if truth.mask:
-            rows[item] |= mask_scores(cells, grid, read_classes(context.data.root / truth.mask))
+        objects = samples[item].target
+        if objects.boxes:
+            rows[item] |= box_scores(grid.box(cells), grid, np.array(objects.boxes, float))
+        if objects.mask:
+            rows[item] |= mask_scores(cells, grid, read_classes(context.data.root / objects.mask))
         if item in shown:
             predicted[item] = grid.fill(cells), grid.box(cells)
         context.progress.advance()
@@ -75,7 +77,7 @@ def run(context: Context) -> TaskResult:
         for name in ("CorLoc", "IoU")
         if name in metrics
     )
-    preview = draw(context, predicted)
+    preview = draw_cuts(context, predicted)
     return TaskResult(metrics, per_image, preview=preview, notes=["; ".join(bounds)])
 
 
@@ -165,28 +167,24 @@ def cut(features: Tensor, threshold: float) -> np.ndarray:
     return components == components.flat[seed]
 
 
-def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+def overlaps(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """IoU (N, M) of boxes (N, 4) and (M, 4): left, top, right, bottom."""
-    first, second = boxes[:, None], others[None]
-    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(
-        first[..., :2], second[..., :2]
-    )
-    shared = sides.clip(min=0).prod(axis=2)
-    areas = [(each[..., 2:] - each[..., :2]).clip(min=0).prod(axis=2) for each in (first, second)]
-    return shared / (sum(areas) - shared).clip(min=TINY)
+    first, second = (torch.from_numpy(each).double() for each in (boxes, targets))
+    # a box without area may be of the grid, too
+    return box_iou(first, second).nan_to_num().numpy()
 
 
-def box_scores(box: np.ndarray, grid: Grid, truth: np.ndarray) -> dict[str, float]:
+def box_scores(box: np.ndarray, grid: Grid, objects: np.ndarray) -> dict[str, float]:
     """``CorLoc`` of a box (4,) against those of objects (N, 4), its ceiling and its floor: 1 or
     0."""
     height, width = grid.size
-    best = np.concatenate([grid.around(each) for each in truth])
+    best = np.concatenate([grid.around(each) for each in objects])
     candidates = {
         "CorLoc": box[None],
         "ceiling_CorLoc": best,
         "floor_CorLoc": np.array([[0, 0, width, height]]),
     }
-    return {name: float((overlaps(b, truth) >= 0.5).any()) for name, b in candidates.items()}
+    return {name: float((overlaps(b, objects) >= 0.5).any()) for name, b in candidates.items()}
 
 
 def mask_scores(cells: np.ndarray, grid: Grid, classes: np.ndarray) -> dict[str, float]:
@@ -216,7 +214,7 @@ def mask_scores(cells: np.ndarray, grid: Grid, classes: np.ndarray) -> dict[str,
     }
 
 
-def draw(context: Context, predicted: dict[int, tuple[np.ndarray, np.ndarray]]) -> Path:
+def draw_cuts(context: Context, predicted: dict[int, tuple[np.ndarray, np.ndarray]]) -> Path:
     """Write the preview and the gallery; the path of the preview.
 
     Args:
@@ -233,11 +231,11 @@ def draw(context: Context, predicted: dict[int, tuple[np.ndarray, np.ndarray]]) 
 
     def pictures(item: int) -> dict[str, np.ndarray]:
         mask, box = predicted[item]
-        truth, nothing = samples[item].target, np.zeros_like(mask)
-        classes = read_classes(root / truth.mask) if truth.mask else nothing
+        objects, nothing = samples[item].target, np.zeros_like(mask)
+        classes = read_classes(root / objects.mask) if objects.mask else nothing
         return {
             "image": picture(item, nothing, ()),
-            "truth": picture(item, (classes > 0) & (classes != 255), truth.boxes),
+            "truth": picture(item, (classes > 0) & (classes != 255), objects.boxes),
             "prediction": picture(item, mask, [box.tolist()]),
         }
 

@@ -83,7 +83,7 @@ def sample_pairs(samples: Sequence[Sample], count: int, settings: RelativePoseSe
 
     The first partners come from a generator of their own, so more of them leave those of val.
     """
-    turns, _ = cameras(samples)
+    rotations, _ = cameras(samples)
     first, more = (torch.Generator().manual_seed(settings.pair_seed + i) for i in (0, 1))
     paths = [PurePath(sample.image) for sample in samples]
     pairs: list[tuple[int, int]] = []
@@ -91,7 +91,7 @@ def sample_pairs(samples: Sequence[Sample], count: int, settings: RelativePoseSe
     for _, scene in groupby(order, key=lambda index: paths[index].parent):
         views = torch.tensor(list(scene))
         for anchor in views.tolist():
-            angles = angle(compose(turns[views], inverse(turns[anchor])))
+            angles = rotation_angle(compose(rotations[views], inverse(rotations[anchor])))
             weights = ((angles > 0) & (angles <= settings.max_angle) & (views != anchor)).double()
             extra = min(settings.partners, int(weights.sum())) - 1
             if extra < 0:
@@ -100,27 +100,27 @@ def sample_pairs(samples: Sequence[Sample], count: int, settings: RelativePoseSe
             weights[partners[0]] = 0
             if anchor < count and extra:
                 partners.append(torch.multinomial(weights, extra, generator=more))
-            pairs += [(anchor, other) for other in views[torch.cat(partners)].tolist()]
+            pairs += [(anchor, partner) for partner in views[torch.cat(partners)].tolist()]
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
 def cameras(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     """From the world to each camera, float64: unit quaternions (N, 4), translations (N, 3)."""
-    turns = torch.tensor([each.target.rotation for each in samples], dtype=torch.float64)
+    rotations = torch.tensor([each.target.rotation for each in samples], dtype=torch.float64)
     moves = torch.tensor([each.target.translation for each in samples], dtype=torch.float64)
-    return normalize(turns, dim=1), moves
+    return normalize(rotations, dim=1), moves
 
 
 def relative_poses(samples: Sequence[Sample], pairs: Tensor) -> Tensor:
     """(P, 7) float64 from the first camera's system to the second's: a unit quaternion whose
     largest component is positive, and metres."""
-    turns, moves = cameras(samples)
+    rotations, moves = cameras(samples)
     first, second = pairs.T
-    turn = compose(turns[second], inverse(turns[first]))
-    largest = turn.gather(1, turn.abs().argmax(dim=1, keepdim=True))
+    rotation = compose(rotations[second], inverse(rotations[first]))
+    largest = rotation.gather(1, rotation.abs().argmax(dim=1, keepdim=True))
     point = nn.functional.pad(moves[first], (1, 0))
-    moved = compose(compose(turn, point), inverse(turn))[:, 1:]
-    return torch.cat([turn * largest.sign(), moves[second] - moved], dim=1)
+    moved = compose(compose(rotation, point), inverse(rotation))[:, 1:]
+    return torch.cat([rotation * largest.sign(), moves[second] - moved], dim=1)
 
 
 def compose(second: Tensor, first: Tensor) -> Tensor:
@@ -131,14 +131,14 @@ def compose(second: Tensor, first: Tensor) -> Tensor:
     return torch.cat([real, a * v + b * u + torch.linalg.cross(u, v)], dim=-1)
 
 
-def inverse(turn: Tensor) -> Tensor:
+def inverse(rotation: Tensor) -> Tensor:
     """That of unit quaternions (…, 4)."""
-    return turn * turn.new_tensor([1, -1, -1, -1])
+    return rotation * rotation.new_tensor([1, -1, -1, -1])
 
 
-def angle(turn: Tensor) -> Tensor:
+def rotation_angle(rotation: Tensor) -> Tensor:
     """How far quaternions (…, 4) of any length rotate, 0 to 180 degrees."""
-    return torch.rad2deg(2 * torch.atan2(turn[..., 1:].norm(dim=-1), turn[..., 0].abs()))
+    return torch.rad2deg(2 * torch.atan2(rotation[..., 1:].norm(dim=-1), rotation[..., 0].abs()))
 
 
 def errors(outputs: Tensor, target: Tensor) -> dict[str, np.ndarray]:
@@ -147,7 +147,7 @@ def errors(outputs: Tensor, target: Tensor) -> dict[str, np.ndarray]:
     outputs, target = outputs.double(), target.double()
     between = compose(outputs[:, :4], inverse(target[:, :4]))
     distance = (outputs[:, 4:] - target[:, 4:]).norm(dim=1)
-    return {"rotation": angle(between).numpy(), "translation": distance.numpy()}
+    return {"rotation": rotation_angle(between).numpy(), "translation": distance.numpy()}
 
 
 def gather(features: Tensor, pairs: Tensor, context: Context) -> Tensor:

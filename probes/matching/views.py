@@ -22,8 +22,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import normalize
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop, resize
 
 from backbones.backbone import Preprocessing, in_memory_format
 from cliptex_common.device import upload
@@ -69,6 +67,9 @@ class PosedImage:
 def object_view(root: Path, sample: Sample, side: int) -> PosedImage:
     """The square around an object of NAVI, resized to ``side`` pixels; errors are in those of a
     square of 512."""
+    from torchvision.transforms import InterpolationMode  # slow to import
+    from torchvision.transforms.functional import center_crop, resize
+
     pixels = torch.from_numpy(np.array(to_rgb(reduced(root / sample.image, "BILINEAR"))))
     stored = np.asarray(reduced(root / sample.target.depth, "NEAREST"), np.float32)
     # NAVI stores 655.35 / metres, and 0 where there is none

@@ -20,12 +20,11 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import backbones
-import probes.mmseg  # noqa: F401  registers what configs name
 from backbones.backbone import Backbone, SimpleFeaturePyramid, in_memory_format, resize_concat
+from cliptex_common.device import isolated_rng
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from probes.features.store import DTYPES
-from probes.train.sampling import isolated_rng
 from probes.upsamplers.upsample import Upsampler
 
 Maps = tuple[Tensor, ...]

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-import probes.train.config  # noqa: F401  registers what configs name
+import probes.train.schedules  # noqa: F401  registers what configs name
 from cliptex_common.device import (
     is_out_of_memory,
     memory_log,

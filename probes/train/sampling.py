@@ -15,7 +15,6 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 
-from cliptex_common.device import is_accelerator, seed_devices
+from cliptex_common.device import is_accelerator, isolated_rng, seed_devices
 from cliptex_common.files import content_key, derive_seed
 
 
@@ -37,23 +36,6 @@ def seed_iteration(seed: int, iteration: int) -> None:
     random.seed(number)
     np.random.seed(number)
     seed_devices(number)
-
-
-@contextmanager
-def isolated_rng(seed: int | None = None) -> Iterator[None]:
-    """Restore the generators of python, numpy and torch (CPU) after the block; within it they start
-    from ``seed``, if one is given."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.default_generator.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 @DATASETS.register_module()

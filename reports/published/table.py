@@ -3,7 +3,7 @@
 ``numbers.csv`` has a row for each number that was read in its source; ``sources.csv`` says where
 that is, under which licence and protocol, and what was left out; ``models.csv`` has the names of
 this suite that load a source's weights, where the source has other names, and none where it cannot
-load them; ``costs.csv`` has what architectures cost.
+load them; ``costs.csv`` has what architectures cost, ``seeds.csv`` how scores vary with the seed.
 
 ``read_source`` reads the rows of some sources again from a checkout, and says what has changed.
 """
@@ -22,6 +22,7 @@ from decimal import Decimal
 from functools import cache
 from io import StringIO
 from pathlib import Path
+from statistics import median, stdev
 from typing import Any, NamedTuple
 
 from cliptex_common.errors import UserError
@@ -34,6 +35,9 @@ FOLDER = Path(__file__).parent
 # of the sources' own classifiers, which this suite does not train
 OWN_HEAD = "own-head"
 COST = "cost"  # in place of a task, of the rows of ``costs.csv``
+# in place of a model, of the rows of ``seeds.csv``: standard deviations over ``SEEDS`` seeds of a
+# backbone, of which half of the source's backbones have less
+DEVIATION, SEEDS = "deviation", 5
 LOWER_IS_BETTER = ("rmse", "abs_rel", "normal_image_mean", "normal_image_rmse")  # in the table
 
 
@@ -204,8 +208,8 @@ NUMBER = ("source", "model", "task", "metric", "value")
 
 
 class TableRow(NamedTuple):
-    """A row of ``numbers.csv`` or ``costs.csv``; the value in the metric's unit, with the source's
-    digits."""
+    """A row of ``numbers.csv``, ``costs.csv`` or ``seeds.csv``; its value in the metric's unit,
+    with the source's digits."""
 
     source: str
     model: str
@@ -217,6 +221,13 @@ class TableRow(NamedTuple):
     def key(self) -> tuple[str, ...]:
         """All but the value."""
         return self[:-1]
+
+    @property
+    def table(self) -> str:
+        """Name of its table."""
+        if self.task == COST:
+            return "costs"
+        return "seeds" if self.model == DEVIATION else "numbers"
 
 
 @dataclass(frozen=True)
@@ -264,10 +275,10 @@ def read_source(checkout: Path) -> Changes:
             " reports/published/table.py"
         ) from error
     old: dict[tuple[str, ...], TableRow] = {}
-    for name in ("numbers", "costs"):
+    for name in ("numbers", "costs", "seeds"):
         rows = [TableRow(*(row[field] for field in NUMBER)) for row in read_rows(name)]
         old |= {row.key: row for row in rows if row.source in source.keys}
-        own = [row for row in new.values() if (row.task == COST) == (name == "costs")]
+        own = [row for row in new.values() if row.table == name]
         is_own = [row.source in source.keys for row in rows]
         first = is_own.index(True) if any(is_own) else len(rows)
         after = [row for row in rows[first:] if row.source not in source.keys]
@@ -491,6 +502,21 @@ VISBENCH = {  # its probe → key, task, and its metrics that this suite has
 }
 
 
+SEED_RECORDS = "results/controls/{}.jsonl"
+# its records of five seeds → our task and main metric, its metric, the unit's factor
+VISBENCH_SEEDS = {
+    "seeds/semantic_segmentation": ("voc/linear", "mIoU", "miou", 100),
+    "seeds/scene_parsing": ("nyu-40/linear", "mIoU", "miou", 100),
+    "seeds/generic_segmentation": ("voc-foreground/linear", "object_IoU", "iou", 100),
+    "seeds/depth": ("nyu-depth/linear", "abs_rel", "abs_rel", 1),
+    "seeds/corner": ("corners/linear", "pearson", "corner_correlation", 1),
+    "seeds/orientation": ("orientation/linear", "angle", "orientation_error", 1),
+    "seeds/occlusion_edge": ("nyu-occlusion/linear", "pearson", "occlusion_edge_correlation", 1),
+    "pose_seeds": ("navi-multiview/relative-pose", "rotation_error", "rotation_error_deg", 1),
+    "scene_classification_seeds": ("places365/linear", "top1", "top1", 100),
+}
+
+
 def _visbench(checkout: Path) -> Iterator[TableRow]:
     """The newest record of each probe and backbone. Keys of timm without ``/crop1`` are superseded:
     the backbone cropped images that were cropped already (``SUPERSEDED_KEYS`` of its code)."""
@@ -518,6 +544,16 @@ def _visbench(checkout: Path) -> Iterator[TableRow]:
             is_share = theirs not in ("abs_rel", "rmse", "mean")
             text = f"{100 * value:.2f}" if is_share else f"{value:.3f}"
             yield TableRow(source, model, task, ours, text)
+    for board, (task, metric, theirs, factor) in VISBENCH_SEEDS.items():
+        scores = defaultdict(list)
+        for line in (checkout / SEED_RECORDS.format(board)).read_text("utf-8").splitlines():
+            record = json.loads(line)
+            scores[record["backbone"]].append(factor * record["metrics"][theirs])
+        if {len(values) for values in scores.values()} != {SEEDS}:
+            raise ValueError(f"{board}: not {SEEDS} seeds of each backbone")
+        deviation = median(map(stdev, scores.values()))
+        source = f"visbench-seeds-{task.partition('/')[0]}"
+        yield TableRow(source, DEVIATION, task, metric, f"{deviation:.3g}")
 
 
 ZERO_SHOT_FILE, RETRIEVAL_FILE = "docs/openclip_results.csv", "docs/openclip_retrieval_results.csv"
@@ -539,5 +575,12 @@ SOURCES = (
         _timm,
     ),
     Source({"clip_benchmark-linear": PROBES}, _clip_benchmark),
-    Source({source: CORPUS for source, _, _ in VISBENCH.values()}, _visbench),
+    Source(
+        {source: CORPUS for source, _, _ in VISBENCH.values()}
+        | {
+            f"visbench-seeds-{task.partition('/')[0]}": SEED_RECORDS.format(board)
+            for board, (task, *_) in VISBENCH_SEEDS.items()
+        },
+        _visbench,
+    ),
 )

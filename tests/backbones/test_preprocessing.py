@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 
 import backbones
-from backbones.backbone import Preprocessing, in_memory_format
+from backbones.backbone import DataConfig, Preprocessing, in_memory_format, resizing
 from probes.base import EncodeContext
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
@@ -42,6 +43,19 @@ def test_pixels_are_those_of_the_probes(tmp_path, backbone, change, mode):
         prepared = in_memory_format(Preprocessing(backbone.data)(image)[None], backbone)
     assert torch.equal(prepared, expected) and prepared.stride()[1:] == expected.stride()[1:]
     assert prepared.shape[-2:] == backbone.data.size and prepared.std() > 0.1
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize(("side", "share"), [(224, 1.0), (224, 0.875), (37, 0.9)])
+def test_squares_are_those_of_timms_evaluation(interpolation, side, share):
+    rng = np.random.default_rng(side)
+    ours = resizing(DataConfig((side, side), (0, 0, 0), (1, 1, 1), crop_pct=share), interpolation)
+    theirs = create_transform(
+        (3, side, side), interpolation=interpolation, crop_pct=share, normalize=False
+    )
+    for shape in [(50, 90, 3), (301, 40, 3), (side, side, 3), (7, 333), (225, 224, 3)]:
+        image = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+        assert torch.equal(ours(image), theirs(image))
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,6 @@ from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, Defau
 pytestmark = pytest.mark.integration
 
 
-def make_nyu_40(root: Path) -> Path:
-    names = "{part}_{index}.jpg", "{part}_{index}.png"
-    make.make_pairs(root, {"train": 4, "test": 3}, range(40), *names)
-    (root / "annotations").rename(root / "semseg")
-    return root
-
-
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "VOCdevkit/VOC2012": make.make_voc,
     "ade/ADEChallengeData2016": make.make_ade,
@@ -72,7 +65,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     # datasets that share the folder of another one
     "voc-objects": make_voc_objects,
     "navi-multiview": make_poses,
-    "nyu-40": make_nyu_40,
+    "nyu-40": make.make_nyu_40,
 }
 
 

@@ -25,7 +25,12 @@ from benchmark.in_loop import untouched
 from benchmark.parser import Parser, add_command, read_options
 from cliptex_common.errors import UserError
 from tests.forks import ranks
-from tests.probes.datasets.make import make_camvid, make_imagefolder
+from tests.probes.datasets.make import (
+    make_bsds,
+    make_camvid,
+    make_imagefolder,
+    make_voc2007,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -127,6 +132,15 @@ def test_a_training_is_the_same_with_it_and_its_numbers_are_logged(options):
     assert stored.metrics[first["metric"]] == pytest.approx(float(first["value"]))
     parent = client.get_run(stored.tags["mlflow.parentRunId"])
     assert parent.data.tags["cliptex.step"] == first["step"]
+
+
+def test_edges_and_label_sets_are_evaluated_inside(options):
+    root = make_voc2007(Path("voc2007"), n_train=6, n_test=6)
+    data = {"bsds500": make_bsds(Path("bsds500")), "voc2007-labels": root}
+    tasks = {"bsds500/linear": "ODS", "voc2007-labels/knn": "mAP"}
+    train(1, InLoop(**options | {"tasks": list(tasks), "data": data}, every=1, partial=True))
+    values = {(row["task"], row["metric"]): float(row["value"]) for row in read()}
+    assert all(0 < values[key] <= 100 for key in tasks.items())
 
 
 def test_an_evaluation_leaves_no_copy_of_the_encoder(options):

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.probes.datasets.make import make_camvid
+
 
 @pytest.mark.integration
 def test_dense_probes_do_without_mmdetection_which_can_be_imported_after_them():
@@ -21,3 +23,20 @@ def test_dense_probes_do_without_mmdetection_which_can_be_imported_after_them():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stdout
+
+
+@pytest.mark.integration
+def test_samples_are_drawn_without_models_optimizers_and_tables(tmp_path):
+    """What takes seconds to import, and no picture needs."""
+    make_camvid(tmp_path / "camvid", n_train=1, n_val=1)
+    program = (
+        "import sys\n"
+        "from benchmark.parser import main\n"
+        "assert main('data show camvid/linear --data camvid=camvid --out p.html'.split()) == 0\n"
+        "slow = 'mmseg.models mmengine.optim mmcv.ops timm torchvision pandas mlflow'\n"
+        "print(*sorted(set(slow.split()) & set(sys.modules)))\n"
+    )
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "", "imported"

@@ -130,7 +130,7 @@ def with_declared(data: PreparedDataset, **changes: Any) -> PreparedDataset:
 def pipelines(data: PreparedDataset, settings, crop, mean=(0, 0, 0)) -> tuple[list, list]:
     """Of train and val, as a config has them."""
     # they prepare mmseg, which takes seconds
-    from probes.dense.config import complete_pipelines
+    from probes.dense.pipelines import complete_pipelines
     from probes.train.config import apply_settings, config_files, read_config
 
     config = read_config(*config_files(data.spec.kind, "linear"))

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import backbones.registry  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
+from cliptex_common.device import isolated_rng
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
 from probes.dense.heads import LinearHead
@@ -32,7 +33,7 @@ from probes.dense.model import DenseModel
 from probes.registry import find_preset, find_task
 from probes.train import loop as training
 from probes.train.config import training_config
-from probes.train.sampling import EndlessSampler, SeededSamples, isolated_rng
+from probes.train.sampling import EndlessSampler, SeededSamples
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 

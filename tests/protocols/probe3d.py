@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cliptex_common.device import prefers_bf16
-from probes.datasets.download import millimetres
-from probes.dense.dataset import LoadGroundTruth
+from cliptex_common.device import isolated_rng, prefers_bf16
+from probes.datasets.unpack import millimetres
 from probes.dense.losses import TaskObjective, TaskScores
+from probes.dense.pipelines import LoadGroundTruth
 from probes.dense.settings import in_iterations, native_stride, reads_class_token, round_up
 from probes.registry import DATASETS
 from probes.train.frozen_backbone import FrozenBackbone
-from probes.train.sampling import SeededSamples, isolated_rng
+from probes.train.sampling import SeededSamples
 from tests.protocols import dense, probe3d_views, sources
 from tests.protocols.dense import photograph, random, seeded, summary
 from tests.protocols.probe3d_source import (

@@ -21,7 +21,7 @@ import yaml
 from torch import Tensor
 
 import backbones
-from probes.train.sampling import isolated_rng
+from cliptex_common.device import isolated_rng
 from tests.protocols import dense, sources
 from tests.protocols.dense import STEPS, depths, photograph, random, seeded, summary
 

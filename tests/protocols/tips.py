@@ -31,10 +31,10 @@ from backbones.adapters.open_clip import encode_dense
 from backbones.backbone import DataConfig
 from cliptex_common.settings import with_changes
 from probes.datasets.base import PreparedDataset
-from probes.dense.dataset import ShortSide
 from probes.dense.patches import open_vocabulary
 from probes.dense.patches.images import PatchImages, TextSpaceEncoder
 from probes.dense.patches.pixels import Patches, average_windows, windows
+from probes.dense.pipelines import ShortSide
 from probes.image_level.text import embed_names, templates_for
 from probes.registry import DATASETS, PROBES, find_preset
 from tests.probes.tiny_mmlab import context

@@ -137,11 +137,27 @@ def test_an_interval_of_a_share_is_wilsons():
     for right, count in ((8, 400), (198, 200), (100, 200), (0, 50), (50, 50)):
         scores = np.zeros((1, count))
         scores[0, :right] = 100
-        number = replace(estimate(sample(scores, 1000), width=100.0), width=100.0)
+        number = replace(estimate(sample(scores, 1000), width=100.0), least=0.0, width=100.0)
         expected = stats.binomtest(right, count).proportion_ci(method="wilson")
         assert number.low == pytest.approx(100 * expected.low, abs=0.35)
         assert number.high == pytest.approx(100 * expected.high, abs=0.35)
         assert 0 <= number.low <= number.value <= number.high <= 100
+
+
+def test_an_error_is_not_negative_and_a_difference_may_be(report):
+    """Of few images, of which one has nearly all of the error."""
+    errors = np.full((1, 25), 1e-3)
+    errors[0, 0] = 5.0
+    number = estimate(sample(errors))
+    bounded = replace(number, least=0.0)
+    assert number.low == pytest.approx(2 * number.value - number.high) and number.low < 0
+    assert (bounded.low, bounded.high) == (0.0, number.high)
+    assert np.isnan(replace(Estimate(0.5), least=0.0).low), "no noise is known"
+    assert gap_of(sample(errors), sample(errors[:, ::-1])).low < 0
+    errors_of = {
+        number.least for key, number in report.analysis.estimates.items() if key[2] == "rmse"
+    }
+    assert errors_of == {0.0}
 
 
 def test_where_no_image_differs_one_may():

@@ -30,24 +30,23 @@ from torchvision.transforms import (
 from torchvision.transforms.functional import resized_crop, to_tensor
 
 from backbones.backbone import Backbone, resize_concat
-from cliptex_common.device import Halving, upload
+from cliptex_common.device import Halving, isolated_rng, upload
 from cliptex_common.files import derive_seed
 from cliptex_common.images import spread_indices
 from probes.base import Context, TaskResult, requested_map
 from probes.datasets.base import Split
 from probes.dense.config import dataset_of, preprocessor
-from probes.dense.dataset import LOAD, ground_truth_config
 from probes.dense.group import Predicted, constant_note, draw_preview
 from probes.dense.losses import TaskScores
 from probes.dense.patches.pixels import Patches, resize_labels, windows
-from probes.dense.patches.probe import ImageSettings, has_void_class
+from probes.dense.patches.probe import has_void_class
+from probes.dense.pipelines import LOAD, ground_truth_config, resize_step
 from probes.dense.settings import native_stride, round_up
 from probes.features.files import content_hash
 from probes.features.maps import MapViews, all_crops, encoder_config
 from probes.features.store import DTYPES
 from probes.pictures import GALLERY_IMAGES
 from probes.train import frozen_backbone
-from probes.train.sampling import isolated_rng
 from reports.records import FLOOR
 
 AREA, ASPECT = (0.5, 2.0), (3 / 4, 4 / 3)  # of a crop: share of the image's area, width / height
@@ -122,23 +121,6 @@ class TextSpaceEncoder(torch.nn.Module):
                     part = interpolate(part, size=size, mode="bicubic")
                 maps.append(self.backbone.encode_dense(part).float())
         return (torch.cat(maps, dim=1),)
-
-
-def resize_step(settings: ImageSettings, divisor: int) -> dict[str, Any]:
-    """The step of a pipeline that resizes images, for patches of ``divisor`` pixels."""
-    side = settings.size
-    if settings.resize == "short-side-bicubic":
-        return {"type": "ShortSide", "side": side}
-    if not settings.is_square:
-        return {"type": "Resize", "scale": (4 * side, side), "keep_ratio": True}
-    side = side // divisor * divisor
-    return {
-        "type": "Resize",
-        "scale": (side, side),
-        "keep_ratio": False,
-        "backend": "pillow",
-        "interpolation": settings.resize.removeprefix("square-"),
-    }
 
 
 class PatchImages:

@@ -6,8 +6,12 @@ import re
 from contextlib import chdir
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
+from reports.comparison import first_level
+from reports.published.table import read_rows
 from reports.tracking import Tracker
 from tests.benchmark.run_command import run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder
@@ -118,4 +122,20 @@ def test_what_a_comparison_can_find(results, monkeypatch, capsys):
     voc, ade, nyu = (re.split("  +", row) for row in rows)
     assert voc[1:4] == ["mIoU", "%", "240"] and voc[5:7] == ["–", "1"]
     assert voc[1:] == ade[1:] and ade[-1] == "voc/linear, 1 comparison"
-    assert nyu[-1] == "unknown"
+    assert nyu[-1] == "nyu-depth/linear, seeds alone, VisBench 0.27.0"
+
+
+def test_before_the_first_run_published_seeds_say_what_can_be_found(workdir, capsys):
+    """Of paired differences whose noise is as published, more than 80 % are decided."""
+    assert run_command("power --task ade20k/linear,imagefolder/knn --seeds 1,5") == 0
+    text = capsys.readouterr().out
+    head, ade, knn = (re.split("  +", row) for row in text.splitlines()[:3])
+    row = dict(zip(head, ade, strict=True))
+    assert row["1 seed"] == "–" and row["noise"].startswith("voc/linear, seeds alone")
+    assert knn[-1] == "unknown" and "to another" in text
+    deviation = next(float(r["value"]) for r in read_rows("seeds") if r["task"] == "voc/linear")
+    error = np.sqrt(2 / 5) * deviation
+    critical = stats.t.ppf(1 - first_level(2) / 2, 4)
+    power = stats.nct.sf(critical, 4, float(row["5 seeds"]) / error)
+    assert 0.8 < power < 1
+    assert run_command("power --seeds 5") == 2, "no task"

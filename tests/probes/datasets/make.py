@@ -98,6 +98,14 @@ def make_camvid(root: Path, n_train: int = 4, n_val: int = 3) -> Path:
     return make_pairs(root, {"train": n_train, "val": n_val}, [*range(11), 255], *names)
 
 
+def make_nyu_40(root: Path) -> Path:
+    """40 classes and 255."""
+    names = "{part}_{index}.jpg", "{part}_{index}.png"
+    make_pairs(root, {"train": 4, "test": 3}, [*range(40), 255], *names)
+    (root / "annotations").rename(root / "semseg")
+    return root
+
+
 def make_coco_stuff(root: Path, n_train: int = 2, n_val: int = 2) -> Path:
     """171 classes and 255, as MMSegmentation stores them."""
     names = "{index:012d}.jpg", "{index:012d}_labelTrainIds.png"

@@ -17,10 +17,11 @@ from sklearn.metrics import jaccard_score
 import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare
-from probes.datasets.levels import list_images
+from probes.datasets.levels import list_unlabelled
 from probes.dense.boundaries import PEOPLE, Boundaries, agreement, match, matches, thin
 from probes.dense.computed import Corners, OcclusionEdges, Orientation, nearest_on_grid
 from probes.dense.foreground import Foreground
+from probes.predictor import load_predictor
 from probes.registry import DATASETS, PROBES
 from reports.per_image import image_scores
 from tests.probes import tiny_dense
@@ -177,6 +178,25 @@ def test_figures_of_merit_are_those_of_a_port_of_bsds():
         assert scores[name][0] == pytest.approx(value)
 
 
+def test_a_gallery_marks_hits_false_alarms_and_what_is_missed():
+    """Two people agree on a column; predicted are its upper half, three pixels beside it, and a
+    row that nobody marked."""
+    task, target = Boundaries(), np.full((1, 300, 400), 2 << PEOPLE, np.float32)
+    target[0, :, 200] += 3
+    prediction = np.zeros((1, 300, 400), np.float32)
+    prediction[0, :150, 203] = prediction[0, 250, 50:120] = 1.0
+    prediction = 2.4 * ndimage.gaussian_filter(prediction, (0, 1, 1))  # 0.96 on the lines
+    draw, legend = task.drawing([], [target])
+    picture = task.outcome(draw, target, prediction)
+    colours = {name: tuple(picture[at]) for name, at in MARKED.items()}
+    assert colours == task.outcomes and legend is not None
+    counts = [int((picture == colour).all(axis=2).sum()) for colour in task.outcomes.values()]
+    assert np.allclose(counts, [3 * 150, 3 * 70, 3 * 150], rtol=0.1)
+
+
+MARKED = {"hit": (75, 203), "false alarm": (250, 80), "missed": (225, 200)}
+
+
 def test_people_score_full_marks_against_themselves():
     lines = np.zeros((60, 80), bool)
     people = make.boundary_scene(0)[1]
@@ -204,9 +224,32 @@ def test_bsds_is_read_in_its_official_layout(tmp_path):
     assert [path for path, _ in damaged.skipped] == ["images/test/5.jpg"]
 
 
+@pytest.mark.integration
+def test_rooms_are_scored_as_scikit_learn_does_without_void_pixels(tmp_path):
+    root = make.make_nyu_40(tmp_path / "nyu")
+    data = prepare(DATASETS["nyu-40"], root, partial=True)
+    assert [len(data.samples[split]) for split in ("train", "val")] == [4, 3]
+    assert len(data.classes) == 40 and data.classes[39] == "otherprop"
+    probe = PROBES["segmentation/linear"]
+    options = probe.settings_type(size=48, batch_size=2, max_iters=20, warmup=0.0, lr=0.01)
+    result = probe.run(context(tmp_path / "work", data, options))
+    result.head.write(tmp_path / "head.safetensors")
+    predict = load_predictor(tmp_path / "head.safetensors")
+    targets, guesses = [], []
+    for sample in data.samples["val"]:
+        target = np.asarray(Image.open(root / sample.target))
+        assert (target == 255).any() and target.max(initial=0, where=target != 255) == 39
+        targets.append(target[target != 255])
+        guesses.append(predict(root / sample.image)[target != 255])
+    target, guess = np.concatenate(targets), np.concatenate(guesses)
+    present = np.union1d(target, guess)
+    expected = 100 * jaccard_score(target, guess, labels=present, average="macro")
+    assert result.metrics["mIoU"] == pytest.approx(expected) and expected > 0
+
+
 def test_images_without_folders_of_train_and_val_are_an_error(tmp_path):
     with pytest.raises(UserError, match="train and val"):
-        list_images(tmp_path, "train")
+        list_unlabelled(tmp_path, "train")
 
 
 @pytest.mark.integration

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 import probes.catalog  # noqa: F401  registers the kinds of all probes
 from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec
-from probes.dense.dataset import FollowImage
 from probes.dense.losses import TaskObjective
+from probes.dense.pipelines import FollowImage
 from probes.dense.probe import register_dense_task
 from probes.dense.task import DenseTask
 from probes.dense.tasks import DENSE_TASKS

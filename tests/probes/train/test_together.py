@@ -20,7 +20,7 @@ from backbones import registry
 from cliptex_common.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
-from probes.dense.dataset import LoadGroundTruth
+from probes.dense.pipelines import LoadGroundTruth
 from probes.features.files import stores
 from probes.features.store import root
 from probes.registry import PROBES

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
 import subprocess
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from benchmark.published import main
 from cliptex_common.errors import UserError
 from reports.published import table
-from reports.published.table import CORPUS, PROBES, SPEED, TIMM, ZERO_SHOT, read_source
+from reports.published.table import (
+    CORPUS,
+    PROBES,
+    SEED_RECORDS,
+    SPEED,
+    TIMM,
+    VISBENCH_SEEDS,
+    ZERO_SHOT,
+    read_source,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -110,6 +122,23 @@ def test_the_best_linear_probe_of_a_grid(tmp_path, folder):
     ]
 
 
+def write_controls(root):
+    """Scores of three backbones and five seeds on each board, in the layout of VisBench's records;
+    a frame of them."""
+    rng, rows = np.random.default_rng(0), []
+    for scale, (board, (*_, metric, _)) in enumerate(VISBENCH_SEEDS.items(), 1):
+        lines = []
+        for backbone, seed in itertools.product("abc", range(5)):
+            score = rng.normal(0.5, 0.01 * scale)
+            record = {"backbone": backbone, "seed": seed, "metrics": {metric: score}}
+            lines.append(json.dumps(record))
+            rows.append({"board": board, "backbone": backbone, metric: score})
+        path = root / SEED_RECORDS.format(board)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines))
+    return pd.DataFrame(rows)
+
+
 def test_visbench_has_the_newest_record_that_is_not_superseded(tmp_path, folder):
     scores = {"abs_rel": 0.1538, "rmse": 0.5308, "d1": 0.78513, "d2": 0.9, "d3": 1.0}
     weights = "timm/net/tag/224"
@@ -123,7 +152,15 @@ def test_visbench_has_the_newest_record_that_is_not_superseded(tmp_path, folder)
     path.parent.mkdir(parents=True)
     lines = [json.dumps(each) for each in [*records, {**other, "timestamp": "2026-12"}]]
     path.write_text("\n".join(lines))
-    assert read_source(tmp_path / "visbench").rows == 10
+    controls = write_controls(tmp_path / "visbench")
+    assert read_source(tmp_path / "visbench").rows == 10 + len(VISBENCH_SEEDS)
+    deviations = controls.groupby(["board", "backbone"]).std().groupby("board").median()
+    written = {row["task"]: float(row["value"]) for row in table.read_rows("seeds")}
+    for board, task, expected in [
+        ("seeds/depth", "nyu-depth/linear", deviations["abs_rel"]),
+        ("seeds/semantic_segmentation", "voc/linear", 100 * deviations["miou"]),
+    ]:
+        assert written[task] == pytest.approx(expected[board], rel=5e-3)
     rows = rows_of("visbench-nyu-depth")
     assert ("timm/net.tag", "nyu-depth/linear", "delta1", "80.00") in rows
     model = "hub/facebookresearch/dinov2:dinov2_vits14"

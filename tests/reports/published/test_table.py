@@ -46,7 +46,7 @@ def test_every_name_of_published_weights_belongs_to_a_family() -> None:
 
 def test_every_source_has_numbers_a_licence_and_a_digest_if_it_is_read_by_a_program() -> None:
     used = {number.source for number in published_numbers()}
-    used |= {row["source"] for row in read_rows("costs")}
+    used |= {row["source"] for name in ("costs", "seeds") for row in read_rows(name)}
     for row in read_rows("sources"):
         assert row["source"] in used and row["protocol"], row
         assert row["licence"] or row["source"] == "cliptex-1", row
