@@ -120,11 +120,13 @@ class Cost:
     ``pictures`` and ``label_free`` – and bytes of features that were stored.
 
     ``images["encode"]`` counts what went through the backbone, each view of an image once.
+    ``trained_parameters`` is the number of weights of the backbone that were trained.
     """
 
     seconds: dict[str, float] = field(default_factory=partial(defaultdict, float))
     images: dict[str, float] = field(default_factory=partial(defaultdict, float))
     disk_bytes: float = 0.0
+    trained_parameters: int = 0
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -163,6 +165,8 @@ class Cost:
         Without ``encode`` where every feature came from the cache.
         """
         metrics = {"disk_bytes": self.disk_bytes}
+        if self.trained_parameters:
+            metrics["trained_parameters"] = float(self.trained_parameters)
         for name, seconds in self.seconds.items():
             images = self.images.get(name)
             if images or name != "encode":
