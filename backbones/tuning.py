@@ -195,16 +195,46 @@ class Tuning:
     def merged(self) -> Backbone:
         """A frozen backbone with the tuned weights, and an identity of its own: it is probed,
         cached and saved as any other."""
-        with torch.inference_mode(False), torch.no_grad():
-            merged: Backbone = copy.deepcopy(self.original)
-            merged.forget_copies()
-            for name, parameter in merged.model.named_parameters():
+        weights = {}
+        with torch.no_grad():
+            for name, _ in self.original.model.named_parameters():
                 path, _, own = name.rpartition(".")
-                parameter.copy_(getattr(self.model.get_submodule(path), own))
-        base = self.original.weights
-        digest = state_sha256(merged.model_state())
-        merged.weights = replace(base, source=f"tuned from {base.source}", sha256=digest)
-        return merged.to(next(self.model.parameters()).device).freeze()
+                weights[name] = getattr(self.model.get_submodule(path), own)
+        merged = with_weights(self.original, weights)
+        return merged.to(next(self.model.parameters()).device)
+
+
+def changed_weights(backbone: Backbone, tuned: Backbone) -> dict[str, Tensor]:
+    """Name → weight of ``tuned.model``, of those that ``backbone`` has others of."""
+    base: dict[str, Tensor] = backbone.model.state_dict()
+    return {
+        name: weight
+        for name, weight in tuned.model.state_dict().items()
+        if not torch.equal(weight, base[name].to(weight.device))
+    }
+
+
+def with_weights(backbone: Backbone, weights: Mapping[str, Tensor]) -> Backbone:
+    """A copy of a backbone with some other weights, and an identity of its own.
+
+    Raises:
+        UserError: they are no weights of this backbone.
+    """
+    original: Backbone = getattr(backbone, "built", backbone)  # of a ``DeferredBackbone``
+    with torch.inference_mode(False), torch.no_grad():
+        changed = copy.deepcopy(original)
+        changed.forget_copies()
+        state = changed.model.state_dict()
+        if {**state, **weights}.keys() != state.keys() or any(
+            weights[name].shape != state[name].shape for name in weights
+        ):
+            raise UserError(
+                f"these are no tuned weights of {backbone.name!r}; name a finished run of it"
+            )
+        changed.model.load_state_dict({**state, **weights})
+    source, digest = f"tuned from {original.weights.source}", state_sha256(changed.model_state())
+    changed.weights = replace(original.weights, source=source, sha256=digest)
+    return changed.freeze()
 
 
 class LowRank(nn.Module):

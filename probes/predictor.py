@@ -279,6 +279,7 @@ class _ImageLevelPredictor(Predictor):
     def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
         super().__init__(head, backbone, device)
         metadata = head.metadata
+        self.backbone = head.tuned(self.backbone).to(device)
         self.encoding = Encoding(**metadata["encoding"])
         if pool := metadata.get("pool"):
             self.heads = stored_head(head)
