@@ -2,8 +2,8 @@
 
 ``all`` trains every weight that an output depends on, ``blocks:N`` those of the last N blocks
 (stages of a CNN) and what follows them, ``lora:R`` matrices of rank R that are added to the
-projections of attention (Hu et al., ICLR 2022). All but drop path stays in eval mode, so batch
-normalisation keeps its statistics.
+projections of attention (Hu et al., ICLR 2022), of a CNN to its 1×1 convolutions. All but drop path
+stays in eval mode, so batch normalisation keeps its statistics.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Tuning:
         trained: name → parameter that trains, by its name in ``backbone.model``.
 
     Raises:
-        UserError: there are fewer blocks, or no attention to adapt.
+        UserError: there are fewer blocks, or no matrix to adapt.
     """
 
     def __init__(
@@ -121,8 +121,8 @@ class Tuning:
             trained |= {f"{prefix}.{key}": each for key, each in added.named_parameters()}
         if not trained:
             raise UserError(
-                f"tune=lora:{rank}: backbone {self.backbone.name!r} has no attention; use"
-                " tune=blocks:N or tune=all"
+                f"tune=lora:{rank}: backbone {self.backbone.name!r} has neither attention nor"
+                " linear layers; use tune=blocks:N or tune=all"
             )
         return trained
 
@@ -238,24 +238,31 @@ def with_weights(backbone: Backbone, weights: Mapping[str, Tensor]) -> Backbone:
 
 
 class LowRank(nn.Module):
-    """W → W + up · down, of a matrix W (out, in): ``down`` (rank, in) begins as PEFT's, ``up``
-    (out, rank) with zeros, and the scale α / rank is 1."""
+    """W → W + up · down, of a matrix W (out, in) or (out, in, 1, 1): ``down`` (rank, in) begins as
+    PEFT's, ``up`` (out, rank) with zeros, and the scale α / rank is 1."""
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
-        outputs, inputs = weight.shape
+        outputs, inputs = weight.shape[:2]
         self.down = nn.Parameter(torch.empty(rank, inputs))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         self.up = nn.Parameter(torch.zeros(outputs, rank))
         self.to(weight.device)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.up @ self.down
+        return weight + (self.up @ self.down).view_as(weight)
 
 
 def attention_weights(model: nn.Module, used: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(path of a module, name of its weight) of the projections of attention among ``used``: linear
-    layers inside a module whose class is an attention, and torch's ``in_proj_weight``."""
+    layers inside a module whose class is an attention, and torch's ``in_proj_weight``. Of a network
+    without attention all that is linear at each position: linear layers and 1×1 convolutions."""
+    pointwise = [
+        (path, "weight")
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) or getattr(module, "kernel_size", ()) == (1, 1)
+        if getattr(module, "groups", 1) == 1 and f"{path}.weight" in used
+    ]
     paths = {
         (f"{outer}.{inner}" if inner else outer)
         for outer, attention in model.named_modules()
@@ -264,7 +271,7 @@ def attention_weights(model: nn.Module, used: Mapping[str, Any]) -> list[tuple[s
         if isinstance(module, nn.Linear | nn.MultiheadAttention)
     }
     names = [(path, name) for path in sorted(paths) for name in ("weight", "in_proj_weight")]
-    return [(path, name) for path, name in names if f"{path}.{name}" in used]
+    return [(path, name) for path, name in names if f"{path}.{name}" in used] or pointwise
 
 
 def timm_part(model: nn.Module, used: Mapping[str, Any]) -> tuple[str, Any] | None:

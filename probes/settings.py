@@ -48,7 +48,7 @@ class TuneSettings:
     Attributes:
         tune: the tier: ``frozen``; ``all`` weights; those of the last N ``blocks:N`` (stages of a
             CNN) and of what follows them; or ``lora:R``, matrices of rank R that are added to the
-            projections of attention. See ``backbones.tuning``.
+            projections of attention (of a CNN to its 1×1 convolutions). See ``backbones.tuning``.
         tune_rates: learning rates of the backbone to choose from on held-out training images;
             none for three that fit the tier.
         layer_decay: of ``all``: the factor of the rate from a block to the one before.

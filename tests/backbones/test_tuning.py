@@ -13,6 +13,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 import backbones
+from backbones.adapters.module import ModuleBackbone
 from backbones.adapters.transformers import HfBackbone
 from backbones.backbone import DataConfig, state_sha256
 from backbones.tuning import Tuning, blocks_of
@@ -176,9 +177,20 @@ def test_merged_weights_give_what_peft_gives(kind, hugging):
             assert torch.allclose(own, theirs, atol=1e-6)
 
 
-def test_low_rank_needs_attention():
-    with pytest.raises(UserError, match="has no attention"):
-        tuned("random/timm/test_resnet", "lora:2")
+def test_low_rank_of_a_cnn_is_of_its_pointwise_convolutions():
+    backbone = backbones.create("random/timm/test_efficientnet", seed=0)
+    images = torch.randn(2, 3, *backbone.data.size)
+    tuning = tuned(backbone, "lora:2")
+    fill(tuning)
+    module = tuning.model.get_submodule("blocks.1.0.conv_pwl")
+    base = backbone.model.get_submodule("blocks.1.0.conv_pwl").weight
+    added = module.parametrizations.weight[0]
+    assert torch.allclose(module.weight[..., 0, 0], base[..., 0, 0] + added.up @ added.down)
+    with torch.no_grad():
+        assert torch.allclose(tuning.backbone(images)[-1], tuning.merged()(images)[-1], atol=1e-5)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    with pytest.raises(UserError, match="has neither attention nor linear layers"):
+        tuned(ModuleBackbone(network, "net", DataConfig((8, 8), (0.0,) * 3, (1.0,) * 3)), "lora:2")
 
 
 def test_copies_for_other_sizes_share_what_trains(small_clip):

@@ -186,8 +186,8 @@ def test_plain_mmengine_trains_the_same(data, tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_is_one_line(data, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="has no attention"):
-        train(tmp_path / "a", data, "lora:2", name="random/timm/test_resnet")
+    with pytest.raises(UserError, match="has 6 blocks; ask for fewer"):
+        train(tmp_path / "a", data, "blocks:7")
     with pytest.raises(UserError, match="lr_grid="):
         changes = {"tune": "all", "lr_grid": "0.1,0.2"}
         with_changes(PROBES["segmentation/linear"].settings_type(), changes)
