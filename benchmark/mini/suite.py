@@ -78,7 +78,7 @@ TUNE_ABOUT = (
 
 def tune_suite(iters: int, epochs: int) -> dict[str, Any]:
     """``tasks`` of each tier, under the same head, schedule and crops."""
-    shared = {"size": 64, "tune": TIERS}
+    shared = {"size": 64, "tune": TIERS, "tune_rates": (3e-4, 1e-3)}
     dense = {**DENSE_SETTINGS, **shared, "max_iters": iters, "schedule": "cosine"}
     classes = {**shared, "epochs": epochs, "batch_size": 64}
     return {
@@ -119,7 +119,7 @@ for name, about, content in (
     ("mini", ABOUT, mini_suite(200, 200, without=["pspnet"])),
     ("smoke", "the mini suite, tiny, for tests", mini_suite(20, 10, without=NEIGHBOURS)),
     ("sweep", SWEEP, mini_suite(100, 100, without=["pspnet", "mask-rcnn", *NEIGHBOURS])),
-    ("tune", TUNE_ABOUT, tune_suite(60, 5)),
+    ("tune", TUNE_ABOUT, tune_suite(40, 2)),
 ):
     register_suite(
         Suite(
