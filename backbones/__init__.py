@@ -13,7 +13,7 @@ from cliptex_common.registry import keep_importable
 if TYPE_CHECKING:
     from backbones.backbone import Backbone, DataConfig
     from backbones.bridges import as_eva, as_mteb, as_torchgeo_bench
-    from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from backbones.checkpoint import Checkpoint, load_checkpoint, save_backbone, save_checkpoint
     from backbones.registry import BACKBONES, Entry, create, find, names, register
     from backbones.weights import Weights
 
@@ -33,6 +33,7 @@ __all__ = [
     "load_checkpoint",
     "names",
     "register",
+    "save_backbone",
     "save_checkpoint",
 ]
 

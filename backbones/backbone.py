@@ -243,6 +243,12 @@ class Backbone(nn.Module, ABC):
         """
         raise UserError(f"backbone {self.name!r} has no text tower; choose one such as clip")
 
+    def forget_copies(self) -> None:
+        """Drop the copies of the network for other sizes of images; they are made again when they
+        are needed, of its present weights."""
+        if copies := vars(self).get("_sized"):
+            copies.clear()
+
     def model_state(self) -> dict[str, Tensor]:
         """The network's own state dict, as ``save_checkpoint`` writes it; the identity has its
         digest."""

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from backbones.backbone import DataConfig, state_sha256
+from backbones.backbone import Backbone, DataConfig, state_sha256
 from cliptex_common.errors import UserError, first_line
 from cliptex_common.files import atomic_write
 
@@ -90,6 +90,22 @@ def save_checkpoint(checkpoint: Checkpoint) -> str:
     with atomic_write(checkpoint.path) as temporary:
         save_file(state, temporary, metadata=metadata)
     return digest
+
+
+def save_backbone(path: Path, backbone: Backbone) -> str:
+    """Write the weights of a backbone, such as the tuned one of a predictor, as ``--weights`` takes
+    them. Returns and raises as ``save_checkpoint``."""
+    return save_checkpoint(
+        Checkpoint(
+            path,
+            backbone.model_state(),
+            backbone.architecture,
+            dict(backbone.model_config),
+            backbone.data,
+            backbone.weights.licence,
+            backbone.weights.source,
+        )
+    )
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -47,7 +47,7 @@ from probes.registry import (
     trained_task,
 )
 from probes.upsamplers.names import HUB_SOURCES
-from reports.records import Cell, cell_key, network_key
+from reports.records import Cell, cell_key, network_key, variant_parts
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +63,12 @@ NEUTRAL = {
     "bins_read": "features",
     "relative_weight": 0.0,
     "solver": "sgd",
+    "tune": "frozen",
+    "tune_rates": (),
+    "layer_decay": 0.75,
+    "drop_path": 0.1,
+    "checkpointing": False,
+    "accumulate": 1,
 }
 
 
@@ -132,7 +138,7 @@ class PlannedTask:
 
     def varies(self, axis: str) -> bool:
         """Whether this is a variant of a task by an axis such as ``size``."""
-        return any(part.startswith(f"{axis}=") for part in self.name.split(":")[1:])
+        return any(part.startswith(f"{axis}=") for part in variant_parts(self.name))
 
     @property
     def main_metric(self) -> str:
@@ -473,9 +479,9 @@ def split_variant(name: str, probe: Probe) -> dict[str, str]:
     Raises:
         UserError: the probe has no such axis.
     """
-    task, *parts = name.split(":")
+    task = name.partition(":")[0]
     fixed: dict[str, str] = {}
-    for part in filter(None, parts):
+    for part in filter(None, variant_parts(name)):
         axis, equals, value = part.partition("=")
         if not equals:
             axis, value = probe.train_size, part
@@ -551,7 +557,9 @@ def _variant(task: PlannedTask, values: Mapping[str, str]) -> PlannedTask:
             before, value = task.train_share, share
         else:
             before, value = (getattr(each, probe.axes[axis]) for each in (task.settings, settings))
-        if axis != probe.train_size:
+        if axis == "tune":
+            name += f":tune={value}" if value != "frozen" else ""
+        elif axis != probe.train_size:
             name += f":{axis}={value[0] if isinstance(value, tuple) else value}"
         elif value != before:
             name += f":{value}"
@@ -613,8 +621,12 @@ def plan_tasks(
         changes, ranges = split_values(probe, free)
         if probe.train_size in changes:  # each value that a user gives is a task of its own
             ranges[probe.train_size] = [changes.pop(probe.train_size)]
+        if "tune" in changes:  # a tier of its own, whose numbers join no frozen ones
+            ranges["tune"] = [changes.pop("tune")]
         applied |= {(scope, key) for scope in ("", trained) for key in (*changes, *ranges)}
         listed, of_suite = split_values(probe, listed)
+        if "tune" in listed and "tune" not in texts:
+            of_suite["tune"] = [listed.pop("tune")]
         ranges |= {axis: of_suite[axis] for axis in of_suite if axis not in texts}
         ranges |= {axis: [value] for axis, value in fixed.items()}
         axes = [axis for axis in probe.axes if axis in ranges]  # variants' names have this order

@@ -16,7 +16,16 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeVar,
+    runtime_checkable,
+)
 
 from pydantic import BeforeValidator
 
@@ -120,11 +129,13 @@ class Cost:
     ``pictures`` and ``label_free`` – and bytes of features that were stored.
 
     ``images["encode"]`` counts what went through the backbone, each view of an image once.
+    ``trained_parameters`` is the number of weights of the backbone that were trained.
     """
 
     seconds: dict[str, float] = field(default_factory=partial(defaultdict, float))
     images: dict[str, float] = field(default_factory=partial(defaultdict, float))
     disk_bytes: float = 0.0
+    trained_parameters: int = 0
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -163,6 +174,8 @@ class Cost:
         Without ``encode`` where every feature came from the cache.
         """
         metrics = {"disk_bytes": self.disk_bytes}
+        if self.trained_parameters:
+            metrics["trained_parameters"] = float(self.trained_parameters)
         for name, seconds in self.seconds.items():
             images = self.images.get(name)
             if images or name != "encode":
@@ -217,6 +230,10 @@ class Context(EncodeContext):
     head: Head | None = None
     config: Any = None
 
+    def with_head_weights(self) -> Context:
+        """The context with the backbone that the task of ``head`` has tuned, if it has."""
+        return self if self.head is None else replace(self, backbone=self.head.tuned(self.backbone))
+
     @property
     def training(self) -> Context:
         """The context with the dataset that the probe is trained on."""
@@ -249,9 +266,27 @@ class Head:
         sha256: of its file; '' before it is stored.
     """
 
+    PREFIX: ClassVar[str] = "backbone."  # of tuned weights, where ``metadata`` has the ``tune``
+
     tensors: Mapping[str, torch.Tensor]
     metadata: Mapping[str, Any]
     sha256: str = ""
+
+    def _parts(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Its own weights, and by their names in the network those of the backbone."""
+        own, tuned = dict[str, Any](), dict[str, Any]()
+        for name, tensor in self.tensors.items():
+            is_tuned = "tune" in self.metadata and name.startswith(self.PREFIX)
+            (tuned if is_tuned else own)[name.removeprefix(self.PREFIX * is_tuned)] = tensor
+        return own, tuned
+
+    def tuned(self, backbone: Backbone) -> Backbone:
+        """The backbone, with the weights that the head's task has tuned. Raises ``UserError`` if it
+        has others."""
+        from backbones.tuning import with_weights
+
+        _, weights = self._parts()
+        return with_weights(backbone, weights) if weights else backbone
 
     @classmethod
     def of(cls, context: Context, tensors: Mapping[str, torch.Tensor], **metadata: Any) -> Head:
@@ -284,7 +319,7 @@ class Head:
         """Give ``module`` the weights. Raises ``UserError`` if it has others, by their names and
         shapes."""
         try:
-            module.load_state_dict(self.tensors)
+            module.load_state_dict(self._parts()[0])
         except RuntimeError as error:
             raise UserError(f"this is no head of the task: {error}; name a finished run") from error
 

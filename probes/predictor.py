@@ -112,12 +112,13 @@ Picture = str | Path | np.ndarray  # a file, or (H, W, 3) uint8 RGB
 
 
 class Predictor(ABC):
-    """A frozen backbone with a trained head.
+    """A backbone with a trained head.
 
     Attributes:
         task: name of the dataset that the head was trained on.
         classes: their names, by the numbers in the predictions.
-        backbone: on ``device``.
+        backbone: on ``device``; where the head's task tuned it, with these weights, which
+            ``backbones.save_backbone`` writes.
     """
 
     def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
@@ -239,6 +240,9 @@ class _MMLabPredictor(Predictor):
             self.prepare = Compose(metadata["pipeline"][1:])
         head.load_into(self.model)
         self.model.to(device).eval()
+        for module in self.model.modules():
+            if isinstance(module, frozen_backbone.TunedBackbone):
+                self.backbone = module.tuning.merged()
 
     @torch.no_grad()
     def __call__(self, image: Picture) -> Any:
@@ -275,6 +279,7 @@ class _ImageLevelPredictor(Predictor):
     def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
         super().__init__(head, backbone, device)
         metadata = head.metadata
+        self.backbone = head.tuned(self.backbone).to(device)
         self.encoding = Encoding(**metadata["encoding"])
         if pool := metadata.get("pool"):
             self.heads = stored_head(head)

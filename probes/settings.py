@@ -7,21 +7,73 @@ Importing this imports neither torch nor MMEngine.
 from __future__ import annotations
 
 import math
+import re
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from cliptex_common.errors import UserError
 from cliptex_common.settings import (
     Axis,
     Fraction,
+    PositiveShare,
     Precision,
     Probability,
     Share,
     settings_dataclass,
 )
+
+
+def _read_tier(value: Any) -> str:
+    if not re.fullmatch(r"frozen|all|(blocks|lora):[1-9]\d*", text := str(value)):
+        raise ValueError("must be frozen, all, blocks:N or lora:R, such as blocks:4")
+    return text
+
+
+Tier = Annotated[str, BeforeValidator(_read_tier), Axis("tune")]
+# to choose from where ``tune_rates`` names none
+TUNE_RATES = {
+    "all": (3e-5, 1e-4, 3e-4),
+    "blocks": (3e-5, 1e-4, 3e-4),
+    "lora": (3e-4, 1e-3, 3e-3),
+}
+
+
+@settings_dataclass
+class TuneSettings:
+    """What of the backbone is trained, beside the head.
+
+    Attributes:
+        tune: the tier: ``frozen``; ``all`` weights; those of the last N ``blocks:N`` (stages of a
+            CNN) and of what follows them; or ``lora:R``, matrices of rank R that are added to the
+            projections of attention (of a CNN to its 1×1 convolutions). See ``backbones.tuning``.
+        tune_rates: learning rates of the backbone to choose from on held-out training images;
+            none for three that fit the tier.
+        layer_decay: of ``all``: the factor of the rate from a block to the one before.
+        drop_path: highest rate of drop path in blocks that train, where the architecture has it.
+        checkpointing: activations of blocks are computed again in the backward pass, which takes
+            less memory and more time.
+        accumulate: a batch is taken in so many parts, whose gradients are added up.
+    """
+
+    tune: Tier = "frozen"
+    tune_rates: tuple[PositiveFloat, ...] = ()
+    layer_decay: PositiveShare = 0.75
+    drop_path: Share = 0.1
+    checkpointing: bool = False
+    accumulate: PositiveInt = 1
+
+    @property
+    def is_tuned(self) -> bool:
+        return self.tune != "frozen"
+
+    @property
+    def backbone_rates(self) -> tuple[float, ...]:
+        """The learning rates of the backbone to choose from; none of the frozen tier."""
+        return self.tune_rates or TUNE_RATES.get(self.tune.partition(":")[0], ())
+
 
 Schedule = Literal[  # after the first three the keys of ``RATES``
     "poly", "cosine", "steps", "dinov3-segmentation", "dinov3-depth", "pixio", "probe3d"
@@ -63,7 +115,7 @@ def places(settings_type: type) -> dict[str, At]:
 
 
 @settings_dataclass
-class TrainingSettings:
+class TrainingSettings(TuneSettings):
     """The training of an MMEngine probe; every field is part of the task's identity.
 
     Attributes:
@@ -92,7 +144,8 @@ class TrainingSettings:
         flip: probability of a horizontal flip in training (the x of normals changes sign with it).
         precision: of the frozen backbone: ``fp32``, ``bf16``, or ``auto``, which a plan replaces by
             one of them.
-        cache: the precision that the backbone's maps are cached in, or ``none``; see the probes.
+        cache: the precision that the maps of a frozen backbone are cached in, or ``none``; see the
+            probes.
     """
 
     protocol: str = "own"

@@ -505,6 +505,10 @@ def _mean_gains(
         own = {column: error for (backbone, column), error in errors.items() if backbone == name}
         if not own:
             continue
+        if any(not column.tier for column in own):  # tiers share no mean
+            tuned = [column for column in own if column.tier]
+            excluded |= {(name, column): "its backbone is tuned" for column in tuned}
+            own = {column: own[column] for column in own if not column.tier}
         evidence = {
             column: (error.images >= MIN_IMAGES, error.count, error.seeds, error.split)
             for column, error in own.items()

@@ -366,7 +366,8 @@ def _groups(analysis: Analysis) -> list[_Group]:
     members: dict[str, list[int]] = defaultdict(list)
     for number, column in enumerate(columns):
         dataset, _, probe = column.base.rpartition("/")
-        for label in ("all tasks", f"probe: {probe}", f"data: {dataset}"):
+        tier = f", {column.tier}" if column.tier else ""  # frozen and tuned share no place
+        for label in (f"all tasks{tier}", f"probe: {probe}", f"data: {dataset}{tier}"):
             members[label].append(number)
     for number, column in enumerate(columns):
         members[f"task: {_title(analysis, column)}"].append(number)

@@ -243,6 +243,8 @@ def markdown(report: Report) -> str:
             "",
             *_list([*report.averages, *report.levels, *report.power]),
         ]
+    if report.tiers:
+        lines += ["## Frozen and tuned", "", *_list(report.tiers)]
     for table in report.tables:
         lines += [f"## {plain_text(table.title)}", ""]
         lines += markdown_table(_with_marks(table).map(markdown_cell).rename(columns=_title))

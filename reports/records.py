@@ -197,6 +197,12 @@ LEVELS = ("low", "mid", "high")
 KIND_LEVELS: dict[str, str] = {}  # kind of task → its level; high where probes name no other
 
 
+def variant_parts(task: str) -> list[str]:
+    """What makes a variant of a task: ``voc/linear:0.1:tune=lora:16`` → ``0.1``,
+    ``tune=lora:16``."""
+    return re.findall(r":((?:tune=(?:blocks|lora):)?[^:]*)", task)
+
+
 def metric_key(name: str) -> str:
     """A name of a metric or tag as MLflow accepts it: without ``@``, ``+``, ``=`` and ``%``.
 

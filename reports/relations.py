@@ -27,7 +27,7 @@ from reports.figures import (
     scatter,
 )
 from reports.provenance import Provenance
-from reports.records import PARTS, Cell, metric_key
+from reports.records import PARTS, Cell, metric_key, variant_parts
 from reports.selection import TaskColumn
 from reports.statistics import MIN_LIKENESS, Estimate, difference, estimate, part_likeness, spearman
 from reports.store import Store
@@ -89,7 +89,7 @@ def task_variants(analysis: Analysis) -> dict[str, list[Variant]]:
 
 
 def _parts(column: TaskColumn) -> list[str]:
-    return column.task.split(":")[1:]
+    return [part for part in variant_parts(column.task) if part != column.tier]
 
 
 def _values(analysis: Analysis, column: TaskColumn, sampled: bool) -> dict[str, str]:

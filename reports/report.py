@@ -76,6 +76,7 @@ from reports.tables import (
     overview,
     sections,
 )
+from reports.tiers import tier_figures, tier_lines
 from reports.trainings import (
     head_curves,
     head_figures,
@@ -102,7 +103,8 @@ class Report:
 
     Attributes:
         axes: the best values of settings, a sentence each; steps: what scores of checkpoints do;
-            levels: mean gains over the tasks of each level.
+            tiers: whether the frozen order holds when the backbones are tuned; levels: mean gains
+            over the tasks of each level.
         mode_changes: where features change mode between sizes; in ``notes``, too.
         costs: of backbones (``reports.relations.cost_frame``).
         figures: by part of the page.
@@ -132,6 +134,7 @@ class Report:
     averages: list[str] = field(default_factory=list)
     axes: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
+    tiers: list[str] = field(default_factory=list)
     levels: list[str] = field(default_factory=list)
     mode_changes: list[str] = field(default_factory=list)
     styles: dict[str, Style] = field(default_factory=dict)
@@ -236,6 +239,7 @@ def build_report(
         levels=level_lines(analysis),
         axes=list(best_values(analysis)),
         steps=step_lines(analysis),
+        tiers=tier_lines(analysis),
         mode_changes=changes,
         overview=overview(analysis),
         tables=[*sections(analysis), *filter(None, [experts_table(analysis)])],
@@ -250,6 +254,7 @@ def build_report(
             "reliability": reliability(store, analysis),
             "axes": axis_figures(analysis),
             "levels": profile(analysis),
+            "tiers": tier_figures(analysis),
             "steps": step_figures(analysis),
             "costs": costs_of_backbones(analysis, judgements, costs),
             "diagnostics": diagnostics_figures(analysis, diagnostics),

@@ -24,6 +24,7 @@ from reports.records import (
     Record,
     TrackingError,
     task_tag,
+    variant_parts,
 )
 from reports.store import PREFIX, Store
 
@@ -55,11 +56,16 @@ class TaskColumn:
 
     @property
     def base(self) -> str:
-        """The task without its variant: ``voc/linear`` of ``voc/linear:0.1``.
+        """The task without its variant but for its tier: ``voc/linear`` of ``voc/linear:0.1``.
 
         Means over tasks count all variants as one.
         """
-        return self.task.partition(":")[0]
+        return self.task.partition(":")[0] + (f":{self.tier}" if self.tier else "")
+
+    @property
+    def tier(self) -> str:
+        """``tune=lora:16`` where the backbone was tuned; '' of a frozen one."""
+        return next((part for part in variant_parts(self.task) if part.startswith("tune=")), "")
 
     @property
     def level(self) -> str:

@@ -126,7 +126,10 @@ class SizedCopies:
             with torch.inference_mode(False), torch.no_grad():
                 resized: Any = copy.deepcopy(self.model, memo=shared)
                 self.resize(resized, size)
-            self._copies[size] = resized.requires_grad_(False).eval()
+            for parameter in resized.parameters():
+                if id(parameter) not in shared:
+                    parameter.requires_grad_(False)
+            self._copies[size] = resized
             while len(self._copies) > MAX_COPIES:
                 self._copies.popitem(last=False)
         self._copies.move_to_end(size)

@@ -1,4 +1,5 @@
-"""The suites of the mini world: ``mini`` (the default), ``smoke`` (tiny, for tests), ``sweep``."""
+"""The suites of the mini world: ``mini`` (the default), ``smoke`` (tiny, for tests), ``sweep``,
+``tune`` (frozen and tuned)."""
 
 from __future__ import annotations
 
@@ -74,6 +75,27 @@ def mini_suite(iters: int, detect_iters: int, without: Sequence[str] = ()) -> di
     }
 
 
+TIERS = ("frozen", "blocks:1", "lora:4", "all")
+TUNE_ABOUT = (
+    "the mini world's segmentation, depth and classification, frozen and tuned in three tiers:"
+    " does the order of the backbones hold?"
+)
+
+
+def tune_suite(iters: int, epochs: int) -> dict[str, Any]:
+    """``tasks`` of each tier, under the same head, schedule and crops."""
+    shared = {"size": 64, "tune": TIERS, "tune_rates": (3e-4, 1e-3)}
+    dense = {**DENSE_SETTINGS, **shared, "max_iters": iters, "schedule": "cosine"}
+    classes = {**shared, "epochs": epochs, "batch_size": 64}
+    return {
+        "tasks": {
+            "mini-seg/linear": dense,
+            "mini-depth/linear": dense | DEPTH_SETTINGS,
+            "mini-class/linear": classes,
+        }
+    }
+
+
 BACKBONE_SETS = {
     "clip-ft": ("clip", "clip-ft"),
     # random, which needs no training, gives the first numbers, and shows what is learnt at all
@@ -103,6 +125,7 @@ for name, about, content in (
     ("mini", ABOUT, mini_suite(200, 200, without=["pspnet"])),
     ("smoke", "the mini suite, tiny, for tests", mini_suite(20, 10, without=NEIGHBOURS)),
     ("sweep", SWEEP, mini_suite(100, 100, without=["pspnet", "mask-rcnn", *NEIGHBOURS])),
+    ("tune", TUNE_ABOUT, tune_suite(40, 2)),
 ):
     register_suite(
         Suite(

@@ -514,3 +514,4 @@ SIZES = {
 }
 # a sweep repeats a shorter training; world, CLIP, experts and labels are those of mini
 SIZES["sweep"] = replace(SIZES["mini"], tune={**SIZES["mini"].tune, "epochs": 1.0})
+SIZES["tune"] = SIZES["mini"]

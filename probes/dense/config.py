@@ -34,6 +34,7 @@ from probes.dense.settings import (
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.maps import ROUNDED, encoder_config, loader_config
 from probes.train.config import apply_training
+from probes.train.frozen_backbone import tune_config
 from probes.train.sampling import batch_options
 
 
@@ -71,12 +72,14 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         model.test_cfg.update(mode="slide", **slide)
         # windows end with the image, which is padded where it is smaller than a window
         prepare["test_cfg"] = {"size_divisor": 1} if settings.slide_padded else {"size": window}
-    encoder = encoder_config(model.backbone.to_dict(), prepare, settings.cache, context.device.type)
-    if settings.cache in ROUNDED:  # a stored head predicts from images as it learned from the store
-        model.backbone.rounded = settings.cache
+    crop = head_input(settings, backbone).crop
+    tune_config(config, model.backbone, settings, crop)
+    cache = "none" if settings.is_tuned else settings.cache
+    encoder = encoder_config(model.backbone.to_dict(), prepare, cache, context.device.type)
+    if cache in ROUNDED:  # a stored head predicts from images as it learned from the store
+        model.backbone.rounded = cache
     model.update(data_preprocessor={**prepare, "type": "ViewsPreprocessor"}, train_cfg={})
 
-    crop = head_input(settings, backbone).crop
     complete_pipelines(config, spec, classes, settings, crop, prepare["mean"])
     train, val = config.train_dataloader, config.val_dataloader
     train.dataset.update(dataset_of(train_data, "train"))

@@ -29,22 +29,26 @@ from probes.datasets.base import PreparedDataset
 from probes.dense.config import dense_config
 from probes.dense.losses import TaskScores
 from probes.dense.pipelines import image_only
+from probes.dense.settings import DenseSettings
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.files import content_hashes
 from probes.pictures import GALLERY_IMAGES, write_gallery
 from probes.select import Candidate, held_out_by_content, log_scores, select_candidate
-from probes.train.loop import HeadTrainer, config_text, train_together
+from probes.train.loop import HeadTrainer, config_text, note_tuning, train_together
 from reports.records import CEILING, FLOOR
 
 ProbeAndContext = tuple[Probe, Context]
 
 
-def join_group(probe: Probe, context: Context) -> tuple[str, Context]:
+def join_group(probe: Probe, context: Context) -> tuple[str | None, Context]:
     """A key that is equal for tasks that one loop can train on the same batches: those of one seed
     and of the same crops of the same photographs for one frozen backbone. Ground truth, head,
-    optimizer, schedule and length may differ. And the context with its resolved config."""
+    optimizer, schedule and length may differ. None for one that tunes its backbone, which is
+    trained alone. And the context with its resolved config."""
     config, settings = dense_config(probe, context), context.settings
     context = replace(context, config=config)
+    if settings.is_tuned:
+        return None, context
     shared: list[Any] = ["dense", context.seed, settings.batch_size, context.data.train_indices]
     shared += [
         settings.shuffle,
@@ -92,7 +96,7 @@ def run_group(tasks: Sequence[ProbeAndContext]) -> list[TaskResult | Exception]:
     grids = {
         index: tasks[index]
         for index, (_, context) in heads.items()
-        if context.head is None and context.settings.lr_grid
+        if context.head is None and len(rates_of(context.settings)) > 1
     }
     if grids:
         for index, choice in choose(grids, f"{names}: learning rates").items():
@@ -125,6 +129,7 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
     if context.head is None:
         scored_by = trainer.config, trainer.val_dataset
         notes += constant_note(context.data, metrics, per_image, *scored_by)
+    notes += note_tuning(trainer)
     main = next(iter(probe.metrics))
     bounds = {end: metrics.pop(end + main) for end in (FLOOR, CEILING) if end + main in metrics}
     notes += [*rate_notes, *trainer.notes]
@@ -151,9 +156,18 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
 Choice = tuple[Context, list[str]]  # of a head with the best rate, and notes for the user
 
 
+def rates_of(settings: DenseSettings) -> tuple[float, ...]:
+    """The learning rates to choose from: of the backbone where it is tuned, else of the head; none
+    for ``lr``."""
+    return settings.backbone_rates or settings.lr_grid
+
+
 def with_rate(context: Context, rate: float) -> Context:
-    """``context`` for a head with this learning rate, without a grid."""
-    settings = replace(context.settings, lr=rate, lr_grid=())
+    """``context`` for a training with this one of ``rates_of``, without a choice."""
+    if context.settings.is_tuned:
+        settings = replace(context.settings, tune_rates=(rate,))
+    else:
+        settings = replace(context.settings, lr=rate, lr_grid=())
     return replace(context, settings=settings, config=None)
 
 
@@ -169,7 +183,7 @@ def choose(tasks: Mapping[int, ProbeAndContext], description: str) -> dict[int, 
     heads = {}
     for index, (probe, context) in tasks.items():
         images = frozenset(context.data.encoded("train")[item].image for item in held_out)
-        for rate in sorted(context.settings.lr_grid):
+        for rate in sorted(rates_of(context.settings)):
             folder = context.work_dir / f"lr_{rate:g}"
             folder.mkdir(parents=True, exist_ok=True)
             log = _SuffixedLog(context.log, f"/lr_{rate:g}")
@@ -178,7 +192,7 @@ def choose(tasks: Mapping[int, ProbeAndContext], description: str) -> dict[int, 
     trained = train_together(heads, description=description, leave_out=held_out)
     choices = {}
     for index, (probe, context) in tasks.items():
-        rates = {rate: trained[index, rate] for rate in sorted(context.settings.lr_grid)}
+        rates = {rate: trained[index, rate] for rate in sorted(rates_of(context.settings))}
         choices[index] = _choose(probe, context, rates, len(held_out))
     return choices
 
@@ -202,7 +216,8 @@ def _choose(
     log_scores(context.log, main, candidates, context.settings.max_iters)
     best, reason = select_candidate(candidates, main, held_out, metric.direction)
     context.log.log_metrics({"select/lr": best.value}, context.settings.max_iters)
-    notes.insert(0, f"learning rate {best.value:g}: {reason}; then trained on all")
+    subject = "learning rate of the backbone" if context.settings.is_tuned else "learning rate"
+    notes.insert(0, f"{subject} {best.value:g}: {reason}; then trained on all")
     return with_rate(context, best.value), notes
 
 

@@ -95,14 +95,14 @@ class DenseProbe(Probe):
         """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the
         first rate."""
         from probes.dense.config import dense_config
-        from probes.dense.group import with_rate
+        from probes.dense.group import rates_of, with_rate
         from probes.train.loop import config_text
 
-        if rates := context.settings.lr_grid:
+        if rates := rates_of(context.settings):
             context = with_rate(context, rates[0])
         return config_text(None, context, lambda used: dense_config(self, used))
 
-    def join_group(self, context: Context) -> tuple[str, Context]:
+    def join_group(self, context: Context) -> tuple[str | None, Context]:
         """See ``probes.dense.group.join_group``."""
         from probes.dense.group import join_group
 

@@ -64,9 +64,9 @@ class DenseSettings(TrainingSettings):
         batch_size: at least 2 for deeplabv3 and pspnet.
         epochs: length of training in passes over its images, instead of ``max_iters``; 0 for
             ``max_iters``.
-        lr_grid: learning rates to choose from, instead of ``lr``: a head is trained with each on
-            nine tenths of the training images, and the best one on the rest is scored; see
-            ``probes.dense.group``. Empty: ``lr``.
+        lr_grid: learning rates to choose from, instead of ``lr``, where the backbone is frozen: a
+            head is trained with each on nine tenths of the training images, and the best one on the
+            rest is scored; see ``probes.dense.group``. Empty: ``lr``.
         loss_images: the loss is the mean over groups of so many images, as over the GPUs of a
             source; none for the whole batch (for each image of depth without bins).
         layers: ``all`` of the backbone's feature maps, the ``last`` only, or one layer: a number
@@ -141,10 +141,16 @@ class DenseSettings(TrainingSettings):
             raise UserError(f"size={self.size}: must be 16 or more, or 0 to keep the images' sizes")
         if not self.size and not self.crop:
             raise UserError("size=0 keeps the sizes of images, which differ; set crop as well")
-        names = {f"{rate:g}" for rate in self.lr_grid}  # of their heads' folders
-        if len(self.lr_grid) == 1 or len(names) < len(self.lr_grid):
+        for name, grid in (("lr_grid", self.lr_grid), ("tune_rates", self.tune_rates)):
+            names = {f"{rate:g}" for rate in grid}  # of their heads' folders
+            if (name == "lr_grid" and len(grid) == 1) or len(names) < len(grid):
+                raise UserError(
+                    f"{name}={grid}: must be two or more different rates, or none to use lr"
+                )
+        if self.is_tuned and (self.lr_grid or self.upsampler != "bilinear"):
             raise UserError(
-                f"lr_grid={self.lr_grid}: must be two or more different rates, or none to use lr"
+                f"tune={self.tune} chooses the rate of the backbone, and trains maps as they are;"
+                " set lr_grid= and upsampler=bilinear"
             )
         if (self.feature_stride or 1) > min(self.crop or (self.size,)):
             raise UserError(

@@ -252,14 +252,16 @@ def detection_config(probe: Any, context: Context) -> Config:
     model.data_preprocessor.update(prepare)
     frozen = model.backbone.backbone
     frozen.update(context.backbone_config)
+    frozen_backbone.tune_config(config, frozen, settings, None)
+    cache = "none" if settings.is_tuned else settings.cache
     encoder = encoder_config(
         frozen.to_dict(),
         {**model.data_preprocessor, "type": "DetDataPreprocessor"},
-        settings.cache,
+        cache,
         context.device.type,
     )
-    if settings.cache in ROUNDED:
-        frozen.rounded = settings.cache
+    if cache in ROUNDED:
+        frozen.rounded = cache
     train, val = config.train_dataloader, config.val_dataloader
     is_grouped = getattr(settings, "aspect_ratio_groups", False)
     train.dataset.aspect_groups = settings.batch_size if is_grouped else 0

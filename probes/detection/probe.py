@@ -37,7 +37,7 @@ class DetectionProbe(Probe):
         """Train the detector on ``train`` and score ``val`` by COCO's rules."""
         from probes.detection.coco import draw_preview
         from probes.detection.models import detection_config
-        from probes.train.loop import config_text, run_training
+        from probes.train.loop import config_text, note_tuning, run_training
 
         data = context.data
         config = detection_config(self, context)
@@ -47,7 +47,7 @@ class DetectionProbe(Probe):
         if sorted(scores.image_ids) != sorted(names):
             raise RuntimeError("the images that were scored are not those of val")
         context.cost.add(trainer.cost)
-        notes, train = list(trainer.notes), trainer.train_dataset
+        notes, train = [*note_tuning(trainer), *trainer.notes], trainer.train_dataset
         if dropped := train.dropped_empty:
             notes.append(
                 f"{dropped} of {dropped + len(train)} training images have no object and were left"

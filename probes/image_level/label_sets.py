@@ -127,7 +127,7 @@ LINEAR, KNN = (
         several(
             "linear",
             settings_type=LinearSettings,
-            module="probes.image_level.linear",
+            module="probes.image_level.tuned:run_linear",
             reuse="head",
         ),
         several(

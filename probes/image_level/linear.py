@@ -484,6 +484,7 @@ def run(context: Context) -> TaskResult:
 
 def stored_logits(context: Context, head: Head) -> Tensor:
     """(N, C) logits of ``val`` by a stored head, on the CPU."""
+    context = context.with_head_weights()
     heads = LinearHeads.of(head).to(context.device)
     if not context.settings.random_crops:
         # stored are the columns of its layer among those of all; ``encode_split`` reads them alone

@@ -73,7 +73,11 @@ classification = partial(
 untrained = partial(FeatureProbe, splits=("val",))
 
 LINEAR = classification(
-    "linear", settings_type=LinearSettings, module=f"{FOLDER}.linear", version=2, reuse="head"
+    "linear",
+    settings_type=LinearSettings,
+    module=f"{FOLDER}.tuned:run_linear",
+    version=2,
+    reuse="head",
 )
 KNN = classification(
     "knn", settings_type=KnnSettings, module=f"{FOLDER}.neighbours:run_knn", reuse="train"
@@ -85,7 +89,10 @@ FEW_SHOT = classification(
     reuse="train",
 )
 ATTENTIVE = classification(
-    "attentive", settings_type=AttentiveSettings, module=f"{FOLDER}.attentive", reuse="head"
+    "attentive",
+    settings_type=AttentiveSettings,
+    module=f"{FOLDER}.tuned:run_attentive",
+    reuse="head",
 )
 CALIBRATION = FeatureProbe(
     "calibration",

@@ -79,13 +79,15 @@ def run_ood(context: Context) -> TaskResult:
     image, of features of unit length (Sun et al. 2022; OpenOOD chooses the number on other sets).
     See ``probes.base.FeatureProbe``.
     """
-    assert context.head is not None
+    head = context.head
+    assert head is not None
+    context = context.with_head_weights()
     training, device = context.training, context.device
     train = normalize(on_device_if_small(encode_split(training, "train"), device), dim=1)
     neighbour = min(NEIGHBOUR, len(train))
     images, sets, scores = [], [], []
     for each in (training, context):
-        logits = stored_logits(each, context.head).double()
+        logits = stored_logits(each, head).double()
         features = normalize(encode_split(each, "val"), dim=1)
         similar = torch.cat(
             [

@@ -12,6 +12,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.process import is_accelerator_name
 from cliptex_common.settings import Axis, Fraction, Precision, Share, settings_dataclass
 from probes.base import ImageFeatures, KeypointLayers, requested_layer
+from probes.settings import TuneSettings
 
 RECALL_AT = (1, 5, 10)
 OOD_SCORES = ("energy", "msp", "knn")
@@ -114,8 +115,9 @@ class EmbeddingSettings(EncodeSettings):
 
 
 @settings_dataclass
-class LinearSettings(EmbeddingSettings):
-    """Protocol of linear classification.
+class LinearSettings(EmbeddingSettings, TuneSettings):
+    """Protocol of linear classification. Where the backbone is tuned, ``epochs`` and ``batch_size``
+    are those of random crops, too, on which it is trained by AdamW with the one decay.
 
     Attributes:
         solver: ``sgd``, whose learning rate a cosine takes to zero; or ``adamw``, with one rate
@@ -152,6 +154,11 @@ class LinearSettings(EmbeddingSettings):
     average_pool: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.is_tuned and (self.random_crops or len(self.weight_decays) > 1):
+            raise UserError(
+                f"linear: tune={self.tune} begins with the classifier of one embedding, and has one"
+                " weight decay; set random_crops=false and weight_decays=0"
+            )
         if self.random_crops and not (self.blocks and self.average_pool):
             raise UserError(
                 "linear: random_crops needs blocks and average_pool; protocol=dinov2 sets all of it"
@@ -226,7 +233,7 @@ class CorrespondenceSettings(EncodeSettings):
 
 
 @settings_dataclass
-class AttentiveSettings(EncodeSettings):
+class AttentiveSettings(EncodeSettings, TuneSettings):
     """Protocol of attentive classification.
 
     Attributes:

@@ -1,9 +1,9 @@
-"""A frozen backbone, and what brings its maps to a head, as modules of MMSegmentation and
+"""A frozen or tuned backbone, and what brings its maps to a head, as modules of MMSegmentation and
 MMDetection: importing this registers them with mmengine, whose registries are the parents of both.
 
 A config with ``custom_imports = dict(imports=['probes.train.frozen_backbone'])`` can name
-``FrozenBackbone``, ``SimpleFeaturePyramid`` and ``ResizeConcat`` as types under either library's
-scope, and runs with plain mmengine.
+``FrozenBackbone``, ``TunedBackbone``, ``SimpleFeaturePyramid`` and ``ResizeConcat`` as types under
+either library's scope, and runs with plain mmengine.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from mmengine.registry import MODELS
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
 import backbones
 from backbones.backbone import Backbone, SimpleFeaturePyramid, in_memory_format, resize_concat
+from backbones.tuning import Tuning
 from cliptex_common.device import isolated_rng
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
@@ -140,6 +142,10 @@ class FrozenBackbone(nn.Module):
     @computed_once
     @torch.no_grad()
     def forward(self, images: Tensor | Maps) -> Maps:
+        """See ``maps``."""
+        return self.maps(images)
+
+    def maps(self, images: Tensor | Maps) -> Maps:
         """(N, 3, H, W) normalised RGB → float32 maps (N, channels[i], H / strides[i], W /
         strides[i]). Maps that were computed before stay as they are, in float32. Of a ``deferred``
         upsampler ``UpsampledMaps``, in a tuple.
@@ -168,17 +174,18 @@ class FrozenBackbone(nn.Module):
             selected = [each.to(DTYPES[self.rounded]) for each in selected]
         return tuple(each.float().contiguous() for each in selected)
 
-    def _encode(self, images: Tensor) -> list[Tensor]:
-        images = in_memory_format(images, self.backbone)
+    def _encode(self, images: Tensor, backbone: Backbone | None = None) -> list[Tensor]:
+        backbone = backbone or self.backbone
+        images = in_memory_format(images, backbone)
         # set either way: the heads may run under autocast where the backbone must be exact
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if self.class_token:
                 maps: Sequence[Tensor] = [
                     torch.cat([each, token[:, :, None, None].expand_as(each)], dim=1)
-                    for token, each in self.backbone.encode_layers(images)
+                    for token, each in backbone.encode_layers(images)
                 ]
             else:
-                maps = self.backbone(images)
+                maps = backbone(images)
         return [maps[index] for index in self.out_indices]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBackbone:
@@ -186,6 +193,107 @@ class FrozenBackbone(nn.Module):
             module._apply(fn)
         super()._apply(fn, recurse)
         return self
+
+
+@MODELS.register_module()
+class TunedBackbone(FrozenBackbone):
+    """A copy of a backbone of which some weights train with the head: they alone are its parameters
+    and its state. The shared frozen backbone is not changed.
+
+    Args:
+        tune, drop_path, checkpointing: as of ``Tuning``.
+        size: (height, width) in pixels of training images as the backbone gets them; None where
+            they differ.
+        **frozen: as of ``FrozenBackbone``.
+    """
+
+    def __init__(
+        self,
+        *,
+        tune: str,
+        size: Sequence[int] | None = None,
+        drop_path: float = 0.0,
+        checkpointing: bool = False,
+        **frozen: Any,
+    ) -> None:
+        super().__init__(**frozen)
+        backbone = self.backbone
+        height, width = size or backbone.fixed_size or backbone.data.size
+        if size is None and not backbone.fixed_size:
+            height += backbone.divisor  # none of its own, see ``Tuning``
+        self._tuning = (
+            Tuning(
+                backbone,
+                tune,
+                lambda copy, images: self._encode(images, copy),
+                (height, width),
+                drop_path=drop_path,
+                checkpointing=checkpointing,
+            ),
+        )
+        self._backbone = (self.tuning.backbone,)
+        self._register_trained()
+
+    @property
+    def tuning(self) -> Tuning:
+        return self._tuning[0]
+
+    def forward(self, images: Tensor | Maps) -> Maps:
+        """See ``FrozenBackbone.maps``."""
+        with self.tuning.computing():
+            return self.maps(images)
+
+    def train(self, mode: bool = True) -> TunedBackbone:
+        self.tuning.train(mode)
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TunedBackbone:
+        self.backbone._apply(fn)
+        self._register_trained()
+        return self
+
+    def _register_trained(self) -> None:
+        self.tuning.refresh()
+        named = self.tuning.trained.items()  # names of parameters have no dots
+        self.trained = nn.ParameterDict({name.replace(".", "/"): each for name, each in named})
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class TunedConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's, with the groups of a ``TunedBackbone`` by ``Tuning.groups``: ``backbone_lr`` and
+    ``layer_decay`` of ``paramwise_cfg``."""
+
+    def add_params(
+        self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module: Any = None
+    ) -> None:
+        if isinstance(module, TunedBackbone):
+            rate, decay = self.paramwise_cfg["backbone_lr"], self.paramwise_cfg["layer_decay"]
+            params += module.tuning.groups(rate, self.base_wd or 0.0, decay)
+        else:
+            super().add_params(params, module, prefix, is_dcn_module)
+
+
+def tune_config(config: Any, backbone: Any, settings: Any, size: Sequence[int] | None) -> None:
+    """Let the config of a probe train the ``FrozenBackbone`` whose config is ``backbone``, where
+    its settings (``TuneSettings``) say so, at the first of its rates. Images are then encoded each
+    time.
+
+    Args:
+        size: as of ``TunedBackbone``.
+    """
+    if not settings.is_tuned:
+        return
+    backbone.update(
+        type="TunedBackbone",
+        tune=settings.tune,
+        size=size,
+        drop_path=settings.drop_path,
+        checkpointing=settings.checkpointing,
+    )
+    wrapper = config.optim_wrapper
+    rates = {"backbone_lr": settings.backbone_rates[0], "layer_decay": settings.layer_decay}
+    wrapper.constructor = "TunedConstructor"
+    wrapper.paramwise_cfg = {**wrapper.get("paramwise_cfg", {}), **rates}
 
 
 @MODELS.register_module("SimpleFeaturePyramid")

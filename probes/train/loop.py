@@ -468,14 +468,40 @@ class HeadTrainer:
         finite."""
         seed_iteration(self.context.seed, self.iteration)
         rate = float(self.optim_wrapper.get_lr()["lr"][0])
-        with self._precision(), self.optim_wrapper.optim_context(self.model):
-            losses = self.model._run_forward(data, mode="loss")
-        total, values = self.model.parse_losses(losses)
-        self.optim_wrapper.update_params(total)
+        if (parts := self.context.settings.accumulate) > 1:
+            values = self._accumulate(data, parts)
+        else:
+            total, values = self._losses(data)
+            self.optim_wrapper.update_params(total)
         for scheduler in self.schedulers:
             scheduler.step()
         self.iteration += 1
         self._unchecked.append((self.iteration, rate, values))
+
+    def _losses(self, data: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        with self._precision(), self.optim_wrapper.optim_context(self.model):
+            losses = self.model._run_forward(data, mode="loss")
+        return self.model.parse_losses(losses)
+
+    def _accumulate(self, data: Mapping[str, Any], parts: int) -> dict[str, Tensor]:
+        """Step by the sum of the gradients of parts of a batch, weighted by their images; returns
+        the mean losses."""
+        images, values = len(data["data_samples"]), dict[str, Tensor]()
+        size = math.ceil(images / parts)
+        named = self.model.named_buffers()
+        counters = [(each, each.clone()) for name, each in named if name.endswith("iterations")]
+        for start in range(0, images, size):
+            rows = slice(start, start + size)
+            for counter, before in counters:  # a batch is one iteration
+                counter.copy_(before)
+            total, losses = self._losses(rows_of(data, rows))
+            share = len(data["data_samples"][rows]) / images
+            (share * total).backward()
+            for name, loss in losses.items():
+                values[name] = values.get(name, 0) + share * loss.detach()
+        self.optim_wrapper.step()
+        self.optim_wrapper.zero_grad()
+        return values
 
     def check_and_save(self) -> None:
         """After a step: check losses, log curves and save the state where they are due.
@@ -591,6 +617,17 @@ class HeadTrainer:
             "seconds": self.cost.seconds["train"],
         }
         save_state(Path(self.context.work_dir, STATE_FILE), self.key, state)
+
+
+def note_tuning(trainer: HeadTrainer) -> list[str]:
+    """What was trained of the backbone, for the user; its cost gets the number. Nothing of a frozen
+    one."""
+    for module in trainer.model.modules():
+        if isinstance(module, frozen_backbone.TunedBackbone):
+            count = sum(each.numel() for each in module.parameters())
+            trainer.context.cost.trained_parameters = count
+            return [f"{module.tuning.summary()}; it is tuned for this task alone"]
+    return []
 
 
 @contextmanager

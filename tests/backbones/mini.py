@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from backbones.adapters.open_clip import build_model
 from backbones.backbone import DataConfig
-from backbones.checkpoint import Checkpoint, save_checkpoint
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,
@@ -31,18 +29,3 @@ def mini_clip(seed: int = 0, **changes: Any) -> torch.nn.Module:
     """An open_clip model of ``CONFIG``, randomly initialised, frozen."""
     torch.manual_seed(seed)
     return build_model(copy.deepcopy(CONFIG) | changes).eval().requires_grad_(False)
-
-
-def save_backbone(path: Path, backbone: Any) -> str:
-    """Save a backbone of an adapter as a checkpoint; returns the digest."""
-    return save_checkpoint(
-        Checkpoint(
-            path,
-            backbone.model_state(),
-            backbone.architecture,
-            dict(backbone.model_config),
-            backbone.data,
-            backbone.weights.licence,
-            backbone.weights.source,
-        )
-    )

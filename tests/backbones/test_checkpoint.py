@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 import backbones
 from backbones.backbone import state_sha256
-from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from backbones.checkpoint import Checkpoint, load_checkpoint, save_backbone, save_checkpoint
 from backbones.weights import checkpoints
 from cliptex_common.errors import UserError
-from tests.backbones.mini import CONFIG, DATA, mini_clip, save_backbone
+from tests.backbones.mini import CONFIG, DATA, mini_clip
 
 TEXTS = [
     "a red sphere",

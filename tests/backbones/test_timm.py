@@ -11,9 +11,9 @@ import torch
 
 import backbones
 from backbones.adapters.timm import build
+from backbones.checkpoint import save_backbone
 from backbones.registry import Request
 from cliptex_common.errors import UserError
-from tests.backbones.mini import save_backbone
 
 ARCHITECTURES = [
     "test_vit",

@@ -9,9 +9,9 @@ import torch
 
 import backbones
 from backbones.adapters import torch_hub
+from backbones.checkpoint import save_backbone
 from cliptex_common.errors import UserError
 from tests.backbones.hub_repo import HUB_REPO
-from tests.backbones.mini import save_backbone
 
 
 @pytest.mark.parametrize("entry", ["dino_like", "capi_like"])

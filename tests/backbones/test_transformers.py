@@ -14,8 +14,8 @@ from transformers import (
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
 import backbones
+from backbones.checkpoint import save_backbone
 from cliptex_common.errors import UserError
-from tests.backbones.mini import save_backbone
 from tests.backbones.thin import HF, VIT, configs, save_tokenizer
 
 TRANSFORMERS = {**HF, **configs("transformers")}

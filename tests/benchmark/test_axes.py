@@ -66,6 +66,29 @@ def test_a_requested_variant_fixes_its_axis_beside_shares_and_shots():
     ], "ten shots are the default, which has no name"
 
 
+def test_a_tier_is_always_in_the_name_but_for_the_frozen_one_which_stays_as_it_was(tmp_path):
+    def conditions(task):
+        return task.conditions(PreparedDataset(task.spec.name, tmp_path, {}))
+
+    (alone,) = plan(["camvid/linear"], {}).values()
+    tiers = plan(["camvid/linear"], {"tune": "frozen,lora:16", "size": "512"})
+    assert list(tiers) == ["camvid/linear", "camvid/linear:tune=lora:16"]
+    assert conditions(tiers["camvid/linear"]) == conditions(alone), "its cell is found again"
+    assert (
+        not {"tune", "tune_rates", "layer_decay", "drop_path"}
+        & conditions(alone)["settings"].keys()
+    )
+    (single,) = plan(["camvid/linear"], {"tune": "blocks:4"}).values()
+    assert single.name == "camvid/linear:tune=blocks:4"
+    assert conditions(single)["settings"]["tune"] == "blocks:4"
+    (named,) = plan(["camvid/linear:0.5:tune=lora:16"], {}).values()
+    assert (named.settings.tune, named.train_share) == ("lora:16", 0.5)
+    suite = replace(SUITES.find("own"), tasks={"camvid/linear": {"tune": "all"}})
+    assert [task.name for task in plan_tasks(suite, [], {})] == ["camvid/linear:tune=all"]
+    with pytest.raises(UserError, match="tune=half: must be frozen, all, blocks:N or lora:R"):
+        plan(["camvid/linear"], {"tune": "half"})
+
+
 @pytest.mark.parametrize("sizes", ["64,96", (64, 96)])
 def test_a_suite_may_give_an_axis_several_values_and_the_user_others(sizes):
     suite = replace(SUITES.find("own"), tasks={"camvid/linear": {"size": sizes, "lr": 0.5}})

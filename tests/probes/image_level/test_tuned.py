@@ -1,0 +1,134 @@
+"""Classification with a backbone that trains: it learns more, resumes, and is stored with its
+head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import backbones
+import probes.catalog  # noqa: F401  registers every probe
+from backbones.backbone import state_sha256
+from cliptex_common.errors import UserError
+from cliptex_common.settings import with_changes
+from probes.image_level.tuned import probe_head
+from probes.predictor import load_predictor
+from probes.registry import DATASETS, PROBES
+from tests.probes.datasets import make
+from tests.probes.whole_images import context
+from tests.recorder import Recorder
+
+pytestmark = pytest.mark.integration
+
+SETTINGS = {"epochs": 3, "batch_size": 8, "holdout": 0.25, "size": 64, "drop_path": 0.2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make.make_imagefolder(tmp_path_factory.mktemp("images"), 8, 3)
+
+
+def prepare(root, folder, tune, name="linear", recorder=None, **settings):
+    probe = PROBES[f"classification/{name}"]
+    create = {"name": "random/timm/test_vit", "seed": 3}
+    settings = {**SETTINGS, "tune": tune, "tune_rates": (1e-3,), **settings}
+    task = context(probe, DATASETS["imagefolder"], root, **settings)
+    folder.mkdir()
+    recorder = recorder or Recorder()
+    return probe, replace(
+        task,
+        backbone=backbones.create(**create),
+        backbone_config=create,
+        work_dir=folder,
+        progress=recorder,
+        log=recorder,
+    )
+
+
+@pytest.mark.parametrize("name", ["linear", "attentive"])
+@pytest.mark.parametrize("tune", ["all", "blocks:1", "lora:2"])
+def test_it_trains_and_is_stored_with_its_head(root, tmp_path, name, tune):
+    rate = {} if name == "linear" else {"learning_rates": (1e-3,)}
+    recorder = Recorder()
+    probe, task = prepare(root, tmp_path / "a", tune, name, recorder, **rate)
+    digest = state_sha256(task.backbone.model_state())
+    result = probe.run(task)
+    assert state_sha256(task.backbone.model_state()) == digest
+    losses = recorder.curve("train/loss/lr_0.001")
+    assert losses[-1] < losses[0] and len(losses) == 3
+    assert "tuned for this task alone" in result.notes[0]
+    result.head.write(tmp_path / "head.safetensors")
+    predictor = load_predictor(tmp_path / "head.safetensors", task.backbone)
+    assert predictor.backbone.weights.sha256 != digest
+    for row, sample in enumerate(task.data.samples["val"]):
+        logits = predictor(root / sample.image)
+        assert (logits >= logits[sample.target]).sum() - 1 == result.per_image["rank"][row]
+    (tmp_path / "b").mkdir()
+    again = probe.run(replace(task, head=result.head, work_dir=tmp_path / "b"))
+    assert again.metrics == result.metrics
+
+
+@dataclass
+class DyingTuned(Recorder):
+    """Interrupts after some steps of tuning."""
+
+    die_after: int = 0
+
+    def start(self, description: str, total: int) -> None:
+        super().start(description, total)
+        if description.startswith("tuning"):
+            self.die_at = self.advanced + self.die_after
+
+
+@pytest.mark.parametrize("stop_after", [4, 8])
+def test_stopped_and_resumed_equals_whole(root, tmp_path, stop_after):
+    _, task = prepare(root, tmp_path / "a", "all")
+    probe, cut = prepare(root, tmp_path / "b", "all")
+    expected, recorder = probe.run(task), Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        probe.run(replace(cut, progress=DyingTuned(die_after=stop_after)))
+    resumed = probe.run(replace(cut, progress=recorder))
+    assert resumed.metrics == expected.metrics
+    tensors = expected.head.tensors
+    assert all(torch.equal(resumed.head.tensors[name], tensors[name]) for name in tensors)
+
+
+def test_the_rate_is_chosen_on_held_out_images_and_parts_of_a_batch_give_its_gradient(
+    root, tmp_path
+):
+    recorder = Recorder()
+    probe, task = prepare(root, tmp_path / "a", "blocks:1", recorder=recorder, tune_rates=())
+    result = probe.run(task)
+    assert (
+        len({name for _, each in recorder.metrics for name in each if "select/top1" in name}) == 3
+    )
+    assert "learning rate of the backbone" in result.notes[1]
+    options = {"epochs": 1, "drop_path": 0.0}
+    weights = [
+        probe.run(prepare(root, tmp_path / str(parts), "all", accumulate=parts, **options)[1])
+        for parts in (1, 3)
+    ]
+    for name, tensor in weights[0].head.tensors.items():
+        assert torch.allclose(tensor, weights[1].head.tensors[name], atol=1e-4), name
+
+
+def test_it_begins_as_the_frozen_classifier(root, tmp_path):
+    """The layer on raw features gives the logits of the head on standardised ones."""
+    probe, frozen = prepare(root, tmp_path / "a", "frozen", learning_rates=(0.1,))
+    result = probe.run(frozen)
+    tensors, every = result.head.tensors, torch.arange(len(frozen.data.samples["train"]))
+    layer = probe_head(frozen, every)
+    features = torch.randn(5, len(tensors["mean"]))
+    expected = (features - tensors["mean"]) * tensors["scale"] @ tensors["weight"] + tensors["bias"]
+    assert torch.allclose(layer(features), expected, atol=1e-4)
+
+
+def test_what_does_not_fit_is_one_line(root, tmp_path):
+    settings = PROBES["classification/linear"].settings_type()
+    with pytest.raises(UserError, match="one weight decay"):
+        with_changes(settings, {"tune": "all", "weight_decays": "0,0.1"})
+    probe, task = prepare(root, tmp_path / "a", "all", "attentive")
+    with pytest.raises(UserError, match="give one rate and one decay of the head"):
+        probe.run(task)

@@ -1,0 +1,218 @@
+"""Dense heads with a backbone that trains: each tier learns, resumes, predicts, and leaves the
+frozen backbone as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import open_clip.factory as factory
+import pytest
+import torch
+from mmcv import imread
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+import backbones
+import probes.catalog  # noqa: F401  registers the probes
+from backbones.backbone import state_sha256
+from cliptex_common.errors import OutOfMemory, UserError
+from cliptex_common.settings import with_changes
+from probes.dense.config import dense_config
+from probes.dense.group import join_group, run_group
+from probes.predictor import load_predictor
+from probes.registry import PROBES
+from probes.train.frozen_backbone import TunedBackbone
+from probes.train.loop import resolved, run_training
+from tests.backbones.mini import CONFIG
+from tests.probes import tiny_coco, tiny_dense
+from tests.probes.test_predictor import check_detections, stored_predictor
+from tests.probes.tiny_mmlab import context
+from tests.recorder import Recorder
+
+pytestmark = pytest.mark.integration
+
+SMALL = {
+    "size": 48,
+    "batch_size": 4,
+    "channels": 8,
+    "scale_range": (0.7, 1.5),
+    "max_iters": 6,
+    "lr": 0.01,
+    "feature_stride": 8,
+    "drop_path": 0.2,
+    "fixed_crops": 2,
+    "cache": "fp16",
+}
+TIERS = ["all", "blocks:1", "lora:2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_dense.make(tmp_path_factory.mktemp("data"), "segmentation", train=10)
+
+
+@pytest.fixture(autouse=True)
+def small_clip(monkeypatch):
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", CONFIG)
+
+
+def prepare(folder, data, tune, recorder=None, name="random/timm/test_vit", **changes):
+    probe = PROBES[f"{data.spec.kind}/linear"]
+    return probe, task_of(probe, folder, data, recorder, name, **{**SMALL, "tune": tune, **changes})
+
+
+def task_of(probe, folder, data, recorder=None, name="random/timm/test_vit", **settings):
+    task = context(folder, data, probe.settings_type(**settings), recorder=recorder)
+    create = {"name": name, "seed": 3}
+    return replace(task, backbone=backbones.create(**create), backbone_config=create)
+
+
+def train(*args, **changes):
+    probe, task = prepare(*args, **{"tune_rates": (1e-3,), **changes})
+    return run_training(dense_config(probe, task), task, "toy")
+
+
+def same(a, b):
+    a, b = a.model.state_dict(), b.model.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("tune", TIERS)
+def test_stopped_and_resumed_equals_whole(data, tmp_path, tune):
+    expected = train(tmp_path / "whole", data, tune)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", data, tune, Recorder(die_at=4))
+    resumed = train(tmp_path / "cut", data, tune)
+    assert resumed.resumed_at == 4
+    assert same(expected, resumed) and expected.metrics == resumed.metrics
+    start = train(tmp_path / "start", data, tune, max_iters=1)
+    before, after = start.model.state_dict(), expected.model.state_dict()
+    trained = [name for name in after if name.startswith("backbone.")]
+    assert trained and not any(torch.equal(before[name], after[name]) for name in trained)
+
+
+def test_frozen_numbers_after_a_tuned_task_are_the_same(data, tmp_path):
+    """They share a backbone, which the tuned tasks copy; they are trained apart."""
+    probe, frozen = prepare(tmp_path / "a", data, "frozen", name="open_clip/Mini")
+    expected = probe.run(frozen)
+    digest = state_sha256(frozen.backbone.model_state())
+    for number, tune in enumerate(TIERS):
+        _, task = prepare(tmp_path / str(number), data, tune, tune_rates=(1e-2,))
+        task = replace(task, backbone=frozen.backbone, backbone_config=frozen.backbone_config)
+        key, _ = join_group(probe, task)
+        assert key is None
+        (result,) = run_group([(probe, task)])
+        assert result.metrics != expected.metrics
+        assert any("tuned for this task alone" in note for note in result.notes)
+        assert task.cost.metrics()["trained_parameters"] > 0
+    assert state_sha256(frozen.backbone.model_state()) == digest
+    again = probe.run(replace(frozen, work_dir=tmp_path))
+    assert again.metrics == expected.metrics
+    tensors = expected.head.tensors
+    assert all(torch.equal(again.head.tensors[name], tensors[name]) for name in tensors)
+
+
+def test_the_rate_of_the_backbone_is_chosen_on_held_out_images(data, tmp_path):
+    recorder = Recorder()
+    probe, task = prepare(tmp_path / "a", data, "blocks:1", recorder, max_iters=2)
+    result = probe.run(task)
+    scores = {
+        name: metrics[name]
+        for _, metrics in recorder.metrics
+        for name in metrics
+        if name.startswith("select/mIoU")
+    }
+    assert set(scores) == {f"select/mIoU/lr_{rate}" for rate in ("3e-05", "0.0001", "0.0003")}
+    (chosen,) = recorder.curve("select/lr")
+    assert scores[f"select/mIoU/lr_{chosen:g}"] == max(scores.values())
+    fixed = probe.run(
+        prepare(tmp_path / "b", data, "blocks:1", max_iters=2, tune_rates=(chosen,))[1]
+    )
+    assert fixed.metrics == result.metrics
+    assert any(note.startswith("learning rate of the backbone") for note in result.notes)
+
+
+@pytest.mark.parametrize("tune", TIERS)
+def test_a_stored_head_has_the_tuned_weights_and_they_can_be_probed_again(data, tmp_path, tune):
+    changes = {"tune_rates": (1e-2,), "name": "open_clip/Mini"}
+    probe, task = prepare(tmp_path / "a", data, tune, **changes)
+    result = probe.run(task)
+    _, scored = prepare(tmp_path / "b", data, tune, **changes)
+    (again,) = run_group([(probe, replace(scored, head=result.head))])
+    assert again.metrics == result.metrics
+    result.head.write(tmp_path / "head.safetensors")
+    predictor = load_predictor(tmp_path / "head.safetensors", task.backbone)
+    correct = total = 0
+    for sample in data.samples["val"]:
+        target = imread(data.root / sample.target, "unchanged")
+        correct += (predictor(data.root / sample.image) == target)[target != 255].sum()
+        total += (target != 255).sum()
+    per_image = result.per_image
+    assert correct == per_image["intersection"].sum() and total == per_image["label"].sum()
+
+    path = tmp_path / "tuned.safetensors"
+    backbones.save_backbone(path, predictor.backbone)
+    loaded = backbones.create("open_clip/Mini", weights=path)
+    assert loaded.weights.sha256 != task.backbone.weights.sha256
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert all(map(torch.equal, loaded(images), predictor.backbone(images)))
+    frozen, task = prepare(tmp_path / "c", data, "frozen", max_iters=1)
+    create = {"name": "open_clip/Mini", "weights": path}
+    assert frozen.run(replace(task, backbone=loaded, backbone_config=create)).metrics
+
+
+def test_parts_of_a_batch_give_its_gradient(data, tmp_path):
+    """Of images of one size without normalisation over them, up to rounding."""
+    changes = {"max_iters": 1, "linear_norm": False, "drop_path": 0.0, "scale_range": (1.0, 1.0)}
+    depth = tiny_dense.make(tmp_path / "data", "normals", train=8)
+    whole, parts = (
+        train(tmp_path / str(count), depth, "all", accumulate=count, **changes) for count in (1, 2)
+    )
+    a, b = whole.model.state_dict(), parts.model.state_dict()
+    for name in a:
+        assert torch.allclose(a[name], b[name], atol=2e-5), name
+    assert not same(whole, parts)
+
+
+def test_plain_mmengine_trains_the_same(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    probe, task = prepare(tmp_path / "a", data, "all", tune_rates=(1e-3,))
+    runner = Runner.from_cfg(
+        Config.fromstring(resolved(dense_config(probe, task), task).pretty_text, ".py")
+    )
+    runner.train()
+    assert same(runner, train(tmp_path / "b", data, "all"))
+
+
+def test_what_does_not_fit_is_one_line(data, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="has 6 blocks; ask for fewer"):
+        train(tmp_path / "a", data, "blocks:7")
+    with pytest.raises(UserError, match="lr_grid="):
+        changes = {"tune": "all", "lr_grid": "0.1,0.2"}
+        with_changes(PROBES["segmentation/linear"].settings_type(), changes)
+
+    def full(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TunedBackbone, "forward", full)
+    with pytest.raises(OutOfMemory, match="lower batch_size or size"):
+        train(tmp_path / "b", data, "all")
+
+
+@pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
+def test_detectors_tune(tmp_path, name):
+    data = tiny_coco.prepared(tiny_coco.write(tmp_path / "shapes"))
+    probe = PROBES[f"detection/{name}"]
+    size = {"size": 64, "augment": False} if name == "ssd" else {"short_side": 64, "long_side": 96}
+    settings = {"max_iters": 2, "batch_size": 4, "out_channels": 32, "cache": "fp16", **size}
+    with pytest.raises(UserError, match="give the rate of the backbone"):
+        with_changes(probe.settings_type(), {"tune": "all"})
+    results = {}
+    for tune in ("frozen", "all"):
+        task = task_of(probe, tmp_path / tune, data, tune=tune, tune_rates=(1e-3,), **settings)
+        results[tune] = probe.run(task)
+    assert any("tuned for this task alone" in note for note in results["all"].notes)
+    scores = [[each["score"] for each in result.detections] for result in results.values()]
+    assert scores[0] != scores[1]
+    check_detections(stored_predictor(results["all"], tmp_path), data, results["all"].detections)

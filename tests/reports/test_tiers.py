@@ -1,0 +1,94 @@
+"""Frozen and tuned numbers: apart in columns, means and places, side by side in one section."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reports.tiers import agreement, gain_frame, order_of, tier_figures, tier_lines, tier_pairs
+from tests.reports.synthetic import stored_run
+
+pytestmark = pytest.mark.integration
+
+FROZEN = {"clip": 50.0, "mine": 60.0, "best": 70.0}
+TUNED = {"clip": 80.0, "mine": 75.0, "best": 90.0}
+
+
+def runs_of(tasks, names=tuple(FROZEN), seeds=3):
+    runs = []
+    for task in tasks:
+        for tier, values in (("", FROZEN), (":tune=lora:16", TUNED)):
+            for name in names:
+                for seed in range(seeds):
+                    costs = {"trained_parameters": 2e6, "train_seconds": 30.0} if tier else {}
+                    value, fields = values[name] + 0.01 * seed, {"costs": {"seconds": 1.0, **costs}}
+                    fields |= {"protocol": task + tier, "weights": name}
+                    runs.append(stored_run(len(runs), name, task + tier, seed, value, **fields))
+    return runs
+
+
+def test_the_order_is_compared_by_rank_correlations_and_pairs(analysis_of):
+    analysis = analysis_of(runs_of(["voc/linear", "ade20k/linear:0.1"]), images=40)
+    ((tier, pairs),) = tier_pairs(analysis).items()
+    assert tier == "lora:16" and len(pairs) == 2
+    assert pairs[1].tuned.task == "ade20k/linear:0.1:tune=lora:16"
+    order = order_of(analysis, pairs)
+    values = [*FROZEN.values()], [*TUNED.values()]
+    for measured, expected in (
+        (order.kendall, stats.kendalltau(*values).statistic),
+        (order.spearman, stats.spearmanr(*values).statistic),
+    ):
+        value, low, high = measured
+        assert value == pytest.approx(expected) and low <= value <= high
+    assert (order.held, order.pairs) == (4, 6)
+    tasks = ("voc/linear", "ade20k/linear:0.1")
+    assert set(order.swapped) == {("mine", "clip", task) for task in tasks}
+    first, *_, gains = tier_lines(analysis)
+    assert first.startswith(
+        "tune=lora:16: On these tasks the frozen order holds for 4 of 6 pairs; clip gains most."
+    )
+    # 60 % for two million weights in half a minute
+    assert "clip +60.0 % (+29.99 for each million of trained weights, +119.98" in gains
+    figures = tier_figures(analysis)
+    assert [figure.title for figure in figures] == list(tasks)
+    assert "mine, lora:16: 75.01" in figures[0].alt
+
+
+def test_agreement_is_scipys_with_ties():
+    frozen, tuned = np.random.default_rng(0).integers(0, 5, (2, 50, 6)).astype(float)
+    kendall, spearman = agreement([(frozen, tuned)])
+    for row in range(50):
+        pair = frozen[row], tuned[row]
+        assert kendall[row] == pytest.approx(stats.kendalltau(*pair).statistic)
+        assert spearman[row] == pytest.approx(stats.spearmanr(*pair).statistic)
+
+
+def test_noise_of_images_and_seeds_widens_the_interval(analysis_of, monkeypatch):
+    close = {"clip": 50.0, "mine": 50.05, "best": 50.1}
+    monkeypatch.setitem(globals(), "FROZEN", close)
+    analysis = analysis_of(runs_of(["voc/linear"]), images=40)
+    ((_, pairs),) = tier_pairs(analysis).items()
+    _, low, high = order_of(analysis, pairs).kendall
+    assert high - low > 0.5
+    assert not order_of(analysis, pairs).swapped
+
+
+def test_with_two_backbones_there_are_only_gains(analysis_of):
+    analysis = analysis_of(runs_of(["voc/linear"], ["clip", "mine"]), images=40)
+    (line,) = tier_lines(analysis)
+    assert line.startswith("tune=lora:16: gain over frozen, mean over 1 task: clip +60.0 %")
+    assert gain_frame(analysis)["gain"].tolist() == pytest.approx([30.0, 15.0])
+
+
+def test_tiers_share_no_column_and_no_mean(analysis_of):
+    analysis = analysis_of(runs_of(["voc/linear"]), images=40)
+    columns = {column.task: column for column in analysis.selection.columns}
+    assert set(columns) == {"voc/linear", "voc/linear:tune=lora:16"}
+    gain = analysis.gains["mine"]
+    assert gain.columns == [columns["voc/linear"]]
+    assert gain.mean.value == pytest.approx(20, abs=0.1)
+    excluded = analysis.excluded["mine", columns["voc/linear:tune=lora:16"]]
+    assert excluded == "its backbone is tuned"
+    assert analysis.tasks("mine") == {"voc/linear": "win", "voc/linear:tune=lora:16": "loss"}
+    assert tier_lines(analysis_of(runs_of(["voc/linear"])[:9])) == []
