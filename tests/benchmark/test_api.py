@@ -211,6 +211,7 @@ evaluate("random/timm/test_vit", "imagefolder/knn", jobs=2, data_root=".", **opt
 """
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_main_guard(tmp_path):
     make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
     (tmp_path / "script.py").write_text(SCRIPT)

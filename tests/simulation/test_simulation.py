@@ -77,6 +77,7 @@ def test_a_better_backbone_is_found():
     assert noisy["decided"][0] >= 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not real.RUN.is_file(), reason="no stored run (set CLIPTEX_TEST_DATA)")
 def test_real_backbones():
     assert real.run_null(2, 20, np.random.default_rng(0))["false"][0] <= 0.1

@@ -98,7 +98,9 @@ def test_tpe_gets_its_trials_and_may_get_more(storage, tracker):
     assert len({params["lambda_seg"] for params, _ in trials}) == len(trials) == 8
 
 
-@pytest.mark.parametrize("search", [SEG, {"search": "tpe", "trials": 5}])
+@pytest.mark.parametrize(
+    "search", [SEG, pytest.param({"search": "tpe", "trials": 5}, marks=pytest.mark.slow)]
+)
 def test_a_driver_killed_anywhere_is_followed_by_one_that_finishes(
     search, storage, tracker, tmp_path
 ):

@@ -30,7 +30,11 @@ def pairs_dir(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("count", "changes", "bias"),
-    [(2, {"accumulate": 2}, None), (2, {"accumulate": 2}, -3.0), (8, {"val_pairs": 12}, None)],
+    [
+        pytest.param(2, {"accumulate": 2}, None, marks=pytest.mark.slow),
+        (2, {"accumulate": 2}, -3.0),
+        pytest.param(8, {"val_pairs": 12}, None, marks=pytest.mark.slow),
+    ],
     ids=["gradient cache", "siglip", "eight"],
 )
 def test_processes_equal_one(tmp_path, pairs_dir, count, changes, bias):

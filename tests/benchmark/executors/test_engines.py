@@ -225,9 +225,11 @@ def test_processes_are_reused_and_an_idle_one_that_died_is_replaced(output):
     [
         ("local", signal.SIGKILL, False),
         ("local", signal.SIGINT, True),  # as a terminal sends it
-        ("local", signal.SIGTERM, False),
-        ("local", signal.SIGTERM, True),  # as `timeout` and batch systems send it
-        ("local", signal.SIGHUP, True),  # as a lost terminal sends it
+        pytest.param("local", signal.SIGTERM, False, marks=pytest.mark.slow),
+        # as `timeout` and batch systems send it
+        pytest.param("local", signal.SIGTERM, True, marks=pytest.mark.slow),
+        # as a lost terminal sends it
+        pytest.param("local", signal.SIGHUP, True, marks=pytest.mark.slow),
         pytest.param("ray", signal.SIGKILL, False, marks=pytest.mark.cluster),
         pytest.param("ray", signal.SIGINT, True, marks=pytest.mark.cluster),
         pytest.param("ray", signal.SIGTERM, False, marks=pytest.mark.cluster),

@@ -61,6 +61,7 @@ def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(home, monkeypatch)
     assert "label_seconds" in cliptex.cost and "label_seconds" not in tuned.cost
 
 
+@pytest.mark.slow
 def test_a_tenth_of_the_pairs_has_manual_labels(home):
     """Those of their own scenes; ``cliptex-both`` prefers them to the experts'."""
     names = ("cliptex", "cliptex-manual", "cliptex-both")

@@ -179,6 +179,7 @@ def test_a_damaged_world_is_detected_and_repaired(tiny, copy, break_world):
     assert steps.total <= 10, "only what is damaged is rendered again"
 
 
+@pytest.mark.slow
 def test_kill_9_then_the_same_call_ends_with_the_same_world(tiny, tmp_path, monkeypatch):
     """The builder is killed between chunks; its workers end too; the second call renders only the
     rest."""

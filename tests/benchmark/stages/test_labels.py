@@ -70,6 +70,7 @@ def stage(request: LabelRequest) -> dict:
     return run_on(partial(label_pairs, request)).manifest
 
 
+@pytest.mark.slow
 def test_labelling_killed_and_started_again(here, tmp_path, capsys):
     words = label_command("cut-labels", "cut-labels")
     victim = Fork(command, *words.split(), output=tmp_path / "said")

@@ -58,7 +58,7 @@ def test_a_share_is_nested_stratified_and_depends_on_the_content(tmp_path):
         ("depth/linear", {**DENSE, "lr_grid": (0.001, 0.01)}),
         ("segmentation/patch-knn", {"size": 48, "neighbours": (1, 3)}),
         ("segmentation/in-context", {"size": 48}),
-        ("detection/ssd", SSD),
+        pytest.param("detection/ssd", SSD, marks=pytest.mark.slow),
         ("classification/linear", LINEAR),
         ("classification/knn", {"neighbours": (1, 3)}),
         ("classification/few-shot", {"shots": 2}),

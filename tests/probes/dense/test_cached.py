@@ -24,6 +24,7 @@ from probes.features.maps import Crop, all_crops, collate_views
 from probes.features.store import root
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
+from tests.kinds import slow_except
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.recorder import Recorder
@@ -97,7 +98,7 @@ def keys() -> set[str]:
 
 
 @pytest.mark.parametrize("kind", list(MAIN))
-@pytest.mark.parametrize("backbone", list(REAL))
+@pytest.mark.parametrize("backbone", slow_except(REAL, ["a CNN"]))
 def test_cached_features_and_metrics_are_those_of_encoding_each_time(tmp_path, kind, backbone):
     data = tiny_dense.make(tmp_path / "data", kind, train=4, val=2)
     results = {

@@ -19,6 +19,7 @@ from probes.features.maps import collate_views
 from probes.features.store import root
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
+from tests.kinds import slow_except
 from tests.probes import tiny_coco
 from tests.probes.dense.test_cached import REAL
 from tests.probes.test_predictor import check_detections, stored_predictor
@@ -59,7 +60,7 @@ def task(
     )
 
 
-@pytest.mark.parametrize("backbone", list(REAL))
+@pytest.mark.parametrize("backbone", slow_except(REAL, ["a CNN"]))
 def test_ssd_learns_the_same_from_cached_features(tmp_path, data, backbone, monkeypatch):
     monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", CONFIG)
     curves, results = {}, {}
@@ -132,7 +133,7 @@ def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
     assert flipped == {True, False} and len(shapes) == 2
 
 
-@pytest.mark.parametrize("cache", ["fp16", "bf16"])
+@pytest.mark.parametrize("cache", slow_except(["fp16", "bf16"], ["fp16"]))
 def test_encoded_once_and_rebuilt_when_a_shard_is_truncated(tmp_path, data, cache):
     first, second = Recorder(), Recorder()
     first_result = PROBES["detection/ssd"].run(task(tmp_path / "a", "ssd", data, cache, first))

@@ -27,6 +27,7 @@ from probes.train.loop import STATE_FILE
 from reports.per_image import image_scores
 from reports.records import to_columns
 from tests.coco_reference import evaluate
+from tests.kinds import slow_except
 from tests.probes import tiny_coco
 from tests.probes.test_predictor import check_detections, stored_predictor
 from tests.probes.tiny_dense import with_declared
@@ -178,7 +179,12 @@ def run(
 
 
 @pytest.mark.parametrize(
-    ("name", "backbone"), [("mask-rcnn", "tiny-cnn"), ("ssd", "tiny-cnn"), ("ssd", "tiny-vit")]
+    ("name", "backbone"),
+    [
+        ("mask-rcnn", "tiny-cnn"),
+        pytest.param("ssd", "tiny-cnn", marks=pytest.mark.slow),
+        pytest.param("ssd", "tiny-vit", marks=pytest.mark.slow),
+    ],
 )
 def test_detector_trains_and_is_scored(root, tmp_path, name, backbone):
     result, recorder, unchanged = run(root, tmp_path, name, backbone)
@@ -225,7 +231,7 @@ def test_detector_trains_and_is_scored(root, tmp_path, name, backbone):
     check_detections(stored_predictor(result, tmp_path), tiny_coco.prepared(root), stored)
 
 
-@pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
+@pytest.mark.parametrize("name", slow_except(["mask-rcnn", "ssd"], ["ssd"]))
 def test_same_seed_same_numbers_for_any_workers_and_after_a_stop(root, tmp_path, name):
     short = {"max_iters": 4}
     first = run(root, tmp_path / "0", name, changes=short)[0]

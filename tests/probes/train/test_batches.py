@@ -76,11 +76,11 @@ MASK_RCNN = {
     ("task", "cache"),
     [
         ("segmentation/pspnet", "fp16"),
-        ("depth/pspnet", "fp16"),
-        ("normals/pspnet", "fp16"),
+        pytest.param("depth/pspnet", "fp16", marks=pytest.mark.slow),
+        pytest.param("normals/pspnet", "fp16", marks=pytest.mark.slow),
         ("normals/pspnet", "none"),
         ("detection/mask-rcnn", "fp32"),
-        ("detection/mask-rcnn", "none"),
+        pytest.param("detection/mask-rcnn", "none", marks=pytest.mark.slow),
     ],
 )
 def test_results_are_those_of_one_by_one(tmp_path, monkeypatch, task, cache):

@@ -236,7 +236,9 @@ def test_a_bug_in_one_head_is_its_own(tmp_path, data, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("change", [{}, CACHED], ids=["uncached", "kept"])
+@pytest.mark.parametrize(
+    "change", [{}, pytest.param(CACHED, marks=pytest.mark.slow)], ids=["uncached", "kept"]
+)
 def test_stopped_anywhere_and_resumed_each_ends_as_alone(tmp_path, data, check_as_alone, change):
     """Stopped at random places in random company: a head that is ahead waits for the group."""
     keys, chance = SEGMENTATION[:2], random.Random(5)
@@ -276,6 +278,7 @@ def test_killed_and_resumed_each_ends_as_alone(tmp_path, data, check_as_alone):
     check_as_alone(together(contexts), contexts)
 
 
+@pytest.mark.slow
 def test_nine_heads_in_one_pass_and_the_best_of_each_three_trained_on_all(tmp_path, data, calls):
     """Heads that are trained alone on the same nine tenths give the same scores, so the same rates
     win; what is scored on ``val`` is a head with that rate on all of train."""

@@ -19,6 +19,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.progress import Silent
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
+from tests.kinds import slow_except
 
 pytestmark = pytest.mark.integration
 
@@ -100,7 +101,7 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except(NAMES, ["unet-depth"]))
 def test_training_learns_and_is_reused(name, tmp_path):
     root = toy_experts.write_truth(tmp_path / "data", train=32, val=8)
     changes, metric, goal, sign = TRAINED[name]
