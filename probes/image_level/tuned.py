@@ -13,13 +13,12 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone
-from backbones.tuning import Tuning, changed_weights
 from cliptex_common.device import seed_devices, upload
 from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.files import content_key, derive_seed
@@ -40,6 +39,9 @@ from probes.image_level.encode import (
 from probes.image_level.linear import RandomCrops, Samples, cosine, loss_of
 from probes.image_level.multi_label import mean_precision, metric_of, strata
 from probes.select import Candidate, log_scores, select_candidate, stratified_split
+
+if TYPE_CHECKING:
+    from backbones.tuning import Tuning
 
 log = logging.getLogger("cliptex.training")
 WARMUP = 0.05  # share of the iterations
@@ -124,6 +126,8 @@ def run_attentive(context: Context) -> TaskResult:
 
 def store(context: Context, tuned: Tuned, tensors: Any, **about: Any) -> Head:
     """The stored head, with the tuned weights beside its own; see ``Head.weights_of_backbone``."""
+    from backbones.tuning import changed_weights  # the frozen tier needs no library of models
+
     weights = changed_weights(context.backbone, tuned.backbone)
     tensors = {**tensors, **{f"{Head.PREFIX}{name}": each for name, each in weights.items()}}
     return Head.of(context, tensors, tune=context.settings.tune, **about)
@@ -194,6 +198,8 @@ def train(
     Raises:
         NonFiniteLoss: it diverged.
     """
+    from backbones.tuning import Tuning
+
     settings, data, device = context.settings, context.data, context.device
     encoding = settings.encoding(device.type)
     with torch.random.fork_rng(devices=[]):
