@@ -24,7 +24,7 @@ from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.files import content_key, derive_seed
 from cliptex_common.progress import Pace
 from probes.base import Context, Head, TaskResult, load_state, save_state
-from probes.image_level import attentive, linear
+from probes.image_level import linear
 from probes.image_level.classification import fit_temperature, score, targets, top1
 from probes.image_level.encode import (
     Encode,
@@ -100,6 +100,8 @@ def run_linear(context: Context) -> TaskResult:
 
 def run_attentive(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
+    from probes.image_level import attentive  # which needs timm
+
     settings = context.settings
     if context.head is not None:
         context = context.with_head_weights()
