@@ -52,16 +52,16 @@ def tier_pairs(analysis: Analysis) -> dict[str, list[Pair]]:
     }
     pairs: dict[str, list[Pair]] = defaultdict(list)
     for column in analysis.selection.columns:
-        own = frozen.get(column.task.replace(f":{column.tier}", ""))
-        if not column.tier or column.letter not in ("", "A") or own is None:
+        untuned = frozen.get(column.task.replace(f":{column.tier}", ""))
+        if not column.tier or column.letter not in ("", "A") or untuned is None:
             continue
         backbones = tuple(
             name
             for name in analysis.selection.backbones
-            if all((name, each, each.main) in analysis.samples for each in (own, column))
+            if all((name, each, each.main) in analysis.samples for each in (untuned, column))
         )
         if backbones:
-            pairs[column.tier.removeprefix("tune=")].append(Pair(own, column, backbones))
+            pairs[column.tier.removeprefix("tune=")].append(Pair(untuned, column, backbones))
     return pairs
 
 
@@ -72,7 +72,8 @@ class Order:
     Attributes:
         kendall, spearman: τ-b and ρ, means over tasks, with the ends of their 95 % intervals over
             resamples of images and seeds; NaN where an order does not vary.
-        held, pairs: pairs of backbones, of each task, whose order is the same (a tie is one too).
+        held, pairs: of pairs of backbones, of each task, those whose order is the same (a tie is
+            one too), and all.
         swapped: pairs whose order is decided in both tiers, and is another: better when frozen,
             better when tuned, task.
     """
@@ -86,33 +87,34 @@ class Order:
 
 def order_of(analysis: Analysis, pairs: Sequence[Pair]) -> Order:
     """The agreement over tasks that all have ``FEWEST`` backbones."""
-    values = [(p.values(analysis, p.frozen), p.values(analysis, p.tuned)) for p in pairs]
-    rows = agreement([(frozen[None], tuned[None]) for frozen, tuned in values])
+    of_tasks = [(p.values(analysis, p.frozen), p.values(analysis, p.tuned)) for p in pairs]
+    rows = agreement([(frozen[None], tuned[None]) for frozen, tuned in of_tasks])
     kendall, spearman = (
-        (float(value[0]), *_ends(drawn))
-        for value, drawn in zip(rows, agreement(_draws(analysis, pairs)), strict=True)
+        (float(value[0]), *_interval_ends(resampled))
+        for value, resampled in zip(rows, agreement(_resamples(analysis, pairs)), strict=True)
     )
-    held = total = 0
+    in_order = total = 0
     swapped = []
-    for pair, (frozen, tuned) in zip(pairs, values, strict=True):
-        for one, other in combinations(range(len(pair.backbones)), 2):
+    for pair, (frozen, tuned) in zip(pairs, of_tasks, strict=True):
+        for first, second in combinations(range(len(pair.backbones)), 2):
             total += 1
-            held += bool(np.sign(frozen[one] - frozen[other]) == np.sign(tuned[one] - tuned[other]))
-            first, second = pair.backbones[one], pair.backbones[other]
+            signs = {np.sign(values[first] - values[second]) for values in (frozen, tuned)}
+            in_order += len(signs) == 1
+            names = pair.backbones[first], pair.backbones[second]
             verdicts = [
-                analysis.lead(first, second, column, column.main).verdict()
+                analysis.lead(*names, column, column.main).verdict()
                 for column in (pair.frozen, pair.tuned)
             ]
             if set(verdicts) == {"win", "loss"}:
-                better = (first, second) if verdicts[0] == "win" else (second, first)
-                swapped.append((*better, pair.frozen.title))
-    return Order(kendall, spearman, held, total, tuple(swapped))
+                better_first = names if verdicts[0] == "win" else names[::-1]
+                swapped.append((*better_first, pair.frozen.title))
+    return Order(kendall, spearman, in_order, total, tuple(swapped))
 
 
-Drawn = list[tuple[np.ndarray, np.ndarray]]  # of each task: (R, B) frozen, (R, B) tuned
+TierValues = list[tuple[np.ndarray, np.ndarray]]  # of each task: (R, B) frozen, (R, B) tuned
 
 
-def agreement(values: Drawn) -> tuple[np.ndarray, np.ndarray]:
+def agreement(values: TierValues) -> tuple[np.ndarray, np.ndarray]:
     """(R,) τ-b and ρ of each row, means over the tasks whose numbers vary; NaN where none does."""
     if not values:
         return np.empty(0), np.empty(0)
@@ -124,9 +126,9 @@ def agreement(values: Drawn) -> tuple[np.ndarray, np.ndarray]:
 
     taus, rhos = [], []
     for frozen, tuned in values:
-        one, other = np.triu_indices(frozen.shape[1], 1)
+        first, second = np.triu_indices(frozen.shape[1], 1)
         taus.append(
-            correlation(*(np.sign(each[:, one] - each[:, other]) for each in (frozen, tuned)))
+            correlation(*(np.sign(each[:, first] - each[:, second]) for each in (frozen, tuned)))
         )
         ranks = [rankdata(each, axis=1) for each in (frozen, tuned)]
         rhos.append(correlation(*(each - each.mean(axis=1, keepdims=True) for each in ranks)))
@@ -134,20 +136,20 @@ def agreement(values: Drawn) -> tuple[np.ndarray, np.ndarray]:
         return np.nanmean(taus, axis=0), np.nanmean(rhos, axis=0)
 
 
-def _ends(drawn: np.ndarray) -> tuple[float, float]:
-    """Of the 95 % interval."""
-    known = drawn[np.isfinite(drawn)]
-    if not len(known):
+def _interval_ends(resampled: np.ndarray) -> tuple[float, float]:
+    """Of the 95 % interval; NaN without a finite number."""
+    finite = resampled[np.isfinite(resampled)]
+    if not len(finite):
         return np.nan, np.nan
-    low, high = np.percentile(known, (100 * LEVEL / 2, 100 * (1 - LEVEL / 2)))
+    low, high = np.percentile(finite, (100 * LEVEL / 2, 100 * (1 - LEVEL / 2)))
     return float(low), float(high)
 
 
-def _draws(analysis: Analysis, pairs: Sequence[Pair]) -> Drawn:
+def _resamples(analysis: Analysis, pairs: Sequence[Pair]) -> TierValues:
     """The numbers of each resample: of the same images for all backbones and tiers of a task, and
     of seeds of each backbone, the same in both tiers; nothing where images are unknown."""
     rng = np.random.default_rng(0)
-    drawn: Drawn = []
+    of_tasks: TierValues = []
     for pair in pairs:
         tiers = [pair.samples(analysis, column) for column in (pair.frozen, pair.tuned)]
         scored = [each.resamples for tier in tiers for each in tier if each.resamples is not None]
@@ -164,9 +166,9 @@ def _draws(analysis: Analysis, pairs: Sequence[Pair]) -> Drawn:
                 chosen = (uniform[:seeds] * seeds).astype(int)
                 resampled = np.take_along_axis(sample.resamples[:, :length], chosen, axis=0)
                 numbers[tier, :, row] = pair.direction * resampled.mean(axis=0)
-        drawn.append((numbers[0], numbers[1]))
-    shortest = min(len(frozen) for frozen, _ in drawn)
-    return [(frozen[:shortest], tuned[:shortest]) for frozen, tuned in drawn]
+        of_tasks.append((numbers[0], numbers[1]))
+    shortest = min(len(frozen) for frozen, _ in of_tasks)
+    return [(frozen[:shortest], tuned[:shortest]) for frozen, tuned in of_tasks]
 
 
 def gain_frame(analysis: Analysis) -> pd.DataFrame:
@@ -228,9 +230,9 @@ def tier_lines(analysis: Analysis) -> list[str]:
                 f" {count(len(ordered), 'task')}, intervals over images and seeds."
             )
             lines += [
-                f"tune={tier}: beyond doubt {better} is ahead of {other} in {task} when frozen, and"
+                f"tune={tier}: beyond doubt {better} is ahead of {worse} in {task} when frozen, and"
                 " behind when tuned."
-                for better, other, task in order.swapped
+                for better, worse, task in order.swapped
             ]
         words = []
         for name, row in means.iterrows():
