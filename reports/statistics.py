@@ -279,6 +279,18 @@ class SeedPrior:
 NO_PRIOR = SeedPrior()
 
 
+@functools.lru_cache(maxsize=32)  # comparisons of equally many seeds share them
+def _drawn(seed_df: float, df: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``DRAWS`` of a true variance known with ``seed_df`` degrees of freedom, of what ``df`` more
+    show of it, both relative to what they estimate, and of a standard normal error."""
+    rng = np.random.default_rng(0)
+    true, shown = np.ones((2, DRAWS))
+    if seed_df:
+        true = seed_df / rng.chisquare(seed_df, DRAWS)
+        shown = rng.chisquare(df, DRAWS) / df
+    return true, shown, rng.standard_normal(DRAWS)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its noise.
@@ -403,18 +415,17 @@ class Estimate:
         fewer = self.images / images
         of_one = self.interaction * self.seeds
         image_variance = fewer * (self.image_variance + of_one * (seeds == 1))
-        rng, df, mean = np.random.default_rng(0), 0.0, 0.0
-        draws = np.ones((2, DRAWS))
+        seed_df, df, mean = 0.0, 0.0, 0.0
         if seeds > 1 and self.seed_df:
-            df = self.seed_df * _own_df(seeds) / _own_df(self.seeds)
+            seed_df = self.seed_df
+            df = seed_df * _own_df(seeds) / _own_df(self.seeds)
             of_seeds = max(self.seed_variance * self.seeds - of_one, 0.0)
             mean = (of_seeds + of_one * fewer) / seeds
-            draws[0] = self.seed_df / rng.chisquare(self.seed_df, DRAWS)
-            draws[1] = rng.chisquare(df, DRAWS) / df
-        variance = mean * draws[0]
+        true, shown, normal = _drawn(seed_df, df)
         planned = replace(self, image_variance=image_variance, images=images, seed_df=df)
-        errors = np.sqrt(image_variance + variance) * rng.standard_normal(DRAWS)
-        return float(np.quantile(planned._reach(self.level, variance * draws[1]) + errors, POWER))
+        errors = np.sqrt(image_variance + mean * true) * normal
+        reach = planned._reach(self.level, mean * true * shown)
+        return float(np.quantile(reach + errors, POWER))
 
     def seeds_to_decide(self, size: float, images: int = 0) -> int | None:
         """How many seeds detect a difference; None for more than ``MOST_SEEDS``."""

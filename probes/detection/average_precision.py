@@ -145,22 +145,24 @@ class Matches:
         wrong = sparse.csr_matrix(
             (np.ones(inside.sum(), np.float32), (before[inside], image[inside])), shape=shape
         )
-        always = np.cumsum(wrong @ weights, axis=0)  # (matched, R): rows are what is selected
-        hits, ignored = hits[matched], ignored[matched]
+        hits, ignored = hits[matched], ignored[matched] & ~hits[matched]
         mass = weights[image[matched]]
+        counted = np.cumsum(wrong @ weights + mass, axis=0)  # (matched, R), with what is ignored
         for level in range(IOUS):
             hit = np.flatnonzero(hits >> level & 1)
             if not len(hit):
                 continue
-            false, missed = always[hit], (hits | ignored) >> level & 1 == 0
-            if missed.any():
-                false += np.cumsum(mass * missed[:, None], axis=0, dtype=np.float32)[hit]
-            correct = np.cumsum(mass[hit], axis=0, dtype=np.float64)  # (hits, R)
-            precision = correct / np.maximum(correct + false, np.spacing(1))
+            detected, left_out = counted[hit], ignored >> level & 1
+            if left_out.any():
+                detected -= np.cumsum(mass * left_out[:, None], axis=0, dtype=np.float32)[hit]
+            correct = np.cumsum(mass[hit], axis=0)  # (hits, R)
+            some = np.maximum(detected, np.float32(1))  # what has no weight gets no point below
+            precision = np.divide(correct, some, dtype=np.float64)
             best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-            reached = _recalls(correct / objects)
-            points = np.diff(reached, axis=0, prepend=0)
-            result[:, level] = (best * points).sum(axis=0) / len(RECALLS)
+            reached = _recalls(np.divide(correct, objects, dtype=np.float64))
+            reached[1:] -= reached[:-1].copy()
+            best *= reached  # how many of the recalls each correct detection adds
+            result[:, level] = best.sum(axis=0) / len(RECALLS)
         return result
 
 

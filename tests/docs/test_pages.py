@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 import benchmark.catalog  # noqa: F401 – registers every probe
-from docs.hooks import MARKER, tasks_table
 from probes.registry import PROBES, PROTOCOLS
 from tests.docs.shown_files import FILE, PAGES, ROOT, with_files
 
@@ -71,15 +70,6 @@ def test_every_metric_and_probe_is_in_the_methodology():
         )
         == []
     )
-
-
-def test_the_table_of_tasks_has_every_probe_and_protocol():
-    table = tasks_table()
-    assert MARKER in (DOCS / "choose.md").read_text(encoding="utf-8")
-    names = {probe.name for probe in PROBES.values()} | {
-        name for name in PROTOCOLS if name != "own"
-    }
-    assert [name for name in names if f"`{name}`" not in table] == []
 
 
 def written() -> str:

@@ -58,9 +58,6 @@ def test_probes_keep_the_contract(name):
     assert dataclasses.is_dataclass(settings)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(settings, dataclasses.fields(settings)[0].name, None)
-    assert canonical_json(dataclasses.asdict(settings)) == canonical_json(
-        dataclasses.asdict(probe.settings_type())
-    )
 
 
 # those of other tests are registered where they run in the same process

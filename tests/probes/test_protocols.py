@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from probes.registry import (
     preset_deviations,
 )
 from probes.train.frozen_backbone import FrozenBackbone
-from tests.probes import tiny_dense
 
 # isort: split
 
@@ -32,9 +30,7 @@ def test_every_preset_has_settings_of_its_probe_and_a_source(protocol):
     for preset in protocol.presets:
         probe = PROBES[preset.probe]
         assert set(preset.settings) <= field_names(probe.settings_type) - {"protocol"}
-        settings = with_changes(probe.settings_type(), preset.settings)
-        without_data = dataclasses.replace(preset, data={})
-        assert preset_deviations(without_data, settings, tiny_dense.SPECS["depth"]) == []
+        with_changes(probe.settings_type(), preset.settings)
 
 
 def test_deviations_are_listed_and_a_task_without_a_preset_is_refused():

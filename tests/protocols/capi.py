@@ -41,15 +41,6 @@ from tests.protocols.fields import read_record
 from tests.recorder import Recorder
 
 KNN, LOGREG = "segmentation/patch-knn", "segmentation/logreg"
-READ = {
-    LOGREG: {"two classes": ("a vector of weights", "two vectors")},
-    capi_attentive.PROBE: {
-        "held-out split": ("numpy's generator of seed 42", "each class by the run's seed"),
-        "size of test images": ("256, cropped to 224", "the backbone's own"),
-        "samplers": ("seed 42", "the run's seed"),
-        "first weights": ("of each head", "one for all heads"),
-    },
-}
 TRAIN, VAL = list(range(5)), [20, 21, 22]
 PAIRS = ((1, "cosine"), (3, "l2"), (4, "cosine"), (10, "l2"))
 STRENGTHS = (1e-4, 1e-2)

@@ -16,11 +16,6 @@ TOLERANCE = {
     "shares": 1e-6,  # of random values
     "from image to score": 0.01,  # scores are rounded
 }
-READ = {
-    "": {"final norm of ConvNeXt": ("yes", "no")},
-    "depth": {"backbone in training": ("training mode, for 1,600 iterations", "evaluation mode")},
-    "video": {"published numbers": ("no protocol is named", "the notebook's")},
-}
 PARTS = {
     "segmentation/linear": dinov3_segmentation,
     "depth/linear": dinov3_depth,

@@ -14,13 +14,6 @@ from torch.nn.functional import avg_pool2d
 from tests.protocols.sources import importing, stand_ins, with_modules
 
 PROBE = "triplets/2afc"
-READ = {
-    PROBE: {
-        "size": (224, 224),
-        "tokens": ("before the final norm", "through it"),
-        "interpolation": ("bicubic", "the backbone's own"),
-    }
-}
 TOLERANCE = {"distances": 1e-5, "scores": 1e-3}
 FEATURES = {"class": "cls", "both": "cls_patch"}
 SUBSETS = {"2AFC_imagenet": "test_imagenet", "2AFC_no_imagenet": "test_no_imagenet"}

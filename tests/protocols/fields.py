@@ -21,6 +21,44 @@ OTHERS = {
     "tokencut": "metrics.tokencut",
 }
 
+# differences that no record holds: they were read in a source, where computing them would take a
+# GPU, weights or a whole training
+READ = {
+    "capi": {
+        "two classes",
+        "held-out split",
+        "size of test images",
+        "samplers",
+        "first weights",
+    },
+    "dinov3": {"final norm of ConvNeXt", "backbone in training", "published numbers"},
+    "dreamsim": {"tokens", "interpolation"},
+    "hummingbird": {"seeds of crops", "classes of COCO"},
+    "jafar": {"test images", "resizing", "flip", "classes of ADE20K", "head precision"},
+    "navi": {"matching"},
+    "probe3d": {
+        "MAE's blocks",
+        "SigLIP's blocks",
+        "pixels without a normal",
+        "stored normals",
+        "order of files",
+        "views paired with themselves",
+        "tokens",
+        "few points",
+        "mean colour",
+        "scale of colours",
+    },
+    "probe3d-head": {"MAE's blocks", "pixels without a normal", "stored normals"},
+    "radio": {"class tokens"},
+    "visbench": {
+        "training images of a record",
+        "test depth",
+        "stored normals",
+        "pixels without a normal",
+        "training images",
+    },
+}
+
 # A preset's probe (``segmentation/linear``) → field → a number, a text, or nested lists of them.
 Fields = Mapping[str, Mapping[str, Any]]
 
@@ -53,29 +91,6 @@ def plain(value: Any) -> Any:
 def read_record(name: str) -> dict[str, Any]:
     """``source`` (repository and commit), ``versions`` and ``fields`` of a record."""
     return json.loads(record_path(name).read_text(encoding="utf-8"))
-
-
-def with_facts(fields: Fields, code: ModuleType, side: int) -> Fields:
-    """``fields`` with the facts in ``READ`` of a protocol's module.
-
-    These would take a GPU, weights or a whole training to compute, so they were read in the
-    source: probe, or its kind → name → (the source's, the suite's).
-
-    Args:
-        side: 0 for the source's, 1 for the suite's.
-    """
-    return {
-        probe: {
-            **values,
-            **{
-                name: pair[side]
-                for kind, facts in getattr(code, "READ", {}).items()
-                if probe.startswith(kind)
-                for name, pair in facts.items()
-            },
-        }
-        for probe, values in fields.items()
-    }
 
 
 def differing_fields(recorded: Fields, ours: Fields, tolerance: Mapping[str, float]) -> Any:

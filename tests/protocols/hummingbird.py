@@ -32,12 +32,6 @@ from tests.probes.tiny_mmlab import context
 from tests.protocols import segmented, sources
 
 PROBE = "segmentation/in-context"
-READ = {
-    PROBE: {
-        "seeds of crops": ("one generator", "the image"),
-        "classes of COCO": ("15 or 12", "171"),
-    }
-}
 TRAIN, VAL = list(range(4)), [20, 21, 22]
 SIDE, SEEDS = 512, range(4)
 SAMPLE = slice(5, SIDE, 101)

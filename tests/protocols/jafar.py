@@ -20,15 +20,6 @@ PROBE, TASK, ITERATIONS = "segmentation/linear", "voc/linear", 200
 FILE = "evaluation/train_probes.py"
 MAPS = [dense.random(2, CHANNELS, 12, 16, seed=seed) for seed in range(STEPS)]
 LABELS = [dense.labels(2, 12, 16, seed=seed) for seed in range(STEPS)]
-READ = {
-    PROBE: {
-        "test images": ("a square of 448 px", "complete"),
-        "resizing": ("Pillow, nearest-exact", "OpenCV, nearest"),
-        "flip": ("batches", "images"),
-        "classes of ADE20K": (151, 150),
-        "head precision": ("float32", FLOAT),
-    }
-}
 
 
 def source(checkout: Path) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,6 @@ from tests.probes.matching.layouts import make_navi
 from tests.protocols.nearest import importing
 
 PROBE = "object-views/view-matching"
-READ = {PROBE: {"matching": ("not published", "probe3d's")}}
 OBJECT = "bottle/wild_set"
 
 

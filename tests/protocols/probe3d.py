@@ -47,21 +47,6 @@ from tests.protocols.probe3d_source import source as trained_source
 
 TOLERANCE = {"losses": 2e-4, "weights after ten steps": 2e-4, "head output": 2e-5}
 TOLERANCE |= {"colours": 1e-3, "scores": 1e-3}
-OF_HEADS = {
-    "": {"MAE's blocks": ("2, 5, 8 and 11", "3, 6, 9 and 12")},
-    "normals": {
-        "pixels without a normal": ("90°", "not scored"),
-        "stored normals": ("float32", "8 bits"),
-    },
-}
-READ = {
-    **OF_HEADS,
-    "": {
-        **OF_HEADS[""],
-        "SigLIP's blocks": ("15, 18, 21 and 24 of 12", "3, 6, 9 and 12"),
-    },
-    **probe3d_views.READ,
-}
 HEAD_PRECISION = "bfloat16" if prefers_bf16("cuda") else "float32"  # on a GPU
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from tests.protocols import probe3d
 from tests.protocols.probe3d_source import source  # noqa: F401
 
-TOLERANCE, READ = probe3d.TOLERANCE, probe3d.OF_HEADS
+TOLERANCE = probe3d.TOLERANCE
 
 
 def suite() -> dict[str, dict[str, Any]]:

@@ -40,20 +40,6 @@ from tests.probes.matching.layouts import make_navi, make_scannet
 from tests.protocols.dense import random, summary
 
 OBJECTS, SCENES = "object-views/view-matching", "scene-views/view-matching"
-READ = {
-    "object-views": {
-        "order of files": ("as the disk lists them", "by name"),
-        "views paired with themselves": ("0.38 %", "none"),
-        "tokens": ("before the final norm", "after it"),
-        "few points": ("fails", "all count"),
-        "mean colour": ("ImageNet's", "the backbone's"),
-    },
-    "scene-views": {
-        "tokens": ("before the final norm", "after it"),
-        "few points": ("fails", "all count"),
-        "scale of colours": ("from -1 to 1", "the backbone's"),
-    },
-}
 PAIRS = 12
 RECALLS, DEGREES = torch.rand(PAIRS, generator=torch.Generator().manual_seed(1)), 9.0
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -18,7 +18,7 @@ from pathlib import Path
 import probes.catalog  # noqa: F401  registers every protocol
 from cliptex_common.process import versions
 from probes.registry import PROTOCOLS
-from tests.protocols.fields import OTHERS, module, plain, record_path, with_facts
+from tests.protocols.fields import OTHERS, module, plain, record_path
 from tests.protocols.sources import commit_of
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         "source": source,
         "commit": expected,
         "versions": versions("torch", "numpy"),
-        "fields": plain(with_facts(code.source(arguments.source), code, 0)),
+        "fields": plain(code.source(arguments.source)),
     }
     path = record_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 PROBE = "instance-retrieval/retrieval"
-READ = {PROBE: {"crop_queries": (True, True)}}
 TOLERANCE = {"average precisions": 1e-6, "means": 1e-6}
 IMAGES, QUERIES = 40, 6
 BOX = [10.4, 3.5, 40.6, 30.5]

@@ -52,15 +52,6 @@ SHARES = {"d1", "d2", "d3", "miou", "mean_acc", "pixel_acc"}
 EDGES = torch.tensor([0.0, 0.0005, 0.001, 5.0, 10.0, 10.5]).view(-1, 1, 1, 1)
 FEATURES, KINDS = random(10, 6, seed=7), torch.arange(10) % 3
 SHORT = {"epochs": 4, "batch_size": 4}
-READ = {
-    "": {"training images of a record": ("none", "a fingerprint")},
-    "depth": {"test depth": ("float32", "1 mm")},
-    "normals": {
-        "stored normals": ("float32", "8 bits"),
-        "pixels without a normal": ("every pixel has one", "those of the copy"),
-    },
-    "classification": {"training images": ("the first 100 of a class", "all of the copy")},
-}
 TOLERANCE = {"map": 2e-5, "losses": 2e-4, "weights": 2e-4, "head output": 2e-5, "scores": 2e-3}
 
 
