@@ -188,7 +188,8 @@ register_suite(
 LEVEL_TASKS = {
     "low": cross(["corners", "orientation", "bsds500"], ["linear"], **ENCODER),
     "mid": {
-        **cross(["nyu-depth", "nyu-normal", "nyu-occlusion"], ["linear"], **ENCODER),
+        **cross(["nyu-depth", "nyu-depth-order"], ["linear"], **ENCODER),
+        **cross(["nyu-normal", "nyu-occlusion"], ["linear"], **ENCODER),
         **cross(["voc-foreground"], ["linear"], **ENCODER),
         **cross(["voc-objects"], ["tokencut"], **ENCODER),
         **cross(["images"], ["homography"], **ENCODER),
@@ -199,7 +200,7 @@ LEVEL_TASKS = {
     "high": {
         **cross(["imagenet"], ["linear", "retrieval"], **ENCODER),
         **cross(["places365"], ["linear"], **ENCODER),
-        **cross(["voc2007-labels"], ["linear"], **ENCODER),
+        **cross(["voc2007-labels", "coco-labels"], ["linear"], **ENCODER),
         **cross(["voc", "nyu-40"], ["linear"], **ENCODER),
         **cross(["coco"], ["ssd"], **ENCODER),
     },

@@ -180,7 +180,7 @@ def draw_dense(request: SampleRequest) -> DrawnSplit:
         image = as_picture(packed["inputs"])
         loaded[sample.image] = image, target, counted
     draw, legend = task.drawing(classes, [target for _, target, _ in loaded.values()])
-    if "max_depth" in spec.extra:  # over what counts, so that a wrong scale is seen
+    if spec.kind in ("depth", "depth-order"):  # over what counts, so that a wrong scale is seen
         bounds = spec.extra["min_depth"], spec.extra["max_depth"]
         draw, legend = lambda maps: depth_picture(maps[0], *bounds), scale_bar(*bounds)
     elif task.has_classes:
@@ -283,7 +283,7 @@ def whole_image(request: SampleRequest) -> Callable[[Image.Image, str], np.ndarr
     else:
         from backbones.backbone import DataConfig, resizing
 
-        is_squashed = transfer.get("squash", spec.kind == "correspondence")
+        is_squashed = transfer.get("squash", spec.kind in ("correspondence", "triplets"))
         transform = resizing(DataConfig((side, side), MEAN, STD, squash=is_squashed), "bicubic")
 
     def see(photo: Image.Image, name: str) -> np.ndarray:
@@ -310,6 +310,75 @@ def draw_whole(request: SampleRequest) -> DrawnSplit:
             "image": np.asarray(photo),
             "as it is seen": seen,
         }
+        samples.append(DrawnSample(sample.image, text, panels))
+    return DrawnSplit(samples)
+
+
+def draw_triplets(request: SampleRequest) -> DrawnSplit:
+    """Images, and the two of which people chose one as more like them."""
+    see, samples = whole_image(request), []
+    for sample in request.spread(request.samples):
+        triplet = sample.target
+        names = {"image": sample.image, "left": triplet.left, "right": triplet.right}
+        panels = {title: see(request.photo(name), name) for title, name in names.items()}
+        text = (
+            f"{100 * triplet.right_share:.3g} % of {triplet.votes} people find the right image more"
+            " like it"
+        )
+        samples.append(DrawnSample(sample.image, text, panels))
+    return DrawnSplit(samples)
+
+
+def draw_objects(request: SampleRequest) -> DrawnSplit:
+    """Whole images with the boxes and the mask of their objects; unknown pixels are hatched."""
+    samples, colour = [], tuple(COLOURS[1].tolist())
+    for sample in request.spread(request.samples):
+        photo, objects = request.photo(sample.image), sample.target
+        pixels = np.asarray(photo)
+        panels, said = {"image": pixels}, []
+        if objects.boxes:
+            panels["boxes"] = np.asarray(with_boxes(photo, objects.boxes, colour))
+            said.append(f"{len(objects.boxes)} boxes")
+        if objects.mask:
+            classes = read_classes(request.root / objects.mask)
+            unknown = classes == 255
+            is_object = (classes > 0) & ~unknown
+            drawing = label_picture(is_object.astype(np.uint8), COLOURS)
+            panels["objects"] = hatched(blended(pixels, drawing, is_object), unknown)
+            said.append(f"{100 * is_object.mean():.3g} % of the pixels are objects")
+        samples.append(DrawnSample(sample.image, "; ".join(said), panels))
+    return DrawnSplit(samples)
+
+
+def with_boxes(photo: Image.Image, boxes: Sequence[Any], colour: tuple[int, ...]) -> Image.Image:
+    """A photograph with boxes (left, top, right, bottom)."""
+    from PIL import ImageDraw
+
+    drawn = photo.copy()
+    for box in boxes:
+        width = max(2, max(photo.size) // 200)
+        ImageDraw.Draw(drawn).rectangle(tuple(box), outline=colour, width=width)
+    return drawn
+
+
+def draw_warped(request: SampleRequest) -> DrawnSplit:
+    """Squares and their warped copies, joined where the warp takes the middles of some patches."""
+    import torch
+
+    from probes.matching.homographies import centres, homography_of, warp
+    from probes.matching.views import project
+
+    side, samples = request.settings.size or SIDE, []
+    cells = centres(torch.Size((6, 6)), side)
+    for sample in request.spread(request.samples):
+        square = ImageOps.fit(request.photo(sample.image), (side, side), Image.Resampling.BICUBIC)
+        homography = homography_of(request.root / sample.image, side, request.settings.warp)
+        moved = project(cells, homography).numpy()
+        inside = ((moved >= 0) & (moved < side)).all(axis=1)
+        seen = [np.asarray(square), np.asarray(warp(square, homography))]
+        starts, colours = cells[:, :2].numpy()[inside], list(map(tuple, COLOURS[1:37].tolist()))
+        panels = {"pair": join_points(seen, starts, moved[inside], colours[: int(inside.sum())])}
+        text = f"{int(inside.sum())} of {len(cells)} points stay in the square"
         samples.append(DrawnSample(sample.image, text, panels))
     return DrawnSplit(samples)
 
@@ -436,4 +505,7 @@ DRAWERS: Mapping[str, Callable[[SampleRequest], DrawnSplit]] = {
     "video": draw_frames,
     "view-pose": draw_poses,
     "instance-retrieval": draw_queries,
+    "triplets": draw_triplets,
+    "objects": draw_objects,
+    "warped-images": draw_warped,
 }

@@ -18,6 +18,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from probes.base import Context, RunLog
 from probes.features.files import content_hashes
+from reports.records import BEYOND_GRID
 
 T = TypeVar("T")
 SHARE = 0.1
@@ -72,7 +73,7 @@ def select_candidate(
     grid = {each.coordinate for each in candidates if each.coordinate is not None}
     if len(grid) > 1 and best.coordinate in (min(grid), max(grid)):
         edge = "lowest" if best.coordinate == min(grid) else "highest"
-        note += f"; the {edge} of its grid: a better one may lie beyond it"
+        note += f"; the {edge} of its grid: {BEYOND_GRID}"
     return best, note
 
 

@@ -225,7 +225,9 @@ def metric_name(key: str, declared: Iterable[str] = ()) -> str:
 T = TypeVar("T")
 COST = "cost/"  # of metrics that say what a run took
 HELD_OUT = "select/"  # of scores on held-out training images, by which a probe chose a setting
+NOTE_TAG = "mlflow.note.content"  # the description in MLflow's UI
 TRAIN_LOSS = "train/loss"
+BEYOND_GRID = "a better one may lie beyond it"  # in the note of a setting at its grid's edge
 # before the name of a metric: what needs no features (the best constant, chance), and what the best
 # features could reach (a grid of patches); logged as ``bound/floor_mIoU``
 FLOOR, CEILING, BOUND = "floor_", "ceiling_", "bound/"
@@ -366,6 +368,7 @@ class Cell(Record):
         held_out: ``METRIC/SETTING`` → score on held-out training images.
         label_free: diagnostic of the training features (``probes.pictures``) → value.
         train_loss: the last one of its head; None where none was logged here.
+        at_edge: whether the setting that was chosen for its head is the first or last of a grid.
         bounds: of the main metric, ``FLOOR`` and ``CEILING`` → value, where the task has them.
         notes: what the user should know of it, one line each; empty if it is read back.
     """
@@ -394,6 +397,7 @@ class Cell(Record):
     held_out: Annotated[dict[str, float], Field(exclude=True)] = {}
     label_free: Annotated[dict[str, float], Field(exclude=True)] = {}
     train_loss: Annotated[float | None, Field(exclude=True)] = None
+    at_edge: Annotated[bool, Field(exclude=True)] = False
     bounds: Annotated[dict[str, float], Field(exclude=True)] = {}
     notes: Annotated[tuple[str, ...], Field(exclude=True)] = ()
 
@@ -538,6 +542,7 @@ def read_record(
         cell = Cell(**values, held_out=held_out, label_free=label_free, train_loss=loss)
         declared = cell.declared if cell.is_finished else ()
         own = {
+            "at_edge": BEYOND_GRID in tags.get(NOTE_TAG, ""),
             "metrics": {name: metrics[name] for name in declared if name in metrics},
             "params": {name: params[name] for name in SAMPLED if name in params},
             "bounds": {

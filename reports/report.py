@@ -80,6 +80,7 @@ from reports.tiers import tier_figures, tier_lines
 from reports.trainings import (
     head_curves,
     head_figures,
+    settings_at_edge,
     short_trainings,
     step_figures,
     step_lines,
@@ -268,7 +269,14 @@ def build_report(
         features=read_feature_pictures(store, analysis),
         diagnostics=diagnostics,
         provenance=provenance,
-        notes=[*changes, *caveats(analysis), *short_trainings(heads), *notes, *without_pictures],
+        notes=[
+            *changes,
+            *caveats(analysis),
+            *short_trainings(heads),
+            *settings_at_edge(analysis),
+            *notes,
+            *without_pictures,
+        ],
         styles=styles,
     )
 

@@ -31,7 +31,7 @@ from cliptex_common.errors import first_line, hide_secrets, redact
 from cliptex_common.files import acquire_liveness_lock, home, is_locked, lock_path, locked
 from cliptex_common.progress import repeating
 from reports.provenance import origin_tags
-from reports.records import COST, TAGS, Record, TrackingError, metric_key
+from reports.records import COST, NOTE_TAG, TAGS, Record, TrackingError, metric_key
 from reports.store import (
     FAILURE_TAG,
     PARENT_TAG,
@@ -90,7 +90,6 @@ FLUSH_AT = 500  # metrics; MLflow accepts at most 1,000 a call
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
 # MLflow's UI opens an experiment of this kind on its runs, any other on traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-NOTE_TAG = "mlflow.note.content"  # the description in MLflow's UI
 MLFLOW_BEAT = 60.0  # seconds between two time stamps of an open run
 
 

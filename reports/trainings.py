@@ -186,6 +186,22 @@ def short_trainings(curves: Sequence[HeadCurve]) -> list[str]:
     ]
 
 
+def settings_at_edge(analysis: Analysis) -> list[str]:
+    """A sentence on heads whose setting, chosen on held-out images, is the first or last of its
+    grid."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for (name, column), cells in analysis.selection.cells.items():
+        if any(cell.at_edge for cell in cells):
+            names[column.title].append(name)
+    listed = [f"{title} ({', '.join(each)})" for title, each in names.items()]
+    if not listed:
+        return []
+    return [
+        f"Heads whose setting was chosen at the edge of its grid: {'; '.join(listed)}. A better one"
+        " may lie beyond it: widen the grid (`list settings TASK` names it)."
+    ]
+
+
 def head_figures(curves: Sequence[HeadCurve], styles: Mapping[str, Style]) -> list[Figure]:
     """One for each task: the loss of each backbone's head."""
     by_column: dict[TaskColumn, list[HeadCurve]] = defaultdict(list)

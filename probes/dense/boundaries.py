@@ -153,7 +153,12 @@ class Boundaries(DenseTask):
                 values = agreement(values.astype(np.int64))
             return scalar_picture(values, 0, 1, np.ones(values.shape, bool))
 
-        return draw, scale_bar(0, 100, " % of people", width=520)
+        return draw, scale_bar(0, 100, " % of people")
+
+    def described(self, maps: np.ndarray) -> str:
+        values = maps[0].astype(np.int64)
+        share = 100 * (agreement(values) > 0).mean()
+        return f"{values.max() >> PEOPLE} people; {share:.3g} % of the pixels are somebody's line"
 
     def outcome(self, draw: Draw, target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
         """Strength in grey. Lines of at least 0.5 are hits within the tolerance of anybody's line;

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from cliptex_common.images import open_image, read_depth, to_rgb
+from cliptex_common.images import class_legend, open_image, read_depth, to_rgb
 from cliptex_common.metrics import Arrays
 from cliptex_common.settings import Axis, settings_dataclass
 from probes.datasets.base import DatasetSpec
 from probes.dense.depth import Depth
 from probes.dense.settings import DenseSettings, FactorRange
-from probes.dense.task import DenseTask, Drawing, cropped
+from probes.dense.task import DenseTask, Drawing, cropped, range_text
 from reports.records import CEILING, Metric
 
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ class Magnitude(Computed):
     def compare(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         is_known = target >= 0
         prediction, target = prediction[is_known], target[is_known]
+        if not len(target):  # not counted
+            return dict.fromkeys(("pearson", "mae"), prediction.new_full((), float("nan")))
         x, y = prediction - prediction.mean(), target - target.mean()
         spread = (x.square().sum() * y.square().sum()).sqrt()
         pearson = (x * y).sum() / spread.clamp(min=1e-12)
@@ -212,25 +214,53 @@ class Orientation(Computed):
             planes = [hue % 180, np.full_like(hue, 255), value]
             return cv2.cvtColor(np.stack(planes, axis=-1).astype(np.uint8), cv2.COLOR_HSV2RGB)
 
-        return draw, None
+        degrees = np.arange(0, 180, 45)
+        maps = np.stack([np.cos(np.radians(2 * degrees)), np.sin(np.radians(2 * degrees))])
+        names = [f"{each}°" for each in degrees]
+        return draw, class_legend(names, draw(maps[:, None])[0], width=360)
+
+    def described(self, maps: np.ndarray) -> str:
+        coherence = np.hypot(*maps[:2])
+        return f"coherence of the direction {range_text(coherence.ravel(), '')}"
+
+
+@settings_dataclass
+class OcclusionSettings(ComputedSettings):
+    """Settings of occlusion edges.
+
+    Attributes:
+        least_step: logarithm of a ratio of depths (about the share of the depth) up to which there
+            is no edge: walls and floors that are seen at an angle, and steps of stored depth.
+    """
+
+    least_step: NonNegativeFloat = 0.05
 
 
 class OcclusionEdges(Magnitude):
-    """Where one surface ends in front of another: ``log(1 + 10 · r)`` of the logarithm r of the
-    largest over the smallest depth around a pixel, in a window of ``sigma`` pixels to each side.
-    Datasets are declared as those of depth."""
+    """Where one surface ends in front of another: ``log(1 + 10 · r)`` of what the logarithm of the
+    largest over the smallest depth around a pixel has above ``least_step``, in a window of ``sigma
+    / 2`` pixels to each side. Datasets are declared as those of depth."""
 
     name, level = "occlusion-edges", "mid"
+    settings = OcclusionSettings
     declared = Depth.declared
 
     def check_file(self, spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
         Depth().check_file(spec, classes, path, image)
 
     def reading(self, spec: DatasetSpec, classes: int, settings: Any = None) -> dict[str, Any]:
-        return super().reading(spec, classes, settings) | Depth().reading(spec, classes)
+        settings = settings or self.settings()
+        options = super().reading(spec, classes, settings) | Depth().reading(spec, classes)
+        return options | {"least_step": settings.least_step}
 
     def read(  # type: ignore[override]
-        self, path: str, side: int, sigma: float, depth_scale: float, rotated_bits: int = 0
+        self,
+        path: str,
+        side: int,
+        sigma: float,
+        least_step: float,
+        depth_scale: float,
+        rotated_bits: int = 0,
     ) -> np.ndarray:
         """-1 where the depth is unknown."""
         from scipy import ndimage
@@ -241,7 +271,7 @@ class OcclusionEdges(Magnitude):
         nearest = ndimage.minimum_filter(np.where(depth > 0, depth, np.inf), window, **NEAREST)
         farthest = ndimage.maximum_filter(depth, window, **NEAREST)
         with np.errstate(all="ignore"):  # where nothing around is known
-            jump = np.log1p(10 * np.log(farthest / nearest))
+            jump = np.log1p(10 * (np.log(farthest / nearest) - least_step).clip(0))
         return np.where(depth > 0, jump, np.float32(-1)).astype(np.float32)
 
 

@@ -66,11 +66,14 @@ class DepthOrder(DenseTask):
         return {"type": "TaskScores", "task": self.name, **bounds, "crop": crop}
 
     def pairs(self, target: Tensor) -> Tensor:
-        """Numbers (2, P) of pixels of a map (H, W) in metres: the nearer ones, and the farther."""
+        """Numbers (2, P) of pixels of a map (H, W) in metres: the nearer ones, and the farther;
+        none where no depth is inside the dataset's range."""
         import torch
 
         metres = target.flatten()
         valid = ((metres > self.min_depth) & (metres < self.max_depth)).nonzero()[:, 0]
+        if not len(valid):
+            return valid.new_zeros(2, 0)
         shares = torch.rand(2, PAIRS, generator=torch.Generator().manual_seed(0))
         pixels = valid[(shares.to(valid.device) * len(valid)).long().clamp(max=len(valid) - 1)]
         depths = metres[pixels]
@@ -82,16 +85,15 @@ class DepthOrder(DenseTask):
 
         total, count = prediction.sum() * 0.0, target.new_zeros(())
         for values, metres in zip(prediction, target, strict=True):
-            if (metres > 0).any():
-                near, far = values.flatten()[self.pairs(metres)]
-                total, count = total + softplus(near - far).sum(), count + len(near)
+            near, far = values.flatten()[self.pairs(metres)]
+            total, count = total + softplus(near - far).sum(), count + len(near)
         return total, count
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         import torch
 
         values, metres = (cropped(each[0], self.crop) for each in (prediction, target))
-        near, far = self.pairs(metres) if (metres > 0).any() else torch.zeros(2, 0).long()
+        near, far = self.pairs(metres)
         rows = torch.arange(metres.numel(), device=metres.device) // metres.shape[1]
         return {
             "ordinal_accuracy": _in_order(values.flatten()[near], values.flatten()[far]),

@@ -72,3 +72,9 @@ class Foreground(Computed):
 
     def constant_name(self, constant: Any, data: PreparedDataset) -> str:
         return "'object'"
+
+    def described(self, maps: np.ndarray) -> str:
+        values = maps[0][self.counted(maps)]
+        return (
+            f"{100 * (values >= 0.5).mean() if values.size else 0:.3g} % of the pixels are objects"
+        )

@@ -153,8 +153,11 @@ class Grid:
 
 
 def cut(features: Tensor, threshold: float) -> np.ndarray:
-    """The patches of the object, (h, w) bool, of a feature map (C, h, w)."""
+    """The patches of the object, (h, w) bool, of a feature map (C, h, w); all of fewer than three,
+    which no eigenvector splits."""
     grid = features.shape[1:]
+    if grid.numel() < 3:
+        return np.ones(tuple(grid), bool)
     vectors = F.normalize(features.flatten(1).T.float(), dim=1)
     weights = np.where((vectors @ vectors.T > threshold).cpu().numpy(), 1.0, WEAK)
     degrees = np.diag(weights.sum(axis=1))

@@ -13,6 +13,7 @@ limit)``.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -90,13 +91,17 @@ class WarpedViews(PosedViews):
                     to_rgb(image), (self.side, self.side), Image.Resampling.BICUBIC
                 )
             if item % 2:
-                seed = derive_seed("homography", content_hash(path))
-                homography = random_homography(self.side, self.context.settings.warp, seed)
+                homography = homography_of(path, self.side, self.context.settings.warp)
                 square = warp(square, homography)
         except IMAGE_ERRORS as error:
             raise UserError(f"cannot read {path} ({first_line(error)})") from error
         pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)
         return PosedImage(pixels, torch.empty(3, 0, 0), homography)
+
+
+def homography_of(path: Path, side: int, share: float) -> Tensor:
+    """``random_homography`` of an image, by its content."""
+    return random_homography(side, share, derive_seed("homography", content_hash(path)))
 
 
 def random_homography(side: int, share: float, seed: int) -> Tensor:

@@ -38,7 +38,15 @@ COST = "cost"  # in place of a task, of the rows of ``costs.csv``
 # in place of a model, of the rows of ``seeds.csv``: standard deviations over ``SEEDS`` seeds of a
 # backbone, of which half of the source's backbones have less
 DEVIATION, SEEDS = "deviation", 5
-LOWER_IS_BETTER = ("rmse", "abs_rel", "normal_image_mean", "normal_image_rmse")  # in the table
+LOWER_IS_BETTER = (  # of the metrics in the table
+    "rmse",
+    "abs_rel",
+    "normal_image_mean",
+    "normal_image_rmse",
+    "angle",
+    "rotation_error",
+    "translation_error",
+)
 
 
 @dataclass(frozen=True)
@@ -499,7 +507,24 @@ VISBENCH = {  # its probe → key, task, and its metrics that this suite has
         "places365/linear",
         {"top1": "top1", "top5": "top5"},
     ),
+    "scene_parsing": (
+        "visbench-nyu-40",
+        "nyu-40/linear",
+        {"miou": "mIoU", "mean_acc": "mAcc", "pixel_acc": "aAcc"},
+    ),
+    "generic_segmentation": (
+        "visbench-voc-foreground",
+        "voc-foreground/linear",
+        {"iou": "object_IoU"},
+    ),
+    "similarity": ("visbench-nights", "nights/2afc", {"accuracy": "2AFC"}),
+    "relative_pose": (
+        "visbench-navi-multiview",
+        "navi-multiview/relative-pose",
+        {"rotation_error_deg": "rotation_error", "translation_error": "translation_error"},
+    ),
 }
+NO_SHARES = ("abs_rel", "rmse", "mean", "rotation_error_deg", "translation_error")
 
 
 SEED_RECORDS = "results/controls/{}.jsonl"
@@ -541,8 +566,7 @@ def _visbench(checkout: Path) -> Iterator[TableRow]:
         }[library]
         for theirs, ours in metrics.items():
             value = record["metrics"][theirs]
-            is_share = theirs not in ("abs_rel", "rmse", "mean")
-            text = f"{100 * value:.2f}" if is_share else f"{value:.3f}"
+            text = f"{value:.3f}" if theirs in NO_SHARES else f"{100 * value:.2f}"
             yield TableRow(source, model, task, ours, text)
     for board, (task, metric, theirs, factor) in VISBENCH_SEEDS.items():
         scores = defaultdict(list)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from tests.protocols import dense
 from tests.protocols.dense import CHANNELS, CLASSES, STEPS, summary
-from tests.protocols.mmseg import FLOAT
 
 PROBE, TASK, ITERATIONS = "segmentation/linear", "voc/linear", 200
 FILE = "evaluation/train_probes.py"

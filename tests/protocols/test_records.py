@@ -29,7 +29,11 @@ def test_a_preset_gives_what_its_source_gives_or_lists_the_difference(protocol: 
     fields = record["fields"]
     assert set(fields) == {preset.probe for preset in protocol.presets}
     differing = differing_fields(fields, code.suite(), getattr(code, "TOLERANCE", {}))
-    named = {name for differences in protocol.differs.values() for name in ", ".join(differences).split(", ")}
+    named = {
+        name
+        for differences in protocol.differs.values()
+        for name in ", ".join(differences).split(", ")
+    }
     read = READ.get(protocol.name, set())
     assert read <= named
     for probe, names in differing.items():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmark.parser import main
+from probes.select import Candidate, select_candidate
 from reports.pages import render_page
 from reports.report import ReportRequest, build_report
 from reports.trainings import HeadCurve, trainings
@@ -111,7 +112,13 @@ def test_heads_that_were_still_learning_are_named(tracker, report_of):
     )
     for step, loss in enumerate(np.linspace(2.0, 1.0, 50)):
         tracker.client.log_metric(cell.info.run_id, "train/loss", loss, step=step)
+    _, note = select_candidate(
+        [Candidate(1, "a", 1.0, 0.0, 1), Candidate(2, "b", 0.0, 0.0, 2)], "top1", 9
+    )
+    tracker.client.set_tag(cell.info.run_id, "mlflow.note.content", f"* {note}")
     report = report_of(tracker)
+    (note,) = [note for note in report.notes if "edge of its grid" in note]
+    assert f"{TASK} (clip)" in note
     (note,) = [note for note in report.notes if "still learning" in note]
     assert f"{TASK} (clip 1.3 → 1.09)" in note
     (figure,) = report.figures["heads"]

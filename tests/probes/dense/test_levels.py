@@ -3,6 +3,8 @@ the benchmark of BSDS500."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -75,9 +77,20 @@ def test_occlusion_edges_are_jumps_of_depth(tmp_path):
     Image.fromarray(depth).save(path)
     window = np.ones((5, 5), bool)
     jump = np.log(morphology.dilation(depth, window) / morphology.erosion(depth, window))
-    computed = OcclusionEdges().read(str(path), side=0, sigma=4.0, depth_scale=1e-3)
-    np.testing.assert_allclose(computed[8:-2, 2:-2], np.log1p(10 * jump)[8:-2, 2:-2], rtol=1e-5)
+    read = partial(OcclusionEdges().read, str(path), side=0, sigma=4.0, depth_scale=1e-3)
+    computed = read(least_step=0.5)
+    expected = np.log1p(10 * np.maximum(jump - 0.5, 0))
+    np.testing.assert_allclose(computed[8:-2, 2:-2], expected[8:-2, 2:-2], rtol=1e-5)
     assert (computed[:4] == -1).all() and (computed[4:] >= 0).all()
+    floor = 1.2 * 500 / np.arange(200, 40, -1)  # metres, each row of a floor seen from 1.2 m
+    steps = (1000 * floor / 40).round().astype(np.uint16)[:, None].repeat(200, 1) * 40
+    Image.fromarray(steps).save(path)
+    assert read(least_step=0.0).any() and not read(least_step=0.1)[4:-4].any()
+
+
+def test_an_image_without_known_pixels_does_not_count():
+    scores = Corners().score(torch.rand(1, 4, 4), torch.full((1, 4, 4), -1.0))
+    assert all(bool(value.isnan()) for value in scores.values())
 
 
 def test_correlation_is_numpys_and_no_map_of_the_grid_has_more():

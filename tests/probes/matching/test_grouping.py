@@ -98,3 +98,7 @@ def test_a_damaged_annotation_is_refused(tmp_path):
     next(root.glob("Annotations/*.xml")).write_text("<annotation><object>")
     with pytest.raises(UserError, match="no annotation file of PASCAL VOC"):
         prepare(DATASETS["voc-objects"], root, splits={"val": None}, partial=True)
+
+
+def test_fewer_than_three_patches_are_one_object():
+    assert cut(torch.randn(4, 1, 2), 0.2).tolist() == [[True, True]]
