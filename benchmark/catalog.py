@@ -256,8 +256,8 @@ STEPS = {**ENCODER, "epochs": 1250, "batch_size": 512, "holdout": 0.2, "tune": (
 register_suite(
     Suite(
         name="vtab",
-        about="VTAB-1k: 19 tasks with 1,000 training images, linear (frozen and tuned) and few-shot,"
-        " and their averages by groups",
+        about="VTAB-1k: 19 tasks of 1,000 training images, linear (frozen and tuned) and few-shot,"
+        " with averages by groups",
         tasks={
             **cross(VTAB_DATASETS, ["linear"], **STEPS),
             **cross(VTAB_DATASETS, ["few-shot"], **ENCODER, shots=1000),

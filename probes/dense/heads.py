@@ -322,8 +322,8 @@ class MultiWidthDPTHead(dpt_head.DPTHead):
 
 @MODELS.register_module()
 class PyramidUPerHead(UPerHead):
-    """MMSegmentation's UPerNet. Four maps of one stride, of a plain ViT, become a pyramid first, of 4,
-    2, 1 and 1/2 times their size, as its configs of BEiT and MAE have it.
+    """MMSegmentation's UPerNet. Four maps of one stride, of a plain ViT, become a pyramid first, of
+    4, 2, 1 and 1/2 times their size, as in its configs of BEiT and MAE.
 
     Input: maps (N, C_i, h_i, w_i), shallow to deep; output (N, out_channels, h, w), of the finest.
 

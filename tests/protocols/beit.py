@@ -44,6 +44,7 @@ def source(checkout: Path) -> dict[str, dict[str, Any]]:
         PROBE: {
             **tuned.of_config(tuned.Trained(backbone), config.optim_wrapper, schedule, NAMES),
             **shared(config, config.train_pipeline, config.test_pipeline),
+            "padding": padding(config),
             "drop path": config.model.backbone.drop_path_rate,
             "blocks": [index + 1 for index in config.model.backbone.out_indices],
             "auxiliary head": config.model.auxiliary_head.in_index,
@@ -79,10 +80,11 @@ def shared(config: Config, train: Any, test: Any) -> dict[str, Any]:
     return {
         "settings": {**settings_of(config), "length": config.train_cfg.max_iters},
         "augmentation": dense.augmented(dense.small(train)),
-        "test": [*test_sizes(test), *map(config.model.test_cfg.get, ("mode", "crop_size"))],
-        "stride": config.model.test_cfg.stride,
+        "test": [
+            *test_sizes(test),
+            *map(config.model.test_cfg.get, ("mode", "crop_size", "stride")),
+        ],
         "normalised black": dense.black(config),
-        "padding": padding(config),
     }
 
 
