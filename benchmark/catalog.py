@@ -10,7 +10,7 @@ from __future__ import annotations
 import benchmark.mini.suite  # noqa: F401  registered first, it is the default suite
 import probes.catalog  # noqa: F401
 from benchmark.suites import Suite, cross, register_suite
-from probes.datasets.webdataset import DATACOMP
+from probes.datasets.webdataset import DATACOMP, VTAB
 
 # isort: split
 
@@ -246,5 +246,28 @@ register_suite(
         tasks={f"{name}/zero-shot": {} for name in SHIFTS},
         default_backbones=COMPARED,
         skips_absent_data=True,
+    )
+)
+
+
+VTAB_DATASETS = [name for names in VTAB.values() for name in names]
+# 2,500 steps, and a choice on 200 of the images, as VTAB's
+STEPS = {**ENCODER, "epochs": 1250, "batch_size": 512, "holdout": 0.2, "tune": ("frozen", "all")}
+
+register_suite(
+    Suite(
+        name="vtab",
+        about="VTAB-1k: 19 tasks of 1,000 training images, linear (frozen and tuned) and few-shot,"
+        " with averages by groups",
+        tasks={
+            **cross(VTAB_DATASETS, ["linear"], **STEPS),
+            **cross(VTAB_DATASETS, ["few-shot"], **ENCODER, shots=1000),
+        },
+        unlisted={"": ENCODER},
+        default_backbones=COMPARED,
+        skips_absent_data=True,
+        average="VTAB-1k",
+        groups=VTAB,
+        train_images=1000,
     )
 )

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -34,7 +34,7 @@ from cliptex_common import registry
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key, expand_user
 from probes.base import NotApplicable, Probe
-from probes.datasets.base import PreparedDataset, Split, UnfitCopy
+from probes.datasets.base import Lister, PreparedDataset, Sample, Split, UnfitCopy
 from probes.datasets.check import DatasetNotFound, find_folder, prepare
 from probes.features.files import chosen_limit
 from probes.registry import check_required, find_task
@@ -86,9 +86,8 @@ class Plan:
         """The plan with its data, made by the suite and checked. Raises as ``prepare_data``."""
         if self.pipeline is not None:
             await self.pipeline.make_data()
-        images = self.suite.images
         data = prepare_data(
-            self.tasks, self.folders, self.options, num_workers, cached_only, images
+            self.tasks, self.folders, self.options, num_workers, cached_only, self.suite
         )
         return replace(self, data=data)
 
@@ -422,8 +421,9 @@ def _split_by_folder(
             unfit[task.spec.name] = str(error)
     if not present:
         where = f"in {options.data_root}" if options.data_root else "given; add --data-root DIR"
+        count = len({task.spec.name for task in tasks})
         raise UserError(
-            f"suite {suite.name!r}: none of its {len(tasks)} datasets is {where}; its folders are"
+            f"suite {suite.name!r}: none of its {count} datasets is {where}; its folders are"
             f" {_folders(absent)}"
         )
     return present, absent, unfit
@@ -464,14 +464,14 @@ def prepare_data(
     options: DataOptions,
     num_workers: int,
     cached_only: bool = False,
-    images: int | None = None,
+    suite: Suite | None = None,
 ) -> dict[str, PreparedDataset]:
     """Task → its dataset; each dataset and set of splits is checked once, and the result is cached.
 
     Args:
         folders: dataset → folder, see ``find_folders``.
         cached_only: write nothing; a dataset that was never checked has no fingerprint.
-        images: of each split at most, of a suite that is a quick look; None for all.
+        suite: that may read a part of the images only.
 
     Raises:
         UserError: a dataset is incomplete or broken, its copy is not the one that a protocol
@@ -482,6 +482,7 @@ def prepare_data(
         trains = task.scored_with is None
         if trains and (protocol := getattr(task.settings, "protocol", "")):
             check_required(protocol, task.spec.at(folders[task.spec.name]), task.probe)
+    images = suite and suite.images
     # split → images to read, None for all
     limits: dict[Split, int | None] = {"train": images, "val": images}
     if options.limit:
@@ -490,6 +491,9 @@ def prepare_data(
     for task in needed:
         spec, splits = task.spec, task.splits
         if (spec.name, splits) not in datasets:
+            if suite and suite.train_images:
+                lister = partial(spread_train, spec.list_samples, suite.train_images)
+                spec = replace(spec, list_samples=lister)
             datasets[spec.name, splits] = prepare(
                 spec,
                 folders[spec.name],
@@ -517,6 +521,14 @@ def prepare_data(
             dataset.check_classes(dataset.trained_on.classes)
         data[task.name] = dataset
     return data
+
+
+def spread_train(lister: Lister, count: int, root: Path, split: Split) -> list[Sample]:
+    """The samples of a split; of train at most ``count``, evenly spaced."""
+    samples = lister(root, split)
+    if split != "train" or len(samples) <= count:
+        return samples
+    return [samples[index * len(samples) // count] for index in range(count)]
 
 
 def _check_batch(task: PlannedTask, data: PreparedDataset) -> None:

@@ -8,7 +8,7 @@ import re
 import shlex
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,9 @@ from reports.tracking import Tracker
 
 if TYPE_CHECKING:
     from reports.report import Report
+
+
+AVERAGE = "average"
 
 
 @dataclass(frozen=True)
@@ -82,24 +85,33 @@ class RunResult:
                 means[name].setdefault(task, {})[metric] = float(np.mean(of_seeds))
         return means
 
-    def average(self, backbone: str, seed: int) -> float | None:
-        """``suite_average`` of a backbone and seed."""
+    def averages(self, backbone: str, seed: int) -> dict[str, dict[str, float]]:
+        """``suite_averages`` of a backbone and seed."""
         cells = [c for c in self.cells if (c.backbone, c.seed) == (backbone, seed)]
-        return suite_average(self.suite, cells)
+        return suite_averages(self.suite, cells)
 
 
-def suite_average(suite: Suite, cells: Sequence[Cell]) -> float | None:
-    """The mean of the main metrics of all the suite's tasks, of one backbone and seed; None if the
-    suite publishes no average or a task has no number."""
+def suite_averages(suite: Suite, cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
+    """Averages of one backbone and seed: probe and tier (``linear:tune=all``; '' where the suite
+    has no groups, of all its tasks) → ``average``, and the mean of each group. Without those of
+    which a task has no number; empty if the suite publishes none."""
     if not suite.average:
-        return None
+        return {}
     metrics = {cell.task: cell.metrics for cell in cells}
-    values = []
-    for task in suite.tasks:
-        main = next(iter(find_task(task)[1].metrics))
-        values.append(metrics.get(task, {}).get(main, np.nan))
-    mean = float(np.mean(values))
-    return mean if np.isfinite(mean) else None
+
+    def mean(tasks: Iterable[str], name: str = "") -> float:
+        names = {task: name or next(iter(find_task(task)[1].metrics)) for task in tasks}
+        return float(np.mean([metrics.get(t, {}).get(names[t], np.nan) for t in names]))
+
+    averages = {} if suite.groups else {"": {AVERAGE: mean(suite.tasks)}}
+    variants = dict.fromkeys(task.partition("/")[2] for task in metrics) if suite.groups else ()
+    for variant in variants:
+        means = {
+            group: mean((f"{name}/{variant}" for name in datasets), suite.group_metric)
+            for group, datasets in suite.groups.items()
+        }
+        averages[variant] = {AVERAGE: float(np.mean([*means.values()])), **means}
+    return {name: each for name, each in averages.items() if np.isfinite(each[AVERAGE])}
 
 
 def as_json(result: RunResult) -> dict[str, Any]:
@@ -128,21 +140,30 @@ def as_json(result: RunResult) -> dict[str, Any]:
         document |= {"seeds": seeds, "by_seed": by_seed}
         document["mlflow"]["run_ids_by_seed"] = run_ids
     if result.suite.average:
-        averages = {
-            name: [result.average(name, seed) for seed in result.seeds_of(name)] for name in names
-        }
         document["average"] = {
             "title": result.suite.average,
             "tasks": len(result.suite.tasks),
-            "backbones": {
-                name: None if None in of_seeds else float(np.mean(of_seeds))  # type: ignore[arg-type]
-                for name, of_seeds in averages.items()
-            },
+            "backbones": {name: _mean_averages(result, name) for name in names},
             "absent": [task.name for task in result.absent],
         }
     if incomplete := list(filter(None, map(_missing_metrics, result.cells))):
         document["holes"] = incomplete
     return document
+
+
+def _mean_averages(result: RunResult, backbone: str) -> Any:
+    """The means over all seeds: of a suite with groups as ``suite_averages``, else a number or
+    None."""
+    of_seeds = [result.averages(backbone, seed) for seed in result.seeds_of(backbone)]
+    shared = [name for name in of_seeds[0] if all(name in each for each in of_seeds)]
+    means = {
+        name: {
+            group: float(np.mean([each[name][group] for each in of_seeds]))
+            for group in of_seeds[0][name]
+        }
+        for name in shared
+    }
+    return means if result.suite.groups else means.get("", {}).get(AVERAGE)
 
 
 def _missing_metrics(cell: Cell) -> dict[str, Any] | None:
@@ -239,10 +260,11 @@ def show(result: RunResult, report: Report | None = None) -> None:
         for line in [*report.levels, *report.axes, *report.mode_changes, *report.steps]:
             console.print(f"  {line}")
     for name, seed in result.run_ids:
-        average = result.average(name, seed)
-        if average is not None:
-            title = result.suite.average
-            console.print(f"  {title} · {name} · seed {seed}: {average:.2f}")
+        for variant, means in result.averages(name, seed).items():
+            title = " · ".join(filter(None, [result.suite.average, variant, name]))
+            groups = [f"{group} {mean:.2f}" for group, mean in means.items() if group != AVERAGE]
+            text = f"{means[AVERAGE]:.2f}" + (f" ({', '.join(groups)})" if groups else "")
+            console.print(f"  {title} · seed {seed}: {text}")
     for name in dict.fromkeys(task.name.partition(":")[0] for task in result.absent):
         console.print(f"  missing · {name}: no data")
     for task in result.tasks:

@@ -40,7 +40,7 @@ from benchmark.finished import find_cells, missing_cells, report_failure
 from benchmark.options import RunOptions
 from benchmark.plan import Plan, checkpoint_metadata, make_plan
 from benchmark.progress import Bar, console
-from benchmark.result import RunResult, suite_average
+from benchmark.result import AVERAGE, RunResult, suite_averages
 from benchmark.suites import BackboneSource, NotMade
 from benchmark.tasks import BackboneInfo, Job, PlannedTask, describe_backbone, unit_title
 from benchmark.unit import drop_last_model
@@ -380,10 +380,15 @@ class Row:
         run.log_new_metrics(_metrics(cells))
         reused = {task_tag(cell.task): cell.run_id for cell in cells if cell.status == "cached"}
         updates: dict[str, Any] = {"reused": reused}
-        average = suite_average(self.plan.suite, cells)
-        if average is not None:
-            run.log_metrics({"average": average})
-            updates["average"] = self.plan.suite.average
+        suite = self.plan.suite
+        if averages := suite_averages(suite, cells):
+            for variant, means in averages.items():
+                names = {group: f"{AVERAGE}/{variant}/{group}" for group in means}
+                names[AVERAGE] = "/".join(filter(None, [AVERAGE, variant]))
+                run.log_metrics({names[group]: mean for group, mean in means.items()})
+            groups = [f"{group}/{name}" for group in suite.groups for name in suite.groups[group]]
+            metric = suite.group_metric if groups else ""
+            updates |= {"average": suite.average, "groups": groups, "group_metric": metric}
         run.set_tags(self.record.model_copy(update=updates).to_tags())
         if failed := [cell for cell in cells if cell.status == "failed"]:
             run.fail("; ".join(f"{cell.task}: {cell.reason}" for cell in failed))

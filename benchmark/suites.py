@@ -117,7 +117,10 @@ class Suite:
         skips_absent_data: leave out, and name, tasks whose dataset has no folder.
         average: how the mean of the main metrics of all tasks is called, where this is a published
             figure.
+        groups: name → datasets. There is then an average for each probe and tier, the mean over
+            groups of the mean over their datasets, of ``group_metric``.
         images: how many images of each split are read, evenly spaced; None for all.
+        train_images: likewise of train alone, where the suite is defined by this number.
         any_dataset: accept tasks on datasets of no suite, with the probes' own settings.
         unlisted: task, dataset, or '' for every dataset → changes to the settings of a task on the
             suite's datasets that it does not list, as far as its probe has them.
@@ -132,7 +135,10 @@ class Suite:
     training_settings: Mapping[str, Any] = field(default_factory=dict)
     skips_absent_data: bool = False
     average: str = ""
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    group_metric: str = "top1"
     images: int | None = None
+    train_images: int | None = None
     any_dataset: bool = False
     unlisted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -168,7 +174,9 @@ def choose_suite(tasks: Sequence[str]) -> Suite:
     candidates = [
         suite
         for suite in SUITES.load_entry_points().values()
-        if suite.images is None  # a quick look is asked for by its name
+        # a suite on a part of the images is asked for by its name
+        if suite.images is None
+        and suite.train_images is None
         and all(settings_in(suite, task) is not None for task in tasks)
     ]
     names = list(dict.fromkeys(task.partition(":")[0] for task in tasks))

@@ -629,8 +629,11 @@ def plan_tasks(
             of_suite["tune"] = [listed.pop("tune")]
         ranges |= {axis: of_suite[axis] for axis in of_suite if axis not in texts}
         ranges |= {axis: [value] for axis, value in fixed.items()}
-        axes = [axis for axis in probe.axes if axis in ranges]  # variants' names have this order
         planned = replace(_with_settings(trained, listed, changes), name=base)
+        tier = getattr(planned.settings, "tune", "frozen")
+        if tier != "frozen" and "tune" not in {*texts, *fixed}:  # of a protocol
+            ranges["tune"] = [tier]
+        axes = [axis for axis in probe.axes if axis in ranges]  # variants' names have this order
         changed = {*changes, *ranges}
         usual: dict[str, Any] = {}
         unknown = "that of the suite"

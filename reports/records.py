@@ -254,6 +254,8 @@ TAGS = {
     "train_run": "train.run",
     "main_metrics": "metrics.main",
     "average": "average.title",
+    "groups": "average.groups",
+    "group_metric": "average.metric",
     # of other runs than cells and parents
     "train_key": "train.key",
     "watch_key": "watch.key",
@@ -443,6 +445,8 @@ class ParentRun(Record):
         experts: of CLIPTeX and its ablations; empty for other backbones.
         main_metrics: ``TASK/METRIC`` of its tasks, in the suite's order, as many as a tag holds.
         average: title of the suite's average, if it has one and there is a number for each task.
+        groups: ``GROUP/DATASET`` of an average by groups, of ``group_metric``, which each probe and
+            tier with a number for each dataset has; empty for one average of all tasks.
         protocols: task → hash of its conditions; reused: task → id of a cell's run under another
             parent. Of the task as ``task_tag`` writes it.
         own_tags: those that the user gave it.
@@ -464,6 +468,8 @@ class ParentRun(Record):
     experts: Words = ()
     main_metrics: Words = ()
     average: str = ""
+    groups: Words = ()
+    group_metric: str = ""
     commit: str = ""
     protocols: Annotated[dict[str, str], Field(exclude=True)] = {}
     reused: Annotated[dict[str, str], Field(exclude=True)] = {}

@@ -352,7 +352,7 @@ def _check_cell(results: SharedResults, cell: Cell) -> ImageScores:
 # of a backbone in run.json, beside its identity
 NOT_IDENTITY = ("name", "source", "licence", "config")
 # fields that hold only in this store
-LOCAL_FIELDS = ("threads", "model", "train_run", "average", "study")
+LOCAL_FIELDS = ("threads", "model", "train_run", "average", "groups", "group_metric", "study")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pandas as pd
 from reports.comparison import Analysis, Gain, shown_metrics
 from reports.per_image import needs_plugin
 from reports.power import typical
-from reports.records import shortened_notes
+from reports.records import ParentRun, shortened_notes
 from reports.selection import TaskColumn
 from reports.statistics import (
     LEVEL,
@@ -566,7 +566,8 @@ def level_lines(analysis: Analysis) -> list[str]:
 
 
 def average_lines(analysis: Analysis) -> list[str]:
-    """The average of each backbone whose suite has one, and its difference to the baseline."""
+    """The averages of each backbone whose suite has some, and their differences to the baseline;
+    with the means of groups, where it has groups."""
     selection, lines = analysis.selection, []
     base = selection.baseline
     for name in selection.backbones:
@@ -577,32 +578,51 @@ def average_lines(analysis: Analysis) -> list[str]:
         ]
         if not complete:
             continue
-        tasks = {task.rpartition("/")[0] for task in complete[0].main_metrics}
-        samples = {
-            c: analysis.samples[name, c, c.main]
-            for c in selection.columns
-            if c.task in tasks and (name, c, c.main) in analysis.samples
-        }
-        if len(samples) != len(tasks):
-            continue  # several protocols of a task, or some tasks were not selected
-        average = _mean([*samples.values()])
-        text = f"{complete[0].average}: {name} {with_interval(average, 2)}"
-        if name != base and all((base, c, c.main) in analysis.samples for c in samples):
-            gap = _mean(
-                [difference(own, analysis.samples[base, c, c.main]) for c, own in samples.items()]
-            )
-            text += f"; {with_interval(gap, 2, True)} over {base}"
-        lines.append(text)
+        for title, groups in _averaged(complete[0], selection.columns):
+            keys = [key for group in groups.values() for key in group]
+            if any((name, *key) not in analysis.samples for key in keys):
+                continue
+            weights = [1 / len(groups) / len(each) for each in groups.values() for _ in each]
+            own = {key: analysis.samples[name, *key] for key in keys}
+            text = f"{title}: {name} {with_interval(_mean([*own.values()], weights), 2)}"
+            if name != base and all((base, *key) in analysis.samples for key in keys):
+                gaps = [difference(own[key], analysis.samples[base, *key]) for key in keys]
+                text += f"; {with_interval(_mean(gaps, weights), 2, True)} over {base}"
+            for group, of_group in groups.items() if len(groups) > 1 else ():
+                mean = np.mean([own[key].value for key in of_group])
+                text += f"{',' if group != next(iter(groups)) else ';'} {group} {mean:.2f}"
+            lines.append(text)
     return lines
 
 
-def _mean(samples: Sequence[MetricSample]) -> Estimate:
-    """The mean over samples, with the noise of the seeds that all have."""
-    value = float(np.mean([sample.value for sample in samples]))
+def _averaged(
+    run: ParentRun, columns: Sequence[TaskColumn]
+) -> Iterator[tuple[str, dict[str, list[tuple[TaskColumn, str]]]]]:
+    """Title of each average of a run → group ('' without groups) → columns and metrics. Without
+    those of which several protocols of a task were selected, or not all tasks."""
+    if not run.groups:
+        tasks = {task.rpartition("/")[0] for task in run.main_metrics}
+        keys = [(column, column.main) for column in columns if column.task in tasks]
+        if len(keys) == len(tasks):
+            yield run.average, {"": keys}
+        return
+    pairs = [word.split("/") for word in run.groups]
+    for variant in dict.fromkeys(column.task.partition("/")[2] for column in columns):
+        groups: dict[str, list[tuple[TaskColumn, str]]] = defaultdict(list)
+        for group, dataset in pairs:
+            task = f"{dataset}/{variant}"
+            groups[group] += [(each, run.group_metric) for each in columns if each.task == task]
+        keys = [column.task for group in groups.values() for column, _ in group]
+        if len(keys) == len({*keys}) == len(pairs):
+            yield f"{run.average} of {variant}", groups
+
+
+def _mean(samples: Sequence[MetricSample], weights: Sequence[float]) -> Estimate:
+    """The weighted mean of samples, with the noise of the seeds that all have."""
+    value = float(np.average([sample.value for sample in samples], weights=weights))
     if len({sample.seeds for sample in samples}) > 1:
         seeds = sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
         if not seeds or any(sample.split for sample in samples):
             return Estimate(value)
         samples = [sample.with_seeds(seeds) for sample in samples]
-    mean = estimate(weighted_sum(samples, [1 / len(samples)] * len(samples)))
-    return replace(mean, value=value)
+    return replace(estimate(weighted_sum(samples, weights)), value=value)

@@ -16,6 +16,8 @@ from mmengine.registry import DefaultScope
 from mmseg.models.decode_heads import dpt_head
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.decode_heads.uper_head import UPerHead
+from mmseg.models.necks import Feature2Pyramid
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
@@ -35,6 +37,7 @@ SEVERAL = {
 # options of heads that follow from the maps, besides ``in_channels`` and ``in_index``
 OF_MAPS = {
     "FPNHead": "feature_strides",
+    "PyramidUPerHead": "feature_strides",
     "MultiWidthDPTHead": "map_channels",
     "Probe3dHead": "map_channels",
 }
@@ -315,6 +318,29 @@ class MultiWidthDPTHead(dpt_head.DPTHead):
             return [(each, None) for each in maps]
         halves = [each.chunk(2, dim=1) for each in maps]
         return [(patches, token[:, :, 0, 0]) for patches, token in halves]
+
+
+@MODELS.register_module()
+class PyramidUPerHead(UPerHead):
+    """MMSegmentation's UPerNet. Four maps of one stride, of a plain ViT, become a pyramid first, of
+    4, 2, 1 and 1/2 times their size, as in its configs of BEiT and MAE.
+
+    Input: maps (N, C_i, h_i, w_i), shallow to deep; output (N, out_channels, h, w), of the finest.
+
+    Args:
+        feature_strides: of the maps.
+        **kwargs: of mmseg's ``UPerHead``.
+    """
+
+    def __init__(self, feature_strides: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pyramid: nn.Module = nn.Identity()
+        if len({*feature_strides}) == 1:
+            width = self.in_channels[0]
+            self.pyramid = Feature2Pyramid(width, norm_cfg=self.norm_cfg)
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        return super().forward(self.pyramid(inputs))
 
 
 class Residual(nn.Module):

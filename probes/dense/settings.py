@@ -61,7 +61,7 @@ class DenseSettings(TrainingSettings):
         colours: the random change of a training image's colours: that of ``mmseg`` (brightness,
             contrast, saturation, hue), of ``dinov3`` or ``probe3d`` (likewise) or of
             ``dinov3-depth`` (gamma, brightness, each channel); see ``probes.dense.pipelines``.
-        batch_size: at least 2 for deeplabv3 and pspnet.
+        batch_size: at least 2 for deeplabv3, pspnet and upernet.
         epochs: length of training in passes over its images, instead of ``max_iters``; 0 for
             ``max_iters``.
         lr_grid: learning rates to choose from, instead of ``lr``, where the backbone is frozen: a
@@ -189,7 +189,7 @@ class ShippedHeadSettings:
         dpt_norm: batch normalisation where dpt fuses these maps; without it its convolutions have
             biases, as in MiDaS' code.
         dropout: of channels before the last convolution; none for 0 (linear, dpt-probe3d) or 0.1
-            (deeplabv3, pspnet, dpt).
+            (deeplabv3, pspnet, dpt, upernet).
         dropout_first: dropout before the normalisation of linear.
         linear_norm: batch normalisation before the convolution of linear.
     """
@@ -411,5 +411,6 @@ SHIPPED = (
     DenseHead("deeplabv3", version=4, min_batch=2),
     DenseHead("pspnet", version=4, min_batch=2),
     DenseHead("dpt", version=5, maps=4),
+    DenseHead("upernet", maps=4, min_batch=2),
     DenseHead("dpt-probe3d", version=5, kinds=("depth", "normals"), maps=4),
 )

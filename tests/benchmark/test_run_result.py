@@ -64,7 +64,7 @@ def test_the_average_is_over_all_tasks(tmp_path, monkeypatch, capsys, request):
     assert build_report(ReportRequest(["three"])).averages == []
     make_wds(tmp_path / "data/wds_vtab-dtd", 3, 2, size=(32, 32))
     result = run(options)
-    average = result.average("random", 0)
+    average = result.averages("random", 0)[""]["average"]
     main_metrics = [result.tasks[i].main_metric for i in range(3)]
     values = [cell.metrics[main] for cell, main in zip(result.cells, main_metrics, strict=True)]
     assert average == pytest.approx(sum(values) / 3)
@@ -74,5 +74,7 @@ def test_the_average_is_over_all_tasks(tmp_path, monkeypatch, capsys, request):
     assert line.startswith(f"average of three: random {average:.2f} [")
     second = run(replace(options, backbones=["efficientnet-lite0"]))
     lines = build_report(ReportRequest(["three"], baseline="random")).averages
-    gain = f"{second.average('efficientnet-lite0', 0) - average:+.2f} [".replace("-", "−")
+    gain = f"{second.averages('efficientnet-lite0', 0)['']['average'] - average:+.2f} [".replace(
+        "-", "−"
+    )
     assert len(lines) == 2 and gain in lines[1] and " over random" in lines[1]

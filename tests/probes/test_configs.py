@@ -18,7 +18,7 @@ from tests.probes.tiny_mmlab import context
 HEADS = [
     (kind, name)
     for kind in ("segmentation", "depth", "normals")
-    for name in ("linear", "deeplabv3", "pspnet", "dpt", "dpt-probe3d", "head")
+    for name in ("linear", "deeplabv3", "pspnet", "dpt", "upernet", "dpt-probe3d", "head")
     if f"{kind}/{name}" in PROBES
 ]
 DETECTORS = [("detection", "mask-rcnn"), ("detection", "ssd")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +111,20 @@ def comparable(value: Any) -> Any:
 
 def rates(schedulers: list[Any], peak: float, iterations: int) -> list[float]:
     """The learning rate at some iterations."""
+    return scheduled(schedulers, peak, {250, 500, *range(0, iterations, iterations // SAMPLED)})
+
+
+def scheduled(schedulers: list[Any], peak: float, at: Collection[int]) -> list[float]:
+    """The learning rate at these iterations, in their order."""
     from mmengine.optim import OptimWrapper
     from mmengine.registry import PARAM_SCHEDULERS
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
     wrapper = OptimWrapper(optimizer)
     built = [PARAM_SCHEDULERS.build({**part, "optimizer": wrapper}) for part in schedulers]
-    iterations_read, values = {250, 500, *range(0, iterations, iterations // SAMPLED)}, []
-    for iteration in range(iterations):
-        if iteration in iterations_read:
+    values = []
+    for iteration in range(max(at) + 1):
+        if iteration in at:
             values.append(optimizer.param_groups[0]["lr"])
         for scheduler in built:
             scheduler.step()
