@@ -338,7 +338,7 @@ def draw_objects(request: SampleRequest) -> DrawnSplit:
         panels, said = {"image": pixels}, []
         if objects.boxes:
             panels["boxes"] = np.asarray(with_boxes(photo, objects.boxes, colour))
-            said.append(f"{len(objects.boxes)} boxes")
+            said.append(f"boxes: {len(objects.boxes)}")
         if objects.mask:
             classes = read_classes(request.root / objects.mask)
             unknown = classes == 255

@@ -113,7 +113,7 @@ CASES = {  # maker, and what is said of the first sample
     "voc2007-labels/linear": (make.make_voc2007, "aeroplane"),
     "nights/2afc": (make.make_nights, "0 % of 6 people find the right image"),
     "bsds500/linear": (make.make_bsds, "3 people; "),
-    "voc-objects/tokencut": (layouts.make_voc_objects, "boxes"),
+    "voc-objects/tokencut": (layouts.make_voc_objects, "boxes: 1"),
     "images/homography": (make.make_imagefolder, "of 36 points stay in the square"),
     "nyu-occlusion/linear": (make.make_nyu, "median"),
     "corners/linear": (make.make_imagefolder, "median"),
