@@ -373,12 +373,13 @@ def draw_warped(request: SampleRequest) -> DrawnSplit:
     for sample in request.spread(request.samples):
         square = ImageOps.fit(request.photo(sample.image), (side, side), Image.Resampling.BICUBIC)
         homography = homography_of(request.root / sample.image, side, request.settings.warp)
-        moved = project(cells, homography).numpy()
-        inside = ((moved >= 0) & (moved < side)).all(axis=1)
+        moved = project(cells, homography)
+        inside = ((moved >= 0) & (moved < side)).all(dim=1)
         seen = [np.asarray(square), np.asarray(warp(square, homography))]
-        starts, colours = cells[:, :2].numpy()[inside], list(map(tuple, COLOURS[1:37].tolist()))
-        panels = {"pair": join_points(seen, starts, moved[inside], colours[: int(inside.sum())])}
-        text = f"{int(inside.sum())} of {len(cells)} points stay in the square"
+        starts, ends = cells[inside, :2].tolist(), moved[inside].tolist()
+        colours = list(map(tuple, COLOURS[1 : 1 + len(starts)].tolist()))
+        panels = {"pair": join_points(seen, starts, ends, colours)}
+        text = f"{len(starts)} of {len(cells)} points stay in the square"
         samples.append(DrawnSample(sample.image, text, panels))
     return DrawnSplit(samples)
 
