@@ -11,10 +11,10 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -69,7 +69,8 @@ class Tuning:
             self.backbone: Backbone = copy.deepcopy(self.original)
         self.backbone.forget_copies()
         self.model = model = self.backbone.model
-        self.used = self._used(read, size)
+        self._read, self._size = read, size
+        self.used = self._used()
         if self.tier == "lora":
             self.trained = self._add_low_rank(int(number))
         elif self.tier == "blocks":
@@ -95,7 +96,7 @@ class Tuning:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         self.backbone.forget_copies()
 
-    def _used(self, read: Read, size: tuple[int, int]) -> dict[str, nn.Parameter]:
+    def _used(self) -> dict[str, nn.Parameter]:
         """The parameters that an output depends on, by a pass over one black image."""
         named = {
             name: parameter
@@ -105,9 +106,10 @@ class Tuning:
         device = next(iter(named.values())).device
         with torch.inference_mode(False), torch.enable_grad():
             self.model.requires_grad_(True)
-            outputs = read(self.backbone, torch.zeros(1, 3, *size, device=device))
-            total = torch.stack([output.float().sum() for output in outputs]).sum()
-            gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+            outputs = self._read(self.backbone, torch.zeros(1, 3, *self._size, device=device))
+            gradients = torch.autograd.grad(
+                total_of(outputs), list(named.values()), allow_unused=True
+            )
         pairs = zip(named.items(), gradients, strict=True)
         return {name: parameter for (name, parameter), each in pairs if each is not None}
 
@@ -165,6 +167,11 @@ class Tuning:
             for (layer, decays), parameters in groups.items()
         ]
 
+    @cached_property
+    def cut(self) -> Cut:
+        """Where what trains begins."""
+        return Cut(self, self._read, self._size)
+
     def train(self, mode: bool) -> None:
         """Switch drop path on or off."""
         for module in self.model.modules():
@@ -202,6 +209,193 @@ class Tuning:
                 weights[name] = getattr(self.model.get_submodule(path), own)
         merged = with_weights(self.original, weights)
         return merged.to(next(self.model.parameters()).device)
+
+
+class _Recorded(Exception):
+    """All that is recorded was computed: the rest of the pass is not needed."""
+
+
+class Cut:
+    """The part of a tuned network that does not train, as the outputs of modules: the outermost
+    ones whose outputs depend on images, and on nothing that trains. Those that the rest of the
+    network reads are ``record``-ed, image by image; while ``replaying`` gives them back, none of
+    these modules is computed.
+
+    Args:
+        tuning: of the tier ``blocks``.
+        read, size: as of ``Tuning``; images of this size alone are recorded.
+
+    Attributes:
+        names: of the modules whose outputs are recorded.
+        outputs: module → its output of two black images, of all that are not computed.
+
+    Raises:
+        UserError: the rest of the network reads images in another way, too.
+    """
+
+    def __init__(self, tuning: Tuning, read: Read, size: tuple[int, int]) -> None:
+        backbone, trained = tuning.backbone, [*tuning.trained.values()]
+        self._handle: Callable[[str, Callable[[], Any]], Any] = _compute
+        self._read, self.size = partial(read, backbone), size
+        images = torch.zeros(2, 3, *size, device=trained[0].device)
+        ids = set(map(id, trained))
+        for path, module in tuning.model.named_modules():
+            if path and ids.isdisjoint(map(id, module.parameters())):
+                module.forward = partial(self._call, path, module.forward)
+        backbone.forget_copies()
+        with torch.inference_mode(False), torch.enable_grad():
+            tuning.model.requires_grad_(False)
+            frozen = self._tracked(images.clone().requires_grad_())
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            for path in self._tracked(images):
+                frozen.pop(path, None)
+            self.outputs = {
+                path: output.detach()
+                for path, output in frozen.items()
+                if not any(path.startswith(f"{outer}.") for outer in frozen)
+            }
+            leaves: dict[str, Tensor] = {}
+
+            def detached(path: str, compute: Callable[[], Any]) -> Any:
+                if path not in self.outputs:
+                    return compute()
+                leaves[path] = compute().detach().requires_grad_()
+                return leaves[path].clone()  # which may be changed in place
+
+            images = images.clone().requires_grad_()
+            total = total_of(self._pass(detached, images))
+            gradients = torch.autograd.grad(total, [images, *leaves.values()], allow_unused=True)
+        if gradients[0] is not None:
+            raise UserError(
+                f"tune={tuning.tier}: backbone {backbone.name!r} reads images outside of its"
+                " modules; set cache=none"
+            )
+        used = zip(leaves, gradients[1:], strict=True)
+        self.names: list[str] = [path for path, gradient in used if gradient is not None]
+
+    def __deepcopy__(self, memo: Any) -> Cut:
+        return self  # of copies of the network for other sizes, too
+
+    def black(self, recorded: Sequence[Tensor]) -> Tensor:
+        """Images (N, 3, H, W) in place of those that were recorded."""
+        return torch.zeros(1, 3, *self.size, device=recorded[0].device).expand(
+            len(recorded[0]), -1, -1, -1
+        )
+
+    def record(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) → the outputs of ``names``, each (N, …)."""
+        outputs: dict[str, Tensor] = {}
+
+        def keep(path: str, compute: Callable[[], Any]) -> Any:
+            output = compute()
+            if path in self.names:
+                outputs[path] = output.clone()
+                if len(outputs) == len(self.names):
+                    raise _Recorded
+            return output
+
+        with suppress(_Recorded):
+            self._pass(keep, images)
+        return [outputs[path] for path in self.names]
+
+    @contextmanager
+    def replaying(self, recorded: Sequence[Tensor]) -> Iterator[None]:
+        """Within the block ``recorded``, in any precision, take the place of what images give."""
+        outputs = dict(zip(self.names, recorded, strict=True))
+
+        def give(path: str, compute: Callable[[], Any]) -> Any:
+            if path not in self.outputs:
+                return compute()
+            example = self.outputs[path]
+            if path in outputs:
+                return outputs[path].to(example.dtype, memory_format=_format_of(example))
+            shape = len(recorded[0]), *example.shape[1:]
+            return recorded[0].new_empty(shape, dtype=example.dtype)
+
+        self._handle = give
+        try:
+            yield
+        finally:
+            self._handle = _compute
+
+    def _call(self, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._handle(path, partial(forward, *args, **kwargs))
+
+    def _pass(self, handle: Callable[[str, Callable[[], Any]], Any], images: Tensor) -> Any:
+        self._handle = handle
+        try:
+            return self._read(images)
+        finally:
+            self._handle = _compute
+
+    def _tracked(self, images: Tensor) -> dict[str, Tensor]:
+        """Module → output, of those that compute one batch that has a gradient."""
+        outputs: dict[str, list[Any]] = defaultdict(list)
+
+        def observe(path: str, compute: Callable[[], Any]) -> Any:
+            output = compute()
+            outputs[path].append(output)
+            return output
+
+        self._pass(observe, images)
+        return {
+            path: output[0]
+            for path, output in outputs.items()
+            if len(output) == 1 and isinstance(output[0], Tensor) and output[0].requires_grad
+            if output[0].shape[:1] == images.shape[:1]
+        }
+
+
+def _format_of(output: Tensor) -> torch.memory_format:
+    is_last = output.ndim == 4 and not output.is_contiguous()
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+def _compute(path: str, compute: Callable[[], Any]) -> Any:
+    return compute()
+
+
+def total_of(outputs: Sequence[Tensor]) -> Tensor:
+    """One number that depends on all outputs."""
+    return torch.stack([output.float().sum() for output in outputs]).sum()
+
+
+class Average:
+    """The exponential moving average of weights that train: after the first step these weights
+    themselves, then decay · average + (1 − decay) · weights, as of mmengine's ``EMAHook``.
+
+    Args:
+        parameters: of a module, on its device.
+        decay: 0 for no average.
+
+    Attributes:
+        values: of each parameter; empty before the first step.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+        self.parameters = [each for each in parameters if each.requires_grad] if decay else []
+        self.decay, self.values = decay, list[Tensor]()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After a step."""
+        if not self.values:
+            self.values = [parameter.clone() for parameter in self.parameters]
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            value.lerp_(parameter, 1 - self.decay)
+
+    def load(self, values: Sequence[Tensor]) -> None:
+        """``values`` of a stored state, on any device."""
+        pairs = zip(values, self.parameters, strict=False)
+        self.values = [value.to(parameter.device) for value, parameter in pairs]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Give the parameters their average, where there is one, at the end of the training."""
+        for parameter, value in zip(self.parameters, self.values, strict=False):
+            parameter.copy_(value)
+        self.values = []
 
 
 def changed_weights(backbone: Backbone, tuned: Backbone) -> dict[str, Tensor]:

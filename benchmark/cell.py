@@ -231,7 +231,9 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
             return [probe.run(context)]
     except Exception as error:
         if is_out_of_memory(error):
-            error = out_of_memory(error, "lower batch_size or size")
+            settings = context.settings
+            advice = getattr(settings, "memory_advice", "lower batch_size or size")
+            error = out_of_memory(error, advice)
         return [error] * len(probes)
 
 

@@ -69,6 +69,7 @@ NEUTRAL = {
     "drop_path": 0.1,
     "checkpointing": False,
     "accumulate": 1,
+    "ema": 0.0,
 }
 
 

@@ -13,6 +13,7 @@ import logging
 import math
 import platform
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from operator import attrgetter
@@ -228,6 +229,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         return False  # the first is reported already
     is_named = any(text in str(error) for text in OUT_OF_MEMORY)
     return is_named or isinstance(error, torch.OutOfMemoryError)
+
+
+def processor_seconds(device: torch.device) -> float:
+    """A clock of what computes: the seconds that the processors have worked for this process, all
+    its threads together; of an accelerator, which is taken to work all the while, those of the
+    wall."""
+    return time.perf_counter() if is_accelerator(device) else time.process_time()
 
 
 def reset_peak_memory(device: torch.device) -> None:

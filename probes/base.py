@@ -118,6 +118,20 @@ def map_index(settings: Any, backbone: Backbone) -> int:
     return -1 if index is None else index
 
 
+def check_blocks(tune: str, depth: int, backbone: str) -> None:
+    """Raise ``UserError`` where a tier trains more blocks than are read.
+
+    Args:
+        depth: number of the last layer that is read; 0 if it is not known before the backbone is
+            built. (Of a CNN the first may be no stage of its own: ``Tuning`` counts them.)
+    """
+    tier, _, number = tune.partition(":")
+    if tier == "blocks" and 0 < depth < int(number):
+        raise UserError(
+            f"tune={tune}: backbone {backbone!r} has {depth} blocks; ask for fewer, or tune=all"
+        )
+
+
 T = TypeVar("T")
 END = object()
 Reuse = Literal["", "head", "train"]
@@ -129,13 +143,15 @@ class Cost:
     ``pictures`` and ``label_free`` – and bytes of features that were stored.
 
     ``images["encode"]`` counts what went through the backbone, each view of an image once.
-    ``trained_parameters`` is the number of weights of the backbone that were trained.
+    ``trained_parameters`` is the number of weights of the backbone that were trained, and
+    ``processor_seconds`` what the training took of processors (``cliptex_common.device``).
     """
 
     seconds: dict[str, float] = field(default_factory=partial(defaultdict, float))
     images: dict[str, float] = field(default_factory=partial(defaultdict, float))
     disk_bytes: float = 0.0
     trained_parameters: int = 0
+    processor_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -165,6 +181,7 @@ class Cost:
         for name, images in cost.images.items():
             self.images[name] += share * images
         self.disk_bytes += share * cost.disk_bytes
+        self.processor_seconds += share * cost.processor_seconds
         self.notes += [note for note in cost.notes if note not in self.notes]
 
     def metrics(self) -> dict[str, float]:
@@ -176,6 +193,7 @@ class Cost:
         metrics = {"disk_bytes": self.disk_bytes}
         if self.trained_parameters:
             metrics["trained_parameters"] = float(self.trained_parameters)
+            metrics["train_processor_seconds"] = self.processor_seconds
         for name, seconds in self.seconds.items():
             images = self.images.get(name)
             if images or name != "encode":
@@ -441,8 +459,10 @@ class Probe(Protocol):
             NotApplicable: the backbone lacks what the probe needs.
             UserError: something else does not fit.
         """
+        depth = backbone.depth
         if (layer := requested_layer(settings)) is not None:
-            layer_number(layer, backbone.depth, backbone.name)
+            depth = layer_number(layer, depth, backbone.name)
+        check_blocks(getattr(settings, "tune", ""), depth, backbone.name)
         if self.needs_text and not backbone.has_text:
             raise NotApplicable("no text tower")
         if self.needs_dense_text and not backbone.has_dense_text:

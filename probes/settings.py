@@ -56,6 +56,8 @@ class TuneSettings:
         checkpointing: activations of blocks are computed again in the backward pass, which takes
             less memory and more time.
         accumulate: a batch is taken in so many parts, whose gradients are added up.
+        ema: decay of a moving average of all weights that train, such as 0.9999, which is scored and
+            stored in their place; 0 for none.
     """
 
     tune: Tier = "frozen"
@@ -64,10 +66,28 @@ class TuneSettings:
     drop_path: Share = 0.1
     checkpointing: bool = False
     accumulate: PositiveInt = 1
+    ema: Share = 0.0
 
     @property
     def is_tuned(self) -> bool:
         return self.tune != "frozen"
+
+    @property
+    def has_frozen_part(self) -> bool:
+        """Whether features of a part of the backbone that does not train can be cached."""
+        return self.tune.partition(":")[0] in ("frozen", "blocks")
+
+    @property
+    def memory_advice(self) -> str:
+        """What fits where the memory of a device ends."""
+        if not self.is_tuned:
+            return "lower batch_size or size (--set batch_size=…), or run the task alone"
+        advice = f"take the batch in parts (--set accumulate={2 * self.accumulate})"
+        if not self.checkpointing:
+            advice += ", set checkpointing=true"
+        if self.tune == "all":
+            advice += ", train less (tune=blocks:2)"
+        return f"{advice}, or lower batch_size or size"
 
     @property
     def backbone_rates(self) -> tuple[float, ...]:

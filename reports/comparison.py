@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -255,20 +255,27 @@ class Judgement:
             if (name, column, metric) in self.estimates
         }
 
-    def tasks(self, backbone: str) -> dict[str, str]:
-        """Task → outcome against the baseline.
+    def tasks(self, backbone: str, tuned: bool = False) -> dict[str, str]:
+        """Task → outcome against the baseline: of frozen tasks or, where there are none, of
+        tuned ones.
 
         Of several protocols or variants the decided outcome, ``tie`` where they contradict.
+
+        Args:
+            tuned: the tuned tasks beside frozen ones instead.
         """
-        outcomes: dict[str, set[str]] = {}
+        outcomes: dict[tuple[bool, str], set[str]] = defaultdict(set)
         for column in self.selection.columns:
             if outcome := self.outcome(backbone, column):
-                outcomes.setdefault(column.base, set()).add(outcome)
-        result = {}
-        for task, of_columns in outcomes.items():
+                outcomes[bool(column.tier), column.base].add(outcome)
+        frozen, of_tiers = dict[str, str](), dict[str, str]()
+        for (is_tuned, task), of_columns in outcomes.items():
             agreed = of_columns & {"win", "loss"} or of_columns & {"tie"} or of_columns
+            result = of_tiers if is_tuned else frozen
             result[task] = agreed.pop() if len(agreed) == 1 else "tie"
-        return result
+        if not frozen:
+            frozen, of_tiers = of_tiers, {}
+        return of_tiers if tuned else frozen
 
     def of_these_weights(self, backbone: str) -> bool:
         """Whether a comparison has one seed, or what is decided of it has: then it says nothing of

@@ -174,8 +174,8 @@ def _resamples(analysis: Analysis, pairs: Sequence[Pair]) -> TierValues:
 def gain_frame(analysis: Analysis) -> pd.DataFrame:
     """A row for each tier, task and backbone: ``frozen``, ``tuned`` and the ``gain`` of the main
     metric (positive is better), ``gain_percent`` of the frozen number, ``trained`` weights of the
-    backbone, ``seconds`` of training, and the relative gain for each million of weights and for
-    each minute. The last are NaN where they were not recorded."""
+    backbone, processor ``seconds`` of training (see ``probes.base.Cost``), and the relative gain
+    for each million of weights and for each of these seconds. NaN where they were not recorded."""
     rows = []
     for tier, pairs in tier_pairs(analysis).items():
         for pair in pairs:
@@ -189,7 +189,7 @@ def gain_frame(analysis: Analysis) -> pd.DataFrame:
                 cells = analysis.selection.cells[name, pair.tuned]
                 trained, seconds = (
                     np.mean([cell.costs.get(cost, np.nan) for cell in cells])
-                    for cost in ("trained_parameters", "train_seconds")
+                    for cost in ("trained_parameters", "train_processor_seconds")
                 )
                 percent = 100 * (tuned - frozen) / abs(frozen) if frozen else np.nan
                 rows.append(
@@ -204,7 +204,7 @@ def gain_frame(analysis: Analysis) -> pd.DataFrame:
                         "trained": trained,
                         "seconds": seconds,
                         "percent_per_million": percent / trained * 1e6,
-                        "percent_per_minute": percent / seconds * 60,
+                        "percent_per_second": percent / seconds,
                     }
                 )
     return pd.DataFrame(rows)
@@ -237,11 +237,11 @@ def tier_lines(analysis: Analysis) -> list[str]:
         words = []
         for name, row in means.iterrows():
             text = f"{name} {decimal(row.gain_percent, 1, True)} %"
-            if np.isfinite(row.percent_per_million) and np.isfinite(row.percent_per_minute):
+            if np.isfinite(row.percent_per_million) and np.isfinite(row.percent_per_second):
                 text += (
                     f" ({decimal(row.percent_per_million, 2, True)} for each million of trained"
-                    f" weights, {decimal(row.percent_per_minute, 2, True)} for each minute of"
-                    " training)"
+                    f" weights, {decimal(row.percent_per_second, 3, True)} for each processor"
+                    " second of training)"
                 )
             words.append(text)
         tasks = count(len(pairs), "task")

@@ -34,7 +34,7 @@ from probes.dense.settings import (
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.maps import ROUNDED, encoder_config, loader_config
 from probes.train.config import apply_training
-from probes.train.frozen_backbone import tune_config
+from probes.train.frozen_backbone import cut_encoder, tune_config
 from probes.train.sampling import batch_options
 
 
@@ -74,9 +74,12 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         prepare["test_cfg"] = {"size_divisor": 1} if settings.slide_padded else {"size": window}
     crop = head_input(settings, backbone).crop
     tune_config(config, model.backbone, settings, crop)
-    cache = "none" if settings.is_tuned else settings.cache
+    cache = settings.cache if settings.has_frozen_part else "none"
     encoder = encoder_config(model.backbone.to_dict(), prepare, cache, context.device.type)
-    if cache in ROUNDED:  # a stored head predicts from images as it learned from the store
+    encoders = {"train": encoder, "val": encoder}
+    if encoder and settings.is_tuned:
+        encoders = {"train": cut_encoder(encoder), "val": None}  # whose sizes differ
+    elif cache in ROUNDED:  # a stored head predicts from images as it learned from the store
         model.backbone.rounded = cache
     model.update(data_preprocessor={**prepare, "type": "ViewsPreprocessor"}, train_cfg={})
 
@@ -92,7 +95,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     if getattr(settings, "bins_read", "") == "pixels":
         outputs = settings.bins  # type: ignore[attr-defined]
     val.update(batch_options(val.batch_size, context.device, outputs))
-    for loader in (train, val):
+    for loader, encoder in zip((train, val), encoders.values(), strict=True):
         loader.update(loader_config(encoder))
         loader.dataset.encoder = encoder
     config.val_evaluator = task.evaluator(settings, val_data.spec) | config.val_evaluator

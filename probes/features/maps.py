@@ -287,6 +287,8 @@ class MapViews(Views):
             "device": self.context.device.type,
             "libraries": versions(*DENSE_LIBRARIES),
         }
+        if cut := getattr(self.frozen, "cut", None):
+            identity["cut"] = cut.names
         if upsampler := dict(self.dataset.encoder["backbone"].get("upsampler") or {}):
             source = HUB_SOURCES.get(upsampler["name"])
             identity["upsampler"] = {**upsampler, **(asdict(source) if source else {})}

@@ -3,7 +3,8 @@ it and one head are trained end to end on random crops, by AdamW with a warm-up 
 
 The head of ``linear`` begins as the frozen tier's, which is trained on the same images (Kumar et
 al., ICLR 2022: a head that begins at zero distorts features first). The rate of the backbone is
-chosen on a held-out part of train; all of train is then trained on.
+chosen on a held-out part of train; all of train is then trained on. Crops differ each time, so what
+is frozen of ``blocks:N`` is computed each time, without gradients.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone
-from cliptex_common.device import seed_devices, upload
+from cliptex_common.device import processor_seconds, seed_devices, upload
 from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.files import content_key, derive_seed
 from cliptex_common.progress import Pace
@@ -162,6 +163,7 @@ def tune(context: Context, method: Method) -> Tuned:
     """Train with each rate of the backbone on a part of train, and with the one that is best on the
     rest on all of it. Logs ``select/METRIC/lr_…``."""
     settings, labels = context.settings, targets(context, "train")
+    started = processor_seconds(context.device)
     rates, notes, temperature = sorted(settings.backbone_rates), list[str](), None
     with context.cost.phase("train"):
         if len(rates) > 1:
@@ -186,6 +188,7 @@ def tune(context: Context, method: Method) -> Tuned:
             if true.dim() == 1:
                 temperature = fit_temperature(logits_of[best.value], true)
         tuning, head = train(context, method, torch.arange(len(labels)), rates[0])
+    context.cost.processor_seconds += processor_seconds(context.device) - started
     context.cost.trained_parameters = sum(map(Tensor.numel, tuning.trained.values()))
     notes.insert(0, f"{tuning.summary()}; it is tuned for this task alone")
     return Tuned(tuning.merged(), head, temperature, notes)
@@ -200,7 +203,7 @@ def train(
     Raises:
         NonFiniteLoss: it diverged.
     """
-    from backbones.tuning import Tuning
+    from backbones.tuning import Average, Tuning
 
     settings, data, device = context.settings, context.data, context.device
     encoding = settings.encoding(device.type)
@@ -220,6 +223,7 @@ def train(
     groups = [*tuning.groups(rate, decay, settings.layer_decay), of_head]
     betas = (0.9, getattr(settings, "beta2", 0.999))
     optimizer = torch.optim.AdamW(groups, betas=betas, eps=getattr(settings, "epsilon", 1e-8))
+    average = Average((each for group in groups for each in group["params"]), settings.ema)
     highest = [group["lr"] for group in optimizer.param_groups]
     labels = targets(context, "train")[members]
     paths = [data.root / data.samples["train"][index].image for index in members.tolist()]
@@ -244,6 +248,7 @@ def train(
             for name, parameter in tuning.trained.items():
                 parameter.copy_(state["trained"][name])
         optimizer.load_state_dict(state["optimizer"])
+        average.load(state["average"])
         iteration, total = state["iteration"], state["total"].to(device)
     crops = RandomCrops(context, paths, lambda images: images)
     context.progress.start(f"tuning at rate {rate:g}", iterations)
@@ -266,6 +271,7 @@ def train(
             total = total + loss.detach()
         optimizer.step()
         optimizer.zero_grad()
+        average.update()
         iteration += 1
         context.progress.advance()
         if epoch_ends := iteration % epoch_length == 0:
@@ -282,11 +288,13 @@ def train(
                 "head": head.state_dict(),
                 "trained": {name: each.detach() for name, each in tuning.trained.items()},
                 "optimizer": optimizer.state_dict(),
+                "average": average.values,
                 "iteration": iteration,
                 "total": total,
             }
             with saving.timed():
                 save_state(file, key, state)
+    average.apply()
     tuning.train(False)
     return tuning, head.eval()
 

@@ -2,8 +2,8 @@
 MMDetection: importing this registers them with mmengine, whose registries are the parents of both.
 
 A config with ``custom_imports = dict(imports=['probes.train.frozen_backbone'])`` can name
-``FrozenBackbone``, ``TunedBackbone``, ``SimpleFeaturePyramid`` and ``ResizeConcat`` as types under
-either library's scope, and runs with plain mmengine.
+``FrozenBackbone``, ``TunedBackbone``, ``FrozenPart``, ``SimpleFeaturePyramid`` and ``ResizeConcat``
+as types under either library's scope, and runs with plain mmengine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import backbones
 from backbones.backbone import Backbone, SimpleFeaturePyramid, in_memory_format, resize_concat
-from backbones.tuning import Tuning
+from backbones.tuning import Cut, Tuning
 from cliptex_common.device import isolated_rng
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
@@ -238,9 +238,19 @@ class TunedBackbone(FrozenBackbone):
     def tuning(self) -> Tuning:
         return self._tuning[0]
 
+    @property
+    def cut(self) -> Cut:
+        """See ``Tuning.cut``; it changes no random number."""
+        with isolated_rng():
+            return self.tuning.cut
+
     def forward(self, images: Tensor | Maps) -> Maps:
-        """See ``FrozenBackbone.maps``."""
-        with self.tuning.computing():
+        """See ``FrozenBackbone.maps``; instead of images it takes what a ``FrozenPart`` gives."""
+        with ExitStack() as stack:
+            stack.enter_context(self.tuning.computing())
+            if not isinstance(images, Tensor):
+                stack.enter_context(self.cut.replaying(images))
+                images = self.cut.black(images)
             return self.maps(images)
 
     def train(self, mode: bool = True) -> TunedBackbone:
@@ -256,6 +266,28 @@ class TunedBackbone(FrozenBackbone):
         self.tuning.refresh()
         named = self.tuning.trained.items()  # names of parameters have no dots
         self.trained = nn.ParameterDict({name.replace(".", "/"): each for name, each in named})
+
+
+@MODELS.register_module()
+class FrozenPart(TunedBackbone):
+    """What a ``TunedBackbone`` of ``blocks:N`` computes before its first weight that trains, as
+    features to be stored; see ``Cut``.
+
+    Attributes:
+        levels: as if each output were a map of the same number of values.
+    """
+
+    def __init__(self, **tuned: Any) -> None:
+        super().__init__(**tuned)
+        stride = self.backbone.divisor
+        outputs = [self.cut.outputs[path][0] for path in self.cut.names]
+        cells = math.prod(side // stride for side in self.cut.size)
+        self.levels = [(math.ceil(output.numel() / cells), stride) for output in outputs]
+
+    @torch.no_grad()
+    def forward(self, images: Any) -> Maps:
+        """(N, 3, H, W), of the size of training images → float32 outputs (N, …)."""
+        return tuple(output.float() for output in self.cut.record(images))
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -276,7 +308,7 @@ class TunedConstructor(DefaultOptimWrapperConstructor):
 def tune_config(config: Any, backbone: Any, settings: Any, size: Sequence[int] | None) -> None:
     """Let the config of a probe train the ``FrozenBackbone`` whose config is ``backbone``, where
     its settings (``TuneSettings``) say so, at the first of its rates. Images are then encoded each
-    time.
+    time, unless ``cut_encoder`` gives what is stored of them.
 
     Args:
         size: as of ``TunedBackbone``.
@@ -294,6 +326,13 @@ def tune_config(config: Any, backbone: Any, settings: Any, size: Sequence[int] |
     rates = {"backbone_lr": settings.backbone_rates[0], "layer_decay": settings.layer_decay}
     wrapper.constructor = "TunedConstructor"
     wrapper.paramwise_cfg = {**wrapper.get("paramwise_cfg", {}), **rates}
+
+
+def cut_encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``encoder_config`` of training images for a ``TunedBackbone`` of ``blocks:N``: what it
+    computes before its first weight that trains is stored in float32, so that it changes no number
+    but by the order of sums in batches of other sizes."""
+    return {**encoder, "backbone": {**encoder["backbone"], "type": "FrozenPart"}, "dtype": "fp32"}
 
 
 @MODELS.register_module("SimpleFeaturePyramid")

@@ -46,11 +46,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import probes.train.schedules  # noqa: F401  registers what configs name
+from backbones.tuning import Average
 from cliptex_common.device import (
     is_out_of_memory,
     memory_log,
     out_of_memory,
     prefers_bf16,
+    processor_seconds,
     takes_pinned_memory,
 )
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory
@@ -102,6 +104,8 @@ def resolved(config: Config, context: Context) -> Config:
     config.train_dataloader.sampler = {"type": "EndlessSampler"}
     config.val_dataloader.sampler = {"type": "DefaultSampler", "shuffle": False}
     config.custom_hooks = [{"type": "SeedEachIteration", "seed": seed}]
+    if context.settings.is_tuned and context.settings.ema:
+        config.custom_hooks.append({"type": "EMAHook", "momentum": 1 - context.settings.ema})
     config.randomness = {"seed": seed % 2**32}
     config.train_cfg.update(by_epoch=False, val_interval=config.train_cfg.max_iters)
     config.val_cfg = {}
@@ -189,7 +193,7 @@ def train_together(
             try:
                 trainers[key] = HeadTrainer(config, each, leave_out, index, train, val)
             except Exception as error:
-                results[key] = failure_of(error)
+                results[key] = failure_of(error, each)
         if any(trainer.trains for trainer in trainers.values()):
             samples = SeededSamples(train, context.seed, leave_out, context.settings.shuffle)
             _train(list(trainers.values()), train, samples, description)
@@ -230,7 +234,7 @@ def _train(
     for trainer in trainers:
         trainer.model.train()
     preprocessor = trainers[0].model.data_preprocessor
-    last = time.perf_counter()
+    last, busy = time.perf_counter(), processor_seconds(context.device)
     with _batches(_loader(loader, samples, sampler, context)) as loaded:
         while any(trainer.trains for trainer in trainers):
             data = next(loaded)
@@ -244,8 +248,11 @@ def _train(
                         trainer.step(batches[trainer.index])
             now = time.perf_counter()
             seconds, last = now - last, now  # loading and waiting, too
+            now = processor_seconds(context.device)
+            working, busy = now - busy, now
             for trainer in current:
                 trainer.cost.seconds["train"] += seconds / len(current)
+                trainer.cost.processor_seconds += working / len(current)
                 if trainer.error is None:
                     with _leaving_alone(trainer):
                         trainer.check_and_save()
@@ -272,7 +279,7 @@ def _prepare(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            failure = failure_of(error)
+            failure = failure_of(error, training[0].context)
         largest = max(
             training, key=lambda trainer: sum(map(Tensor.numel, trainer.model.parameters()))
         )
@@ -288,6 +295,7 @@ def _evaluate(trainers: Sequence[HeadTrainer], dataset: GroupDataset, descriptio
     sampler = DefaultSampler(dataset.datasets[0], shuffle=False)
     loader = _loader(trainers[0].config.val_dataloader, dataset, sampler, context)
     for trainer in trainers:
+        trainer.average.apply()
         trainer.model.eval()
         trainer.evaluator.dataset_meta = trainer.val_dataset.metainfo
     preprocessor = trainers[0].model.data_preprocessor
@@ -381,9 +389,9 @@ class HeadTrainer:
 
     Its state is saved ``SAVES`` times, the last time at the end, in
     ``work_dir/training-state.pth``: the head's weights (the frozen backbone is not part of them),
-    optimizer, schedules, iteration and training time. It is replaced atomically, never after a loss
-    that is not finite, and read with ``weights_only=True``. A state is resumed only by a head of
-    the same config, seed, backbone, data and precision.
+    their moving average, optimizer, schedules, iteration and training time. It is replaced
+    atomically, never after a loss that is not finite, and read with ``weights_only=True``. A state
+    is resumed only by a head of the same config, seed, backbone, data and precision.
 
     Args:
         config: as for ``probes.train.loop.resolved``.
@@ -446,6 +454,9 @@ class HeadTrainer:
         self.model.data_preprocessor._non_blocking = takes_pinned_memory(context.device)
         wrapper = {**config.optim_wrapper, "type": "QuietOptimWrapper"}
         self.optim_wrapper: OptimWrapper = build_optim_wrapper(self.model, wrapper)
+        settings = context.settings
+        decay = settings.ema if settings.is_tuned else 0.0
+        self.average = Average(self.model.parameters(), decay)
         self.schedulers = [
             PARAM_SCHEDULERS.build(dict(schedule), default_args={"optimizer": self.optim_wrapper})
             for schedule in config.get("param_scheduler") or []
@@ -473,6 +484,7 @@ class HeadTrainer:
         else:
             total, values = self._losses(data)
             self.optim_wrapper.update_params(total)
+        self.average.update()
         for scheduler in self.schedulers:
             scheduler.step()
         self.iteration += 1
@@ -528,7 +540,7 @@ class HeadTrainer:
         if self.error is not None:
             clear_frames(self.error.__traceback__)  # with the tensors of the failed pass
         self.schedulers.clear()
-        del self.model, self.optim_wrapper
+        del self.model, self.optim_wrapper, self.average
         gc.collect()  # optimizers and their schedules are reference cycles
 
     def score(self, data: Mapping[str, Any]) -> None:
@@ -604,8 +616,9 @@ class HeadTrainer:
         self.optim_wrapper.load_state_dict(state["optimizer"])
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
+        self.average.load(state["average"])
         self.iteration = self.resumed_at = state["iteration"]
-        self.cost.seconds["train"] = state["seconds"]
+        self.cost.seconds["train"], self.cost.processor_seconds = state["seconds"]
         print_log(f"resumed at iteration {self.iteration} of {self.max_iters}", "current")
 
     def _save(self) -> None:
@@ -614,7 +627,8 @@ class HeadTrainer:
             "model": self.model.state_dict(),
             "optimizer": self.optim_wrapper.state_dict(),
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "seconds": self.cost.seconds["train"],
+            "average": self.average.values,
+            "seconds": (self.cost.seconds["train"], self.cost.processor_seconds),
         }
         save_state(Path(self.context.work_dir, STATE_FILE), self.key, state)
 
@@ -636,16 +650,15 @@ def failing_alone(trainer: HeadTrainer) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        trainer.error = failure_of(error)
+        trainer.error = failure_of(error, trainer.context)
         if isinstance(trainer.error, OutOfMemory):
             trainer.release()
 
 
-def failure_of(error: Exception) -> Exception:
+def failure_of(error: Exception, context: Context) -> Exception:
     """What a head failed with: ``error``, or one line where the memory of the device ended."""
     if is_out_of_memory(error):
-        advice = "lower batch_size or size (--set batch_size=…), or run the task alone"
-        return out_of_memory(error, advice)
+        return out_of_memory(error, context.settings.memory_advice)
     return error
 
 

@@ -16,7 +16,7 @@ import backbones
 from backbones.adapters.module import ModuleBackbone
 from backbones.adapters.transformers import HfBackbone
 from backbones.backbone import DataConfig, state_sha256
-from backbones.tuning import Tuning, blocks_of
+from backbones.tuning import Average, Tuning, blocks_of
 from backbones.weights import Weights
 from cliptex_common.errors import UserError
 from tests.backbones.mini import CONFIG
@@ -239,3 +239,46 @@ def test_checkpointing_changes_no_gradient(small_clip):
 def test_networks_without_a_list_of_blocks_have_their_parts():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
     assert list(blocks_of(network, dict(network.named_parameters()))) == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["test_vit", "test_resnet", "test_convnext", "open_clip", "transformers"]
+)
+def test_what_is_recorded_before_the_cut_takes_the_place_of_images(kind, small_clip, hugging):
+    own = {"open_clip": small_clip, "transformers": hugging}
+    backbone = own.get(kind) or backbones.create(f"random/timm/{kind}", seed=0)
+    size = (2 * backbone.divisor, 3 * backbone.divisor)
+    tuning = tuned(backbone, "blocks:1", size=size)
+    images = torch.randn(3, 3, *size)
+    with torch.no_grad():
+        expected = tuning.backbone(images)
+        recorded = tuning.cut.record(images)
+        for others in (tuning.cut.black(recorded), torch.randn_like(images)):
+            with tuning.cut.replaying(recorded):
+                replayed = tuning.backbone(others)
+            assert all(map(torch.equal, replayed, expected)), "images are not read"
+
+
+def test_a_network_that_reads_images_by_itself_has_no_cut():
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(7, 4, 1)
+
+        def forward(self, images):
+            return self.last(torch.cat([self.first(images), images], dim=1))
+
+    backbone = ModuleBackbone(Skip(), "skip", DataConfig((8, 8), (0.0,) * 3, (1.0,) * 3))
+    with pytest.raises(UserError, match="reads images outside of its modules; set cache=none"):
+        _ = tuned(backbone, "blocks:1").cut
+
+
+def test_the_average_is_its_closed_form():
+    parameter, steps = nn.Parameter(torch.zeros(3)), torch.randn(7, 3)
+    average = Average([parameter], 0.9)
+    for step in steps:
+        parameter.data.copy_(step)
+        average.update()
+    average.apply()
+    weights = torch.tensor([0.9**6, *(0.1 * 0.9 ** (5 - number) for number in range(6))])
+    assert torch.allclose(parameter, weights @ steps, atol=1e-6)

@@ -160,6 +160,7 @@ class Remote(LocalExecutor):
         (f"{KNN} --weights absent", "no weights file absent"),
         (f"{KNN} --backbone cliptex --only", "backbone 'cliptex' has no weights of its own"),
         (f"{KNN} --set layers=99", "layers=99: backbone 'random' has"),
+        (f"{LINEAR} --set tune=blocks:99", "tune=blocks:99: backbone 'random' has"),
         (f"{KNN} --data imagefolder=absent", "absent"),
         (f"{OWN} --task imagefolder/zero-shot", "none of these tasks applies"),
         (f"{OWN} --task camvid/linear --partial", "is 48x40: they do not belong together"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from reports.summary import summarise
 from reports.tiers import agreement, gain_frame, order_of, tier_figures, tier_lines, tier_pairs
 from tests.reports.synthetic import stored_run
 
@@ -15,13 +16,15 @@ FROZEN = {"clip": 50.0, "mine": 60.0, "best": 70.0}
 TUNED = {"clip": 80.0, "mine": 75.0, "best": 90.0}
 
 
-def runs_of(tasks, names=tuple(FROZEN), seeds=3):
+def runs_of(tasks, names=tuple(FROZEN), seeds=3, frozen=True):
     runs = []
     for task in tasks:
-        for tier, values in (("", FROZEN), (":tune=lora:16", TUNED)):
+        for tier, values in [("", FROZEN)] * frozen + [(":tune=lora:16", TUNED)]:
             for name in names:
                 for seed in range(seeds):
-                    costs = {"trained_parameters": 2e6, "train_seconds": 30.0} if tier else {}
+                    costs = (
+                        {"trained_parameters": 2e6, "train_processor_seconds": 30.0} if tier else {}
+                    )
                     value, fields = values[name] + 0.01 * seed, {"costs": {"seconds": 1.0, **costs}}
                     fields |= {"protocol": task + tier, "weights": name}
                     runs.append(stored_run(len(runs), name, task + tier, seed, value, **fields))
@@ -49,7 +52,7 @@ def test_the_order_is_compared_by_rank_correlations_and_pairs(analysis_of):
         "tune=lora:16: On these tasks the frozen order holds for 4 of 6 pairs; clip gains most."
     )
     # 60 % for two million weights in half a minute
-    assert "clip +60.0 % (+29.99 for each million of trained weights, +119.98" in gains
+    assert "clip +60.0 % (+29.99 for each million of trained weights, +2.000 for each" in gains
     figures = tier_figures(analysis)
     assert [figure.title for figure in figures] == list(tasks)
     assert "mine, lora:16: 75.01" in figures[0].alt
@@ -90,5 +93,12 @@ def test_tiers_share_no_column_and_no_mean(analysis_of):
     assert gain.mean.value == pytest.approx(20, abs=0.1)
     excluded = analysis.excluded["mine", columns["voc/linear:tune=lora:16"]]
     assert excluded == "its backbone is tuned"
-    assert analysis.tasks("mine") == {"voc/linear": "win", "voc/linear:tune=lora:16": "loss"}
+    assert analysis.tasks("mine") == {"voc/linear": "win"}
+    assert analysis.tasks("mine", tuned=True) == {"voc/linear:tune=lora:16": "loss"}
+    words = summarise(analysis)
+    assert "best is better than clip on 1 of 1 task," in words.headline
+    assert all("tuned: better on" in line for line in (words.headline, *words.lines))
+    only_tuned = analysis_of(runs_of(["voc/linear"], frozen=False), images=40)
+    assert only_tuned.tasks("best") == {"voc/linear:tune=lora:16": "win"}
+    assert not only_tuned.tasks("best", tuned=True)
     assert tier_lines(analysis_of(runs_of(["voc/linear"])[:9])) == []

@@ -82,10 +82,10 @@ class DyingTuned(Recorder):
             self.die_at = self.advanced + self.die_after
 
 
-@pytest.mark.parametrize("stop_after", [4, 8])
-def test_stopped_and_resumed_equals_whole(root, tmp_path, stop_after):
-    _, task = prepare(root, tmp_path / "a", "all")
-    probe, cut = prepare(root, tmp_path / "b", "all")
+@pytest.mark.parametrize(("stop_after", "ema"), [(4, 0.0), (8, 0.9)])
+def test_stopped_and_resumed_equals_whole(root, tmp_path, stop_after, ema):
+    _, task = prepare(root, tmp_path / "a", "all", ema=ema)
+    probe, cut = prepare(root, tmp_path / "b", "all", ema=ema)
     expected, recorder = probe.run(task), Recorder()
     with pytest.raises(KeyboardInterrupt):
         probe.run(replace(cut, progress=DyingTuned(die_after=stop_after)))

@@ -10,11 +10,13 @@ import pytest
 import torch
 from mmcv import imread
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 import backbones
 import probes.catalog  # noqa: F401  registers the probes
 from backbones.backbone import state_sha256
+from backbones.tuning import Cut
 from cliptex_common.errors import OutOfMemory, UserError
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
@@ -77,12 +79,12 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("tune", TIERS)
-def test_stopped_and_resumed_equals_whole(data, tmp_path, tune):
-    expected = train(tmp_path / "whole", data, tune)
+@pytest.mark.parametrize(("tune", "ema"), [("all", 0.0), ("blocks:1", 0.9), ("lora:2", 0.0)])
+def test_stopped_and_resumed_equals_whole(data, tmp_path, tune, ema):
+    expected = train(tmp_path / "whole", data, tune, ema=ema)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", data, tune, Recorder(die_at=4))
-    resumed = train(tmp_path / "cut", data, tune)
+        train(tmp_path / "cut", data, tune, Recorder(die_at=4), ema=ema)
+    resumed = train(tmp_path / "cut", data, tune, ema=ema)
     assert resumed.resumed_at == 4
     assert same(expected, resumed) and expected.metrics == resumed.metrics
     start = train(tmp_path / "start", data, tune, max_iters=1)
@@ -175,14 +177,36 @@ def test_parts_of_a_batch_give_its_gradient(data, tmp_path):
     assert not same(whole, parts)
 
 
-def test_plain_mmengine_trains_the_same(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_plain_mmengine_trains_the_same(data, tmp_path, monkeypatch, ema):
     monkeypatch.chdir(tmp_path)
-    probe, task = prepare(tmp_path / "a", data, "all", tune_rates=(1e-3,))
+    probe, task = prepare(tmp_path / "a", data, "all", tune_rates=(1e-3,), ema=ema)
     runner = Runner.from_cfg(
         Config.fromstring(resolved(dense_config(probe, task), task).pretty_text, ".py")
     )
     runner.train()
-    assert same(runner, train(tmp_path / "b", data, "all"))
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            hook.before_test_epoch(runner)  # the average takes the place of the weights
+    trained = train(tmp_path / "b", data, "all", ema=ema)
+    assert same(runner, trained)
+    assert same(trained, train(tmp_path / "c", data, "all")) == (not ema)
+
+
+@pytest.mark.parametrize(
+    "name", ["random/timm/test_vit", "random/timm/test_resnet", "open_clip/Mini"]
+)
+def test_cached_activations_train_the_same_weights(data, tmp_path, name, monkeypatch):
+    """They are stored in float32, and no image is encoded again."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    options = {"name": name, "checkpointing": True}
+    whole = train(tmp_path / "a", data, "blocks:1", cache="none", **options)
+    cached = train(tmp_path / "b", data, "blocks:1", cache="fp16", **options)
+    assert same(whole, cached) and whole.metrics == cached.metrics
+    assert cached.cost.images["encode"] == 40, "10 images, 2 crops, flipped or not"
+    monkeypatch.delattr(Cut, "record")
+    again = train(tmp_path / "c", data, "blocks:1", cache="bf16", **options)
+    assert same(whole, again) and not again.cost.images["encode"]
 
 
 def test_what_does_not_fit_is_one_line(data, tmp_path, monkeypatch):
@@ -196,7 +220,7 @@ def test_what_does_not_fit_is_one_line(data, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(TunedBackbone, "forward", full)
-    with pytest.raises(OutOfMemory, match="lower batch_size or size"):
+    with pytest.raises(OutOfMemory, match=r"accumulate=2.*checkpointing=true.*blocks:2"):
         train(tmp_path / "b", data, "all")
 
 
