@@ -627,8 +627,8 @@ def _averaged(
         for group, dataset in pairs:
             task = f"{dataset}/{variant}"
             groups[group] += [(each, run.group_metric) for each in columns if each.task == task]
-        keys = [column.task for group in groups.values() for column, _ in group]
-        if len(keys) == len({*keys}) == len(pairs):
+        selected = [column.task for group in groups.values() for column, _ in group]
+        if len(selected) == len({*selected}) == len(pairs):
             yield f"{run.average} of {variant}", groups
 
 
