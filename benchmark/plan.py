@@ -482,7 +482,7 @@ def prepare_data(
         trains = task.scored_with is None
         if trains and (protocol := getattr(task.settings, "protocol", "")):
             check_required(protocol, task.spec.at(folders[task.spec.name]), task.probe)
-    images = suite and suite.images
+    images = suite.images if suite else None
     # split → images to read, None for all
     limits: dict[Split, int | None] = {"train": images, "val": images}
     if options.limit:

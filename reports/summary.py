@@ -612,8 +612,8 @@ def _averaged(
         for group, dataset in pairs:
             task = f"{dataset}/{variant}"
             groups[group] += [(each, run.group_metric) for each in columns if each.task == task]
-        keys = [column.task for group in groups.values() for column, _ in group]
-        if len(keys) == len({*keys}) == len(pairs):
+        names = [column.task for group in groups.values() for column, _ in group]
+        if len(names) == len({*names}) == len(pairs):
             yield f"{run.average} of {variant}", groups
 
 
