@@ -286,7 +286,10 @@ DATACOMP = tuple(register_dataset(as_shift(spec)) for spec in _SPECS)  # its 38 
 
 # VTAB's tasks that are not among them; of those that are, VTAB scores top-1 accuracy
 for _spec in (
-    webdataset("vtab-sun397", "SUN397 as VTAB splits it", 21750),
+    replace(
+        webdataset("vtab-sun397", "SUN397", 21750),
+        about="SUN397 as VTAB splits it (TFDS' sun397/tfds), to be written as wds_vtab-sun397",
+    ),
     webdataset("vtab-diabetic_retinopathy", "Diabetic Retinopathy", 42670),
     webdataset("vtab-dmlab", "DMLab Frames", 22735),
     webdataset("vtab-dsprites_label_x_position", "dSprites Location", 73728),

@@ -243,7 +243,8 @@ def datasets(tmp_path_factory) -> Path:
     make.make_imagefolder(folder / "places365")
     shift = make_shifts.make_shift(folder, "imagenetv2")
     shift.rename(folder / "imagenetv2-matched-frequency-format-val")
-    make.make_wds(folder / "wds_cifar10")
+    for name in ("cifar10", "vtab-dtd"):
+        make.make_wds(folder / f"wds_{name}")
     return folder
 
 

@@ -55,6 +55,11 @@ class TinyBackbone(Backbone):
             maps.append(x)
         return tuple(maps)
 
+    @property
+    def model(self) -> nn.Module:
+        """What is tuned."""
+        return self
+
     def encode_image(self, images: Tensor) -> Tensor:
         return self(images)[-1].mean(dim=(2, 3))
 

@@ -145,6 +145,7 @@ def make_task(
 ) -> Context:
     """A task of a probe on ``device``, with a tiny backbone."""
     task = tiny_mmlab.context(folder, data, settings)
-    if probe.kind in WHOLE_IMAGES or probe.needs_dense_text:
+    is_tuned = getattr(settings, "is_tuned", False)
+    if (probe.kind in WHOLE_IMAGES or probe.needs_dense_text) and not is_tuned:
         task = replace(task, backbone=TextBackbone(), backbone_config={"name": "colours"})
     return replace(task, device=device, backbone=task.backbone.to(device))
