@@ -56,8 +56,8 @@ class TuneSettings:
         checkpointing: activations of blocks are computed again in the backward pass, which takes
             less memory and more time.
         accumulate: a batch is taken in so many parts, whose gradients are added up.
-        ema: decay of a moving average of all weights that train, such as 0.9999, which is scored and
-            stored in their place; 0 for none.
+        ema: decay of a moving average of all weights that train, such as 0.9999, which is scored
+            and stored in their place; 0 for none.
     """
 
     tune: Tier = "frozen"
