@@ -301,8 +301,11 @@ def summarise(analysis: Analysis) -> Summary:
             "alone", f"Only {base} has results ({tasks}): there is nothing to compare it with.", []
         )
     judged = {name: Counter(analysis.tasks(name).values()) for name in compared}
+    frozen = [column for column in selection.columns if not column.tier]  # tiers share no mean
     common = [
-        c for c in selection.columns if all((name, c) in analysis.task_gains for name in compared)
+        column
+        for column in frozen or selection.columns
+        if all((name, column) in analysis.task_gains for name in compared)
     ]
     rank = lambda name: (_shared_gain(analysis, name, common), judged[name]["win"])
     leader = max(compared, key=rank)
@@ -373,7 +376,8 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskCol
         shared_tasks = count(len({column.base for column in common}), "task")
         scope = f" on the {shared_tasks} that all have" if fewer else ""
         gain += f", the highest of {compared} backbones{scope}"
-    sentence = f"{name} {words}{'; ' + gain if gain else ''}"
+    more = "".join(f"; {part}" for part in (gain, _tuned_tasks(analysis, name)) if part)
+    sentence = f"{name} {words}{more}"
     return about_weights(analysis, name, sentence)
 
 
@@ -405,6 +409,15 @@ def _describe_gain(analysis: Analysis, name: str) -> str:
     return f"mean gain {_mean_and_interval(gain)}{fewer}"
 
 
+def _tuned_tasks(analysis: Analysis, name: str) -> str:
+    """``tuned: better on 1 of 3 tasks, worse on none``, where tasks ran frozen, too; or ''."""
+    verdicts = Counter(analysis.tasks(name, tuned=True).values())
+    if not verdicts:
+        return ""
+    wins, losses = (verdicts[verdict] or "none" for verdict in ("win", "loss"))
+    return f"tuned: better on {wins} of {count(verdicts.total(), 'task')}, worse on {losses}"
+
+
 def _mean_and_interval(gain: Gain) -> str:
     """The mean with its interval, and whether it is decided."""
     mean = gain.mean
@@ -431,6 +444,8 @@ def _line(analysis: Analysis, name: str) -> str:
     parts = parts or ["no task in common"]
     if gain := _describe_gain(analysis, name):
         parts.append(gain)
+    if tuned := _tuned_tasks(analysis, name):
+        parts.append(tuned)
     return f"{name}: {'; '.join(parts)}."
 
 
@@ -612,8 +627,8 @@ def _averaged(
         for group, dataset in pairs:
             task = f"{dataset}/{variant}"
             groups[group] += [(each, run.group_metric) for each in columns if each.task == task]
-        names = [column.task for group in groups.values() for column, _ in group]
-        if len(names) == len({*names}) == len(pairs):
+        selected = [column.task for group in groups.values() for column, _ in group]
+        if len(selected) == len({*selected}) == len(pairs):
             yield f"{run.average} of {variant}", groups
 
 

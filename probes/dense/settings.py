@@ -93,7 +93,8 @@ class DenseSettings(TrainingSettings):
             centre at scale 1), flipped with probability ``flip``. See ``probes.features.maps``.
         cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32``
             encodes each crop once, for all probes, seeds and runs, and caches its maps in this
-            precision (``fixed_crops`` must be 1 or more).
+            precision (``fixed_crops`` must be 1 or more). With ``tune=blocks:N`` what is cached, in
+            float32, is what training crops give before the first weight that trains.
     """
 
     size: Annotated[NonNegativeInt, Axis()] = 512

@@ -36,6 +36,11 @@ COMMANDS = {
         " --backbone random,efficientnet-lite0 --device cpu --num-workers 1"
         " --set max_iters=40 --set batch_size=2 --set size=32 --set epochs=2"
     ),
+    "tune": shlex.split(
+        "run --suite own --task camvid/linear,imagefolder/linear --data-root . --backbone random"
+        " --device cpu --num-workers 1 --set tune=blocks:1 --set tune_rates=0.001 --set ema=0.9"
+        " --set max_iters=40 --set batch_size=2 --set size=32 --set epochs=5"
+    ),
     "sweep": shlex.split(
         "sweep launch --suite smoke --task mini-class/zero-shot --device cpu --vary lambda_seg=1,10"
     ),
@@ -49,6 +54,7 @@ COMMANDS = {
 }
 OUTPUT = {
     "run": ["--json", "{}.json"],
+    "tune": ["--json", "{}.json"],
     "sweep": ["--study", "{}"],
     "label": ["--out", "{}"],
     "train": ["--out", "{}.safetensors"],
@@ -99,7 +105,7 @@ class KilledCommand:
 
     def results(self, name: str) -> object:
         """What the command produced."""
-        if self.command == "run":
+        if self.command in ("run", "tune"):
             return json.loads((self.folder / f"{name}.json").read_text())["backbones"]
         if self.command == "train":
             return load_checkpoint(self.folder / f"{name}.safetensors").sha256
@@ -144,7 +150,7 @@ class KilledCommand:
         """How a finished command differs from an undisturbed one, or ''."""
         if self.results(name) != self.results("undisturbed"):
             return "other results"
-        if self.command == "run":  # the scores of images give back the metrics
+        if self.command in ("run", "tune"):  # the scores of images give back the metrics
             request = ReportRequest(
                 experiments=[name], tracking_uri=self.environment["MLFLOW_TRACKING_URI"]
             )

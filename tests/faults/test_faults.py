@@ -9,6 +9,7 @@ from contextlib import closing
 import pytest
 
 from tests.faults import disk, store
+from tests.faults.kill import kill
 from tests.faults.sandbox import Sandbox
 
 pytestmark = pytest.mark.slow
@@ -37,3 +38,9 @@ def test_a_damaged_store(undisturbed, tmp_path):
 
 def test_a_full_disk(undisturbed, tmp_path):
     assert disk.fill_disk(undisturbed, tmp_path / "a", "run", 64) == ""
+
+
+def test_a_tuned_run_that_is_killed_anywhere_gives_the_same_numbers():
+    random.seed(52)
+    errors = dict(kill("tune", 3))
+    assert len(errors) == 3 and not any(errors.values()), errors

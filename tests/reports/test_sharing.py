@@ -413,3 +413,15 @@ def test_other_weights_of_the_same_name_are_told_apart(folder, mine, seeds):
     request = {"experiments": ["paper"], "tracking_uri": mine.uri, "baseline": "a"}
     report = build_report(ReportRequest(**request, shared=[str(folder / "theirs.zip")]))
     assert report.backbones == ["a", "b", "a (theirs)"]
+
+
+def test_shared_tuned_numbers_have_the_columns_of_their_tier(folder, tmp_path):
+    tasks = {"voc/linear": 0.5, "voc/linear:tune=lora:16": 0.7}
+    tracker = Tracker("tiers", f"sqlite:///{tmp_path}/mlflow.db")
+    for name in "ab":
+        for seed in range(2):
+            write_run(tracker, name, seed, tasks)
+    export_results(Store(tracker.uri), ["tiers"], tmp_path / "tiers.zip")
+    board = build_leaderboard(load_files([str(tmp_path / "tiers.zip")]))
+    columns = {column.task: column.tier for column in board.analysis.selection.columns}
+    assert columns == {"voc/linear": "", "voc/linear:tune=lora:16": "tune=lora:16"}

@@ -14,6 +14,7 @@ from tests.servers import mlflow_server
 pytestmark = pytest.mark.cluster
 
 RUN = "run --task camvid/linear,imagenet-a/linear --backbone random --data-root ."
+RUN += " --set camvid/linear.tune=frozen,blocks:1 --set tune_rates=0.001"
 RUN += " --seed 3 --partial --device cpu --num-workers 0 --set epochs=2 --set max_iters=4"
 RUN += " --set batch_size=2 --set camvid/linear.size=32"
 ROOT = Path(__file__).parents[3]
@@ -21,7 +22,8 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.parametrize("executor", ["slurm", "ray"])
 def test_an_executor_gives_the_numbers_of_one_process(executor, workdir, request, monkeypatch):
-    """A dense probe, one of images, and its head on another set; nothing is shared but the data."""
+    """A dense probe, frozen and tuned, one of images, and its head on another set; nothing is
+    shared but the data."""
     make_camvid(workdir / "camvid")
     make_imagenet(workdir / "imagenet")
     make_shift(workdir, "imagenet-a")
@@ -37,4 +39,9 @@ def test_an_executor_gives_the_numbers_of_one_process(executor, workdir, request
             assert run_command(f"{RUN} {words} --experiment {name} --json {name}.json") == 0
     one, many = (read_json(f"{name}.json")["backbones"]["random"] for name in ("one", "many"))
     assert many == one
-    assert set(one) == {"camvid/linear", "imagenet/linear", "imagenet-a/linear"}
+    assert set(one) == {
+        "camvid/linear",
+        "camvid/linear:tune=blocks:1",
+        "imagenet/linear",
+        "imagenet-a/linear",
+    }
