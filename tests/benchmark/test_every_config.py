@@ -154,10 +154,9 @@ def test_every_config_is_built(
     assert len(train) == len(probe_context.training.data.samples["train"])
     assert len(val) == len(probe_context.data.samples["val"])
     for item in (train[0], val[0]):
-        if isinstance(item["inputs"], tuple):  # kept feature maps
-            assert {maps.shape[0] for maps in item["inputs"]} <= set(
-                probe_context.backbone.channels
-            )
+        if isinstance(item["inputs"], tuple):  # kept feature maps, or tokens where a tier begins
+            widths = {maps.shape[0 if maps.ndim == 3 else -1] for maps in item["inputs"]}
+            assert widths <= set(probe_context.backbone.channels)
             continue
         assert item["inputs"].shape[0] == 3
         assert min(item["inputs"].shape[1:]) >= 32

@@ -25,7 +25,6 @@ NAMES = {
     "bias": "layers.0.ffn.layers.0.0.bias",
     **{f"block {number}": f"layers.{number}.ffn.layers.0.0.weight" for number in (0, 5, 11)},
 }
-READ = {PROBE: {"final norm": (False, True)}}
 WIDTH = {"channels": 16, "num_classes": dense.CLASSES, "norm_cfg": {"type": "BN"}}
 MAPS = [dense.random(2, 16, 4, 4, seed=seed) for seed in range(4)]
 

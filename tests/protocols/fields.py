@@ -24,6 +24,7 @@ OTHERS = {
 # differences that no record holds: they were read in a source, where computing them would take a
 # GPU, weights or a whole training
 READ = {
+    "beit": {"final norm"},
     "capi": {
         "two classes",
         "held-out split",
@@ -35,6 +36,15 @@ READ = {
     "dreamsim": {"tokens", "interpolation"},
     "hummingbird": {"seeds of crops", "classes of COCO"},
     "jafar": {"test images", "resizing", "flip", "classes of ADE20K", "head precision"},
+    "mae": {
+        "augmentation",
+        "features",
+        "initial head",
+        "lowest rate",
+        "precision",
+        "normalised black",
+        "last batch",
+    },
     "navi": {"matching"},
     "probe3d": {
         "MAE's blocks",
@@ -56,6 +66,15 @@ READ = {
         "stored normals",
         "pixels without a normal",
         "training images",
+    },
+    "vitdet": {"scale jitter", "attention", "precision"},
+    "vtab": {
+        "optimizer",
+        "initial head",
+        "augmentation",
+        "image",
+        "chosen images",
+        "normalised black",
     },
 }
 

@@ -19,19 +19,6 @@ from tests.protocols import tuned
 
 PROBE = "classification/linear"
 IMAGES = 1_281_167
-READ = {  # FINETUNE.md, main_finetune.py, util/datasets.py
-    PROBE: {
-        "betas": ((0.9, 0.999), (0.9, 0.999)),
-        "augmentation": ("rand-m9-mstd0.5-inc1, erasing, mixup, cutmix, smoothing", "none"),
-        "crops": ("RandomResizedCrop and a flip", "RandomResizedCrop and a flip"),
-        "features": ("mean of patches", "embedding"),
-        "initial head": (2e-5, "frozen tier"),
-        "lowest rate": (1e-6, 0.0),
-        "precision": ("float16", "float32"),
-        "normalised black": ("ImageNet", "backbone"),
-        "last batch": ("dropped", "used"),
-    }
-}
 TOLERANCE = {"curve": 6e-4}  # ``lowest rate``
 
 

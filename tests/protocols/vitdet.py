@@ -14,13 +14,6 @@ from tests.protocols import tuned
 PROBE = "detection/mask-rcnn"
 LENGTH = 184_375
 AT = (0, 1, 100, 249, 250, 1000, 163_888, 163_889, 177_545, 177_546)
-READ = {  # mask_rcnn_vitdet_b_100ep.py, coco_loader_lsj.py, optim.py, mask_rcnn_vitdet.py
-    PROBE: {
-        "scale jitter": ((0.1, 2.0), "none"),
-        "attention": ("windows", "the backbone's"),
-        "precision": ("float16", "float32"),
-    }
-}
 
 
 def source(checkout: Path) -> dict[str, dict[str, Any]]:

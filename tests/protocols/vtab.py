@@ -16,18 +16,6 @@ from tests.protocols import tuned
 
 PROBE = "classification/linear"
 AT = (*tuned.ITERATIONS, 2499)
-READ = {
-    PROBE: {
-        "optimizer": ("SGD", "AdamW"),
-        "initial head": ("random", "frozen tier"),
-        "augmentation": ("none", "crops, flips"),
-        "image": ("squeezed", "cropped"),
-        "chosen images": ("train[:800], val[:200]", "spaced"),
-        "normalised black": ("0", "backbone"),
-        "what trains": ("all", "all"),
-        "weight decay": (0.0, 0.0),  # ``get_train_op`` has none
-    }
-}
 
 
 def source(checkout: Path) -> dict[str, dict[str, Any]]:
