@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.parametrize("executor", ["slurm", "ray"])
 def test_an_executor_gives_the_numbers_of_one_process(executor, workdir, request, monkeypatch):
-    """A dense probe, frozen and tuned, one of images, and its head on another set; nothing is shared but the data."""
+    """A dense probe, frozen and tuned, one of images, and its head on another set; nothing is
+    shared but the data."""
     make_camvid(workdir / "camvid")
     make_imagenet(workdir / "imagenet")
     make_shift(workdir, "imagenet-a")
