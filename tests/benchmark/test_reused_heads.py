@@ -106,23 +106,29 @@ def test_python_and_the_command_find_each_others_heads(shifts):
     assert status == {"imagenet/linear": "cached", "imagenet-a/linear": "done"}
 
 
-@pytest.mark.parametrize("is_file", [False, True], ids=["run", "file"])
-def test_a_stored_head_is_scored_without_the_images_that_it_was_trained_on(shifts, is_file):
-    assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet-a/linear") == 0
-    (trained,), (scored,) = cells()["imagenet/linear"], cells()["imagenet-a/linear"]
+@pytest.mark.parametrize(
+    ("is_file", "tier"),
+    [(False, ""), (True, ""), (False, ":tune=lora:2")],
+    ids=["run", "file", "tuned"],
+)
+def test_a_stored_head_is_scored_without_the_images_that_it_was_trained_on(shifts, is_file, tier):
+    task = f"imagenet-a/linear{tier}"
+    words = "--set tune_rates=0.001" if tier else ""
+    assert run_command(f"{RUN} {EPOCHS} {words} --jobs 1 --task {task}") == 0
+    (trained,), (scored,) = cells()[f"imagenet/linear{tier}"], cells()[task]
     shutil.rmtree("imagenet")
     head = trained.info.run_id
     if is_file:
         head = store().download_artifacts(head, "head/head.safetensors", str(shifts))
     options = {"data_root": ".", "partial": True, "device": "cpu", "experiment": "elsewhere"}
-    results = evaluate("random", "imagenet-a/linear", heads=[head], **options)
+    results = evaluate("random", task, heads=[head], **options)
     assert results.frame.status.tolist() == ["done"] * 2
-    (again,) = cells("elsewhere")["imagenet-a/linear"]
-    assert set(cells("elsewhere")) == {"imagenet-a/linear"}, "nothing is trained"
+    (again,) = cells("elsewhere")[task]
+    assert set(cells("elsewhere")) == {task}, "nothing is trained"
     for same in ("cell", "protocol", "head.sha256"):
         assert again.data.tags[same] == scored.data.tags[same]
     assert again.data.metrics["top1"] == scored.data.metrics["top1"]
-    results = evaluate("random", "imagenet-a/linear", heads=[head], **options)
+    results = evaluate("random", task, heads=[head], **options)
     assert results.frame.status.tolist() == ["cached"] * 2
 
 
