@@ -6,7 +6,8 @@ import io
 import math
 import shutil
 import time
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import cache, partial
 from typing import Any
 
@@ -26,18 +27,79 @@ def segmentation(
 ) -> list[Result]:
     """Seconds, and mIoU, of a linear probe on a frozen ViT-B/16 with an empty cache, encoded in
     fp32 and, where suite paper does, in bf16; and of mmengine's Runner in fp32 without a cache."""
+    from cliptex_common.device import current_device, prefers_bf16
+
+    goals = {"fp32": ">= 7"}
+    if prefers_bf16(current_device()):
+        goals["bf16"] = ">= 8"
+    rows: list[Result] = []
+    with beside_runner(model, images, side, epochs, lr=3e-3, cache="fp16") as sides:
+        ours, *_ = sides
+        for precision, goal in goals.items():
+            ours(precision=precision, max_iters=1)  # imports and sets up what is not measured
+            title = (
+                f"linear segmentation probe, {images} images, {epochs} epochs at {side} px: ours"
+                f" (backbone in {precision}) against mmseg's Runner in fp32"
+            )
+            run = partial(ours, precision=precision)
+            note = "encoding included, the cache empty before"
+            rows += against(title, (run, *sides[1:]), goal, note)
+    return rows
+
+
+@bench(images=8, epochs=1, side=32, model=TOY)
+def tuned(
+    images: int = 32,
+    epochs: int = 2,
+    side: int = 224,
+    model: str = "random/timm/vit_small_patch16_224",
+) -> list[Result]:
+    """Seconds, and mIoU, of fine-tuning all of a ViT-S/16 with a linear head, and of mmengine's
+    Runner with the same weights to train."""
+    settings = {"tune": "all", "tune_rates": (1e-4,), "lr": 3e-3, "precision": "fp32"}
+    title = (
+        f"linear segmentation with the backbone tuned, {images} images, {epochs} epochs at {side}"
+        " px: ours against mmseg's Runner"
+    )
+    with beside_runner(model, images, side, epochs, **settings) as sides:
+        sides[0](max_iters=1)
+        return against(title, sides, ">= 1", "one rate, all weights, fp32")
+
+
+Sides = tuple[Callable[..., None], Callable[[], float], dict[str, float]]
+
+
+def against(title: str, sides: Sides, goal: str, note: str) -> list[Result]:
+    """A row of seconds, each side once, and one of both scores; see ``beside_runner``."""
+    ours, stock, scores = sides
+    seconds = alternate(title, ours, stock, goal=goal, n=1, warm=False, invert=True, note=note)
+    mine, theirs = scores["ours"], scores["stock"]
+    difference = "ratio: their difference"
+    name = f"{title}: mIoU of both"
+    return [
+        seconds,
+        Result(name, mine, theirs, abs(mine - theirs), "<= 1.0", "mIoU", 1, difference),
+    ]
+
+
+@contextmanager
+def beside_runner(
+    model: str, images: int, side: int, epochs: int, **settings: Any
+) -> Iterator[Sides]:
+    """Two functions that train a linear head, and the mIoU of both: ours, whose changes of settings
+    are arguments, on an empty cache; and mmengine's Runner with mmseg's own segmenter, which trains
+    once only, and returns its seconds."""
     from mmengine.runner import Runner
 
     import backbones
     import benchmark.catalog  # noqa: F401
-    from cliptex_common.device import current_device, prefers_bf16
     from cliptex_common.process import keep_freed_memory
     from probes.features.store import root
     from probes.train.frozen_backbone import share
     from tests.performance.toys import context, dense
 
     batch = min(16, images)
-    settings = {
+    settings |= {
         "size": side,
         "batch_size": batch,
         "max_iters": epochs * images // batch,
@@ -45,12 +107,9 @@ def segmentation(
         "scale_range": (1.0, 1.0),
         "feature_stride": 16,
         "fixed_crops": 1,
-        "lr": 3e-3,
     }
     probe, create = PROBES["segmentation/linear"], {"name": model, "seed": 0}
     backbone = backbones.create(model, seed=0)
-    miou: dict[str, float] = {}
-    rows: list[Result] = []
     with own_home() as folder:
         data = dense(folder / "data", "segmentation", images, max(4, images // 8), side)
 
@@ -58,58 +117,30 @@ def segmentation(
             chosen = probe.settings_type(**settings | changes)
             return context(backbone, create, data, chosen, folder / work)
 
-        def ours(precision: str, **changes: Any) -> None:
-            shutil.rmtree(root(), ignore_errors=True)
-            result = probe.run(task("ours", cache="fp16", precision=precision, **changes))
-            miou[precision] = result.metrics["mIoU"]
+        scores: dict[str, float] = {}
+
+        def ours(**changes: Any) -> None:
+            for stored in (root(), folder / "ours"):
+                shutil.rmtree(stored, ignore_errors=True)
+            scores["ours"] = probe.run(task("ours", **changes)).metrics["mIoU"]
 
         @cache
         def stock() -> float:
-            task_context = task("stock", precision="fp32")
-            share(create, task_context.backbone)  # its construction is not what is measured
             started = time.perf_counter()
             with redirect_stdout(io.StringIO()):
-                config = Config.fromstring(probe.config(task_context), ".py")
+                config = Config.fromstring(probe.config(stock_task), ".py")
                 mmsegs_own(config)
-                config.log_level, config.work_dir = "ERROR", str(task_context.work_dir)
+                config.log_level, config.work_dir = "ERROR", str(stock_task.work_dir)
                 runner = Runner.from_cfg(config)
                 runner.train()  # evaluates at its end
-            miou["stock"] = runner.message_hub.get_scalar("val/mIoU").current()
+            scores["stock"] = runner.message_hub.get_scalar("val/mIoU").current()
             return time.perf_counter() - started
 
+        stock_task = task("stock", cache="none", precision="fp32")
+        share(create, stock_task.backbone)  # its construction is not what is measured
         stock()  # first, with the C library's own settings, as its users have it
         keep_freed_memory()  # as our units of work do
-        goals = {"fp32": ">= 7"}
-        if prefers_bf16(current_device()):
-            goals["bf16"] = ">= 8"
-        for precision, goal in goals.items():
-            ours(precision, max_iters=1)  # imports and sets up what is not measured
-            title = (
-                f"linear segmentation probe, {images} images, {epochs} epochs at {side} px: ours"
-                f" (backbone in {precision}) against mmseg's Runner in fp32"
-            )
-            seconds = alternate(
-                title,
-                partial(ours, precision),
-                stock,
-                goal=goal,
-                n=1,
-                warm=False,
-                invert=True,
-                note="encoding included, the cache empty before",
-            )
-            scores = Result(
-                f"{title}: mIoU of both",
-                miou[precision],
-                miou["stock"],
-                abs(miou[precision] - miou["stock"]),
-                "<= 1.0",
-                "mIoU",
-                1,
-                "ratio: their difference",
-            )
-            rows += [seconds, scores]
-    return rows
+        yield ours, stock, scores
 
 
 def mmsegs_own(config: Config) -> None:
