@@ -248,7 +248,7 @@ def train(
             for name, parameter in tuning.trained.items():
                 parameter.copy_(state["trained"][name])
         optimizer.load_state_dict(state["optimizer"])
-        average.load(state["average"])
+        average.load(state.get("average", ()))  # older states have none
         iteration, total = state["iteration"], state["total"].to(device)
     crops = RandomCrops(context, paths, lambda images: images)
     context.progress.start(f"tuning at rate {rate:g}", iterations)

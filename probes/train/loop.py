@@ -616,7 +616,7 @@ class HeadTrainer:
         self.optim_wrapper.load_state_dict(state["optimizer"])
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
-        self.average.load(state["average"])
+        self.average.load(state.get("average", ()))  # older states have none
         self.iteration = self.resumed_at = state["iteration"]
         self.cost.seconds["train"], self.cost.processor_seconds = state["seconds"]
         print_log(f"resumed at iteration {self.iteration} of {self.max_iters}", "current")
