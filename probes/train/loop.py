@@ -616,9 +616,11 @@ class HeadTrainer:
         self.optim_wrapper.load_state_dict(state["optimizer"])
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
-        self.average.load(state.get("average", ()))  # older states have none
+        # states of earlier versions have neither
+        self.average.load(state.get("average", ()))
+        self.cost.processor_seconds = state.get("processor_seconds", 0.0)
         self.iteration = self.resumed_at = state["iteration"]
-        self.cost.seconds["train"], self.cost.processor_seconds = state["seconds"]
+        self.cost.seconds["train"] = state["seconds"]
         print_log(f"resumed at iteration {self.iteration} of {self.max_iters}", "current")
 
     def _save(self) -> None:
@@ -628,7 +630,8 @@ class HeadTrainer:
             "optimizer": self.optim_wrapper.state_dict(),
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "average": self.average.values,
-            "seconds": (self.cost.seconds["train"], self.cost.processor_seconds),
+            "seconds": self.cost.seconds["train"],
+            "processor_seconds": self.cost.processor_seconds,
         }
         save_state(Path(self.context.work_dir, STATE_FILE), self.key, state)
 
