@@ -20,7 +20,15 @@ import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare
 from probes.datasets.levels import list_unlabelled
-from probes.dense.boundaries import PEOPLE, Boundaries, agreement, match, matches, thin
+from probes.dense.boundaries import (
+    PEOPLE,
+    Boundaries,
+    agreement,
+    match,
+    matches,
+    suppress,
+    thin,
+)
 from probes.dense.computed import Corners, OcclusionEdges, Orientation, nearest_on_grid
 from probes.dense.foreground import Foreground
 from probes.predictor import load_predictor
@@ -68,6 +76,15 @@ def test_errors_of_orientation_are_halves_of_doubled_angles():
     scores = Orientation().score(prediction, target)
     assert scores["angle"] == pytest.approx((0 + 10 + 90 + 1) / 4, abs=1e-3)
     assert scores["within_11.25"] == 75
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 45, 70, 110, 155])
+def test_of_a_ridge_its_crest_stays(degrees):
+    y, x = np.mgrid[:80, :80] - 40.0
+    across = x * np.cos(np.radians(degrees)) + y * np.sin(np.radians(degrees))
+    kept = suppress(0.8 * np.exp(-((across / 3) ** 2) / 2))[10:70, 10:70] > 0.1
+    distance = np.abs(across[10:70, 10:70])
+    assert kept[distance < 0.25].all() and not kept[distance > 1].any()
 
 
 def test_occlusion_edges_are_jumps_of_depth(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -42,6 +43,8 @@ def test_poses_and_their_errors_are_those_of_scipy():
     scores = errors(torch.tensor(outputs), torch.tensor(poses))
     off = Rotation.from_quat(outputs[:, :4], scalar_first=True) * between.inv()
     assert scores["rotation"] == pytest.approx(np.rad2deg(off.magnitude()))
+    vectors = [cv2.Rodrigues(matrix)[0] for matrix in off.as_matrix()]
+    assert scores["rotation"] == pytest.approx(np.rad2deg(np.linalg.norm(vectors, axis=(1, 2))))
     assert scores["translation"] == pytest.approx(np.linalg.norm((outputs - poses)[:, 4:], axis=1))
 
 
