@@ -459,10 +459,12 @@ class Probe(Protocol):
             NotApplicable: the backbone lacks what the probe needs.
             UserError: something else does not fit.
         """
-        depth = backbone.depth
-        if (layer := requested_layer(settings)) is not None:
-            depth = layer_number(layer, depth, backbone.name)
-        check_blocks(getattr(settings, "tune", ""), depth, backbone.name)
+        layer, tune = requested_layer(settings), getattr(settings, "tune", "frozen")
+        if layer is not None or tune != "frozen":
+            depth = backbone.depth
+            if layer is not None:
+                depth = layer_number(layer, depth, backbone.name)
+            check_blocks(tune, depth, backbone.name)
         if self.needs_text and not backbone.has_text:
             raise NotApplicable("no text tower")
         if self.needs_dense_text and not backbone.has_dense_text:
