@@ -33,6 +33,7 @@ from benchmark.tasks import (
 from cliptex_common import registry
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key, expand_user
+from cliptex_common.images import spread_indices
 from probes.base import NotApplicable, Probe
 from probes.datasets.base import Lister, PreparedDataset, Sample, Split, UnfitCopy
 from probes.datasets.check import DatasetNotFound, find_folder, prepare
@@ -526,9 +527,9 @@ def prepare_data(
 def spread_train(lister: Lister, count: int, root: Path, split: Split) -> list[Sample]:
     """The samples of a split; of train at most ``count``, evenly spaced."""
     samples = lister(root, split)
-    if split != "train" or len(samples) <= count:
+    if split != "train":
         return samples
-    return [samples[index * len(samples) // count] for index in range(count)]
+    return [samples[index] for index in spread_indices(len(samples), count)]
 
 
 def _check_batch(task: PlannedTask, data: PreparedDataset) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from cliptex_common.errors import UserError, first_line
 from cliptex_common.files import derive_seed
@@ -352,12 +352,10 @@ def draw_objects(request: SampleRequest) -> DrawnSplit:
 
 def with_boxes(photo: Image.Image, boxes: Sequence[Any], colour: tuple[int, ...]) -> Image.Image:
     """A photograph with boxes (left, top, right, bottom)."""
-    from PIL import ImageDraw
-
     drawn = photo.copy()
+    pen, width = ImageDraw.Draw(drawn), max(2, max(photo.size) // 200)
     for box in boxes:
-        width = max(2, max(photo.size) // 200)
-        ImageDraw.Draw(drawn).rectangle(tuple(box), outline=colour, width=width)
+        pen.rectangle(tuple(box), outline=colour, width=width)
     return drawn
 
 

@@ -12,6 +12,20 @@ from probes.registry import Preset, Protocol, register_protocol
 BATCH = 16
 LENGTH = 12 * -(-117_266 // BATCH)  # the images of train2017 that have an object, 7,330 batches
 
+# of Mask R-CNN in MMDetection and detectron2 alike
+MASK_RCNN = {
+    "flip": 0.5,
+    "precision": "fp32",
+    "aspect_ratio_groups": True,
+    "out_channels": 256,
+    "fc_out_channels": 1024,
+    "anchor_scale": 8.0,
+    "proposals": 1000,
+    "rois_per_image": 512,
+    "detections": 100,
+    "cache": "none",
+}
+
 register_protocol(
     Protocol(
         "mmdet1x",
@@ -21,6 +35,7 @@ register_protocol(
             Preset(
                 "detection/mask-rcnn",
                 {
+                    **MASK_RCNN,
                     "max_iters": LENGTH,
                     "batch_size": BATCH,
                     "optimizer": "sgd",
@@ -31,19 +46,9 @@ register_protocol(
                     "warmup": 500 / LENGTH,
                     "schedule": "steps",
                     "steps": (8 / 12, 11 / 12),
-                    "flip": 0.5,
-                    "precision": "fp32",
                     "short_side": 800,
                     "long_side": 1333,
                     "min_size": 32,
-                    "aspect_ratio_groups": True,
-                    "out_channels": 256,
-                    "fc_out_channels": 1024,
-                    "anchor_scale": 8.0,
-                    "proposals": 1000,
-                    "rois_per_image": 512,
-                    "detections": 100,
-                    "cache": "none",
                 },
                 datasets=("coco",),
             ),

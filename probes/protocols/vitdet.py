@@ -9,6 +9,7 @@ block to the one before, drop path 0.1, 250 iterations of warm-up, a tenth of th
 0.4.
 """
 
+from probes.protocols.mmdet1x import MASK_RCNN
 from probes.registry import Preset, Protocol, register_protocol
 
 LENGTH, RATE = 184_375, 1e-4
@@ -21,6 +22,7 @@ register_protocol(
             Preset(
                 "detection/mask-rcnn",
                 {
+                    **MASK_RCNN,
                     "tune": "all",
                     "tune_rates": (RATE,),
                     "layer_decay": 0.7,
@@ -37,19 +39,9 @@ register_protocol(
                     "warmup_start": 1e-3,
                     "schedule": "steps",
                     "steps": (163_889 / LENGTH, 177_546 / LENGTH),
-                    "flip": 0.5,
-                    "precision": "fp32",
                     "short_side": 1024,
                     "long_side": 1024,
                     "min_size": 0,
-                    "aspect_ratio_groups": True,
-                    "out_channels": 256,
-                    "fc_out_channels": 1024,
-                    "anchor_scale": 8.0,
-                    "proposals": 1000,
-                    "rois_per_image": 512,
-                    "detections": 100,
-                    "cache": "none",
                 },
                 datasets=("coco",),
             ),
