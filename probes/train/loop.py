@@ -57,6 +57,7 @@ from cliptex_common.device import (
 )
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory
 from cliptex_common.files import content_key
+from cliptex_common.progress import MAX_SHARE
 from probes.base import Context, Cost, Head, load_state, save_state
 from probes.datasets.base import PreparedDataset
 from probes.train import frozen_backbone
@@ -381,13 +382,14 @@ def _batches(loader: DataLoader) -> Iterator[Iterator[Any]]:
 
 STATE_FILE = "training-state.pth"
 SAVES = 20  # of a training
+SLOW_SAVE = 1.0  # seconds; above, as of a tuned backbone, saves may take ``MAX_SHARE`` of the time
 CHECK_EVERY = 20  # iterations between two checks of the losses: each waits for the device
 
 
 class HeadTrainer:
     """A head, from its config to its trained model and its metrics.
 
-    Its state is saved ``SAVES`` times, the last time at the end, in
+    Its state is saved ``SAVES`` times (less often if it is large), the last time at the end, in
     ``work_dir/training-state.pth``: the head's weights (the frozen backbone is not part of them),
     their moving average, optimizer, schedules, iteration and training time. It is replaced
     atomically, never after a loss that is not finite, and read with ``weights_only=True``. A state
@@ -447,6 +449,7 @@ class HeadTrainer:
         self.metrics: dict[str, float] = {}
         self.error: Exception | None = None
         self._unchecked: list[tuple[int, float, Mapping[str, Tensor]]] = []  # (iteration, lr, loss)
+        self._save_from = 0.0  # on the monotonic clock
         with isolated_rng(context.seed % 2**32):
             self.model: Any = MODELS.build(config.model)
             self.model.init_weights()
@@ -522,11 +525,16 @@ class HeadTrainer:
             NonFiniteLoss: names the first iteration whose losses were not finite, and the losses.
         """
         every = max(1, self.max_iters // SAVES)
-        due = self.iteration % every == 0 or self.iteration == self.max_iters
+        is_last = self.iteration == self.max_iters
+        due = self.iteration % every == 0 or is_last
         if due or len(self._unchecked) >= CHECK_EVERY:
             self._check_losses()
-        if due:
+        started = time.monotonic()
+        if is_last or (due and started >= self._save_from):
             self._save()
+            seconds = time.monotonic() - started
+            if seconds > SLOW_SAVE:
+                self._save_from = time.monotonic() + seconds / MAX_SHARE
 
     def release(self) -> None:
         """Free what only its training takes on the device, for the heads that go on."""

@@ -189,7 +189,7 @@ REASONS = {
         " a million detections each, the rest the comparison of ten backbones on 40 tasks"
     ),
     "tracking": (
-        "MLflow's client takes 0.1 to 0.2 seconds to write a task, however long the task is; this"
+        "MLflow's client takes up to 0.2 seconds to write a task, however long the task is; this"
         " one takes seven to ten"
     ),
     "Open-Hummingbird's": (
