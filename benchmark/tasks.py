@@ -71,6 +71,7 @@ NEUTRAL = {
     "accumulate": 1,
     "ema": 0.0,
 }
+PARTS_VERSION = 2  # of how a batch in parts is trained on; see ``probes.team``
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,8 @@ class PlannedTask:
                 conditions["preset_origin"] = origin
         if upsampler := HUB_SOURCES.get(getattr(self.settings, "upsampler", "")):
             conditions["upsampler"] = asdict(upsampler)
+        if getattr(self.settings, "accumulate", 1) > 1:
+            conditions["parts"] = PARTS_VERSION
         if self.train_share < 1:
             conditions["train_share"] = self.train_share
         if isinstance(self.scored_with, StoredHeads):

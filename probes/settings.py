@@ -55,7 +55,8 @@ class TuneSettings:
         drop_path: highest rate of drop path in blocks that train, where the architecture has it.
         checkpointing: activations of blocks are computed again in the backward pass, which takes
             less memory and more time.
-        accumulate: a batch is taken in so many parts, whose gradients are added up.
+        accumulate: a batch is taken in so many parts, whose gradients are added up; on several
+            GPUs (``--jobs 1``, or a job of SLURM with ``gpus``) at the same time.
         ema: decay of a moving average of all weights that train, such as 0.9999, which is scored
             and stored in their place; 0 for none.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +193,11 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
         from cliptex_common.files import write_json
         from reports.store import using
 
+        if "RANK" in os.environ:
+            raise UserError(
+                "run does not run under torchrun; to train one task on several GPUs give --jobs 1"
+                " and --set accumulate=N"
+            )
         if self.report and self.no_report:
             raise UserError("--report and --no-report contradict each other; leave one out")
         if self.json and (self.dry_run or self.dump_config):

@@ -13,7 +13,9 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +31,7 @@ from probes.image_level import linear
 from probes.image_level.classification import fit_temperature, score, targets, top1
 from probes.image_level.encode import (
     Encode,
+    Encoding,
     ImageViews,
     autocast,
     encode_split,
@@ -40,6 +43,7 @@ from probes.image_level.encode import (
 from probes.image_level.linear import RandomCrops, Samples, cosine, loss_of
 from probes.image_level.multi_label import mean_precision, metric_of, strata
 from probes.select import Candidate, log_scores, select_candidate, stratified_split
+from probes.team import Parts, Team, portable, restored, seed_part, team_of
 
 if TYPE_CHECKING:
     from backbones.tuning import Tuning
@@ -53,7 +57,7 @@ class Method:
     """What a probe trains.
 
     Attributes:
-        read: backbone → function from its images to what the head reads.
+        read: backbone → function from its images to what the head reads; can be pickled.
         head: indices of training images → the head to begin with, on the device.
         rate: of the head; None for that of the backbone.
     """
@@ -80,11 +84,7 @@ def run_linear(context: Context) -> TaskResult:
     if context.head is not None or not settings.is_tuned:
         return linear.run(context)
     encoding, columns = settings.encoding(context.device.type), layer_columns(context)
-
-    def read(backbone: Backbone) -> Encode:
-        encode = encoder(backbone, encoding)
-        return lambda images: encode(images)[:, columns]
-
+    read = partial(column_encoder, encoding=encoding, columns=columns)
     tuned = tune(context, Method(read, lambda members: probe_head(context, members)))
     weight, bias = tuned.head.weight.detach().T.contiguous(), tuned.head.bias.detach()
     tensors = {
@@ -97,6 +97,12 @@ def run_linear(context: Context) -> TaskResult:
     head = store(context, tuned, tensors, temperature=tuned.temperature, **about)
     logits = predict(context, read(tuned.backbone), tuned.head, "val")
     return score(context, logits, tuned.notes, head)
+
+
+def column_encoder(backbone: Backbone, encoding: Encoding, columns: slice) -> Encode:
+    """The function from normalised images to some columns of their features."""
+    encode = encoder(backbone, encoding)
+    return lambda images: encode(images)[:, columns]
 
 
 def run_attentive(context: Context) -> TaskResult:
@@ -114,9 +120,7 @@ def run_attentive(context: Context) -> TaskResult:
             " one decay of the head, such as learning_rates=0.001"
         )
 
-    def read(backbone: Backbone) -> Encode:
-        return attentive.token_encoder(backbone, settings.pool)
-
+    read = partial(attentive.token_encoder, pool=settings.pool)
     ((rate, _),) = settings.grid
     head = attentive.create_heads(context).to(context.device)[0]
     tuned = tune(context, Method(read, lambda members: copy.deepcopy(head), rate))
@@ -195,10 +199,14 @@ def tune(context: Context, method: Method) -> Tuned:
 
 
 def train(
-    context: Context, method: Method, members: Tensor, rate: float
+    context: Context, method: Method, members: Tensor, rate: float, team: Team | None = None
 ) -> tuple[Tuning, nn.Module]:
     """Train a copy of the backbone and a head on some training images. It resumes from a state in
     ``work_dir``, of the same settings, seed, backbone, data and images.
+
+    Args:
+        team: in another process than its first: train as one of it. Else a batch in parts makes one
+            where there are several accelerators.
 
     Raises:
         NonFiniteLoss: it diverged.
@@ -255,48 +263,75 @@ def train(
     context.progress.advance(iteration)
     encode, saving = method.read(tuning.backbone), Pace(linear.SAVE_EVERY)
     tuning.train(True)
-    batches = [range(i * size, (i + 1) * size) for i in range(iteration, iterations)]
-    for items, images in zip(batches, crops.tensors(batches), strict=True):
-        seed_devices(derive_seed("iteration", context.seed, 0, iteration) % 2**32)
-        classes = upload(labels[[crops.index(item) for item in items]], device)
-        share = cosine(iteration, iterations, round(WARMUP * iterations))
-        for group, lr in zip(optimizer.param_groups, highest, strict=True):
-            group["lr"] = lr * share
-        rows = math.ceil(len(images) / settings.accumulate)
-        for part, true in zip(images.split(rows), classes.split(rows), strict=True):
-            with tuning.computing(), autocast(device, settings.precision):
-                outputs = encode(part)
-            loss = loss_of(head(outputs.float()), true) * len(part) / len(images)
-            loss.backward()
-            total = total + loss.detach()
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update()
-        iteration += 1
-        context.progress.advance()
-        if epoch_ends := iteration % epoch_length == 0:
-            mean = total.item() / epoch_length
-            if not math.isfinite(mean):
-                raise NonFiniteLoss(
-                    f"the loss is not finite at {iteration=}; try lower tune_rates, or"
-                    " precision=fp32"
-                )
-            context.log.log_metrics({f"train/loss/lr_{rate:g}": mean}, iteration)
-            total = torch.zeros_like(total)
-        if epoch_ends or saving.is_due:
-            state = {
-                "head": head.state_dict(),
-                "trained": {name: each.detach() for name, each in tuning.trained.items()},
-                "optimizer": optimizer.state_dict(),
-                "average": average.values,
-                "iteration": iteration,
-                "total": total,
-            }
-            with saving.timed():
-                save_state(file, key, state)
+    trained = [each for group in groups for each in group["params"]]
+    with ExitStack() as processes:
+        if team is None and iteration < iterations:
+            numbers = sum(each.numel() for each in (*trained, *head.buffers()))
+            alike = replace(method, head=partial(_as_it_is, head))
+            args = portable(context), alike, members, rate
+            team = processes.enter_context(
+                team_of(context, (numbers, len(trained)), size, _follow, *args)
+            )
+        parts = Parts(size, settings.accumulate, team)
+        batches = [[i * size + row for row in parts.loaded] for i in range(iteration, iterations)]
+        for items, images in zip(batches, crops.tensors(batches), strict=True):
+            seed_devices(derive_seed("iteration", context.seed, 0, iteration) % 2**32)
+            classes = upload(labels[[crops.index(item) for item in items]], device)
+            share = cosine(iteration, iterations, round(WARMUP * iterations))
+            for group, lr in zip(optimizer.param_groups, highest, strict=True):
+                group["lr"] = lr * share
+            rows_of = parts.split(lambda rows: rows)
+
+            def loss_of_part(number: int) -> tuple[Tensor, dict[str, Tensor]]:
+                seed_part(context.seed, iteration, number)
+                rows = rows_of[number]  # noqa: B023  it is called in this iteration
+                with tuning.computing(), autocast(device, settings.precision):
+                    outputs = encode(images[rows])  # noqa: B023
+                loss = loss_of(head(outputs.float()), classes[rows])  # noqa: B023
+                return loss, {"loss": loss}
+
+            total = total + parts.accumulate(head, trained, loss_of_part)["loss"]
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update()
+            iteration += 1
+            context.progress.advance()
+            if epoch_ends := iteration % epoch_length == 0:
+                mean = total.item() / epoch_length
+                if not math.isfinite(mean):
+                    raise NonFiniteLoss(
+                        f"the loss is not finite at {iteration=}; try lower tune_rates, or"
+                        " precision=fp32"
+                    )
+                context.log.log_metrics({f"train/loss/lr_{rate:g}": mean}, iteration)
+                total = torch.zeros_like(total)
+            if parts.is_first and (epoch_ends or saving.is_due):
+                state = {
+                    "head": head.state_dict(),
+                    "trained": {name: each.detach() for name, each in tuning.trained.items()},
+                    "optimizer": optimizer.state_dict(),
+                    "average": average.values,
+                    "iteration": iteration,
+                    "total": total,
+                }
+                with saving.timed():
+                    save_state(file, key, state)
     average.apply()
     tuning.train(False)
     return tuning, head.eval()
+
+
+def _as_it_is(head: nn.Module, members: Tensor) -> nn.Module:
+    return head
+
+
+def _follow(
+    team: Team, device: torch.device, context: Context, method: Method, members: Tensor, rate: float
+) -> None:
+    """``train`` in another process of a team."""
+    (context,) = restored([context], device)
+    method = replace(method, head=partial(_as_it_is, method.head(members).to(device)))
+    train(context, method, members, rate, team)
 
 
 @torch.no_grad()

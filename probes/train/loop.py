@@ -41,6 +41,7 @@ from mmengine.registry import (
     PARAM_SCHEDULERS,
     DefaultScope,
 )
+from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -69,6 +70,7 @@ from probes.train.sampling import (
     rows_of,
     seed_iteration,
 )
+from probes.team import Counts, Parts, Team, portable, restored, seed_part, team_of
 
 K = TypeVar("K", bound=Hashable)
 
@@ -141,6 +143,7 @@ def train_together(
     description: str,
     leave_out: Sequence[int] = (),
     finish: Callable[[K, HeadTrainer], Any] = lambda key, trainer: trainer,
+    team: Team | None = None,
 ) -> dict[K, Any]:
     """Train all heads in one loop, on the same batches, and evaluate all in another.
 
@@ -165,6 +168,9 @@ def train_together(
         description: of the progress bar, e.g. the tasks' names.
         leave_out: items of the training set that are not trained on.
         finish: called with the key and the trainer of each head while the data are still open.
+        team: in another process than its first: train as one of it, and return nothing. Else heads
+            whose backbone is tuned with ``accumulate`` make one themselves, where there are several
+            accelerators.
 
     Raises:
         Exception: what failed for all heads: an image that cannot be read, for example.
@@ -173,7 +179,7 @@ def train_together(
     frozen_backbone.share(context.backbone_config, context.backbone)
     cv2.setNumThreads(0)  # its threads do not survive the fork of loading processes
     with (
-        logging_to([each.work_dir for _, each in heads.values()]),
+        logging_to([each.work_dir for _, each in heads.values() if team is None]),
         DefaultScope.overwrite_default_scope(first_config.default_scope),
         ExitStack() as stack,
     ):
@@ -195,9 +201,23 @@ def train_together(
                 trainers[key] = HeadTrainer(config, each, leave_out, index, train, val)
             except Exception as error:
                 results[key] = failure_of(error, each)
-        if any(trainer.trains for trainer in trainers.values()):
+        if training := [trainer for trainer in trainers.values() if trainer.trains]:
             samples = SeededSamples(train, context.seed, leave_out, context.settings.shuffle)
-            _train(list(trainers.values()), train, samples, description)
+            each_task = {key: (config, portable(each)) for key, (config, each) in heads.items()}
+            with ExitStack() as processes:
+                if team is None:
+                    most = [max(each) for each in zip(*(one.counts for one in training), strict=True)]
+                    batch = first_config.train_dataloader.batch_size
+                    started = team_of(
+                        group_context, (most[0], most[1]), batch, _follow, each_task, leave_out
+                    )
+                    team = processes.enter_context(started)
+                _train(list(trainers.values()), train, samples, description, team)
+        if team is not None and team.rank:
+            for trainer in trainers.values():
+                if trainer.error is not None:
+                    raise trainer.error
+            return {}
         if trained := [trainer for trainer in trainers.values() if trainer.error is None]:
             _evaluate(trained, val, description)
         for key, trainer in trainers.items():
@@ -209,6 +229,21 @@ def train_together(
             results[key] = trainer.error or results[key]
     gc.collect()  # reference cycles hold loading processes and features
     return results
+
+
+def _follow(
+    team: Team,
+    device: torch.device,
+    heads: Mapping[K, tuple[Config, Context]],
+    leave_out: Sequence[int],
+) -> None:
+    """``train_together`` in another process of a team."""
+    for config, _ in heads.values():
+        import_modules_from_strings(config.custom_imports.imports)
+    contexts = restored([context for _, context in heads.values()], device)
+    pairs = zip(heads.items(), contexts, strict=True)
+    restored_heads = {key: (config, context) for (key, (config, _)), context in pairs}
+    train_together(restored_heads, description="", leave_out=leave_out, team=team)
 
 
 def unused_items(dataset: Any, data: PreparedDataset) -> list[int]:
@@ -223,40 +258,52 @@ def unused_items(dataset: Any, data: PreparedDataset) -> list[int]:
 
 
 def _train(
-    trainers: Sequence[HeadTrainer], dataset: GroupDataset, samples: SeededSamples, description: str
+    trainers: Sequence[HeadTrainer],
+    dataset: GroupDataset,
+    samples: SeededSamples,
+    description: str,
+    team: Team | None,
 ) -> None:
     """Train all heads on the samples of one loader."""
-    context, loader = trainers[0].context, trainers[0].config.train_dataloader
+    context, loader = trainers[0].context, dict(trainers[0].config.train_dataloader)
     iteration = min(trainer.iteration for trainer in trainers if trainer.trains)
-    sampler = EndlessSampler(samples)
-    sampler.skip(iteration * loader.batch_size)
+    batch = loader["batch_size"]
+    parts = Parts(batch, context.settings.accumulate, team)
+    sampler = EndlessSampler(samples, batch=batch, rows=parts.loaded)
+    loader["batch_size"] = len(parts.loaded)
+    sampler.skip(iteration * batch)
     context.progress.start(description, max(trainer.max_iters for trainer in trainers))
     context.progress.advance(iteration)
     for trainer in trainers:
         trainer.model.train()
     preprocessor = trainers[0].model.data_preprocessor
+    computing = team.size if team else 1
     last, busy = time.perf_counter(), processor_seconds(context.device)
     with _batches(_loader(loader, samples, sampler, context)) as loaded:
         while any(trainer.trains for trainer in trainers):
             data = next(loaded)
             current = [each for each in trainers if each.trains and each.iteration == iteration]
             if current:
-                batches = _prepare(trainers, dataset, preprocessor, data)
+                batches = {
+                    number: _prepare(trainers, dataset, preprocessor, part)
+                    for number, part in parts.split(partial(rows_of, data)).items()
+                }
                 current = [trainer for trainer in current if trainer.error is None]
             with frozen_backbone.one_batch():
                 for trainer in current:
                     with _leaving_alone(trainer):
-                        trainer.step(batches[trainer.index])
+                        own = {number: each[trainer.index] for number, each in batches.items()}
+                        trainer.step(parts, own)
             now = time.perf_counter()
             seconds, last = now - last, now  # loading and waiting, too
             now = processor_seconds(context.device)
             working, busy = now - busy, now
             for trainer in current:
                 trainer.cost.seconds["train"] += seconds / len(current)
-                trainer.cost.processor_seconds += working / len(current)
+                trainer.cost.processor_seconds += working * computing / len(current)
                 if trainer.error is None:
                     with _leaving_alone(trainer):
-                        trainer.check_and_save()
+                        trainer.check_and_save(parts.is_first)
             iteration += 1
             context.progress.advance()
 
@@ -477,15 +524,33 @@ class HeadTrainer:
         """Whether it has iterations left."""
         return self.error is None and self.iteration < self.max_iters
 
-    def step(self, data: Mapping[str, Any]) -> None:
-        """Take one training step on a prepared batch; ``check_and_save`` notices a loss that is not
-        finite."""
+    @property
+    def counts(self) -> Counts:
+        """What the processes of a training exchange."""
+        trained, buffers = self._trained, self.model.buffers()
+        numbers = sum(each.numel() for each in (*trained, *buffers))
+        return numbers, len(trained)
+
+    @property
+    def _trained(self) -> list[nn.Parameter]:
+        return [each for each in self.model.parameters() if each.requires_grad]
+
+    def step(self, parts: Parts, data: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take one training step on a batch, of which ``data`` has the prepared parts of this
+        process; ``check_and_save`` notices a loss that is not finite."""
         seed_iteration(self.context.seed, self.iteration)
         rate = float(self.optim_wrapper.get_lr()["lr"][0])
-        if (parts := self.context.settings.accumulate) > 1:
-            values = self._accumulate(data, parts)
+
+        def losses_of(number: int) -> tuple[Tensor, dict[str, Tensor]]:
+            seed_part(self.context.seed, self.iteration, number)
+            return self._losses(data[number])
+
+        if len(parts.rows) > 1:
+            values = parts.accumulate(self.model, self._trained, losses_of)
+            self.optim_wrapper.step()
+            self.optim_wrapper.zero_grad()
         else:
-            total, values = self._losses(data)
+            total, values = self._losses(data[0])
             self.optim_wrapper.update_params(total)
         self.average.update()
         for scheduler in self.schedulers:
@@ -498,28 +563,9 @@ class HeadTrainer:
             losses = self.model._run_forward(data, mode="loss")
         return self.model.parse_losses(losses)
 
-    def _accumulate(self, data: Mapping[str, Any], parts: int) -> dict[str, Tensor]:
-        """Step by the sum of the gradients of parts of a batch, weighted by their images; returns
-        the mean losses."""
-        images, values = len(data["data_samples"]), dict[str, Tensor]()
-        size = math.ceil(images / parts)
-        named = self.model.named_buffers()
-        counters = [(each, each.clone()) for name, each in named if name.endswith("iterations")]
-        for start in range(0, images, size):
-            rows = slice(start, start + size)
-            for counter, before in counters:  # a batch is one iteration
-                counter.copy_(before)
-            total, losses = self._losses(rows_of(data, rows))
-            share = len(data["data_samples"][rows]) / images
-            (share * total).backward()
-            for name, loss in losses.items():
-                values[name] = values.get(name, 0) + share * loss.detach()
-        self.optim_wrapper.step()
-        self.optim_wrapper.zero_grad()
-        return values
-
-    def check_and_save(self) -> None:
-        """After a step: check losses, log curves and save the state where they are due.
+    def check_and_save(self, saves: bool = True) -> None:
+        """After a step: check losses, log curves and, if this process ``saves``, save the state
+        where they are due.
 
         Raises:
             NonFiniteLoss: names the first iteration whose losses were not finite, and the losses.
@@ -530,7 +576,7 @@ class HeadTrainer:
         if due or len(self._unchecked) >= CHECK_EVERY:
             self._check_losses()
         started = time.monotonic()
-        if is_last or (due and started >= self._save_from):
+        if saves and (is_last or (due and started >= self._save_from)):
             self._save()
             seconds = time.monotonic() - started
             if seconds > SLOW_SAVE:

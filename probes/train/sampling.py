@@ -92,17 +92,25 @@ class SeededSamples(Dataset):
 
 @DATA_SAMPLERS.register_module()
 class EndlessSampler(Sampler[int]):
-    """Yields sample indices (of ``SeededSamples``) 0, 1, 2 … without end."""
+    """Yields sample indices (of ``SeededSamples``) 0, 1, 2 … without end; where several processes
+    train together, of each ``batch`` some ``rows``."""
 
-    def __init__(self, dataset: SeededSamples, seed: int | None = None) -> None:
-        self.size, self.start = len(dataset), 0
+    def __init__(
+        self,
+        dataset: SeededSamples,
+        seed: int | None = None,
+        batch: int = 1,
+        rows: Sequence[int] = (0,),
+    ) -> None:
+        self.size, self.start, self.batch, self.rows = len(dataset), 0, batch, rows
 
     def skip(self, samples: int) -> None:
         """Begin after so many samples; mmengine's loop calls it when it resumes."""
         self.start = samples
 
     def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start)
+        starts = itertools.count(self.start, self.batch)
+        return (start + row for start in starts for row in self.rows)
 
     def __len__(self) -> int:
         return self.size
