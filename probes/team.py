@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -38,7 +39,7 @@ from probes.base import Context, Cost
 STATISTICS = ("running_mean", "running_var")  # of batch normalisation
 COUNTERS = ("iterations", "num_batches_tracked")  # ends of names of buffers that count batches
 SMALL = 256  # numbers that travel besides gradients and statistics: the losses
-SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY = Path("/dev/shm")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 T = TypeVar("T")
@@ -295,7 +296,7 @@ def team_of(
     size = min(len(devices), len(Parts(batch, settings.accumulate).rows))
     numbers, parameters = counts[0] + SMALL, counts[1]
     needed = 4 * numbers * (size + 1)
-    free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else needed
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
     if size > 1 and needed > free:
         context.cost.notes.append(
             f"tuned on one device: {SHARED_MEMORY} has {free / 2**30:.1f} GiB, of which the"

@@ -61,6 +61,7 @@ from cliptex_common.files import content_key
 from cliptex_common.progress import MAX_SHARE
 from probes.base import Context, Cost, Head, load_state, save_state
 from probes.datasets.base import PreparedDataset
+from probes.team import Counts, Parts, Team, portable, restored, seed_part, team_of
 from probes.train import frozen_backbone
 from probes.train.sampling import (
     EndlessSampler,
@@ -70,7 +71,6 @@ from probes.train.sampling import (
     rows_of,
     seed_iteration,
 )
-from probes.team import Counts, Parts, Team, portable, restored, seed_part, team_of
 
 K = TypeVar("K", bound=Hashable)
 
@@ -206,12 +206,11 @@ def train_together(
             each_task = {key: (config, portable(each)) for key, (config, each) in heads.items()}
             with ExitStack() as processes:
                 if team is None:
-                    most = [max(each) for each in zip(*(one.counts for one in training), strict=True)]
+                    numbers, tensors = zip(*(each.counts for each in training), strict=True)
+                    most = max(numbers), max(tensors)
                     batch = first_config.train_dataloader.batch_size
-                    started = team_of(
-                        group_context, (most[0], most[1]), batch, _follow, each_task, leave_out
-                    )
-                    team = processes.enter_context(started)
+                    args = group_context, most, batch, _follow, each_task, leave_out
+                    team = processes.enter_context(team_of(*args))
                 _train(list(trainers.values()), train, samples, description, team)
         if team is not None and team.rank:
             for trainer in trainers.values():

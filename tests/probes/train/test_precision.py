@@ -32,12 +32,12 @@ def test_heads_in_bf16_learn_what_they_learn_in_fp32(tmp_path, monkeypatch, kind
     data, metrics, losses, seen = tiny_dense.make(tmp_path / "data", kind), {}, {}, set()
     check_and_save = head_trainer.HeadTrainer.check_and_save
 
-    def record_dtypes(self) -> None:
+    def record_dtypes(self, saves: bool) -> None:
         seen.update(
             str(value.dtype) for _, _, values in self._unchecked for value in values.values()
         )
         seen.add(f"weights {next(self.model.parameters()).dtype}")
-        check_and_save(self)
+        check_and_save(self, saves)
 
     monkeypatch.setattr(head_trainer.HeadTrainer, "check_and_save", record_dtypes)
     for autocast in (False, True):
