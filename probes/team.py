@@ -31,7 +31,13 @@ from torch import Tensor, nn
 
 import backbones
 from cliptex_common import registry as plugins
-from cliptex_common.device import device_count, is_accelerator, seed_devices, set_device
+from cliptex_common.device import (
+    device_count,
+    is_accelerator,
+    processor_seconds,
+    seed_devices,
+    set_device,
+)
 from cliptex_common.files import derive_seed
 from cliptex_common.progress import Silent
 from probes.base import Context, Cost
@@ -267,7 +273,14 @@ def devices_for(device: torch.device) -> list[torch.device]:
 def portable(context: Context) -> Context:
     """The context without what cannot travel to another process; ``restored`` there."""
     nothing: Any = None
-    return replace(context, backbone=nothing, log=Silent(), progress=Silent(), cost=Cost())
+    return replace(
+        context,
+        backbone=nothing,
+        device=torch.device("cpu"),
+        log=Silent(),
+        progress=Silent(),
+        cost=Cost(),
+    )
 
 
 def restored(contexts: Sequence[Context], device: torch.device) -> list[Context]:
@@ -326,15 +339,17 @@ def team_of(
         over = threading.Event()
         watch = threading.Thread(target=_watch, args=(others, shared.barrier, over), daemon=True)
         watch.start()
-        team = Team(0, size, shared)
+        started = processor_seconds(context.device)
         try:
-            yield team
+            yield Team(0, size, shared)
         finally:
             over.set()
     finally:
         for process in others:  # they have nothing to save
             process.kill()
             process.join()
+    elapsed = processor_seconds(context.device) - started
+    context.cost.processor_seconds += (size - 1) * elapsed  # of the others
     context.cost.notes.append(f"the parts of a batch were computed on {size} devices at once")
 
 

@@ -267,12 +267,23 @@ def train(
     with ExitStack() as processes:
         if team is None and iteration < iterations:
             numbers = sum(each.numel() for each in (*trained, *head.buffers()))
-            alike = replace(method, head=partial(_as_it_is, head))
+            alike = replace(method, head=partial(_as_it_is, copy.deepcopy(head).cpu()))
             args = portable(context), alike, members, rate
             team = processes.enter_context(
                 team_of(context, (numbers, len(trained)), size, _follow, *args)
             )
         parts = Parts(size, settings.accumulate, team)
+        rows = parts.split(lambda rows: rows)
+
+        def loss_of_part(
+            iteration: int, images: Tensor, classes: Tensor, number: int
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            seed_part(context.seed, iteration, number)
+            with tuning.computing(), autocast(device, settings.precision):
+                outputs = encode(images[rows[number]])
+            loss = loss_of(head(outputs.float()), classes[rows[number]])
+            return loss, {"loss": loss}
+
         batches = [[i * size + row for row in parts.loaded] for i in range(iteration, iterations)]
         for items, images in zip(batches, crops.tensors(batches), strict=True):
             seed_devices(derive_seed("iteration", context.seed, 0, iteration) % 2**32)
@@ -280,17 +291,8 @@ def train(
             share = cosine(iteration, iterations, round(WARMUP * iterations))
             for group, lr in zip(optimizer.param_groups, highest, strict=True):
                 group["lr"] = lr * share
-            rows_of = parts.split(lambda rows: rows)
-
-            def loss_of_part(number: int) -> tuple[Tensor, dict[str, Tensor]]:
-                seed_part(context.seed, iteration, number)
-                rows = rows_of[number]  # noqa: B023  it is called in this iteration
-                with tuning.computing(), autocast(device, settings.precision):
-                    outputs = encode(images[rows])  # noqa: B023
-                loss = loss_of(head(outputs.float()), classes[rows])  # noqa: B023
-                return loss, {"loss": loss}
-
-            total = total + parts.accumulate(head, trained, loss_of_part)["loss"]
+            compute = partial(loss_of_part, iteration, images, classes)
+            total = total + parts.accumulate(head, trained, compute)["loss"]
             optimizer.step()
             optimizer.zero_grad()
             average.update()

@@ -276,7 +276,6 @@ def _train(
     for trainer in trainers:
         trainer.model.train()
     preprocessor = trainers[0].model.data_preprocessor
-    computing = team.size if team else 1
     last, busy = time.perf_counter(), processor_seconds(context.device)
     with _batches(_loader(loader, samples, sampler, context)) as loaded:
         while any(trainer.trains for trainer in trainers):
@@ -299,7 +298,7 @@ def _train(
             working, busy = now - busy, now
             for trainer in current:
                 trainer.cost.seconds["train"] += seconds / len(current)
-                trainer.cost.processor_seconds += working * computing / len(current)
+                trainer.cost.processor_seconds += working / len(current)
                 if trainer.error is None:
                     with _leaving_alone(trainer):
                         trainer.check_and_save(parts.is_first)
