@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import import_module
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
@@ -368,7 +368,7 @@ class Registry(UserDict[str, T]):
 
 
 @cache
-def installed_points(path: tuple[str, ...]) -> EntryPoints:
+def installed_points(path: tuple[str, ...]) -> Any:
     """The entry points of all packages in ``path``, ``sys.path``; reading them takes 20 ms."""
     return entry_points()
 
