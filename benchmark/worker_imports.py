@@ -10,6 +10,7 @@ from importlib import import_module
 # which they are forked, ignores it: if it ended, the main process would take them for dead.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
+gc.set_threshold(10_000, 10, 10)  # as in the main process
 for name in (
     "mlflow.tracking",
     "benchmark.cell",

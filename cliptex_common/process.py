@@ -1,5 +1,6 @@
 """What a process settles before torch is imported: its cores, the accelerators that it sees and
-what they are called, the memory that its C library keeps, and the versions of libraries.
+what they are called, the memory that its C library keeps, the versions of libraries, and that
+torch's compiler is imported where something is compiled.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from types import ModuleType
+from typing import Any
 
 DEVICE_NAMES = "auto, cpu, or an accelerator as torch names it (cuda, cuda:1, xpu, mps)"
 # variables that restrict a process to some accelerators, by torch's type of device. HIP, which
@@ -131,3 +137,69 @@ def _version(library: str) -> str:
         except PackageNotFoundError:
             continue
     return "absent"
+
+
+COMPILER = "torch._dynamo"
+
+
+class DeferredCompiler(ModuleType):
+    """Stands for torch's compiler, or its ``utils``, until something else of it is used.
+
+    torch's optimizers and torchvision import it to stay out of its way; that takes two seconds and
+    a hundred megabytes.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        import_compiler()
+        return getattr(sys.modules[self.__name__], name)
+
+    @staticmethod
+    def disable(function: Any = None, *options: Any, **named: Any) -> Any:
+        """The function itself: nothing is compiled. Without one, the compiler's decorator."""
+        return function or import_compiler().disable(function, *options, **named)
+
+    @staticmethod
+    def graph_break(*_: Any, **__: Any) -> None:
+        """There is no graph."""
+
+    @staticmethod
+    def is_compile_supported(device: str) -> Any:
+        """Asks the compiler."""
+        return import_compiler().utils.is_compile_supported(device)
+
+
+class CompilerFinder(MetaPathFinder, Loader):
+    """Finds ``DeferredCompiler`` as torch's compiler; Python asks it first."""
+
+    names = (COMPILER, f"{COMPILER}.utils")
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        if name in self.names:
+            return ModuleSpec(name, self, is_package=True)
+        if not name.startswith(f"{COMPILER}."):
+            return None
+        path = import_compiler().__path__
+        # what the compiler has imported itself must not be executed again
+        return ModuleSpec(name, self) if name in sys.modules else PathFinder.find_spec(name, path)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return sys.modules.get(spec.name) or DeferredCompiler(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is left to do."""
+
+
+def import_compiler() -> Any:
+    """torch's compiler itself, from now on."""
+    if COMPILER_FINDER in sys.meta_path:
+        sys.meta_path.remove(COMPILER_FINDER)
+        for name in CompilerFinder.names:
+            sys.modules.pop(name, None)
+    return import_module(COMPILER)
+
+
+COMPILER_FINDER = CompilerFinder()
+if COMPILER not in sys.modules:
+    sys.meta_path.insert(0, COMPILER_FINDER)

@@ -3,12 +3,12 @@
 import sys
 
 from cliptex_common.registry import keep_importable
-from probes.mmlab import MaskHeadFinder, OperatorFinder
+from probes.mmlab import OperatorFinder, OptionalFinder
 
-# before anything imports mmcv's operators, or mmseg. The first is asked where mmcv has none, the
-# second before Python's own finders, which would find the modules of mmseg
+# before anything imports mmcv's operators, mmseg or timm. The first is asked where mmcv has none,
+# the second before Python's own finders, which would find the modules
 sys.meta_path.append(OperatorFinder())
-sys.meta_path.insert(0, MaskHeadFinder())
+sys.meta_path.insert(0, OptionalFinder())
 keep_importable(
     {
         "probes.datasets.layouts": "probes.datasets.base",

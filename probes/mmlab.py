@@ -1,10 +1,11 @@
-"""OpenMMLab's libraries as the probes import them: mmcv without its compiled operators, and
-MMSegmentation without MMDetection. Importing ``probes`` installs both finders."""
+"""OpenMMLab's libraries as the probes import them: mmcv without its compiled operators, and others
+without what no probe needs of them. Importing ``probes`` installs both finders."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
@@ -71,36 +72,64 @@ class OperatorFinder(MetaPathFinder, Loader):
         """Nothing is left to do."""
 
 
-# modules of mmseg that only heads which predict masks need; no probe has these → what they can do
-# without: mmdet takes 240 MB and two seconds to import, mmcv's operators two
-OPTIONAL = {
-    "mmseg.models.decode_heads.mask2former_head": "mmdet",
-    "mmseg.models.decode_heads.maskformer_head": "mmdet",
-    "mmseg.utils.mask_classification": "mmcv.ops",
+# module → what it imports that no probe needs, with the functions of it that are deferred to their
+# first call; without any it seems not to be installed, unless it was imported before. All take
+# seconds: mmdet (also 240 MB) and mmcv's operators, for heads that predict masks; transformers with
+# all that it finds installed, for one optimizer; torch's distributed tensors, for another, and for
+# models on several nodes; a table of text tokens; W&B, for timm's tables.
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "mmseg.models.decode_heads.mask2former_head": ("mmdet",),
+    "mmseg.models.decode_heads.maskformer_head": ("mmdet",),
+    "mmseg.utils.mask_classification": ("mmcv.ops",),
+    "mmengine.model.wrappers": (
+        "mmengine.model.wrappers.fully_sharded_distributed",
+        "MMFullyShardedDataParallel",
+    ),
+    "mmengine._strategy": ("mmengine._strategy.fsdp", "FSDPStrategy"),
+    "mmengine.optim.optimizer.builder": ("transformers", "Adafactor"),
+    "mmengine.optim.optimizer.zero_optimizer": ("torch.distributed.optim",),
+    "mmseg.utils": ("mmseg.utils.tokenizer", "tokenize"),
+    "mmseg.models.text_encoder.clip_text_encoder": ("mmseg.utils.tokenizer", "tokenize"),
+    "mmseg.datasets.transforms.transforms": ("scipy.ndimage", "gaussian_filter"),
+    "mmseg.models.assigners.hungarian_assigner": ("scipy.optimize", "linear_sum_assignment"),
+    "mmseg.models.backbones.beit": ("scipy.interpolate", "interp2d"),
+    "mmseg.models.losses.huasdorff_distance_loss": ("scipy.ndimage", "distance_transform_edt"),
+    "timm.utils.summary": ("wandb", "log"),
 }
 
 
-class MaskHeadLoader(SourceFileLoader):
-    """Loads a module as if what is ``OPTIONAL`` were not installed, unless it was imported
-    before."""
+def deferred(module: str, function: str) -> Callable[..., Any]:
+    """A function that imports itself when it is called. Its first parameters have the name that
+    MMEngine gives an optimizer's by."""
+    return lambda *params, **named: getattr(import_module(module), function)(*params, **named)
+
+
+class OptionalLoader(SourceFileLoader):
+    """Loads a module without what is ``OPTIONAL``."""
 
     def exec_module(self, module: ModuleType) -> None:
-        absent = OPTIONAL[module.__name__]
-        if absent in sys.modules:
+        name, *functions = OPTIONAL[module.__name__]
+        imported = sys.modules.get(name)
+        if imported and not functions:
             super().exec_module(module)
             return
-        sys.modules[absent] = None  # type: ignore[assignment]  # importing it fails as if absent
+        stand_in = ModuleType(name) if functions else None  # importing None fails as if absent
+        for function in functions:
+            setattr(stand_in, function, deferred(name, function))
+        sys.modules[name] = stand_in  # type: ignore[assignment]
         try:
             super().exec_module(module)
         finally:
-            del sys.modules[absent]
+            del sys.modules[name]
+            if imported:
+                sys.modules[name] = imported
 
 
-class MaskHeadFinder(MetaPathFinder):
-    """Finds the modules of heads that predict masks; Python asks it first."""
+class OptionalFinder(MetaPathFinder):
+    """Finds the modules that have something ``OPTIONAL``; Python asks it first."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, *_: Any) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path) if name in OPTIONAL else None
         if spec is not None and spec.origin is not None:
-            spec.loader = MaskHeadLoader(name, spec.origin)
+            spec.loader = OptionalLoader(name, spec.origin)
         return spec

@@ -296,7 +296,10 @@ def first_level(tasks: int, backbones: int = 2) -> float:
 
 
 def judge_differences(
-    selection: Selection, samples: Mapping[NumberKey, MetricSample], error_rate: float = LEVEL
+    selection: Selection,
+    samples: Mapping[NumberKey, MetricSample],
+    error_rate: float = LEVEL,
+    estimates: Mapping[NumberKey, Estimate] | None = None,
 ) -> Judgement:
     """Intervals, differences, gains, and joint verdicts.
 
@@ -308,9 +311,10 @@ def judge_differences(
 
     Args:
         error_rate: probability of any false verdict among them.
+        estimates: of the samples, where they are known.
     """
     base = selection.baseline
-    estimates = _estimate_numbers(selection, samples)
+    estimates = dict(estimates or _estimate_numbers(selection, samples))
     pairs = {
         key: pair_samples(sample, samples[base, *key[1:]])
         for key, sample in samples.items()

@@ -60,7 +60,7 @@ class Database:
             (rows,) = self._read((query, []))
         except sqlite3.Error:
             return False
-        return [row.version_num for row in rows] == _newest_schemas()
+        return [row.version_num for row in rows] == newest_schemas()
 
     def _read(self, *queries: tuple[str, Sequence[Any]]) -> list[Page]:
         """The rows of each query (SQL and its values), all of one state of the file."""
@@ -164,8 +164,8 @@ DATA = {
 }
 
 
-def _newest_schemas() -> list[str]:
-    """Those of the installed MLflow that none follows: one."""
+def newest_schemas() -> list[str]:
+    """The schemas of the installed MLflow that none follows: one."""
     scripts = package_file("mlflow", "store", "db_migrations", "versions")
     texts = {path.name.partition("_")[0]: path.read_text() for path in scripts.glob("[!_]*.py")}
     followed = " ".join(re.findall(r"^down_revision.*", "\n".join(texts.values()), re.M))

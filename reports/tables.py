@@ -357,9 +357,10 @@ def judge_pairs(analysis: Analysis) -> dict[str, Judgement]:
     if len(names) > MOST_PAIRED:
         return {}
     main = {key: sample for key, sample in analysis.samples.items() if key[2] == key[1].main}
+    numbers = {key: analysis.estimates[key] for key in main}
     return {
         base: judge_differences(
-            replace(analysis.selection, baseline=base), main, LEVEL / len(names)
+            replace(analysis.selection, baseline=base), main, LEVEL / len(names), numbers
         )
         for base in names
     }

@@ -156,20 +156,24 @@ class Matches:
             if left_out.any():
                 detected -= np.cumsum(mass * left_out[:, None], axis=0, dtype=np.float32)[hit]
             correct = np.cumsum(mass[hit], axis=0)  # (hits, R)
-            some = np.maximum(detected, np.float32(1))  # what has no weight gets no point below
-            precision = np.divide(correct, some, dtype=np.float64)
-            best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+            # what has no weight gets no point below
+            np.maximum(detected, np.float32(1), out=detected)
+            best = np.divide(correct, detected, dtype=np.float64)
+            np.maximum.accumulate(best[::-1], axis=0, out=best[::-1])
             reached = _recalls(np.divide(correct, objects, dtype=np.float64))
-            reached[1:] -= reached[:-1].copy()
-            best *= reached  # how many of the recalls each correct detection adds
+            best[0] *= reached[0]  # how many of the recalls each correct detection adds
+            best[1:] *= np.diff(reached, axis=0)
             result[:, level] = best.sum(axis=0) / len(RECALLS)
         return result
 
 
 def _recalls(recall: np.ndarray) -> np.ndarray:
     """How many of ``RECALLS`` are not above each recall: ``searchsorted`` (right), but faster."""
-    nearest = np.minimum(recall * 100 + 0.5, 100.5).astype(np.int64)
-    return nearest + (RECALLS[nearest] <= recall)
+    nearest = recall * 100
+    nearest += 0.5
+    np.floor(np.minimum(nearest, 100.5, out=nearest), out=nearest)
+    nearest += nearest * RECALLS[1] <= recall
+    return nearest
 
 
 def positions(image_ids: np.ndarray, query: np.ndarray) -> np.ndarray:

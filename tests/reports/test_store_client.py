@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -106,10 +107,17 @@ def test_a_killed_creation_leaves_no_database(tmp_path, monkeypatch):
         Path(client.tracking_uri.removeprefix("sqlite:///")).write_bytes(b"half")
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("reports.store.newest_schemas", lambda: ["newer"])  # MLflow creates it
     monkeypatch.setattr("mlflow.tracking.MlflowClient.search_experiments", killed)
     with pytest.raises(KeyboardInterrupt):
         connect(f"sqlite:///{tmp_path}/a.db")
     assert not list(tmp_path.iterdir())
+
+
+def test_another_schema_is_created_by_mlflow(tmp_path, monkeypatch):
+    monkeypatch.setattr("reports.store.newest_schemas", lambda: ["newer"])
+    write(f"sqlite:///{tmp_path}/a.db")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.db"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_at_once():
@@ -150,3 +158,27 @@ def test_no_secret_reaches_the_store(store):
     content = store.read_bytes() + (artifacts / "e.json").read_bytes()
     assert b"hunter22" not in content and b"TOKEN" not in content
     assert b"cannot reach http://***@host" in content
+
+
+def statements(path: Path) -> list[list[str]]:
+    """The words of each statement that makes a database, sorted: MLflow orders constraints
+    and indexes anew each time."""
+    with closing(sqlite3.connect(path)) as database:
+        return sorted(sorted(re.findall(r"[\w']+", text)) for text in database.iterdump())
+
+
+def test_a_database_is_as_mlflow_itself_creates_it(tmp_path):
+    """If MLflow has a newer schema, ``reports/mlflow.sql`` is unused, and to be written again by
+    ``iterdump`` of the database that is created here."""
+    from mlflow.store.db.utils import _initialize_tables
+
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/theirs.db")
+    _initialize_tables(engine)
+    engine.dispose()
+    create_database(tmp_path / "ours.db")
+    ours, theirs = (statements(tmp_path / name) for name in ("ours.db", "theirs.db"))
+    assert ours == theirs
+    with Tracker("own", f"sqlite:///{tmp_path}/ours.db").run("name", params={"x": 1}) as run:
+        run.log_metrics({"y": 1.0})
+    stored = open_mlflow(f"sqlite:///{tmp_path}/ours.db").get_run(run.id)
+    assert (stored.data.params, stored.data.metrics) == ({"x": "1"}, {"y": 1.0})
