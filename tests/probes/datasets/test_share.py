@@ -57,7 +57,7 @@ def test_a_share_is_nested_stratified_and_depends_on_the_content(tmp_path):
         ("segmentation/linear", {**DENSE, "fixed_crops": 2, "cache": "fp32"}),
         ("depth/linear", {**DENSE, "lr_grid": (0.001, 0.01)}),
         ("segmentation/patch-knn", {"size": 48, "neighbours": (1, 3)}),
-        ("segmentation/in-context", {"size": 48}),
+        pytest.param("segmentation/in-context", {"size": 48}, marks=pytest.mark.slow),
         pytest.param("detection/ssd", SSD, marks=pytest.mark.slow),
         ("classification/linear", LINEAR),
         ("classification/knn", {"neighbours": (1, 3)}),
