@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import probes.catalog  # noqa: F401
-from probes.image_level import linear
 from probes.image_level.linear import RandomCrops, create_heads
 from probes.image_level.probe import LINEAR
 from probes.registry import DATASETS
 from tests.probes.datasets import make
-from tests.probes.whole_images import Colours, context, run_interrupted
+from tests.probes.whole_images import Colours, context
 
 pytestmark = pytest.mark.integration
 
@@ -54,24 +53,6 @@ def test_end_to_end(root):
     curves = {"select/top1/blocks_2_avgpool_lr_3", "select/top1/blocks_1_lr_0.001"}
     assert {"train/loss", *curves} <= names
     assert task.cost.metrics()["train_seconds"] > 0
-    second = crops_task(root)
-    assert LINEAR.run(second).metrics == result.metrics
-    assert second.log.metrics[-1] == task.log.metrics[-1]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_stopped_and_resumed_it_ends_the_same(root, monkeypatch, workers):
-    monkeypatch.setattr(linear, "SAVE_EVERY", 0.0)
-    complete = crops_task(root)
-    expected = LINEAR.run(complete)
-
-    stopped = crops_task(root)
-    run_interrupted(LINEAR, stopped, steps=6)
-    assert torch.load(stopped.work_dir / "heads.pt", weights_only=True)["iteration"] == 5
-    resumed = replace(crops_task(root), num_workers=workers)
-    result = LINEAR.run(resumed)
-    assert result.metrics == expected.metrics and result.notes == expected.notes
-    assert resumed.log.metrics == [curve for curve in complete.log.metrics if curve[0] > 5]
 
 
 @pytest.mark.parametrize("state", ["truncated", "another seed"])

@@ -68,9 +68,6 @@ def test_a_feature_that_says_the_view_beats_the_floor(tmp_path):
     assert result.metrics["rotation_error"] < result.bounds[FLOOR] / 2
     scores = image_scores("view-pose", result.per_image)
     assert scores.units == ("bottle", "keyboard")
-    for name, value in result.metrics.items():
-        assert scores.value(name) == pytest.approx(value)
-    assert result.metrics == RELATIVE_POSE.run(task).metrics
     assert result.head.tensors["0.weight"].shape == (16,)
 
 
