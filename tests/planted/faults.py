@@ -193,6 +193,6 @@ FAULTS = (
         "probes/dense/patches/memory.py",
         'derive_seed("memory", context.seed, *key)',
         "int(torch.randint(2**31, ()))",
-        (RESUMED + "[segmentation/in-context]",),
+        ("tests/probes/dense/patches/test_patches.py::test_the_memory_is_sampled_by_the_seed",),
     ),
 )

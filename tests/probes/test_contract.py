@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from backbones.backbone import state_sha256
-from cliptex_common.device import CPU
+from cliptex_common.device import CPU, isolated_rng
 from cliptex_common.settings import field_names, with_changes
 from probes.base import Context, Probe, TaskResult
 from probes.datasets.base import PreparedDataset
@@ -81,6 +81,17 @@ def cases() -> list[Any]:
 
 
 @dataclass
+class StoppedIn(Recorder):
+    """Interrupts two thirds into the bar of this description."""
+
+    bar: str = ""
+
+    def start(self, description: str, total: int) -> None:
+        super().start(description, total)
+        self.die_at = self.advanced + max(1, 2 * total // 3) if description == self.bar else None
+
+
+@dataclass
 class Case:
     """A probe with its data and settings, and its first run.
 
@@ -95,6 +106,7 @@ class Case:
     folder: Path
     first: TaskResult = field(init=False)
     context: Context = field(init=False)
+    runs: int = 0
 
     def __post_init__(self) -> None:
         self.head = None
@@ -112,7 +124,8 @@ class Case:
 
     def run(self, task: Context, home: str = "home") -> TaskResult:
         """The result of a task whose features are stored in a ``home``."""
-        with pytest.MonkeyPatch.context() as patch:
+        self.runs += 1
+        with pytest.MonkeyPatch.context() as patch, isolated_rng(self.runs):  # unlike any other
             patch.setenv("CLIPTEX_HOME", str(self.folder / home))
             return self.probe.run(task)
 
@@ -188,13 +201,11 @@ def test_its_numbers_follow_from_the_scores_of_images(case):
 
 
 def test_stopped_and_resumed_it_ends_the_same(case):
-    """On a new disk, stopped twice, with a loading process: each step is made once."""
+    """On a new disk, stopped in each of its parts, with a loading process: no step twice."""
     cut, log = case.task("cut"), Recorder()
-    total = case.context.progress.advanced
-    for third in (1, 2):
-        stopped = Recorder(die_at=max(1, third * total // 3))
+    for bar in dict(case.context.progress.started):
         with suppress(KeyboardInterrupt):
-            case.run(replace(cut, progress=stopped, log=log), "disk")
+            case.run(replace(cut, progress=StoppedIn(bar=bar), log=log), "disk")
     check_same(case.run(replace(cut, num_workers=1, log=log), "disk"), case.first)
     if any(path.suffix in (".pt", ".pth") for path in cut.work_dir.rglob("*")):
         assert curves(log) == curves(case.context.log)
@@ -242,8 +253,9 @@ def test_of_fewer_images_each_is_scored_as_before(case, tmp_path):
 def test_its_stored_head_predicts_what_was_scored(case, tmp_path):
     first, kind = case.first, case.probe.kind
     scored = {"rank", "score"} & first.per_image.keys() or kind in DENSE_TASKS or first.detections
-    if first.head is None or not scored:
-        pytest.skip("it has no head that predicts images")
+    if first.head is None or not scored:  # nothing predicts images
+        assert case.probe.reuse != "head" or case.probe.head_of
+        return
     predictor = stored_predictor(first, tmp_path, case.context.backbone)
     assert predictor.classes == tuple(case.data.classes)
     if first.detections is not None:
