@@ -10,6 +10,7 @@ STORED = CONTRACT + "stored_features_give_the_same_numbers_and_serve_every_seed"
 FEWER = CONTRACT + "of_fewer_images_each_is_scored_as_before"
 PREDICTED = CONTRACT + "its_stored_head_predicts_what_was_scored"
 MEMORY = CONTRACT + "with_half_the_memory_it_goes_on"
+SHARE = CONTRACT + "a_share_of_train_gives_what_a_dataset_of_its_images_gives"
 RUNS = CONTRACT + "it_runs_and_leaves_the_backbone_as_it_was"
 
 
@@ -89,6 +90,34 @@ FAULTS = (
         "if not too_large_for or count == 1:",
         "if True:",
         (MEMORY + DENSE,),
+    ),
+    Fault(
+        "a share of train is trained on all of it",
+        LOOP,
+        "leave_out = sorted({*leave_out, *unused_items(train.datasets[0], context.data)})",
+        "leave_out = sorted(leave_out)",
+        (SHARE + DENSE,),
+    ),
+    Fault(
+        "a share of train has the features of other images",
+        "probes/image_level/encode.py",
+        "return embeddings[list(used)] if used else embeddings",
+        "return embeddings[: len(used)] if used else embeddings",
+        (SHARE + "[classification/knn]",),
+    ),
+    Fault(
+        "a head that is ahead of its group takes a step with it",
+        LOOP,
+        "if each.trains and each.iteration == iteration]",
+        "if each.trains]",
+        ("tests/probes/train/test_together.py::test_killed_and_resumed_each_ends_as_alone",),
+    ),
+    Fault(
+        "a cached mirror image is an upright one",
+        "probes/detection/coco.py",
+        'item = idx * len(self.flips) + self.flips.index(bool(sample.get("flip", False)))',
+        "item = idx * len(self.flips)",
+        (STORED + "[detection/mask-rcnn]",),
     ),
     Fault(
         "an image that is left out is scored",

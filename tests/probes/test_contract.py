@@ -21,8 +21,8 @@ from PIL import Image
 from backbones.backbone import state_sha256
 from cliptex_common.device import CPU, isolated_rng
 from cliptex_common.settings import field_names, with_changes
-from probes.base import Context, Probe, TaskResult
-from probes.datasets.base import PreparedDataset
+from probes.base import Context, Cost, Probe, TaskResult
+from probes.datasets.base import PreparedDataset, with_share
 from probes.dense.tasks import DENSE_TASKS
 from probes.predictor import read_head
 from probes.registry import PROBES
@@ -65,17 +65,19 @@ def settings_of(probe: Probe, switch: str) -> Any:
 
 
 def cases() -> list[Any]:
-    """Every probe, and each of its switches. Those that run the code of another one are slow."""
-    params, fast = [], set()
+    """Every probe, and each of its switches. Slow is what runs the code of others."""
+    params, fast = list[Any](), set[Any]()
     for name, probe in PROBES.load_entry_points().items():
         if probe.kind == "unknown-images":  # scored with what another dataset has trained
             continue
         names = field_names(probe.settings_type)
         for switch in ("", *(each for each in SWITCHES if each in names and not probe.head_of)):
             module = getattr(probe, "module", "")  # none of those that MMEngine configures
-            code = (module, switch) if switch else (type(probe), probe.kind, module)
-            marks = [pytest.mark.slow] if code in fast or name in SLOW else []
-            fast.add(code)
+            code = (
+                {(module, probe.kind), (module, probe.name)} if not switch else {(module, switch)}
+            )
+            marks = [pytest.mark.slow] if code <= fast or name in SLOW else []
+            fast |= code
             params.append(pytest.param((name, switch), id=f"{name} {switch}".strip(), marks=marks))
     return params
 
@@ -177,6 +179,7 @@ def test_it_runs_and_leaves_the_backbone_as_it_was(case):
     assert case.before == state_sha256(case.context.backbone.state_dict())
     cost = case.context.cost
     assert ("train" in cost.seconds) <= ("train" in probe.splits) and cost.seconds["eval"] > 0
+    assert (cost.trained_parameters > 0) == getattr(case.settings, "is_tuned", False)
     if probe.reuse == "head":
         images = [sample.image for sample in case.data.samples["val"]]
         assert result.per_image["image"].tolist() == images
@@ -219,10 +222,12 @@ def test_stored_features_give_the_same_numbers_and_serve_every_seed(case):
         result = case.run(again)
         for name, value in case.first.metrics.items():
             assert result.metrics[name] == pytest.approx(value, rel=2e-3, abs=0.02, nan_ok=True)
+        losses = case.context.log.curve("train/loss")
+        assert again.log.curve("train/loss") == pytest.approx(losses, rel=2e-3)
     else:
         result = case.run(again)
         check_same(result, case.first)
-    other = replace(again, seed=1, work_dir=case.folder / "seed", cost=type(again.cost)())
+    other = replace(again, seed=1, work_dir=case.folder / "seed", cost=Cost())
     other.work_dir.mkdir()
     seeded, encoded = case.run(other), other.cost.images["encode"]
     if case.context.cost.disk_bytes or again.cost.disk_bytes:
@@ -248,6 +253,26 @@ def test_of_fewer_images_each_is_scored_as_before(case, tmp_path):
         for name, values in first.per_image.items():
             expected = values if name == "classes" else values[rows]
             np.testing.assert_array_equal(result.per_image[name], expected)
+
+
+def test_a_share_of_train_gives_what_a_dataset_of_its_images_gives(case):
+    """From the features of all of train. (Poses have partners outside of the share.)"""
+    names = field_names(type(case.settings))
+    if "train" not in case.probe.splits or case.probe.head_of or "partners" in names:
+        return
+    half = with_share(case.data, 0.5, 3)
+    tasks = [
+        case.task(folder, data=data, cost=Cost())
+        for folder, data in (("share", half), ("alone", half.without_unused))
+    ]
+    share, alone = (case.run(task) for task in tasks)
+    check_same(share, alone)
+    assert case.probe.config(tasks[0]) == case.probe.config(tasks[1])
+    if case.context.cost.disk_bytes and "epoch_length" not in names:  # no random crops
+        assert not tasks[0].cost.images["encode"]
+    if share.head is not None:
+        with pytest.raises(AssertionError):
+            check_same_head(share, case.first)
 
 
 def test_its_stored_head_predicts_what_was_scored(case, tmp_path):

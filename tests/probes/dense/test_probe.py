@@ -26,6 +26,7 @@ from probes.dense.settings import in_iterations
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import PROBES as REGISTERED
 from probes.settings import scheduler_configs
+from tests.kinds import slow_except
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 
@@ -152,7 +153,7 @@ def test_outputs_of_an_image_and_its_mirror_image_are_averaged(tmp_path, kind):
     torch.testing.assert_close(averaged, (plain + mirrored) / 2, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_except(KINDS, ["depth"]))
 def test_a_published_recipe_in_small_learns(tmp_path, kind):
     """Every part of it at once: crops that are not square, colours, a schedule of its own,
     clipping, class tokens, sliding, mirror images."""

@@ -115,10 +115,10 @@ def test_a_finer_grid_raises_the_ceiling_and_limits_stay(tmp_path):
     for number in range(3):
         save(tmp_path / f"{number}.png", noisy_scene(number)[0])
     ceilings = []
-    for size in (112, 224, 448):
+    for size in (112, 224):
         folder = DATASETS["images"], tmp_path
         task = context(HOMOGRAPHY, *folder, backbone=Patches(), size=size)
         ceilings.append(HOMOGRAPHY.run(task).metrics["ceiling_recall_5px"])
-    assert ceilings[0] < 25 < ceilings[1] < 60 < ceilings[2]
+    assert ceilings[0] < 25 < ceilings[1] < 60
     with pytest.raises(UserError, match="size=16 is one patch"):
         HOMOGRAPHY.run(context(HOMOGRAPHY, *folder, backbone=Patches(), size=16))
