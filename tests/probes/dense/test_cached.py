@@ -21,7 +21,6 @@ from probes.dense.config import dense_config
 from probes.dense.dataset import DenseDataset
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.maps import Crop, all_crops, collate_views
-from probes.features.store import root
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
 from tests.probes import tiny_dense
@@ -86,10 +85,6 @@ def sets(probe, task) -> list[DenseDataset]:
             DATASETS.build(loader.dataset)
             for loader in (config.train_dataloader, config.val_dataloader)
         ]
-
-
-def keys() -> set[str]:
-    return {folder.name for folder in root().glob("*/")}
 
 
 @pytest.mark.parametrize(

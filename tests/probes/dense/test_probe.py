@@ -38,12 +38,12 @@ KINDS = ("segmentation", "depth", "normals")
 SMALL = {"size": 48, "batch_size": 4, "channels": 8, "scale_range": (1.0, 1.0), "warmup": 0.0}
 
 
-def run(folder: Path, kind: str, name: str, data=None, context_args=None, **settings):
+def run(folder: Path, kind: str, name: str, data=None, **settings):
     """Make a tiny dataset, run the probe on it; returns its result and the context."""
     data = data or tiny_dense.make(folder / "data", kind)
     probe = REGISTERED[f"{kind}/{name}"]
     chosen = probe.settings_type(**{**SMALL, "max_iters": 2, **settings})
-    task = context(folder / "work", data, chosen, **(context_args or {}))
+    task = context(folder / "work", data, chosen)
     return probe.run(task), task
 
 

@@ -3,7 +3,6 @@ reads."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -55,15 +54,10 @@ def test_end_to_end(root):
     assert task.cost.metrics()["train_seconds"] > 0
 
 
-@pytest.mark.parametrize("state", ["truncated", "another seed"])
-def test_a_state_that_is_damaged_or_of_another_training_is_not_resumed(root, state, caplog):
+def test_a_state_of_another_training_is_not_resumed(root, caplog):
     first = crops_task(root)
     expected = LINEAR.run(first)
-    file = first.work_dir / "heads.pt"
-    if state == "truncated":
-        os.truncate(file, file.stat().st_size // 2)
-    else:
-        LINEAR.run(replace(crops_task(root), seed=5))
+    LINEAR.run(replace(crops_task(root), seed=5))
     caplog.clear()
     again = crops_task(root)
     assert LINEAR.run(again).metrics == expected.metrics

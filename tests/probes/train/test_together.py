@@ -25,6 +25,7 @@ from probes.features.store import root
 from probes.registry import PROBES
 from probes.select import held_out_by_content
 from probes.train.loop import STATE_FILE, train_together
+from tests.kinds import slow_except
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import TinyBackbone, context
 from tests.recorder import Recorder
@@ -140,7 +141,7 @@ def check_as_alone(data, tmp_path_factory):
     return check
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", slow_except([0, 1], [0]))
 def test_random_crops_are_decoded_and_encoded_once_and_each_head_ends_as_alone(
     tmp_path, data, calls, check_as_alone, workers
 ):

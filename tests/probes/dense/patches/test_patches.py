@@ -16,6 +16,7 @@ from probes.dense.patches.open_vocabulary import class_synonyms
 from probes.dense.patches.pixels import Patches, class_shares, label_map
 from probes.registry import PROBES
 from reports.per_image import image_scores
+from tests.kinds import slow_except
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.probes.whole_images import DenseColours
@@ -84,7 +85,7 @@ def test_void_that_can_be_predicted_has_a_score_in_reports(tmp_path, name):
     assert scores.names == (*task.data.classes, "void") and len(scores.values) == len(scores.names)
 
 
-@pytest.mark.parametrize("backbone", ["tiny-cnn", "tiny-vit14"])
+@pytest.mark.parametrize("backbone", slow_except(["tiny-cnn", "tiny-vit14"], ["tiny-vit14"]))
 @pytest.mark.parametrize("name", list(SMALL))
 def test_it_learns_what_colours_mean(tmp_path, name, backbone):
     probe, task = prepare(tmp_path, name, backbone, **SMALL[name], memory=600, size=128)
