@@ -65,17 +65,19 @@ def settings_of(probe: Probe, switch: str) -> Any:
 
 
 def cases() -> list[Any]:
-    """Every probe, and each of its switches. Slow is what runs the code of others."""
-    params, fast = list[Any](), set[Any]()
+    """Every probe, and with each of its switches the first of a kind. The first of a kind or a name
+    are fast; what runs the code of others is slow."""
+    params, fast, switched = list[Any](), set[Any](), set[Any]()
     for name, probe in PROBES.load_entry_points().items():
         if probe.kind == "unknown-images":  # scored with what another dataset has trained
             continue
         names = field_names(probe.settings_type)
-        for switch in ("", *(each for each in SWITCHES if each in names and not probe.head_of)):
-            module = getattr(probe, "module", "")  # none of those that MMEngine configures
-            code = (
-                {(module, probe.kind), (module, probe.name)} if not switch else {(module, switch)}
-            )
+        module = getattr(probe, "module", "")  # none of those that MMEngine configures
+        switches = [each for each in SWITCHES if each in names and not probe.head_of]
+        new = [each for each in switches if (module, probe.kind, each) not in switched]
+        switched |= {(module, probe.kind, each) for each in new}
+        for switch in ("", *new):
+            code = {(module, switch)} if switch else {(module, probe.kind), (module, probe.name)}
             marks = [pytest.mark.slow] if code <= fast or name in SLOW else []
             fast |= code
             params.append(pytest.param((name, switch), id=f"{name} {switch}".strip(), marks=marks))

@@ -10,7 +10,7 @@ import pytest
 from tests.probes.datasets.make import make_camvid
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_dense_probes_do_without_mmdetection_which_can_be_imported_after_them():
     program = (
         "import sys\n"

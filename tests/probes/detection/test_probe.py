@@ -153,9 +153,10 @@ def test_wrong_data_fail(root):
 # ---------------------------------------------------------------- the detectors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backbone"),
-    [("mask-rcnn", "tiny-cnn"), pytest.param("ssd", "tiny-vit", marks=pytest.mark.slow)],
+    [("mask-rcnn", "tiny-cnn"), ("ssd", "tiny-vit")],
 )
 def test_detector_trains_and_is_scored(root, tmp_path, name, backbone):
     task = context(tmp_path, tiny_coco.prepared(root), SETTINGS[name], backbone)
