@@ -13,6 +13,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
 from probes.base import layer_number
 from probes.registry import find_task
+from tests.kinds import slow_except
 from tests.probes import tiny_dense, tiny_mmlab
 from tests.probes.datasets.make import make_imagefolder
 
@@ -91,7 +92,7 @@ def test_patches_of_all_layers_are_encoded_once(tmp_path, segmentation, vit):
     assert scores[0] != scores[2]
 
 
-@pytest.mark.parametrize("cache", ["fp32", "none"])
+@pytest.mark.parametrize("cache", slow_except(["fp32", "none"], ["fp32"]))
 def test_heads_on_several_layers_train_in_one_loop_as_they_would_alone(
     cache, tmp_path, segmentation, vit
 ):

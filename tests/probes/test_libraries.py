@@ -10,10 +10,12 @@ import pytest
 from tests.probes.datasets.make import make_camvid
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_dense_probes_do_without_mmdetection_which_can_be_imported_after_them():
     program = (
         "import sys\n"
+        "import probes.detection.probe, probes.dense.probe, probes.catalog\n"
+        "assert 'mmseg' not in sys.modules\n"
         "import probes.dense.config\n"
         "assert 'mmdet' not in sys.modules\n"
         "import probes.detection.coco, probes.detection.models\n"

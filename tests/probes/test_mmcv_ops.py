@@ -65,7 +65,7 @@ def test_roi_align_is_torchvisions():
     assert torch.equal(*gradients)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_compiled_operators_are_used_where_they_exist(tmp_path):
     """A module in mmcv's path stands for a compiled one."""
     (tmp_path / "_ext.py").touch()

@@ -47,7 +47,7 @@ def test_deviations_are_listed_and_a_task_without_a_preset_is_refused():
     assert find_preset("own", spec, probe).settings == {} and not OWN.presets
 
 
-@pytest.mark.parametrize("name", ["random/timm/vit_tiny_patch16_224", "random/open_clip/ViT-B-32"])
+@pytest.mark.parametrize("name", ["random/timm/test_vit", "random/open_clip/ViT-S-32-alt"])
 def test_the_last_layer_has_passed_the_backbones_own_final_norm(name):
     frozen = FrozenBackbone(name=name, seed=0, out_indices=[-1])
     images, model = torch.randn(1, 3, 224, 224), frozen.backbone.model

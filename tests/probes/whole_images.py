@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -64,13 +63,6 @@ class DenseColours(Colours):
     def encode_dense(self, images):
         cells = (self(images)[-1] * self.std.view(3, 1, 1)).permute(0, 2, 3, 1)
         return (cells @ self.projection).permute(0, 3, 1, 2)
-
-
-def run_interrupted(probe, task: Context, steps: int) -> None:
-    """Run a task anew, and interrupt it after some steps."""
-    (task.work_dir / "heads.pt").unlink()
-    with pytest.raises(KeyboardInterrupt):
-        probe.run(replace(task, progress=Recorder(die_at=steps)))
 
 
 def with_wrong_labels(task: Context) -> Context:

@@ -33,8 +33,6 @@ from probes.dense.computed import Corners, OcclusionEdges, Orientation, nearest_
 from probes.dense.foreground import Foreground
 from probes.predictor import load_predictor
 from probes.registry import DATASETS, PROBES
-from reports.per_image import image_scores
-from tests.probes import tiny_dense
 from tests.probes.datasets import make
 from tests.probes.tiny_mmlab import context
 
@@ -280,22 +278,3 @@ def test_rooms_are_scored_as_scikit_learn_does_without_void_pixels(tmp_path):
 def test_images_without_folders_of_train_and_val_are_an_error(tmp_path):
     with pytest.raises(UserError, match="train and val"):
         list_unlabelled(tmp_path, "train")
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    "kind", ["corners", "orientation", "occlusion-edges", "foreground", "boundaries"]
-)
-def test_every_family_is_learnt_scored_and_resampled(tmp_path, kind):
-    data = tiny_dense.make(tmp_path / "data", kind)
-    probe = PROBES[f"{kind}/linear"]
-    settings = probe.settings_type(
-        size=48, batch_size=2, max_iters=2, warmup=0.0, scale_range=(1.0, 1.0)
-    )
-    task = context(tmp_path / "work", data, settings)
-    result = probe.run(task)
-    assert set(probe.metrics) == set(result.metrics)
-    assert any("at best" in note or "people" in note for note in result.notes)
-    scores = image_scores(kind, result.per_image)
-    assert scores.values() == pytest.approx(dict(result.metrics))
-    assert result.preview.is_file()

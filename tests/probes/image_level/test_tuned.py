@@ -3,7 +3,7 @@ head."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,8 +47,7 @@ def prepare(root, folder, tune, name="linear", recorder=None, **settings):
     )
 
 
-@pytest.mark.parametrize("name", ["linear", "attentive"])
-@pytest.mark.parametrize("tune", ["all", "blocks:1", "lora:2"])
+@pytest.mark.parametrize(("name", "tune"), [("linear", "blocks:1"), ("attentive", "lora:2")])
 def test_it_trains_and_is_stored_with_its_head(root, tmp_path, name, tune):
     rate = {} if name == "linear" else {"learning_rates": (1e-3,)}
     recorder = Recorder()
@@ -62,37 +61,6 @@ def test_it_trains_and_is_stored_with_its_head(root, tmp_path, name, tune):
     result.head.write(tmp_path / "head.safetensors")
     predictor = load_predictor(tmp_path / "head.safetensors", task.backbone)
     assert predictor.backbone.weights.sha256 != digest
-    for row, sample in enumerate(task.data.samples["val"]):
-        logits = predictor(root / sample.image)
-        assert (logits >= logits[sample.target]).sum() - 1 == result.per_image["rank"][row]
-    (tmp_path / "b").mkdir()
-    again = probe.run(replace(task, head=result.head, work_dir=tmp_path / "b"))
-    assert again.metrics == result.metrics
-
-
-@dataclass
-class DyingTuned(Recorder):
-    """Interrupts after some steps of tuning."""
-
-    die_after: int = 0
-
-    def start(self, description: str, total: int) -> None:
-        super().start(description, total)
-        if description.startswith("tuning"):
-            self.die_at = self.advanced + self.die_after
-
-
-@pytest.mark.parametrize(("stop_after", "ema"), [(4, 0.0), (8, 0.9)])
-def test_stopped_and_resumed_equals_whole(root, tmp_path, stop_after, ema):
-    _, task = prepare(root, tmp_path / "a", "all", ema=ema)
-    probe, cut = prepare(root, tmp_path / "b", "all", ema=ema)
-    expected, recorder = probe.run(task), Recorder()
-    with pytest.raises(KeyboardInterrupt):
-        probe.run(replace(cut, progress=DyingTuned(die_after=stop_after)))
-    resumed = probe.run(replace(cut, progress=recorder))
-    assert resumed.metrics == expected.metrics
-    tensors = expected.head.tensors
-    assert all(torch.equal(resumed.head.tensors[name], tensors[name]) for name in tensors)
 
 
 def test_the_rate_is_chosen_on_held_out_images_and_parts_of_a_batch_give_its_gradient(

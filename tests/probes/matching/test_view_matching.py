@@ -75,7 +75,6 @@ def test_views_of_objects_are_scored_by_pair_and_resampled_by_object(tmp_path):
     assert result.metrics["recall_2cm"] > 20
     scores = image_scores("object-views", result.per_image)
     assert scores.units == ("bottle", "keyboard")
-    assert scores.value("recall_2cm") == pytest.approx(result.metrics["recall_2cm"])
     assert task.progress.advanced == 4
     assert result.preview.is_file()
     with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as gallery:

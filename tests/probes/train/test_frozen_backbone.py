@@ -20,9 +20,9 @@ from tests.probes.tiny_mmlab import TinyBackbone
 
 
 @pytest.fixture(autouse=True)
-def nothing_shared(monkeypatch):
-    """Other tests share other backbones under these names."""
-    monkeypatch.setattr(frozen_backbone, "_shared", type(frozen_backbone._shared)())
+def nothing_shared():
+    """Other tests share other backbones under these names; the last one alone is shared."""
+    frozen_backbone.share({}, TinyBackbone("none", 0, (4,)))
 
 
 def frozen(**options: object) -> frozen_backbone.FrozenBackbone:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import probes.dense.probe  # noqa: F401 – registers the probes
 from probes.dense.config import dense_config
 from probes.registry import PROBES
-from probes.train import loop as head_trainer
 from probes.train.loop import run_training
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 
 pytestmark = pytest.mark.integration
 
-MAIN = {"segmentation": ("mIoU", 0.1), "depth": ("abs_rel", 0.2), "normals": ("normal_mean", 0.1)}
 SMALL = {
     "size": 48,
     "batch_size": 4,
@@ -26,38 +25,40 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("kind", MAIN)
-@pytest.mark.parametrize("name", ["linear", "pspnet"])
-def test_heads_in_bf16_learn_what_they_learn_in_fp32(tmp_path, monkeypatch, kind, name):
-    data, metrics, losses, seen = tiny_dense.make(tmp_path / "data", kind), {}, {}, set()
-    check_and_save = head_trainer.HeadTrainer.check_and_save
-
-    def record_dtypes(self, saves: bool) -> None:
-        seen.update(
-            str(value.dtype) for _, _, values in self._unchecked for value in values.values()
-        )
-        seen.add(f"weights {next(self.model.parameters()).dtype}")
-        check_and_save(self, saves)
-
-    monkeypatch.setattr(head_trainer.HeadTrainer, "check_and_save", record_dtypes)
-    for autocast in (False, True):
-        monkeypatch.setattr(
-            head_trainer, "prefers_bf16", lambda device, autocast=autocast: autocast
-        )
-        probe = PROBES[f"{kind}/{name}"]
-        task = context(tmp_path / f"{autocast}", data, probe.settings_type(**SMALL))
-        metrics[autocast] = probe.run(task).metrics
-        losses[autocast] = task.log.curve("train/loss")
-    main, tolerance = MAIN[kind]
-    assert losses[True] != losses[False], "bf16 was used"
-    assert metrics[True][main] == pytest.approx(metrics[False][main], rel=tolerance)
-    assert seen == {"torch.float32", "weights torch.float32"}
+@pytest.fixture
+def bf16(monkeypatch):
+    """Whether heads compute in bf16: a list of one."""
+    wanted = [False]
+    monkeypatch.setattr("probes.train.loop.prefers_bf16", lambda device: wanted[0])
+    return wanted
 
 
-def test_a_state_of_another_precision_is_not_resumed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "metric", "tolerance"),
+    [
+        ("segmentation/pspnet", "mIoU", 0.1),
+        ("depth/linear", "abs_rel", 0.2),
+        ("normals/linear", "normal_mean", 0.1),
+    ],
+)
+def test_heads_in_bf16_learn_what_they_learn_in_fp32(tmp_path, bf16, name, metric, tolerance):
+    probe, results, losses = PROBES[name], [], []
+    data = tiny_dense.make(tmp_path / "data", probe.kind)
+    for bf16[0] in (False, True):
+        task = context(tmp_path / f"{bf16[0]}", data, probe.settings_type(**SMALL))
+        results.append(probe.run(task))
+        losses.append(task.log.curve("train/loss"))
+    assert losses[0] != losses[1], "bf16 was used"
+    exact, rounded = (result.metrics[metric] for result in results)
+    assert rounded == pytest.approx(exact, rel=tolerance)
+    weights = results[1].head.tensors.values()
+    assert torch.bfloat16 not in {tensor.dtype for tensor in weights}
+
+
+def test_a_state_of_another_precision_is_not_resumed(tmp_path, bf16):
     data, probe = tiny_dense.make(tmp_path / "data", "depth"), PROBES["depth/linear"]
     config = dense_config(probe, task := context(tmp_path, data, probe.settings_type(**SMALL)))
     assert run_training(config, task, "toy").resumed_at == 0
     assert run_training(config, task, "toy").resumed_at == 20
-    monkeypatch.setattr(head_trainer, "prefers_bf16", lambda device: True)
+    bf16[0] = True
     assert run_training(config, task, "toy").resumed_at == 0

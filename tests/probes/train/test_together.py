@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import random
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -26,6 +25,7 @@ from probes.features.store import root
 from probes.registry import PROBES
 from probes.select import held_out_by_content
 from probes.train.loop import STATE_FILE, train_together
+from tests.kinds import slow_except
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import TinyBackbone, context
 from tests.recorder import Recorder
@@ -141,7 +141,7 @@ def check_as_alone(data, tmp_path_factory):
     return check
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", slow_except([0, 1], [0]))
 def test_random_crops_are_decoded_and_encoded_once_and_each_head_ends_as_alone(
     tmp_path, data, calls, check_as_alone, workers
 ):
@@ -234,25 +234,6 @@ def test_a_bug_in_one_head_is_its_own(tmp_path, data, monkeypatch):
     assert isinstance(outcomes[SEGMENTATION[0]], TaskResult) and isinstance(
         outcomes[SEGMENTATION[1]], ZeroDivisionError
     )
-
-
-@pytest.mark.parametrize(
-    "change", [{}, pytest.param(CACHED, marks=pytest.mark.slow)], ids=["uncached", "kept"]
-)
-def test_stopped_anywhere_and_resumed_each_ends_as_alone(tmp_path, data, check_as_alone, change):
-    """Stopped at random places in random company: a head that is ahead waits for the group."""
-    keys, chance = SEGMENTATION[:2], random.Random(5)
-    for attempt in range(3):
-        folder = tmp_path / f"cut{attempt}"
-        for group in (keys[:1], keys[1:], keys)[attempt:]:
-            started = Recorder(die_at=chance.randint(1, 5) + (50 if change and not attempt else 0))
-            with pytest.raises(KeyboardInterrupt):
-                together(
-                    {key: task(folder, data, *key, recorder=started, **change) for key in group}
-                )
-                raise KeyboardInterrupt  # it was done before
-        contexts = {key: task(folder, data, *key, **change) for key in keys}
-        check_as_alone(together(contexts), contexts)
 
 
 def test_killed_and_resumed_each_ends_as_alone(tmp_path, data, check_as_alone):

@@ -81,31 +81,6 @@ def test_it_learns_and_reports(data, tmp_path, capfd):
     assert any("Iter(train)" in path.read_text() for path in tmp_path.rglob("*.log"))
 
 
-def test_same_seed_same_result_whatever_the_workers(data, tmp_path):
-    results = {
-        (seed, workers): train(data, tmp_path / f"{seed}-{workers}", seed=seed, workers=workers)
-        for seed, workers in ((0, 0), (0, 2), (1, 0))
-    }
-    assert same_head(results[0, 0], results[0, 2])
-    assert results[0, 0].metrics == results[0, 2].metrics
-    assert not same_head(results[0, 0], results[1, 0])
-    assert multiprocessing.active_children() == []
-
-
-@pytest.mark.parametrize("stop_after", [3, 11, 20])
-def test_stopped_and_resumed_equals_whole(data, tmp_path, stop_after):
-    expected = train(data, tmp_path / "whole", checkpoint_every=2)
-    with pytest.raises(KeyboardInterrupt):
-        train(data, tmp_path / "cut", checkpoint_every=2, recorder=Recorder(die_at=stop_after))
-    recorder = Recorder()
-    resumed = train(data, tmp_path / "cut", checkpoint_every=2, recorder=recorder, workers=1)
-    assert resumed.resumed_at == stop_after - stop_after % 2 > 0
-    assert same_head(expected, resumed)
-    assert expected.metrics == resumed.metrics
-    # the bar begins where the run does
-    assert recorder.advanced == (20 if stop_after < 20 else 0) + 3
-
-
 def test_killed_and_resumed_equals_whole(data, tmp_path):
     """kill -9 in the middle, with a loading process running."""
 

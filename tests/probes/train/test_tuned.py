@@ -8,7 +8,6 @@ from dataclasses import replace
 import open_clip.factory as factory
 import pytest
 import torch
-from mmcv import imread
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
@@ -26,8 +25,8 @@ from probes.registry import PROBES
 from probes.train.frozen_backbone import TunedBackbone
 from probes.train.loop import resolved, run_training
 from tests.backbones.mini import CONFIG
-from tests.probes import tiny_coco, tiny_dense
-from tests.probes.test_predictor import check_detections, stored_predictor
+from tests.kinds import slow_except
+from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.recorder import Recorder
 
@@ -79,20 +78,6 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize(("tune", "ema"), [("all", 0.0), ("blocks:1", 0.9), ("lora:2", 0.0)])
-def test_stopped_and_resumed_equals_whole(data, tmp_path, tune, ema):
-    expected = train(tmp_path / "whole", data, tune, ema=ema)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", data, tune, Recorder(die_at=4), ema=ema)
-    resumed = train(tmp_path / "cut", data, tune, ema=ema)
-    assert resumed.resumed_at == 4
-    assert same(expected, resumed) and expected.metrics == resumed.metrics
-    start = train(tmp_path / "start", data, tune, max_iters=1)
-    before, after = start.model.state_dict(), expected.model.state_dict()
-    trained = [name for name in after if name.startswith("backbone.")]
-    assert trained and not any(torch.equal(before[name], after[name]) for name in trained)
-
-
 def test_frozen_numbers_after_a_tuned_task_are_the_same(data, tmp_path):
     """They share a backbone, which the tuned tasks copy; they are trained apart."""
     probe, frozen = prepare(tmp_path / "a", data, "frozen", name="open_clip/Mini")
@@ -134,24 +119,13 @@ def test_the_rate_of_the_backbone_is_chosen_on_held_out_images(data, tmp_path):
     assert any(note.startswith("learning rate of the backbone") for note in result.notes)
 
 
-@pytest.mark.parametrize("tune", TIERS)
-def test_a_stored_head_has_the_tuned_weights_and_they_can_be_probed_again(data, tmp_path, tune):
+@pytest.mark.parametrize("tune", slow_except(TIERS, ["lora:2"]))
+def test_tuned_weights_of_a_stored_head_can_be_probed_again(data, tmp_path, tune):
     changes = {"tune_rates": (1e-2,), "name": "open_clip/Mini"}
     probe, task = prepare(tmp_path / "a", data, tune, **changes)
     result = probe.run(task)
-    _, scored = prepare(tmp_path / "b", data, tune, **changes)
-    (again,) = run_group([(probe, replace(scored, head=result.head))])
-    assert again.metrics == result.metrics
     result.head.write(tmp_path / "head.safetensors")
     predictor = load_predictor(tmp_path / "head.safetensors", task.backbone)
-    correct = total = 0
-    for sample in data.samples["val"]:
-        target = imread(data.root / sample.target, "unchanged")
-        correct += (predictor(data.root / sample.image) == target)[target != 255].sum()
-        total += (target != 255).sum()
-    per_image = result.per_image
-    assert correct == per_image["intersection"].sum() and total == per_image["label"].sum()
-
     path = tmp_path / "tuned.safetensors"
     backbones.save_backbone(path, predictor.backbone)
     loaded = backbones.create("open_clip/Mini", weights=path)
@@ -212,6 +186,8 @@ def test_cached_activations_train_the_same_weights(data, tmp_path, name, monkeyp
 def test_what_does_not_fit_is_one_line(data, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has 6 blocks; ask for fewer"):
         train(tmp_path / "a", data, "blocks:7")
+    with pytest.raises(UserError, match="give the rate of the backbone"):
+        with_changes(PROBES["detection/ssd"].settings_type(), {"tune": "all"})
     with pytest.raises(UserError, match="lr_grid="):
         changes = {"tune": "all", "lr_grid": "0.1,0.2"}
         with_changes(PROBES["segmentation/linear"].settings_type(), changes)
@@ -222,21 +198,3 @@ def test_what_does_not_fit_is_one_line(data, tmp_path, monkeypatch):
     monkeypatch.setattr(TunedBackbone, "forward", full)
     with pytest.raises(OutOfMemory, match=r"accumulate=2.*checkpointing=true.*blocks:2"):
         train(tmp_path / "b", data, "all")
-
-
-@pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
-def test_detectors_tune(tmp_path, name):
-    data = tiny_coco.prepared(tiny_coco.write(tmp_path / "shapes"))
-    probe = PROBES[f"detection/{name}"]
-    size = {"size": 64, "augment": False} if name == "ssd" else {"short_side": 64, "long_side": 96}
-    settings = {"max_iters": 2, "batch_size": 4, "out_channels": 32, "cache": "fp16", **size}
-    with pytest.raises(UserError, match="give the rate of the backbone"):
-        with_changes(probe.settings_type(), {"tune": "all"})
-    results = {}
-    for tune in ("frozen", "all"):
-        task = task_of(probe, tmp_path / tune, data, tune=tune, tune_rates=(1e-3,), **settings)
-        results[tune] = probe.run(task)
-    assert any("tuned for this task alone" in note for note in results["all"].notes)
-    scores = [[each["score"] for each in result.detections] for result in results.values()]
-    assert scores[0] != scores[1]
-    check_detections(stored_predictor(results["all"], tmp_path), data, results["all"].detections)

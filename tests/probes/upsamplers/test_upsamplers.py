@@ -89,9 +89,8 @@ def test_tiles_cover_the_enlarged_image():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("linear", DENSE),
         ("linear", {**DENSE, "cache": "fp32", "fixed_crops": 1}),
-        ("deeplabv3", DENSE),
+        pytest.param("deeplabv3", DENSE, marks=pytest.mark.slow),
         ("patch-knn", {"neighbours": (3,), "distances": ("l2",)}),
     ],
 )
