@@ -28,9 +28,9 @@ from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
@@ -352,7 +352,8 @@ class Registry(UserDict[str, T]):
 
     def _points(self) -> dict[str, EntryPoint]:
         """Entries that are imported on first use: those of other packages, and our lazy ones."""
-        return {point.name: point for point in entry_points(group=self.group)} | self._lazy
+        points = _entry_points(self.group, tuple(sys.path))
+        return {point.name: point for point in points} | self._lazy
 
     def _load(self, point: EntryPoint) -> None:
         if point.name in self.data:
@@ -364,6 +365,12 @@ class Registry(UserDict[str, T]):
             if point.name in self._lazy:  # ours: a bug
                 raise
             self.broken[point.name] = error_summary(error)
+
+
+@cache
+def _entry_points(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """Those of the packages on ``sys.path``; reading their metadata takes 13 ms."""
+    return entry_points(group=group)
 
 
 def instance_of(
