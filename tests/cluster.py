@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmark.executors.helpers import until_true
+from tests.kit.waiting import is_soon
 from tests.servers import free_port
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -101,14 +101,14 @@ def _slurm(folder: Path):
                         command, stdout=log, stderr=log, env=env, start_new_session=True
                     )
                 )
-                until_true(lambda: (folder / "munge.socket").exists())
+                is_soon(lambda: (folder / "munge.socket").exists())
             sinfo = ["sinfo", "-h", "-t", "idle", "-o", "%D"]
 
             def idle_nodes():
                 done = subprocess.run(sinfo, env=env, capture_output=True, text=True)
                 return done.stdout.strip()
 
-            if not until_true(lambda: idle_nodes() == "2"):
+            if not is_soon(lambda: idle_nodes() == "2"):
                 logs = "\n".join(path.read_text()[-1000:] for path in sorted(folder.glob("*.log")))
                 pytest.fail(f"SLURM did not start:\n{logs}")
             yield str(config)

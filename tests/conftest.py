@@ -55,6 +55,20 @@ def cliptex_home(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def own_home(tmp_path, monkeypatch) -> Path:
+    """``$CLIPTEX_HOME`` of one test."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def workdir(tmp_path, own_home, monkeypatch) -> Path:
+    """An empty working folder with an MLflow store and a home of its own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
     """Let tests work in this process: starting others takes longer than their work."""

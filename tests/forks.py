@@ -9,10 +9,11 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.kit.waiting import is_soon
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -47,11 +48,12 @@ class Fork:
 
     def wait_for(self, folder: Path, pattern: str, seconds: float = 500.0) -> None:
         """Wait for a file like ``pattern`` in ``folder``; fails if the process ends before."""
-        end = time.monotonic() + seconds
-        while not list(folder.glob(pattern)):
-            assert self.process.is_alive() or list(folder.glob(pattern)), self.text()
-            assert time.monotonic() < end, f"no {pattern} in {folder}: {self.text()}"
-            time.sleep(0.005)
+
+        def written() -> bool:
+            return any(folder.glob(pattern))
+
+        over = is_soon(lambda: written() or not self.process.is_alive(), seconds, every=0.005)
+        assert over and written(), f"no {pattern} in {folder}: {self.text()}"
 
     def signal(self, number: int) -> None:
         """Send a signal."""
@@ -59,11 +61,9 @@ class Fork:
 
     def end(self, seconds: float = 500.0) -> int:
         """Wait for it and its loading processes, which hold its locks; returns the exit code."""
-        end = time.monotonic() + seconds
         self.process.join(seconds)
-        while self.process.is_alive() or alive(self.process.pid):
-            assert time.monotonic() < end, f"it did not end: {self.text()}"
-            time.sleep(0.02)
+        over = is_soon(lambda: not (self.process.is_alive() or alive(self.process.pid)), seconds)
+        assert over, f"it did not end: {self.text()}"
         assert self.process.exitcode is not None
         return self.process.exitcode
 

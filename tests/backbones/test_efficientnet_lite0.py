@@ -36,10 +36,10 @@ def test_larger_ones_name_the_package_of_their_weights():
     assert backbones.create("random/efficientnet-lite1").channels == (24, 40, 112, 320)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_recognises_imagenet_classes(backbone, real_data):
     """Its own head on one image (short side 128, enlarged) of every fifth class: above what
-    mistakes leave.
+    mistakes leave. (Its weights are checked above, by their sha256.)
 
     Measured on every other class: top-1 67.6, top-5 88.6; with the plain ``efficientnet_lite0``
     (symmetric padding) 63.0 and 86.8; with ImageNet's usual mean and std 56.8 and 81.0.

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
+import open_clip
 import pytest
 import timm
 import torch
@@ -21,28 +17,7 @@ from tests.backbones.mini import CONFIG, mini_clip
 from tests.servers import FileServer
 
 TIMM, MINI = "timm/test_vit.r160_in1k", "somebody/mini-clip"
-
-SCRIPT = """
-import json, sys, warnings
-import open_clip.factory, open_clip.pretrained
-import backbones
-from huggingface_hub import constants
-config = json.loads(sys.argv[1])
-open_clip.factory._MODEL_CONFIGS["Mini-quickgelu"] = config
-open_clip.pretrained._PRETRAINED["Mini-quickgelu"] = {
-    "web": open_clip.pretrained._pcfg(hf_hub="somebody/mini-clip/", quick_gelu=True, mean=(0.1, 0.2, 0.3))
-}
-results = []
-for constants.HF_HUB_OFFLINE in (False, True):
-    for name in ("timm/test_vit", "open_clip/Mini-quickgelu/web"):
-        try:
-            backbone = backbones.create(name)
-            results.append([backbone.weights.source, backbone.weights.sha256, backbone.weights.licence, backbone.data.mean])
-        except backbones.UserError as error:
-            results.append(str(error))
-    constants.ENDPOINT = "http://127.0.0.1:9"
-print(json.dumps(results))
-"""  # noqa: E501
+WEB = "open_clip/Mini-quickgelu/web"
 
 
 @pytest.fixture(scope="module")
@@ -61,36 +36,31 @@ def little_hub(tmp_path_factory):
         yield server
 
 
-def create_elsewhere(endpoint: str, home: Path) -> list:
-    """Both backbones, from that hub and then from the cache without a hub, in a process of its own:
-    hub settings are read once."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "0",
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(CONFIG)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 @pytest.mark.integration
-def test_download_then_cache(little_hub, tmp_path):
+def test_download_then_cache(little_hub, tmp_path, monkeypatch):
+    """Both backbones from that hub, and then from the cache, without a hub."""
     torch.manual_seed(1)
     vit = backbones.backbone.state_sha256(timm.create_model("test_vit").state_dict())
     clip = backbones.backbone.state_sha256(mini_clip(1).state_dict())
-    expected = [
-        ["timm/test_vit.r160_in1k", vit, "apache-2.0", [0.5, 0.5, 0.5]],
-        ["open_clip/Mini-quickgelu/web", clip, "unknown", [0.1, 0.2, 0.3]],
-    ]
-    assert create_elsewhere(little_hub.address, tmp_path) == expected * 2
+    pretrained = {"hf_hub": f"{MINI}/", "quick_gelu": True, "mean": (0.1, 0.2, 0.3)}
+    tags = {"web": open_clip.pretrained._pcfg(**pretrained)}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Mini-quickgelu", CONFIG)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Mini-quickgelu", tags)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, little_hub.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", little_hub.address)
+    for offline in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        for name, source, digest, licence, mean in (
+            ("timm/test_vit", TIMM, vit, "apache-2.0", (0.5, 0.5, 0.5)),
+            (WEB, WEB, clip, "unknown", (0.1, 0.2, 0.3)),
+        ):
+            backbone = backbones.create(name)
+            weights = backbone.weights
+            described = weights.source, weights.sha256, weights.licence
+            assert (*described, backbone.data.mean) == (source, digest, licence, mean)
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     # the very file the message asks for also goes in by hand
     by_hand = backbones.create(
         "timm/test_vit", weights=little_hub.folder / TIMM / "resolve/main/model.safetensors"

@@ -93,9 +93,7 @@ def file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "net.py"
     path.write_text(FILE)
-    yield path
-    for plugin in list(registry.LOADED.values()):
-        plugin.remove()
+    return path
 
 
 @pytest.mark.parametrize(

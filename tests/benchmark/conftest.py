@@ -9,14 +9,6 @@ from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 
 @pytest.fixture
-def workdir(tmp_path, monkeypatch):
-    """An empty working folder with an MLflow store and a home of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-    return tmp_path
-
-
-@pytest.fixture
 def camvid(workdir):
     """A small dataset in the working folder."""
     return make_camvid(workdir / "camvid", n_train=4, n_val=3)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import torch
 from torch import nn
 
 from backbones.backbone import DataConfig
@@ -22,6 +21,7 @@ from benchmark import compare, evaluate
 from cliptex_common.errors import UserError
 from reports.report import ReportRequest, build_report
 from reports.store import Store
+from tests.kit.networks import Patches
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 pytestmark = pytest.mark.integration
@@ -29,18 +29,6 @@ pytestmark = pytest.mark.integration
 TASKS = ["imagefolder/linear", "camvid/linear"]
 IMAGES = DataConfig((32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 SETTINGS = {"epochs": 1, "size": 32, "max_iters": 4, "batch_size": 2}
-
-
-class Patches(nn.Module):
-    """One map at stride 8."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.conv = nn.Conv2d(3, 6, 8, 8)
-
-    def forward(self, images):
-        return self.conv(images).relu()
 
 
 @pytest.fixture(scope="module")

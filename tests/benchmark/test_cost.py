@@ -10,8 +10,7 @@ from benchmark import cell
 from cliptex_common.device import count_flops
 
 
-def test_measured_once_for_an_architecture_and_device(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+def test_measured_once_for_an_architecture_and_device(own_home, monkeypatch):
     cpu = torch.device("cpu")
     vit = backbones.create("random/timm/test_vit")
     costs = cell.backbone_costs(vit, cpu)
@@ -29,8 +28,7 @@ def test_measured_once_for_an_architecture_and_device(tmp_path, monkeypatch):
         cell.backbone_costs(vit, cpu)
 
 
-def test_unknown_where_a_batch_does_not_fit(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+def test_unknown_where_a_batch_does_not_fit(own_home, monkeypatch):
 
     def measure(*_):
         raise error

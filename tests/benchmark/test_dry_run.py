@@ -18,9 +18,9 @@ from tests.probes.datasets import make
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("imagefolder")]
 
 OWN = "run --suite own --backbone random --data-root . --device cpu --num-workers 0"
-KNN = f"{OWN} --task imagefolder/knn"
+KNN = f"{OWN} --set size=32 --task imagefolder/knn"
 TRAIN = "train --init random --recipe clip --set model=tiny --pairs pairs --out w.st --device cpu"
-LINEAR = f"{OWN} --set epochs=2 --task imagefolder/linear"
+LINEAR = f"{OWN} --set epochs=2 --set size=32 --task imagefolder/linear"
 
 
 def test_dump_config_needs_the_suites_data(workdir, refused):

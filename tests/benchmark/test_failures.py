@@ -28,6 +28,7 @@ from tests.probes.datasets.make import make_camvid
 pytestmark = pytest.mark.integration
 
 FAST = "--data-root . --num-workers 0 --device cpu --set encode_batch_size=4 --set epochs=2"
+FAST += " --set size=32"
 
 
 @dataclass(frozen=True)

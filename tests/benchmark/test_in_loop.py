@@ -59,12 +59,10 @@ class Model(nn.Module):
 
 
 @pytest.fixture
-def options(tmp_path, monkeypatch):
+def options(workdir, tmp_path, monkeypatch):
     """Tiny data, a store, and what every probe here shares."""
     make_camvid(tmp_path / "camvid", n_train=4, n_val=4)
     make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=12)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     yield {

@@ -79,11 +79,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("words", "heavy", "most"),
     [
-        ("list tasks", f"{HEAVY} {REPORTS} torch", 700),
-        ("list protocols", f"{HEAVY} {REPORTS} torch", 700),
-        ("list backbones", f"{HEAVY} {REPORTS} torch", 700),
-        (f"list experts --plugin {ROOT / 'docs/examples/edge_unet.py'}", HEAVY, 1700),
-        ("list recipes", f"{HEAVY} {REPORTS}", 1700),
+        ("list tasks; list protocols; list backbones", f"{HEAVY} {REPORTS} torch", 700),
+        (
+            f"list recipes; list experts --plugin {ROOT / 'docs/examples/edge_unet.py'}",
+            f"{HEAVY} {REPORTS}",
+            1700,
+        ),
         ("--help", f"{HEAVY} {REPORTS} torch numpy", 450),
         ("doctor", f"{HEAVY} pandas jinja2", 1800),
     ],

@@ -30,7 +30,7 @@ def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(camvid, ima
         return BackboneSource({"name": "random", "seed": 0}, "abc", cost={"train_seconds": 5.0})
 
     settings = {"max_iters": 2, "batch_size": 2, "size": 32}
-    tasks = {"camvid/linear": settings, "imagefolder/linear": {"epochs": 2}}
+    tasks = {"camvid/linear": settings, "imagefolder/linear": {"epochs": 2, "size": 32}}
     suite_tasks = {**tasks, "camvid/pspnet": settings}
     ids = set()
     with registries():
@@ -75,6 +75,6 @@ def test_conditions_are_computed_once_and_each_weights_are_described_once(
     monkeypatch.setattr(PlannedTask, "conditions", count_conditions)
     for module in ("plan", "run"):
         monkeypatch.setattr(f"benchmark.{module}.describe_backbone", count_described)
-    words = f"run --suite own --task imagefolder/knn --backbone {backbone} --only --jobs 1 {FAST}"
-    assert run_command(f"{words} --seeds 2") == 0
+    words = f"run --suite own --task imagefolder/knn --set size=32 --only --jobs 1 --seeds 2 {FAST}"
+    assert run_command(f"{words} --backbone {backbone}") == 0
     assert counts == {"conditions": 1, "described": described}

@@ -146,9 +146,8 @@ def test_a_bad_file_is_one_line(tmp_path, refused, text, message):
     refused(f"run --config {tmp_path}/run.yaml", message)
 
 
-def test_json_goes_to_a_file_or_replaces_the_lines(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-    (tmp_path / "home/mini/abc").mkdir(parents=True)  # a path is written as text
+def test_json_goes_to_a_file_or_replaces_the_lines(capsys, tmp_path, own_home):
+    (own_home / "mini/abc").mkdir(parents=True)  # a path is written as text
     for words in (["list", "executors"], ["cache", "ls"]):
         assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
         assert not capsys.readouterr().out.startswith("[")

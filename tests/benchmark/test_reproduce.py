@@ -36,7 +36,7 @@ pytestmark = pytest.mark.integration
 
 TRAIN, VAL, SIZE = 16, 24, (64, 64)
 COMMAND = "reproduce golden --partial --jobs 1 --num-workers 0 --device cpu"
-VIT = "random/timm/vit_tiny_patch16_224"
+VIT = "random/timm/test_vit"
 CLASSES = ("red", "green", "blue")
 SETTINGS = {
     "size": 64,

@@ -28,7 +28,7 @@ from tests.probes.tiny_dense import with_declared
 pytestmark = pytest.mark.integration
 
 RUN = "run --suite paper --backbone random --data-root . --device cpu --num-workers 0 --partial"
-EPOCHS = "--set epochs=2"
+EPOCHS = "--set epochs=2 --set size=32"
 DENSE = "--set max_iters=2 --set batch_size=2 --set size=32 --set lr_grid=()"
 
 
@@ -73,7 +73,8 @@ def test_a_head_is_trained_once_and_scored_on_another_set(shifts, capsys):
 
 def test_another_head_is_another_number(shifts):
     for epochs in (1, 2):
-        command = f"{RUN} --jobs 1 --task imagenet-a/linear --set imagenet/linear.epochs={epochs}"
+        command = f"{RUN} --jobs 1 --task imagenet-a/linear --set size=32"
+        command += f" --set imagenet/linear.epochs={epochs}"
         assert run_command(command) == 0
     runs = cells()
     heads = {run.data.tags["head.sha256"] for run in runs["imagenet-a/linear"]}
@@ -81,7 +82,7 @@ def test_another_head_is_another_number(shifts):
 
 
 def test_without_a_head_the_training_images_are_used_again(shifts):
-    command = f"{RUN} --jobs 1 --task imagenet-a/knn,imagenet-a/few-shot"
+    command = f"{RUN} --set size=32 --jobs 1 --task imagenet-a/knn,imagenet-a/few-shot"
     assert run_command(command, "--json", "knn.json") == 0
     assert set(cells()) == {"imagenet-a/knn", "imagenet-a/few-shot"}
     metrics = read_json("knn.json")["backbones"]["random"]
@@ -93,7 +94,7 @@ def test_a_number_needs_the_head_of_another_task(shifts, monkeypatch):
         raise RuntimeError("broken")
 
     monkeypatch.setattr("probes.image_level.linear.train_on_features", fail)
-    assert run_command(f"{RUN} --jobs 1 --task imagenet-a/linear --json a.json") == 1
+    assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet-a/linear --json a.json") == 1
     reasons = read_json("a.json")["holes"]
     assert "imagenet/linear, whose head it uses" in str(reasons)
 
@@ -101,7 +102,7 @@ def test_a_number_needs_the_head_of_another_task(shifts, monkeypatch):
 def test_python_and_the_command_find_each_others_heads(shifts):
     assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet/linear") == 0
     options = {"suite": "paper", "data_root": ".", "partial": True, "device": "cpu"}
-    results = evaluate("random", "imagenet-a/linear", settings={"epochs": 2}, **options)
+    results = evaluate("random", "imagenet-a/linear", settings={"epochs": 2, "size": 32}, **options)
     status = results.frame.groupby("task").status.first().to_dict()
     assert status == {"imagenet/linear": "cached", "imagenet-a/linear": "done"}
 

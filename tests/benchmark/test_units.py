@@ -27,6 +27,7 @@ from cliptex_common.settings import parse_pairs
 from reports.tracking import Tracker
 from tests.benchmark.run_command import read_json, runs_of
 from tests.forks import Fork, command
+from tests.kit.waiting import is_soon
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("camvid", "imagefolder")]
 
@@ -54,11 +55,11 @@ def running() -> list:
 
 
 def wait_until(holds: Callable[[], object], forks: list[Fork]) -> None:
-    deadline = time.monotonic() + 600
-    while not holds():
-        assert time.monotonic() < deadline, forks[0].text()
-        assert all(fork.process.is_alive() for fork in forks), forks[0].text()
-        time.sleep(0.1)
+    def ended() -> bool:
+        return not all(fork.process.is_alive() for fork in forks)
+
+    over = is_soon(lambda: holds() or ended(), every=0.1)
+    assert over and not ended(), forks[0].text()
 
 
 @pytest.mark.parametrize("end", ["finishes", pytest.param("is killed", marks=pytest.mark.slow)])

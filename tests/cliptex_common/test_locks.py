@@ -15,6 +15,7 @@ import pytest
 
 from cliptex_common.errors import UserError
 from cliptex_common.files import locked
+from tests.kit.waiting import is_soon
 
 pytestmark = pytest.mark.integration
 
@@ -51,14 +52,13 @@ def work(tmp_path):
 
 def lines(tmp_path: Path, count: int) -> list[str]:
     """The journal, once it has ``count`` lines."""
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        journal = tmp_path / "journal"
-        entries = journal.read_text().splitlines() if journal.exists() else []
-        if len(entries) >= count:
-            return entries
-        time.sleep(0.02)
-    raise AssertionError(f"only {entries}")
+    journal = tmp_path / "journal"
+
+    def entries() -> list[str]:
+        return journal.read_text().splitlines() if journal.exists() else []
+
+    assert is_soon(lambda: len(entries()) >= count), f"only {entries()}"
+    return entries()
 
 
 def test_three_processes_go_one_after_the_other_through_one_file(tmp_path, work):

@@ -20,16 +20,14 @@ REGISTER = "from tests.cliptex_common.test_plugins import ENTRIES\nENTRIES.regis
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a file of this source; what it registers is gone after the test."""
+    """Writes a file of this source; conftest removes what it registers."""
 
     def write(source, name="mine.py"):
         path = tmp_path / name
         path.write_text(source)
         return path
 
-    yield write
-    for plugin in list(registry.LOADED.values()):
-        plugin.remove()
+    return write
 
 
 @pytest.mark.parametrize(

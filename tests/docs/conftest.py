@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmark.commands.new import NAMES, template
-from cliptex_common import registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,20 +19,15 @@ def store(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, store) -> Path:
+def folder(workdir, monkeypatch, store) -> Path:
     """An empty folder to be in, with that store and a home of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    return tmp_path
+    return workdir
 
 
 @pytest.fixture
 def plugin_files(tmp_path):
-    """The plugins that the pages name; what they register is gone after the test."""
+    """The plugins that the pages name."""
     for kind, name in NAMES.items():
         (tmp_path / f"{name}.py").write_text(template(kind, name))
     shutil.copytree(ROOT / "docs/examples", tmp_path, dirs_exist_ok=True)
-    yield
-    for plugin in list(registry.LOADED.values()):
-        plugin.remove()

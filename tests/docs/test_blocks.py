@@ -57,7 +57,7 @@ from probes.registry import DATASETS
 from reports.pages import FORMATS
 from reports.records import Cell
 from tests.docs.blocks import FOR_OTHER_SUITES, ROOT, Block, blocks, commands
-from tests.docs.test_examples import Patches
+from tests.kit.networks import Patches
 from tests.probes import tiny_coco
 from tests.probes.datasets import make, make_shifts
 from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
@@ -325,7 +325,6 @@ def test_files_that_are_shown_are_modules(block: Block):
         import_module(".".join(inside))
         return
     registry.load(block.file, registers="register" in block.text)
-    registry.LOADED[block.file].remove()
 
 
 def test_python_blocks_run(folder, store, plugin_files):

@@ -11,8 +11,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from torch import nn
 
 from benchmark import evaluate
 from benchmark.mini.world import SIZES, WorldConfig
@@ -33,18 +31,6 @@ TINY = WorldConfig(
     retrieval_train=1,
     retrieval=1,
 )
-
-
-class Patches(nn.Module):
-    """One map at stride 16."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 8, 16, 16)
-
-    def forward(self, images):
-        return self.conv(images).relu()
 
 
 def test_a_backbone_a_dataset_and_a_probe_of_files(plugin_files, folder):

@@ -21,8 +21,7 @@ STEPS = 3
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", DENSE)
-def test_batches_crops_and_flips_reach_the_backbone(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+def test_batches_crops_and_flips_reach_the_backbone(name, tmp_path, own_home, monkeypatch):
     preset = PRESETS[name]
     probe, batch = PROBES[preset.probe], preset.settings["batch_size"]
     data = write_data(probe, tmp_path / "data")

@@ -13,8 +13,7 @@ from tests.reports.synthetic import write_run
 pytestmark = pytest.mark.cluster
 
 
-def test_a_server_takes_runs_and_gives_a_report(mlflow_server, tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+def test_a_server_takes_runs_and_gives_a_report(mlflow_server, tmp_path, own_home, monkeypatch):
     paths = []
     send = requests.Session.send
     monkeypatch.setattr(

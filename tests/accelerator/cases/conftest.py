@@ -28,6 +28,11 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
+def home(own_home) -> None:
+    """Features that one device has encoded are not found by another."""
+
+
+@pytest.fixture(autouse=True)
 def exact_and_deterministic(device, monkeypatch) -> Iterator[None]:
     """A real card computes without TF32, and sums in one order where it can."""
     if device.type == DEVICE.type:

@@ -13,12 +13,12 @@ from benchmark.executor import choose_device
 from benchmark.parser import main
 from cliptex_common.device import device_name
 from tests.accelerator.cases.devices import is_pretended
-from tests.benchmark.test_api import IMAGES, Patches
+from tests.benchmark.test_api import IMAGES
+from tests.kit.networks import Patches
 from tests.probes.datasets.make import make_imagefolder
 
 
 def test_doctor_reports_the_accelerator(tmp_path, device, monkeypatch, capsys):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     main(["doctor", "--json"])
     findings = {each["name"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
@@ -27,8 +27,7 @@ def test_doctor_reports_the_accelerator(tmp_path, device, monkeypatch, capsys):
     assert "GB free" in finding["value"] or not is_pretended(device)
 
 
-def test_features_are_shown_of_the_device(tmp_path, device, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+def test_features_are_shown_of_the_device(tmp_path, device):
     images = make_imagefolder(tmp_path / "imagefolder", n_train=2, n_val=2)
     options = ["--images", str(images), "--out", str(tmp_path)]
     assert main(["show", "--backbone", "random/timm/test_vit", *options]) == 0
@@ -38,7 +37,6 @@ def test_features_are_shown_of_the_device(tmp_path, device, monkeypatch):
 @pytest.mark.slow
 def test_a_run_on_the_device_of_the_machine_which_emulates_bf16(tmp_path, device, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("benchmark.cell.prefers_bf16", lambda device: False)
     make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
     store = f"sqlite:///{tmp_path}/mlflow.db"

@@ -31,7 +31,6 @@ def train(device, probe=None) -> dict[str, torch.Tensor]:
 def test_a_training_is_the_same_with_it(device, tmp_path, monkeypatch):
     make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=12)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     probe = InLoop(
         **KNN,
         every=3,

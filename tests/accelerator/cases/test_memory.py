@@ -29,12 +29,6 @@ DENSE = {"size": 64, "max_iters": 2, "batch_size": 4}
 CACHED = {**DENSE, "fixed_crops": 2, "cache": "fp16"}
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """Features of one case are not cached for the next."""
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Kind of a probe → its dataset."""

@@ -34,12 +34,6 @@ from tests.recorder import Recorder
 EXACT = 1e-4
 
 
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    """Features that a CPU has encoded are not found by the accelerator."""
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-
-
 @pytest.fixture
 def in_fp32(monkeypatch):
     """Heads compute in fp32, as on a CPU."""

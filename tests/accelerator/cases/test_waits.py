@@ -26,8 +26,7 @@ ALWAYS = (
 
 
 @pytest.mark.parametrize("name", slow_except(BOUNDS, ALWAYS))
-def test_a_step_waits_at_most(name, tmp_path, pretended, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+def test_a_step_waits_at_most(name, tmp_path, pretended):
     bound = BOUNDS[name]
     cost = step_cost(bound.loop, tmp_path, pretended, bound.short, bound.long)
     assert cost.waits <= bound.waits, cost.report

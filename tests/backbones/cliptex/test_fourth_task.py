@@ -10,7 +10,6 @@ import pytest
 from backbones.cliptex import tasks
 from backbones.cliptex.recipes import find_recipe, subsets
 from benchmark.commands.new import template
-from cliptex_common import registry
 from cliptex_common.errors import UserError
 from cliptex_common.registry import load_plugins
 from sweeps.space import SearchOptions, make_space
@@ -22,13 +21,10 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def loaded(tmp_path):
-    """The plugins; they are gone after the test."""
+    """The plugins."""
     path = tmp_path / "edges.py"
     path.write_text(template("task", "edges"))
     load_plugins([path, ROOT / "docs/examples/edge_unet.py"])
-    yield
-    for plugin in list(registry.LOADED.values()):
-        plugin.remove()
 
 
 def test_it_is_listed_and_has_a_lambda():

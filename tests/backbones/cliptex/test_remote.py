@@ -15,8 +15,7 @@ pytest.importorskip("aiohttp", reason="no aiohttp: pip install -e '.[remote]'")
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+def folder(tmp_path, own_home):
     return toy.write_pairs(tmp_path / "bucket" / "cc", 20, 3)
 
 

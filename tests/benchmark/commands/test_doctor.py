@@ -28,9 +28,8 @@ from tests.reports.synthetic import write_run
 
 
 @pytest.fixture
-def diagnose(tmp_path, monkeypatch, capsys):
+def diagnose(tmp_path, own_home, monkeypatch, capsys):
     """Run it in a folder of its own; returns the exit code and the findings by name."""
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
     def run(*words: str) -> tuple[int, dict[str, dict[str, str]]]:

@@ -22,12 +22,10 @@ def test_a_file_registers_the_name_and_is_short(kind, workdir, capsys):
     assert text.count("\n") < 60 and NAMES[kind] not in text
     if kind == "backbone":  # used by the name of its class
         assert backbones.create("one-of-mine.py:OneOfMine").depth == 4
-        plugins.LOADED[Path("one-of-mine.py").resolve()].remove()
         return
     load_plugins(["one-of-mine.py"])
     (plugin,) = plugins.LOADED.values()
     (registry, _), *_ = plugin.entries  # a head has a probe for each kind of dataset, too
-    plugin.remove()
     assert registry.kind == kind.replace("-", " ")
     assert all("one-of-mine" in name for _, name in plugin.entries)
 

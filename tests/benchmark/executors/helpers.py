@@ -1,9 +1,6 @@
-"""A bar, processes and time spans that the tests of executors look at."""
+"""A bar and time spans that the tests of executors look at."""
 
 from __future__ import annotations
-
-import time
-from pathlib import Path
 
 from benchmark.progress import Bar, ProgressLine
 
@@ -43,24 +40,3 @@ def peak_cores(spans) -> int:
     return max(
         sum(cores for cores, start, end in spans if start <= moment < end) for _, moment, _ in spans
     )
-
-
-def have_ended(*markers: Path) -> bool:
-    """Whether the processes whose ids are in these files end soon."""
-    return until_true(lambda: not any(is_running(int(marker.read_text())) for marker in markers))
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def until_true(condition, seconds=300.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True

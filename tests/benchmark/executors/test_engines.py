@@ -27,8 +27,9 @@ from benchmark.unit import WorkerLost
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
 from tests.benchmark.executors import units
-from tests.benchmark.executors.helpers import have_ended, is_running, peak_cores, until_true
+from tests.benchmark.executors.helpers import peak_cores
 from tests.executors import executor_of
+from tests.kit.waiting import have_ended, is_running, is_soon, wait_for
 
 RAY = pytest.param("ray", marks=pytest.mark.cluster)
 
@@ -176,12 +177,12 @@ def test_waiting_units_start_by_priority_then_order(tmp_path):
     with Counting(options, Bar()) as executor:
         log, go = tmp_path / "log", tmp_path / "go"
         first = executor.submit(units.append_name, log, "first", go)
-        units.until(log)
+        wait_for(log)
         queue = [("low", 0, 2), ("high", 5, 2), ("middle", 3, 1), ("last", -1, 1)]
         for name, priority, cpus in queue:
             executor.submit(units.append_name, log, name, cpus=cpus, priority=priority)
         step = executor.step
-        assert until_true(lambda: executor.step > step + 1), "it has looked at the queue"
+        assert is_soon(lambda: executor.step > step + 1), "it has looked at the queue"
         assert log.read_text() == "first\n", "a small unit waits behind a large one"
         go.touch()
         first.result(600)
@@ -214,7 +215,7 @@ def test_processes_are_reused_and_an_idle_one_that_died_is_replaced(output):
         first = executor.submit(units.report_progress, 1).result(600)
         assert executor.submit(units.report_progress, 1).result(600) == first
         os.kill(first, signal.SIGKILL)
-        assert until_true(lambda: not is_running(first))
+        assert is_soon(lambda: not is_running(first))
         assert executor.submit(units.report_progress, 1).result(600) != first
     assert output().count("printed by 1: [bold] :car:\n") == 3
 
@@ -242,7 +243,7 @@ def test_a_submitting_process_that_ends_leaves_no_worker(name, number, to_group,
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         for marker in markers:
-            units.until(marker)
+            wait_for(marker)
         if to_group:
             os.killpg(process.pid, number)
         if number != signal.SIGINT:  # twice, as some batch systems do

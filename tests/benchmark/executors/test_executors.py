@@ -20,8 +20,9 @@ from benchmark.unit import WorkerLost
 from cliptex_common import registry
 from cliptex_common.errors import UserError, user_error_message
 from tests.benchmark.executors import units
-from tests.benchmark.executors.helpers import RecordingBar, have_ended, peak_cores, until_true
+from tests.benchmark.executors.helpers import RecordingBar, peak_cores
 from tests.executors import executor_of
+from tests.kit.waiting import have_ended, is_soon, wait_for
 
 CORES = {"in process": 1, "local": 2, "slurm": 4, "ray": 2, "ray cluster": 5}
 REMOTE = [name for name in CORES if name != "in process"]
@@ -94,12 +95,9 @@ def test_units_have_the_plugins_of_the_command(executor, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(PLUGIN)
     registry.load(path)
-    try:
-        path.unlink()
-        payload, origin = EXECUTORS["mine"].payload, EXECUTORS.origin("mine")
-        result = executor.submit(units.look_up_executor, "mine", payload).result(600)
-    finally:
-        registry.LOADED[path].remove()
+    path.unlink()
+    payload, origin = EXECUTORS["mine"].payload, EXECUTORS.origin("mine")
+    result = executor.submit(units.look_up_executor, "mine", payload).result(600)
     assert result == ("of a plugin", origin, 7) and origin
 
 
@@ -136,7 +134,7 @@ def test_progress_and_output_are_shown_once(executor, request, output):
 @everywhere(REMOTE)
 def test_output_is_shown_line_by_line_while_a_unit_runs(executor, tmp_path, output):
     future = executor.submit(units.print_slowly, tmp_path / "go")
-    assert until_true(lambda: output() == "first\n"), output()
+    assert is_soon(lambda: output() == "first\n"), output()
     assert not future.done(), "half a line was printed with the first"
     (tmp_path / "go").touch()
     future.result(600)
@@ -204,7 +202,7 @@ def test_interrupted_units_save_and_leave_nothing(make, tmp_path):
         futures = [executor.submit(units.wait, marker) for marker in markers]
         futures += [executor.submit(units.wait, tmp_path / f"more{n}") for n in range(4)]
         for marker in markers:
-            units.until(marker)
+            wait_for(marker)
         raise KeyboardInterrupt
     saved = [marker for marker in tmp_path.iterdir() if not marker.suffix]
     assert len(saved) >= 2 and all(marker.with_suffix(".saved").is_file() for marker in saved)
@@ -264,7 +262,7 @@ def test_a_unit_survives_its_node(make, ray_cluster, tmp_path, output):
     with make() as executor:
         assert executor.is_remote
         future = executor.submit(units.wait_once, marker, cpus=2)  # not on the submitting node
-        units.until(marker.with_suffix(".waiting"))
+        wait_for(marker.with_suffix(".waiting"))
         first = marker.read_text().split()[1]
         node = next(node for node in ray_cluster.worker_nodes if node.node_id == first)
         ray_cluster.remove_node(node, allow_graceful=False)
@@ -281,7 +279,7 @@ def test_a_unit_survives_its_node(make, ray_cluster, tmp_path, output):
 def test_a_stopped_job_saves_and_runs_again(executor, signal_option, tmp_path):
     marker = tmp_path / "attempts"
     future = executor.submit(units.wait_once, marker)
-    units.until(marker.with_suffix(".waiting"))
+    wait_for(marker.with_suffix(".waiting"))
     (first,) = (line.split()[0] for line in marker.read_text().splitlines())
     subprocess.run(["scancel", *signal_option, first], check=True)
     attempts = [line.split()[0] for line in future.result(600)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cliptex_common.errors import UserError
 from cliptex_common.files import write_text
+from tests.kit.waiting import is_soon, wait_for
 
 
 def doubled(number, seconds=0.0):
@@ -37,7 +38,7 @@ def print_slowly(marker):
     from benchmark.progress import console
 
     console.print("first\nhalf ", end="")
-    until(marker)
+    wait_for(marker)
     console.print("a line")
 
 
@@ -144,11 +145,8 @@ def visible_gpus(folder=None, count=0):
     start = time.time()
     if folder:
         (Path(folder) / str(os.getpid())).touch()
-        deadline = time.monotonic() + 600
-        while len(list(Path(folder).iterdir())) < count:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"fewer than {count} units run at the same time")
-            time.sleep(0.05)
+        enough = is_soon(lambda: len(list(Path(folder).iterdir())) >= count)
+        assert enough, f"fewer than {count} units run at the same time"
     time.sleep(0.2)
     return os.environ.get("CUDA_VISIBLE_DEVICES"), start, time.time()
 
@@ -175,15 +173,7 @@ def append_name(log, name, marker=None):
     with Path(log).open("a") as file:
         file.write(f"{name}\n")
     if marker:
-        until(marker)
-
-
-def until(marker, seconds=500.0):
-    deadline = time.monotonic() + seconds
-    while not Path(marker).exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no {marker}")
-        time.sleep(0.02)
+        wait_for(marker)
 
 
 def submit_two(executor, folder):

@@ -23,15 +23,14 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch) -> Path:
+def home(tmp_path, own_home, monkeypatch) -> Path:
     """An empty home, and the suite ``toy`` with a tiny world and the smallest of models."""
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     experts = {name: {**toy_experts.SMALL_UNET, "epochs": 0.5} for name in EXPERTS}
     small = {"epochs": 0.4, "batch_size": 16}
     world, clip = WorldConfig(32, 24, 8, 1, 1, 1, 1, 1, 1), {"model": "tiny", **small}
     monkeypatch.setitem(SIZES, "toy", Sizes(world, clip, "random", small, {}, experts))
-    return tmp_path / "home"
+    return own_home
 
 
 def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(home, monkeypatch):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from benchmark.mini.world import SIZES
+from tests.backbones.cliptex.experts import toy_experts
 from tests.benchmark.run_command import (
     read_json,
     run_command,
@@ -22,8 +23,9 @@ SMOKE = "run --suite smoke --task mini-class/zero-shot,mini-retrieval/retrieval 
 
 def test_smoke_makes_everything_once(workdir, capsys, refused, monkeypatch):
     smoke = SIZES["smoke"]
-    world = replace(smoke.world, pairs=96, expert_train=48, expert_val=8, shard_size=48)
-    monkeypatch.setitem(SIZES, "smoke", replace(smoke, world=world))
+    world = replace(smoke.world, pairs=96, expert_train=24, expert_val=8, shard_size=48)
+    experts = {name: {**toy_experts.SMALL_UNET, "epochs": 0.5} for name in smoke.experts}
+    monkeypatch.setitem(SIZES, "smoke", replace(smoke, world=world, experts=experts))
     assert run_command(f"{SMOKE} --json first.json") == 0
     assert "the same weights" not in capsys.readouterr().out, "nothing is trained yet"
     first = read_json("first.json")

@@ -73,10 +73,9 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def copy(tiny, tmp_path, monkeypatch):
+def copy(tiny, own_home):
     """A world of its own for a test to damage."""
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
-    root = tmp_path / "mini" / tiny.name
+    root = own_home / "mini" / tiny.name
     shutil.copytree(tiny, root)
     return root
 
@@ -88,8 +87,7 @@ def contents(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
-def test_same_bytes_whatever_the_workers(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+def test_same_bytes_whatever_the_workers(tiny, own_home, tmp_path, monkeypatch):
     parallel = build_world(TINY, jobs=2)
     assert parallel != tiny
     assert contents(parallel) == contents(tiny)
@@ -102,8 +100,7 @@ def test_same_bytes_whatever_the_workers(tiny, tmp_path, monkeypatch):
     assert steps.total == 0, "a finished world is not rendered again"
 
 
-def test_every_loader_reads_it_unchanged(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+def test_every_loader_reads_it_unchanged(tiny, own_home):
     counts = dict.fromkeys(("mini-seg", "mini-det", "mini-depth", "mini-normal"), (6, 5))
     for name, expected in {**counts, "mini-class": (10, 10), "mini-retrieval": (2, 5)}.items():
         spec = DATASETS[name]
@@ -180,25 +177,22 @@ def test_a_damaged_world_is_detected_and_repaired(tiny, copy, break_world):
 
 
 @pytest.mark.slow
-def test_kill_9_then_the_same_call_ends_with_the_same_world(tiny, tmp_path, monkeypatch):
+def test_kill_9_then_the_same_call_ends_with_the_same_world(tiny, own_home, tmp_path):
     """The builder is killed between chunks; its workers end too; the second call renders only the
     rest."""
-    root = tmp_path / "mini" / tiny.name
-    environment = {"CLIPTEX_HOME": str(tmp_path)}
-    builder = Fork(build_world, TINY, 2, output=tmp_path / "output", environment=environment)
+    root = own_home / "mini" / tiny.name
+    builder = Fork(build_world, TINY, 2, output=tmp_path / "output")
     builder.wait_for(root / ".chunks", "*.json")
     builder.signal(signal.SIGKILL)
     assert builder.end() == -signal.SIGKILL, "its workers end, too"
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
     steps = CountingBar()
     assert build_world(TINY, progress=steps) == root
     assert steps.done < 55
     assert contents(root) == contents(tiny)
 
 
-def test_two_builders_at_once_make_one_world(tiny, tmp_path, monkeypatch):
+def test_two_builders_at_once_make_one_world(tiny, own_home, monkeypatch):
     """In one event loop, where a lock that blocks would stop the one that has it."""
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
     submitted = []
 
     async def both(executor):

@@ -14,9 +14,9 @@ import requests
 from reports.records import PARENT, Record, read_record
 from reports.sharing import NOT_IDENTITY, shared_id, write_archive
 from reports.tracking import Tracker
-from tests.benchmark.executors.helpers import until_true
 from tests.benchmark.run_command import run_command
 from tests.forks import Fork, command
+from tests.kit.waiting import is_soon
 from tests.reports import synthetic
 from tests.servers import free_port
 
@@ -100,7 +100,7 @@ def test_the_ui_answers_with_the_results(workdir):
         except requests.ConnectionError:
             return False
 
-    assert until_true(answers), fork.text()
+    assert is_soon(answers), fork.text()
     experiment = {"experiment_name": "paper"}
     reply = requests.get(f"{api}/experiments/get-by-name", experiment).json()["experiment"]
     assert f"open http://127.0.0.1:{port}/#/experiments/{reply['experiment_id']}" in fork.text()

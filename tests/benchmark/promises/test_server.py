@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from reports.store import open_mlflow
-from tests.benchmark.executors.helpers import until_true
 from tests.benchmark.run_command import read_json, run_command, runs_of
 from tests.forks import Fork, command
+from tests.kit.waiting import is_soon
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("camvid", "imagefolder")]
 
@@ -43,10 +43,10 @@ def test_two_commands_at_once_write_each_number_once(workdir, mlflow_server, mon
             words = f"{RUN} --task {','.join(TASKS[name])} --json {name}.json"
             forks.append(Fork(command, *words.split(), output=workdir / name))
             if name == "one":
-                assert until_true(lambda: running("task")), forks[0].text()
+                assert is_soon(lambda: running("task")), forks[0].text()
                 forks[0].signal(signal.SIGSTOP)  # in the middle, until the other has begun
                 own = running("run.key")
-        assert until_true(lambda: running("run.key") > own), forks[1].text()
+        assert is_soon(lambda: running("run.key") > own), forks[1].text()
     finally:
         forks[0].signal(signal.SIGCONT)
     assert [fork.end() for fork in forks] == [0, 0], "\n".join(fork.text() for fork in forks)

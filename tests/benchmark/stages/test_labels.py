@@ -95,16 +95,14 @@ def test_labelling_killed_and_started_again(here, tmp_path, capsys):
     assert run.metrics["cost/label_seconds"] > run.metrics["cost/label_seconds/unet-depth"] > 0
 
 
-def test_dry_run_says_what_is_done_and_creates_nothing(here, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+def test_dry_run_says_what_is_done_and_creates_nothing(here, workdir, capsys):
     for name in ("pairs", "experts"):
         Path(name).symlink_to(here / name)
 
     def dry_run() -> list[str]:
-        before = listing(tmp_path)
+        before = listing(workdir)
         assert run_command(label_command("labels", "whole"), "--dry-run") == 0
-        assert listing(tmp_path) == before
+        assert listing(workdir) == before
         return capsys.readouterr().out.splitlines()
 
     line, jobs = dry_run()

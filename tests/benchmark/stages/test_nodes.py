@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from reports.store import open_mlflow
 from tests.backbones.cliptex import toy
 from tests.benchmark.run_command import assert_same_weights, run_command, runs_of
 from tests.cluster import slurm, slurm_config
+from tests.kit.waiting import is_soon
 from tests.servers import mlflow_server
 
 pytestmark = pytest.mark.cluster
@@ -91,11 +91,9 @@ def test_two_nodes_train_what_one_process_does(client):
 
 def test_a_job_that_is_to_stop_saves_and_is_queued_again(client):
     with training("cut") as process:
-        end = time.monotonic() + 600
-        while not list(Path("cut.safetensors.resume").glob("state-*.pt")):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < end, "no state was saved"
-            time.sleep(0.05)
+        saved = Path("cut.safetensors.resume").glob
+        assert is_soon(lambda: list(saved("state-*.pt")) or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[0]
         (job,) = subprocess.run(
             ["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True
         ).stdout.split()

@@ -30,7 +30,6 @@ def folder(workdir, monkeypatch) -> Path:
     """The files, in another place than where they were written."""
     with zipfile.ZipFile(Path(__file__).with_name("files.zip")) as files:
         files.extractall(workdir)
-    monkeypatch.setenv("CLIPTEX_HOME", str(workdir / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workdir}/mlflow.db")
     return workdir
 
