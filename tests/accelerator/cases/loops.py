@@ -201,9 +201,9 @@ def checked_at_the_end() -> Iterator[None]:
     """Let heads look at their losses, and save their state, after their last step only."""
     check_and_save = HeadTrainer.check_and_save
 
-    def at_the_end(trainer: HeadTrainer) -> None:
+    def at_the_end(trainer: HeadTrainer, saves: bool) -> None:
         if not trainer.trains:
-            check_and_save(trainer)
+            check_and_save(trainer, saves)
 
     with mock.patch.object(HeadTrainer, "check_and_save", at_the_end):
         yield
