@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-dev run tables test test-all lint docs notebook bench faults format wheel-test clean
+.PHONY: help install install-dev run tables test test-all lint docs notebook bench faults planted format wheel-test clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -66,6 +66,9 @@ notebook: .venv/installed-docs ## run docs/guide/python.ipynb again, in a tempor
 
 bench: install-dev ## measure, and write docs/benchmarks.md and .json; SOURCES=CHECKOUTS for all rows
 	$(BIN)/python -m tests.performance $(if $(SOURCES),--sources $(SOURCES))
+
+planted: install-dev         ## plant faults in a copy, which tests must catch (half an hour)
+	$(BIN)/python -m tests.planted
 
 faults: install-dev ## kill commands, fill disks, damage stores (an hour); FAULTS="store --points 100 --seed 1"
 	$(BIN)/python -m tests.faults $(FAULTS)
