@@ -11,20 +11,23 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import resource_tracker
-from types import ModuleType
-from typing import Any
 
 from benchmark.executor import ExecutionOptions, Executor
 from benchmark.progress import Bar
 from benchmark.unit import Outcome, Unit, environment_variables, execute
 from cliptex_common.errors import UserError
-from cliptex_common.process import accelerator_ids, cores, restrict_accelerators
+from cliptex_common.process import (
+    accelerator_ids,
+    cores,
+    end_with_parent,
+    restrict_accelerators,
+    without_script,
+)
 
 
 class LocalExecutor(Executor):
@@ -111,14 +114,11 @@ class _Worker:
         # The server gets this process's ``sys.path``: Python's own choice begins with the working
         # folder, where a user may have a ``common.py``.
         paths = os.pathsep.join(filter(None, sys.path))
-        # Python lets a worker import the script that starts it, which would start workers, too,
-        # unless it has a main guard. Units need nothing of it.
-        script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        variables = {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
         try:
-            with environment_variables({"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}):
+            with without_script(), environment_variables(variables):
                 self._pid = self.pool.submit(os.getpid)
         finally:
-            sys.modules["__main__"] = script
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     @property
@@ -145,12 +145,7 @@ def _initialize(environment: Mapping[str, str]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # the parent gets these, and stops its workers
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGHUP])
-
-    def end_with(parent: Any) -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    end_with_parent()
 
 
 def _select_gpus(options: ExecutionOptions) -> tuple[str, list[str]]:

@@ -6,10 +6,12 @@ torch's compiler is imported where something is compiled.
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -71,6 +73,28 @@ def toolkit_versions() -> dict[str, str | None]:
     """Version of CUDA that torch was built with; None without it, or where torch is not loaded."""
     torch = sys.modules.get("torch")
     return {"cuda": torch.version.cuda if torch else None}
+
+
+@contextmanager
+def without_script() -> Iterator[None]:
+    """Processes that are spawned in the block do not import the script that this one runs, which
+    would start them, too, unless it has a main guard. They need nothing of it."""
+    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
+def end_with_parent() -> None:
+    """End this process at once when the one that started it ends, also by kill -9."""
+
+    def wait(parent: Any) -> None:
+        parent.join()
+        os._exit(1)
+
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=wait, args=(parent,), daemon=True).start()
 
 
 # parameters of glibc's mallopt(3)

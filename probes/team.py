@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import pickle
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +20,6 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +36,7 @@ from cliptex_common.device import (
     set_device,
 )
 from cliptex_common.files import derive_seed
+from cliptex_common.process import end_with_parent, without_script
 from cliptex_common.progress import Silent
 from probes.base import Context, Cost
 
@@ -156,7 +154,7 @@ class _Shared:
 
     total: Tensor
     parts: list[Tensor]  # of each process
-    given: Tensor  # (processes, parameters), whether there is a gradient
+    has_gradient: Tensor  # (processes, parameters) bool
     barrier: Any
     errors: Any
 
@@ -199,18 +197,18 @@ class Team:
                 self._give(parameters, values, start == 0)
             self._wait()
             numbers = shared.total.numel()
-            each = math.ceil(numbers / self.size)
-            mine = slice(self.rank * each, min((self.rank + 1) * each, numbers))
+            length = math.ceil(numbers / self.size)
+            chunk = slice(self.rank * length, min((self.rank + 1) * length, numbers))
             for rank in range(min(self.size, count - start)):
                 if start == rank == 0:
-                    shared.total[mine].copy_(shared.parts[rank][mine])
+                    shared.total[chunk].copy_(shared.parts[rank][chunk])
                 else:
-                    shared.total[mine] += shared.parts[rank][mine]
+                    shared.total[chunk] += shared.parts[rank][chunk]
             self._wait()
         position = 0
         for index, parameter in enumerate(parameters):
             end = position + parameter.numel()
-            if shared.given[:, index].any():
+            if shared.has_gradient[:, index].any():
                 total = shared.total[position:end].view_as(parameter)
                 parameter.grad = total.to(device, copy=True)
             position = end
@@ -224,18 +222,20 @@ class Team:
         self, parameters: Sequence[nn.Parameter], values: Mapping[str, Tensor], is_first: bool
     ) -> None:
         """Put gradients (which go from the parameters) and values where all can read them."""
-        own, given, position = self._shared.parts[self.rank], self._shared.given[self.rank], 0
+        sent, has_gradient = self._shared.parts[self.rank], self._shared.has_gradient[self.rank]
+        position = 0
         for index, parameter in enumerate(parameters):
             end, gradient = position + parameter.numel(), parameter.grad
             if gradient is None:
-                own[position:end] = 0
+                sent[position:end] = 0
             else:
-                own[position:end].view_as(parameter).copy_(gradient)
-            given[index] = (gradient is not None) or (not is_first and bool(given[index]))
+                sent[position:end].view_as(parameter).copy_(gradient)
+            had_one = not is_first and bool(has_gradient[index])
+            has_gradient[index] = gradient is not None or had_one
             parameter.grad, position = None, end
         for value in values.values():
             end = position + value.numel()
-            own[position:end].view_as(value).copy_(value)
+            sent[position:end].view_as(value).copy_(value)
             position = end
 
     def _wait(self) -> None:
@@ -327,7 +327,7 @@ def team_of(
         processes.SimpleQueue(),
     )
     content = plugins.plugin_sources(), pickle.dumps((follow, args))
-    others: list[Any] = []
+    assistants: list[Any] = []
     try:
         with _starting():
             for rank in range(1, size):
@@ -335,9 +335,11 @@ def team_of(
                 args = team, devices[rank], torch.get_num_threads(), *content
                 process = processes.Process(target=_assist, args=args, name=f"training {rank}")
                 process.start()
-                others.append(process)
+                assistants.append(process)
         over = threading.Event()
-        watch = threading.Thread(target=_watch, args=(others, shared.barrier, over), daemon=True)
+        watch = threading.Thread(
+            target=_watch, args=(assistants, shared.barrier, over), daemon=True
+        )
         watch.start()
         started = processor_seconds(context.device)
         try:
@@ -345,31 +347,30 @@ def team_of(
         finally:
             over.set()
     finally:
-        for process in others:  # they have nothing to save
+        for process in assistants:  # they have nothing to save
             process.kill()
             process.join()
     elapsed = processor_seconds(context.device) - started
-    context.cost.processor_seconds += (size - 1) * elapsed  # of the others
+    context.cost.processor_seconds += (size - 1) * elapsed  # of the assistants
     context.cost.notes.append(f"the parts of a batch were computed on {size} devices at once")
 
 
-def _watch(others: Sequence[Any], barrier: Any, over: threading.Event) -> None:
+def _watch(assistants: Sequence[Any], barrier: Any, over: threading.Event) -> None:
     """Let nobody wait for a process that was killed."""
-    wait([process.sentinel for process in others])
+    wait([process.sentinel for process in assistants])
     if not over.is_set():
         barrier.abort()
 
 
 @contextmanager
 def _starting() -> Iterator[None]:
-    """Processes that start in the block do not import the user's script (see ``benchmark.local``),
-    and block signals: the first process gets these, too, and ends the others."""
+    """Processes that start in the block block signals: the first process gets these, too, and ends
+    the rest. They do not import the user's script."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     try:
-        yield
+        with without_script():
+            yield
     finally:
-        sys.modules["__main__"] = script
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
@@ -381,8 +382,7 @@ def _assist(
     content: bytes,
 ) -> None:
     """Another process than the first."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent()
     multiprocessing.set_start_method("fork", force=True)  # of loading processes
     torch.set_num_threads(threads)
     try:
@@ -393,10 +393,8 @@ def _assist(
             plugins.load(path, source, registers=False)
         follow, args = pickle.loads(content)
         follow(team, device, *args)
+        # The first process ends it: ``_watch`` would take one that ended by itself for one that was
+        # killed, while others perhaps wait for each other still.
+        threading.Event().wait()
     except Exception as error:
         team.fail(error)
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
