@@ -25,6 +25,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from backbones.backbone import Backbone, state_sha256
+from cliptex_common.device import isolated_rng
 from cliptex_common.errors import UserError
 
 Read = Callable[[Backbone, Tensor], Sequence[Tensor]]  # of images (N, 3, H, W), what a task reads
@@ -48,6 +49,7 @@ class Tuning:
     Attributes:
         backbone: the copy, on the device of the original.
         trained: name → parameter that trains, by its name in ``backbone.model``.
+        size: as given.
 
     Raises:
         UserError: there are fewer blocks, or no matrix to adapt.
@@ -69,7 +71,7 @@ class Tuning:
             self.backbone: Backbone = copy.deepcopy(self.original)
         self.backbone.forget_copies()
         self.model = model = self.backbone.model
-        self._read, self._size = read, size
+        self._read, self.size = read, size
         self.used = self._used()
         if self.tier == "lora":
             self.trained = self._add_low_rank(int(number))
@@ -106,7 +108,7 @@ class Tuning:
         device = next(iter(named.values())).device
         with torch.inference_mode(False), torch.enable_grad():
             self.model.requires_grad_(True)
-            outputs = self._read(self.backbone, torch.zeros(1, 3, *self._size, device=device))
+            outputs = self._read(self.backbone, torch.zeros(1, 3, *self.size, device=device))
             gradients = torch.autograd.grad(
                 total_of(outputs), list(named.values()), allow_unused=True
             )
@@ -170,7 +172,7 @@ class Tuning:
     @cached_property
     def cut(self) -> Cut:
         """Where what trains begins."""
-        return Cut(self, self._read, self._size)
+        return Cut(self, self._read, self.size)
 
     def train(self, mode: bool) -> None:
         """Switch drop path on or off."""
@@ -223,11 +225,10 @@ class Cut:
 
     Args:
         tuning: of the tier ``blocks``.
-        read, size: as of ``Tuning``; images of this size alone are recorded.
+        read, size: as of ``Tuning``.
 
     Attributes:
         names: of the modules whose outputs are recorded.
-        outputs: module → its output of two black images, of all that are not computed.
 
     Raises:
         UserError: the rest of the network reads images in another way, too.
@@ -236,8 +237,8 @@ class Cut:
     def __init__(self, tuning: Tuning, read: Read, size: tuple[int, int]) -> None:
         backbone, trained = tuning.backbone, [*tuning.trained.values()]
         self._handle: Callable[[str, Callable[[], Any]], Any] = _compute
-        self._read, self.size = partial(read, backbone), size
-        images = torch.zeros(2, 3, *size, device=trained[0].device)
+        self._read, self._device = partial(read, backbone), trained[0].device
+        images = torch.zeros(2, 3, *size, device=self._device)
         ids = set(map(id, trained))
         for path, module in tuning.model.named_modules():
             if path and ids.isdisjoint(map(id, module.parameters())):
@@ -250,15 +251,14 @@ class Cut:
                 parameter.requires_grad_(True)
             for path in self._tracked(images):
                 frozen.pop(path, None)
-            self.outputs = {
-                path: output.detach()
-                for path, output in frozen.items()
-                if not any(path.startswith(f"{outer}.") for outer in frozen)
+            self._replaced = {
+                path for path in frozen if not any(path.startswith(f"{outer}.") for outer in frozen)
             }
+            self._examples: dict[tuple[int, ...], dict[str, Tensor]] = {}
             leaves: dict[str, Tensor] = {}
 
             def detached(path: str, compute: Callable[[], Any]) -> Any:
-                if path not in self.outputs:
+                if path not in self._replaced:
                     return compute()
                 leaves[path] = compute().detach().requires_grad_()
                 return leaves[path].clone()  # which may be changed in place
@@ -277,11 +277,25 @@ class Cut:
     def __deepcopy__(self, memo: Any) -> Cut:
         return self  # of copies of the network for other sizes, too
 
-    def black(self, recorded: Sequence[Tensor]) -> Tensor:
-        """Images (N, 3, H, W) in place of those that were recorded."""
-        return torch.zeros(1, 3, *self.size, device=recorded[0].device).expand(
-            len(recorded[0]), -1, -1, -1
-        )
+    def examples(self, size: Sequence[int]) -> dict[str, Tensor]:
+        """Each module that is not computed → its output of two images of ``size``, without values.
+        The first call for a size computes it, which changes no random number."""
+        size = tuple(size)
+        if size not in self._examples:
+            outputs: dict[str, Tensor] = {}
+
+            def observe(path: str, compute: Callable[[], Any]) -> Any:
+                output = compute()
+                if path in self._replaced:
+                    outputs[path] = torch.empty_like(output, device="meta")
+                return output
+
+            # weights that are cast here have no gradient, and must not be used where one is asked
+            exact = torch.autocast(self._device.type, enabled=False, cache_enabled=False)
+            with torch.no_grad(), isolated_rng(), exact:
+                self._pass(observe, torch.zeros(2, 3, *size, device=self._device))
+            self._examples[size] = outputs
+        return self._examples[size]
 
     def record(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) → the outputs of ``names``, each (N, …)."""
@@ -300,22 +314,25 @@ class Cut:
         return [outputs[path] for path in self.names]
 
     @contextmanager
-    def replaying(self, recorded: Sequence[Tensor]) -> Iterator[None]:
-        """Within the block ``recorded``, in any precision, take the place of what images give."""
+    def replaying(self, recorded: Sequence[Tensor], size: Sequence[int]) -> Iterator[Tensor]:
+        """Within the block ``recorded``, in any precision, take the place of what images of
+        ``size`` (height, width) give. Yields black images (N, 3, H, W) in place of those."""
         outputs = dict(zip(self.names, recorded, strict=True))
+        examples = self.examples(size)
 
         def give(path: str, compute: Callable[[], Any]) -> Any:
-            if path not in self.outputs:
+            if path not in examples:
                 return compute()
-            example = self.outputs[path]
+            example = examples[path]
             if path in outputs:
                 return outputs[path].to(example.dtype, memory_format=_format_of(example))
             shape = len(recorded[0]), *example.shape[1:]
             return recorded[0].new_empty(shape, dtype=example.dtype)
 
+        black = torch.zeros(1, 3, *size, device=recorded[0].device)
         self._handle = give
         try:
-            yield
+            yield black.expand(len(recorded[0]), -1, -1, -1)
         finally:
             self._handle = _compute
 

@@ -253,14 +253,17 @@ def detection_config(probe: Any, context: Context) -> Config:
     frozen = model.backbone.backbone
     frozen.update(context.backbone_config)
     frozen_backbone.tune_config(config, frozen, settings, None)
-    cache = "none" if settings.is_tuned else settings.cache
+    cache = settings.cache if settings.has_frozen_part else "none"
     encoder = encoder_config(
         frozen.to_dict(),
         {**model.data_preprocessor, "type": "DetDataPreprocessor"},
         cache,
         context.device.type,
     )
-    if cache in ROUNDED:
+    encoders: dict[str, Part | None] = {"train": encoder, "val": encoder}
+    if encoder and settings.is_tuned:
+        encoders = {"train": frozen_backbone.cut_encoder(encoder), "val": None}
+    elif cache in ROUNDED:
         frozen.rounded = cache
     train, val = config.train_dataloader, config.val_dataloader
     is_grouped = getattr(settings, "aspect_ratio_groups", False)
@@ -268,7 +271,7 @@ def detection_config(probe: Any, context: Context) -> Config:
     val.update(batch_options(val.batch_size, context.device))
     train.dataset.update(coco_set(data, "train"))
     val.dataset.update(coco_set(data, "val"))
-    for loader in (train, val):
+    for loader, encoder in zip((train, val), encoders.values(), strict=True):
         loader.update(loader_config(encoder))
         loader.dataset.encoder = encoder
         complete_pipeline(loader.dataset.pipeline, settings, mean)

@@ -249,8 +249,8 @@ class TunedBackbone(FrozenBackbone):
         with ExitStack() as stack:
             stack.enter_context(self.tuning.computing())
             if not isinstance(images, Tensor):
-                stack.enter_context(self.cut.replaying(images))
-                images = self.cut.black(images)
+                *recorded, empty = images
+                images = stack.enter_context(self.cut.replaying(recorded, empty.shape[-2:]))
             return self.maps(images)
 
     def train(self, mode: bool = True) -> TunedBackbone:
@@ -271,23 +271,24 @@ class TunedBackbone(FrozenBackbone):
 @MODELS.register_module()
 class FrozenPart(TunedBackbone):
     """What a ``TunedBackbone`` of ``blocks:N`` computes before its first weight that trains, as
-    features to be stored; see ``Cut``.
+    features to be stored; see ``Cut``. The last of them is empty: its shape tells the images' size.
 
     Attributes:
-        levels: as if each output were a map of the same number of values.
+        levels: as if each output were a map of about the same number of values.
     """
 
     def __init__(self, **tuned: Any) -> None:
         super().__init__(**tuned)
-        stride = self.backbone.divisor
-        outputs = [self.cut.outputs[path][0] for path in self.cut.names]
-        cells = math.prod(side // stride for side in self.cut.size)
-        self.levels = [(math.ceil(output.numel() / cells), stride) for output in outputs]
+        stride, size = self.backbone.divisor, self.tuning.size
+        outputs = [self.cut.examples(size)[path][0] for path in self.cut.names]
+        cells = math.prod(side // stride for side in size)
+        levels = [(math.ceil(output.numel() / cells), stride) for output in outputs]
+        self.levels = [*levels, (0, stride)]
 
     @torch.no_grad()
     def forward(self, images: Any) -> Maps:
-        """(N, 3, H, W), of the size of training images → float32 outputs (N, …)."""
-        return tuple(output.float() for output in self.cut.record(images))
+        """(N, 3, H, W) → float32 outputs (N, …), then one (N, 0, H, W)."""
+        return *(output.float() for output in self.cut.record(images)), images[:, :0]
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

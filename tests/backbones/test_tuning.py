@@ -249,14 +249,15 @@ def test_what_is_recorded_before_the_cut_takes_the_place_of_images(kind, small_c
     backbone = own.get(kind) or backbones.create(f"random/timm/{kind}", seed=0)
     size = (2 * backbone.divisor, 3 * backbone.divisor)
     tuning = tuned(backbone, "blocks:1", size=size)
-    images = torch.randn(3, 3, *size)
-    with torch.no_grad():
-        expected = tuning.backbone(images)
-        recorded = tuning.cut.record(images)
-        for others in (tuning.cut.black(recorded), torch.randn_like(images)):
-            with tuning.cut.replaying(recorded):
-                replayed = tuning.backbone(others)
-            assert all(map(torch.equal, replayed, expected)), "images are not read"
+    for shape in (size, size[::-1]):
+        images = torch.randn(3, 3, *shape)
+        with torch.no_grad():
+            expected = tuning.backbone(images)
+            recorded = tuning.cut.record(images)
+            with tuning.cut.replaying(recorded, shape) as black:
+                for others in (black, torch.randn_like(images)):
+                    replayed = tuning.backbone(others)
+                    assert all(map(torch.equal, replayed, expected)), "images are not read"
 
 
 def test_a_network_that_reads_images_by_itself_has_no_cut():

@@ -12,6 +12,7 @@ import torch
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import probes.detection.probe  # noqa: F401  registers
+from backbones.tuning import Cut
 from probes.detection.models import detection_config
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.maps import collate_views
@@ -123,3 +124,32 @@ def test_encoded_once_and_rebuilt_when_a_shard_is_truncated(tmp_path, data):
     assert again.metrics == first_result.metrics
     assert sum("rebuilt" in note for note in again.notes) == 2
     assert sum(name.startswith("encoding") for name, _ in second.started) == 2
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [("random/timm/test_vit", "mask-rcnn"), ("random/timm/test_resnet", "ssd")],
+)
+def test_cached_activations_train_the_same_weights(tmp_path, data, monkeypatch, backbone, name):
+    """Of upright and of wide images, which have as many tokens; no image is encoded again."""
+    settings = dataclasses.replace(
+        SETTINGS[name], tune="blocks:1", tune_rates=(1e-3,), drop_path=0.5, batch_size=4
+    )
+    if name == "mask-rcnn":
+        settings = dataclasses.replace(settings, long_side=96)
+
+    def train(folder: str, cache: str) -> tuple[dict, dict, int]:
+        changed = dataclasses.replace(settings, cache=cache)
+        used = context(tmp_path / folder, data, changed, backbone)
+        result = PROBES[f"detection/{name}"].run(used)
+        return result.head.tensors, result.metrics, used.cost.images["encode"]
+
+    whole, metrics, _ = train("a", "none")
+    cached, cached_metrics, encoded = train("b", "fp16")
+    assert encoded == 10, "5 images with objects, flipped or not"
+    monkeypatch.delattr(Cut, "record")
+    again, _, encoded = train("c", "bf16")
+    assert not encoded and cached_metrics == metrics
+    assert whole.keys() == cached.keys() == again.keys()
+    for key, tensor in whole.items():
+        assert torch.equal(tensor, cached[key]) and torch.equal(tensor, again[key]), key
