@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from functools import cache, partial
+from multiprocessing import get_context
 from typing import Any
 
 from mmengine.config import Config
@@ -54,16 +57,31 @@ def tuned(
     side: int = 224,
     model: str = "random/timm/vit_small_patch16_224",
 ) -> list[Result]:
-    """Seconds, and mIoU, of fine-tuning all of a ViT-S/16 with a linear head, and of mmengine's
-    Runner with the same weights to train."""
-    settings = {"tune": "all", "tune_rates": (1e-4,), "lr": 3e-3, "precision": "fp32"}
+    """Seconds, mIoU and peak memory of fine-tuning all of a ViT-S/16 with a linear head, and of
+    mmengine's Runner with the same weights to train."""
     title = (
         f"linear segmentation with the backbone tuned, {images} images, {epochs} epochs at {side}"
         " px: ours against mmseg's Runner"
     )
-    with beside_runner(model, images, side, epochs, **settings) as sides:
+    with beside_runner(model, images, side, epochs, **TUNED) as sides:
         sides[0](max_iters=1)
-        return against(title, sides, ">= 1", "one rate, all weights, fp32")
+        rows = against(title, sides, ">= 1", "one rate, all weights, fp32")
+    peaks = []
+    for number in range(2):
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            peaks.append(process.submit(peak, number, model, images, side, epochs).result())
+    note = "each in a process of its own"
+    return [*rows, limited(f"{title}, peak memory", *peaks, "MB", note)]
+
+
+TUNED = {"tune": "all", "tune_rates": (1e-4,), "lr": 3e-3, "precision": "fp32"}
+
+
+def peak(number: int, model: str, images: int, side: int, epochs: int) -> float:
+    """MB that this process has taken at most after side ``number`` of a tuned training."""
+    with beside_runner(model, images, side, epochs, **TUNED) as sides:
+        sides[number]()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 Sides = tuple[Callable[..., None], Callable[[], float], dict[str, float]]
