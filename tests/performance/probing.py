@@ -38,6 +38,7 @@ def segmentation(
     rows: list[Result] = []
     with beside_runner(model, images, side, epochs, lr=3e-3, cache="fp16") as sides:
         ours, *_ = sides
+        stock_first(sides)
         for precision, goal in goals.items():
             ours(precision=precision, max_iters=1)  # imports and sets up what is not measured
             title = (
@@ -64,6 +65,7 @@ def tuned(
         " px: ours against mmseg's Runner"
     )
     with beside_runner(model, images, side, epochs, **TUNED) as sides:
+        stock_first(sides)
         sides[0](max_iters=1)
         rows = against(title, sides, ">= 1", "one rate, all weights, fp32")
     peaks = []
@@ -79,12 +81,25 @@ TUNED = {"tune": "all", "tune_rates": (1e-4,), "lr": 3e-3, "precision": "fp32"}
 
 def peak(number: int, model: str, images: int, side: int, epochs: int) -> float:
     """MB that this process has taken at most after side ``number`` of a tuned training."""
+    from cliptex_common.process import keep_freed_memory
+
+    if number == 0:  # as our units of work do
+        keep_freed_memory()
     with beside_runner(model, images, side, epochs, **TUNED) as sides:
         sides[number]()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 Sides = tuple[Callable[..., None], Callable[[], float], dict[str, float]]
+
+
+def stock_first(sides: Sides) -> None:
+    """Train by the Runner, with the C library's own settings, as its users have it; from then on
+    freed memory is kept, as our units of work do."""
+    from cliptex_common.process import keep_freed_memory
+
+    sides[1]()
+    keep_freed_memory()
 
 
 def against(title: str, sides: Sides, goal: str, note: str) -> list[Result]:
@@ -111,7 +126,6 @@ def beside_runner(
 
     import backbones
     import benchmark.catalog  # noqa: F401
-    from cliptex_common.process import keep_freed_memory
     from probes.features.store import root
     from probes.train.frozen_backbone import share
     from tests.performance.toys import context, dense
@@ -156,8 +170,6 @@ def beside_runner(
 
         stock_task = task("stock", cache="none", precision="fp32")
         share(create, stock_task.backbone)  # its construction is not what is measured
-        stock()  # first, with the C library's own settings, as its users have it
-        keep_freed_memory()  # as our units of work do
         yield ours, stock, scores
 
 
