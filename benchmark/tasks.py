@@ -71,6 +71,8 @@ NEUTRAL = {
     "accumulate": 1,
     "ema": 0.0,
 }
+# settings that a frozen backbone does not have, whatever they say
+OF_TUNED = ("tune_rates", "layer_decay", "drop_path", "checkpointing", "ema")
 PARTS_VERSION = 2  # of how a batch in parts is trained on; see ``probes.team``
 
 
@@ -220,6 +222,8 @@ class PlannedTask:
         task that uses the head or training images of another one has that one's conditions under
         ``head`` or ``train``.
         """
+        is_frozen = getattr(self.settings, "tune", "") == "frozen"
+        unused = OF_TUNED if is_frozen else ()
         conditions: dict[str, Any] = {
             "task": self.name,
             "version": self.probe.version,
@@ -228,6 +232,7 @@ class PlannedTask:
                 name: value
                 for name, value in asdict(self.settings).items()
                 if name not in NEUTRAL or value != NEUTRAL[name]
+                if name not in unused
             },
             "dataset": {
                 "name": self.spec.name,

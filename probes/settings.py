@@ -93,7 +93,8 @@ class TuneSettings:
     @property
     def backbone_rates(self) -> tuple[float, ...]:
         """The learning rates of the backbone to choose from; none of the frozen tier."""
-        return self.tune_rates or TUNE_RATES.get(self.tune.partition(":")[0], ())
+        default = TUNE_RATES.get(self.tune.partition(":")[0], ())
+        return (self.tune_rates or default) if self.is_tuned else ()
 
 
 Schedule = Literal[  # after the first three the keys of ``RATES``
