@@ -83,9 +83,9 @@ TUNE_ABOUT = (
 
 
 def tune_suite(iters: int, epochs: int) -> dict[str, Any]:
-    """``tasks`` of each tier, under the same head, schedule and crops. The backbone's rate is the
-    one of 3e-4 and 1e-3 that more trainings choose on held-out images; choosing takes three times as
-    long."""
+    """``tasks`` of each tier, under the same head, schedule and crops. The rate of the backbone is
+    the one of 3e-4 and 1e-3 that more trainings choose on held-out images; to choose takes three
+    times as long."""
     shared = {"size": 64, "tune": TIERS}
     dense = {**DENSE_SETTINGS, **shared, "max_iters": iters, "schedule": "cosine"}
     dense["tune_rates"] = (1e-3,)

@@ -71,7 +71,8 @@ def test_a_tier_is_always_in_the_name_but_for_the_frozen_one_which_stays_as_it_w
         return task.conditions(PreparedDataset(task.spec.name, tmp_path, {}))
 
     (alone,) = plan(["camvid/linear"], {}).values()
-    tiers = plan(["camvid/linear"], {"tune": "frozen,lora:16", "size": "512"})
+    of_tuned = {"tune_rates": "0.1", "ema": "0.9", "drop_path": "0", "checkpointing": "true"}
+    tiers = plan(["camvid/linear"], {"tune": "frozen,lora:16", "size": "512", **of_tuned})
     assert list(tiers) == ["camvid/linear", "camvid/linear:tune=lora:16"]
     assert conditions(tiers["camvid/linear"]) == conditions(alone), "its cell is found again"
     assert (

@@ -93,7 +93,8 @@ def test_frozen_numbers_after_a_tuned_task_are_the_same(data, tmp_path):
         assert any("tuned for this task alone" in note for note in result.notes)
         assert task.cost.metrics()["trained_parameters"] > 0
     assert state_sha256(frozen.backbone.model_state()) == digest
-    again = probe.run(replace(frozen, work_dir=tmp_path))
+    rates = replace(frozen.settings, tune_rates=(0.1, 1.0))  # of a backbone that has none
+    again = probe.run(replace(frozen, settings=rates, work_dir=tmp_path))
     assert again.metrics == expected.metrics
     tensors = expected.head.tensors
     assert all(torch.equal(again.head.tensors[name], tensors[name]) for name in tensors)
