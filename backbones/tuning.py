@@ -71,6 +71,9 @@ class Tuning:
             self.backbone: Backbone = copy.deepcopy(self.original)
         self.backbone.forget_copies()
         self.model = model = self.backbone.model
+        for module in model.modules():  # an architecture's own drop path is not what is asked for
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
         self._read, self.size = read, size
         self.used = self._used()
         if self.tier == "lora":

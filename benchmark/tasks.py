@@ -71,9 +71,16 @@ NEUTRAL = {
     "accumulate": 1,
     "ema": 0.0,
 }
-# settings that a frozen backbone does not have, whatever they say
+# settings that a tier does not have, whatever they say
 OF_TUNED = ("tune_rates", "layer_decay", "drop_path", "checkpointing", "ema")
+UNUSED = {"frozen": OF_TUNED, "blocks": ("layer_decay",), "lora": ("layer_decay", "drop_path")}
+TUNING_VERSION = 2  # of how a backbone is tuned
 PARTS_VERSION = 2  # of how a batch in parts is trained on; see ``probes.team``
+
+
+def unused_settings(settings: Any) -> tuple[str, ...]:
+    """Names of the settings that change nothing in the tier of a probe's ``settings``."""
+    return UNUSED.get(getattr(settings, "tune", "").partition(":")[0], ())
 
 
 @dataclass(frozen=True)
@@ -222,8 +229,7 @@ class PlannedTask:
         task that uses the head or training images of another one has that one's conditions under
         ``head`` or ``train``.
         """
-        is_frozen = getattr(self.settings, "tune", "") == "frozen"
-        unused = OF_TUNED if is_frozen else ()
+        unused = unused_settings(self.settings)
         conditions: dict[str, Any] = {
             "task": self.name,
             "version": self.probe.version,
@@ -249,6 +255,8 @@ class PlannedTask:
                 conditions["preset_origin"] = origin
         if upsampler := HUB_SOURCES.get(getattr(self.settings, "upsampler", "")):
             conditions["upsampler"] = asdict(upsampler)
+        if getattr(self.settings, "is_tuned", False):
+            conditions["tuning"] = TUNING_VERSION
         if getattr(self.settings, "accumulate", 1) > 1:
             conditions["parts"] = PARTS_VERSION
         if self.train_share < 1:
@@ -662,6 +670,7 @@ def plan_tasks(
                 f" instead of {'the default' if (was := usual.get(key, unknown)) is None else was}"
                 for key, value in asdict(variant.settings).items()
                 if (value != usual[key] if usual else key in changed)
+                if key not in unused_settings(variant.settings)
             )
             tasks[variant.name] = replace(variant, changed=differences)
     for (task, key), text in requests.items():
@@ -669,6 +678,15 @@ def plan_tasks(
             raise UserError(f"--set {task}.{key}: no such task is chosen; {suggest(task, probes)}")
         if (task, key) not in applied:
             raise _unused_override(task, key, text, probes[task])
+        if key in OF_TUNED and not any(
+            getattr(planned.settings, "is_tuned", False)
+            for name, planned in tasks.items()
+            if task in ("", name.partition(":")[0])
+        ):
+            raise UserError(
+                f"--set {key}={text}: no task of this run trains the backbone; add a tier, such as"
+                " tune=lora:16"
+            )
     for name in heads.keys() - requested:  # not trained again, although the suite lists it
         tasks.pop(name, None)
     # what tasks that train nothing are scored with: stored heads, or a task that is planned too

@@ -22,6 +22,7 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import METRICS as MMSEG_METRICS
 
+from cliptex_common.errors import OutOfMemory
 from cliptex_common.files import content_key
 from cliptex_common.images import class_legend, spread_indices, write_grid
 from probes.base import Context, Probe, RunLog, TaskResult
@@ -189,7 +190,15 @@ def choose(tasks: Mapping[int, ProbeAndContext], description: str) -> dict[int, 
             log = _SuffixedLog(context.log, f"/lr_{rate:g}")
             of_rate = replace(with_rate(context, rate), work_dir=folder, log=log)
             heads[index, rate] = dense_config(probe, of_rate, images), of_rate
-    trained = train_together(heads, description=description, leave_out=held_out)
+    if next(iter(tasks.values()))[1].settings.is_tuned:
+        # each trains a network of its own, so that the memory need hold one only
+        trained: dict[tuple[int, float], HeadTrainer | Exception] = {}
+        for key, head in heads.items():
+            trained |= train_together({key: head}, description=description, leave_out=held_out)
+            if isinstance(result := trained[key], HeadTrainer):
+                result.discard()
+    else:
+        trained = train_together(heads, description=description, leave_out=held_out)
     choices = {}
     for index, (probe, context) in tasks.items():
         rates = {rate: trained[index, rate] for rate in sorted(rates_of(context.settings))}
@@ -204,6 +213,8 @@ def _choose(
     candidates, notes = [], list[str]()
     for rate, result in results.items():
         score = math.nan
+        if isinstance(result, OutOfMemory):
+            return result  # a choice must not depend on the machine
         if isinstance(result, Exception):
             notes.append(f"learning rate {rate:g} failed: {result}")
         else:

@@ -243,7 +243,8 @@ class AttentiveSettings(EncodeSettings, TuneSettings):
         epochs: passes over random crops of train.
         batch_size: images of an iteration.
         epoch_length: iterations of an epoch; 0 for a pass over train.
-        learning_rates: of AdamW; a head is trained with each pair of rate and decay.
+        learning_rates: of AdamW; a head is trained with each pair of rate and decay. Where the
+            backbone is tuned, the head has the one rate that is given, else that of the backbone.
         weight_decays: of AdamW.
         warmup: share of all iterations in which the rates rise from zero; a cosine then takes them
             back.
@@ -264,6 +265,12 @@ class AttentiveSettings(EncodeSettings, TuneSettings):
     epsilon: PositiveFloat = 1e-8
     decay_biases: bool = True
     holdout: Fraction = 0.1
+
+    def __post_init__(self) -> None:
+        if self.is_tuned and len(self.weight_decays) > 1:
+            raise UserError(
+                f"attentive: tune={self.tune} has one weight decay; set weight_decays=0.01"
+            )
 
     @property
     def grid(self) -> list[tuple[float, float]]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from backbones.backbone import Backbone
 from cliptex_common.device import processor_seconds, seed_devices, upload
-from cliptex_common.errors import NonFiniteLoss, UserError
+from cliptex_common.errors import NonFiniteLoss
 from cliptex_common.files import content_key, derive_seed
 from cliptex_common.progress import Pace
 from probes.base import Context, Head, TaskResult, load_state, save_state
@@ -114,14 +114,8 @@ def run_attentive(context: Context) -> TaskResult:
         context = context.with_head_weights()
     if context.head is not None or not settings.is_tuned:
         return attentive.run(context)
-    if len(settings.grid) > 1:
-        raise UserError(
-            f"attentive: tune={settings.tune} chooses the rate of the backbone; give one rate and"
-            " one decay of the head, such as learning_rates=0.001"
-        )
-
     read = partial(attentive.token_encoder, pool=settings.pool)
-    ((rate, _),) = settings.grid
+    rate = settings.learning_rates[0] if len(settings.learning_rates) == 1 else None
     head = attentive.create_heads(context).to(context.device)[0]
     tuned = tune(context, Method(read, lambda members: copy.deepcopy(head), rate))
     about = {"pool": settings.pool, "channels": tuned.head[-1].in_features}
@@ -175,9 +169,16 @@ def tune(context: Context, method: Method) -> Tuned:
             split = stratified_split(strata(labels), settings.holdout, context.seed, advice)
             training, held_out = split
             metric, true = metric_of(labels), labels[held_out]
-            candidates, logits_of = [], {}
+            candidates, logits_of, failed = [], {}, list[str]()
             for rate in rates:
-                tuning, head = train(context, method, training, rate)
+                try:
+                    tuning, head = train(context, method, training, rate)
+                except NonFiniteLoss as error:
+                    failed.append(f"learning rate {rate:g} failed: {error}")
+                    if len(failed) == len(rates):
+                        raise
+                    candidates.append(Candidate(rate, f"lr_{rate:g}", math.nan, coordinate=rate))
+                    continue
                 encode = method.read(tuning.backbone)
                 logits = predict(context, encode, head, "train", held_out.tolist())
                 measure = mean_precision if true.dim() == 2 else top1
@@ -188,7 +189,8 @@ def tune(context: Context, method: Method) -> Tuned:
             log_scores(context.log, metric, candidates, 0)
             best, reason = select_candidate(candidates, metric, len(held_out))
             rates = [best.value]
-            notes = [f"learning rate of the backbone {best.value:g}: {reason}; then trained on all"]
+            chosen = f"learning rate of the backbone {best.value:g}: {reason}; then trained on all"
+            notes = [chosen, *failed]
             if true.dim() == 1:
                 temperature = fit_temperature(logits_of[best.value], true)
         tuning, head = train(context, method, torch.arange(len(labels)), rates[0])
@@ -196,6 +198,21 @@ def tune(context: Context, method: Method) -> Tuned:
     context.cost.trained_parameters = sum(map(Tensor.numel, tuning.trained.values()))
     notes.insert(0, f"{tuning.summary()}; it is tuned for this task alone")
     return Tuned(tuning.merged(), head, temperature, notes)
+
+
+def head_groups(
+    head: nn.Module, rate: float, decay: float, decays_all: bool = False
+) -> list[dict[str, Any]]:
+    """Parameter groups of a head: biases and norms do not decay, as timm's
+    ``param_groups_weight_decay`` has it, unless all do."""
+    parameters: tuple[list[Tensor], list[Tensor]] = [], []
+    for each in head.parameters():
+        parameters[decays_all or each.ndim > 1].append(each)
+    return [
+        {"params": some, "lr": rate, "weight_decay": decay * number}
+        for number, some in enumerate(parameters)
+        if some
+    ]
 
 
 def train(
@@ -227,8 +244,11 @@ def train(
         )
         head = method.head(members).train()
     decay = settings.weight_decays[0]
-    of_head = {"params": list(head.parameters()), "lr": method.rate or rate, "weight_decay": decay}
-    groups = [*tuning.groups(rate, decay, settings.layer_decay), of_head]
+    decays_all = getattr(settings, "decay_biases", False)
+    groups = [
+        *tuning.groups(rate, decay, settings.layer_decay),
+        *head_groups(head, method.rate or rate, decay, decays_all),
+    ]
     betas = (0.9, getattr(settings, "beta2", 0.999))
     optimizer = torch.optim.AdamW(groups, betas=betas, eps=getattr(settings, "epsilon", 1e-8))
     average = Average((each for group in groups for each in group["params"]), settings.ema)

@@ -260,6 +260,22 @@ def test_what_is_recorded_before_the_cut_takes_the_place_of_images(kind, small_c
                     assert all(map(torch.equal, replayed, expected)), "images are not read"
 
 
+@pytest.mark.parametrize("tune", ["blocks:1", "lora:2", "all"])
+def test_drop_path_of_an_architecture_is_not_that_of_a_training(tune):
+    """timm's Swin brings a rate of 0.1."""
+    images = torch.randn(2, 3, 224, 224)
+    for rate in (0.0, 0.5):
+        tuning = tuned("random/timm/swin_tiny_patch4_window7_224", tune, drop_path=rate)
+        with torch.no_grad():
+            expected = tuning.backbone(images)
+            tuning.train(True)
+            same = all(map(torch.equal, tuning.backbone(images), expected))
+            assert same == (rate == 0.0 or tune == "lora:2")
+            if tune == "blocks:1":  # what is frozen gives the same each time
+                first, second = (tuning.cut.record(images) for _ in range(2))
+                assert all(map(torch.equal, first, second))
+
+
 def test_a_network_that_reads_images_by_itself_has_no_cut():
     class Skip(nn.Module):
         def __init__(self):

@@ -86,6 +86,12 @@ def test_a_tier_is_always_in_the_name_but_for_the_frozen_one_which_stays_as_it_w
     assert (named.settings.tune, named.train_share) == ("lora:16", 0.5)
     suite = replace(SUITES.find("own"), tasks={"camvid/linear": {"tune": "all"}})
     assert [task.name for task in plan_tasks(suite, [], {})] == ["camvid/linear:tune=all"]
+    with pytest.raises(UserError, match=r"--set ema=0\.9: no task of this run trains the backbone"):
+        plan(["camvid/linear"], {"ema": "0.9"})
+    lora = [
+        plan(["camvid/linear"], {"tune": "lora:2", **each}) for each in ({}, {"layer_decay": "0.5"})
+    ]
+    assert conditions(*lora[0].values()) == conditions(*lora[1].values())
     with pytest.raises(UserError, match="tune=half: must be frozen, all, blocks:N or lora:R"):
         plan(["camvid/linear"], {"tune": "half"})
 

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
 
 import backbones
 import probes.catalog  # noqa: F401  registers every probe
 from backbones.backbone import state_sha256
-from cliptex_common.errors import UserError
+from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.settings import with_changes
-from probes.image_level.tuned import probe_head
+from probes.image_level.tuned import head_groups, probe_head
 from probes.predictor import load_predictor
 from probes.registry import DATASETS, PROBES
 from tests.probes.datasets import make
@@ -49,9 +51,8 @@ def prepare(root, folder, tune, name="linear", recorder=None, **settings):
 
 @pytest.mark.parametrize(("name", "tune"), [("linear", "blocks:1"), ("attentive", "lora:2")])
 def test_it_trains_and_is_stored_with_its_head(root, tmp_path, name, tune):
-    rate = {} if name == "linear" else {"learning_rates": (1e-3,)}
     recorder = Recorder()
-    probe, task = prepare(root, tmp_path / "a", tune, name, recorder, **rate)
+    probe, task = prepare(root, tmp_path / "a", tune, name, recorder)
     digest = state_sha256(task.backbone.model_state())
     result = probe.run(task)
     assert state_sha256(task.backbone.model_state()) == digest
@@ -97,6 +98,29 @@ def test_what_does_not_fit_is_one_line(root, tmp_path):
     settings = PROBES["classification/linear"].settings_type()
     with pytest.raises(UserError, match="one weight decay"):
         with_changes(settings, {"tune": "all", "weight_decays": "0,0.1"})
-    probe, task = prepare(root, tmp_path / "a", "all", "attentive")
-    with pytest.raises(UserError, match="give one rate and one decay of the head"):
+    settings = PROBES["classification/attentive"].settings_type()
+    with pytest.raises(UserError, match="one weight decay"):
+        with_changes(settings, {"tune": "all", "weight_decays": "0,0.1"})
+
+
+def test_a_rate_that_diverges_is_left_out(root, tmp_path):
+    probe, task = prepare(root, tmp_path / "a", "all", tune_rates=(1e-3, 1e20))
+    result = probe.run(task)
+    assert any(note.startswith("learning rate 1e+20 failed: the loss is") for note in result.notes)
+    assert any(note.startswith("learning rate of the backbone 0.001") for note in result.notes)
+    probe, task = prepare(root, tmp_path / "b", "all", tune_rates=(1e20, 1e21))
+    with pytest.raises(NonFiniteLoss):
         probe.run(task)
+
+
+def test_groups_of_a_head_are_timms():
+    head = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    ids = {id(each): name for name, each in head.named_parameters()}
+
+    def decays(groups):
+        return {
+            ids[id(each)]: group["weight_decay"] for group in groups for each in group["params"]
+        }
+
+    assert decays(head_groups(head, 1e-3, 0.05)) == decays(param_groups_weight_decay(head, 0.05))
+    assert set(decays(head_groups(head, 1e-3, 0.05, decays_all=True)).values()) == {0.05}
