@@ -469,8 +469,9 @@ class LowRank(nn.Module):
 
 def attention_weights(model: nn.Module, used: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(path of a module, name of its weight) of the projections of attention among ``used``: linear
-    layers inside a module whose class is an attention, and torch's ``in_proj_weight``. Of a network
-    without attention all that is linear at each position: linear layers and 1×1 convolutions."""
+    layers inside a module whose class is an attention (but for an ``mlp`` in it, which computes the
+    bias of positions), and torch's ``in_proj_weight``. Of a network without attention all that is
+    linear at each position: linear layers and 1×1 convolutions."""
     pointwise = [
         (path, "weight")
         for path, module in model.named_modules()
@@ -483,6 +484,7 @@ def attention_weights(model: nn.Module, used: Mapping[str, Any]) -> list[tuple[s
         if type(attention).__name__.endswith("Attention")
         for inner, module in attention.named_modules()
         if isinstance(module, nn.Linear | nn.MultiheadAttention)
+        if not any(step.endswith("mlp") for step in inner.split("."))
     }
     names = [(path, name) for path in sorted(paths) for name in ("weight", "in_proj_weight")]
     return [(path, name) for path, name in names if f"{path}.{name}" in used] or pointwise

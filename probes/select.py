@@ -1,22 +1,22 @@
 """Choosing hyper-parameters on a held-out part of train; ``val`` has no say.
 
 A linear grid, random-crop heads, attentive heads, k-NN, patches and the learning rates of dense
-probes all choose here. Few-shot chooses by leaving each image out.
+probes and detectors all choose here. Few-shot chooses by leaving each image out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from cliptex_common.errors import UserError
+from cliptex_common.errors import OutOfMemory, UserError
 from cliptex_common.files import content_key
-from probes.base import Context, RunLog
+from probes.base import Context, Probe, RunLog
 from probes.features.files import content_hashes
 from reports.records import BEYOND_GRID
 
@@ -130,3 +130,78 @@ def held_out_by_content(context: Context) -> list[int]:
     pairs = zip(positions, hashes, strict=True)
     chosen = [(rank[digest], position) for position, digest in pairs if digest in rank]
     return [position for _, position in sorted(chosen)]
+
+
+Choice = tuple[Context, list[str]]  # of a head with the best rate, and notes for the user
+
+
+def rates_of(settings: Any) -> tuple[float, ...]:
+    """The learning rates to choose from, of the settings of a dense probe or a detector: of the
+    backbone where it is tuned, else of the head; none for ``lr``."""
+    return settings.backbone_rates or getattr(settings, "lr_grid", ())
+
+
+def with_rate(context: Context, rate: float) -> Context:
+    """``context`` for a training with this one of ``rates_of``, without a choice."""
+    if context.settings.is_tuned:
+        settings = replace(context.settings, tune_rates=(rate,))
+    else:
+        settings = replace(context.settings, lr=rate, lr_grid=())
+    return replace(context, settings=settings, config=None)
+
+
+def contexts_of_rates(context: Context) -> dict[float, Context]:
+    """Each of ``rates_of``, from the lowest on → ``context`` for its head, with a folder and curves
+    of its own."""
+    contexts = {}
+    for rate in sorted(rates_of(context.settings)):
+        folder = context.work_dir / f"lr_{rate:g}"
+        folder.mkdir(parents=True, exist_ok=True)
+        log = _SuffixedLog(context.log, f"/lr_{rate:g}")
+        contexts[rate] = replace(with_rate(context, rate), work_dir=folder, log=log)
+    return contexts
+
+
+def select_rate(
+    probe: Probe, context: Context, results: Mapping[float, Any], held_out: int
+) -> Choice | Exception:
+    """The choice of a task among its rates, or its error. Of equals the lower rate wins; a head
+    that failed is left out, and a task of which all did has the error of the first. The task's log
+    gets ``select/METRIC/lr_…`` and ``select/lr``, and its cost that of the heads.
+
+    Args:
+        results: rate → its head's ``metrics`` and ``cost`` (a ``HeadTrainer``), or its error.
+        held_out: number of images that the metrics are of.
+    """
+    main, metric = next(iter(probe.metrics.items()))
+    candidates, notes = [], list[str]()
+    for rate, result in results.items():
+        score = math.nan
+        if isinstance(result, OutOfMemory):
+            return result  # a choice must not depend on the machine
+        if isinstance(result, Exception):
+            notes.append(f"learning rate {rate:g} failed: {result}")
+        else:
+            score = result.metrics[main]
+            context.cost.add(result.cost)
+        candidates.append(Candidate(rate, f"lr_{rate:g}", score, coordinate=rate))
+    first = next(iter(results.values()))
+    if isinstance(first, Exception) and len(notes) == len(results):
+        return first
+    log_scores(context.log, main, candidates, context.settings.max_iters)
+    best, reason = select_candidate(candidates, main, held_out, metric.direction)
+    context.log.log_metrics({"select/lr": best.value}, context.settings.max_iters)
+    subject = "learning rate of the backbone" if context.settings.is_tuned else "learning rate"
+    notes.insert(0, f"{subject} {best.value:g}: {reason}; then trained on all")
+    return with_rate(context, best.value), notes
+
+
+class _SuffixedLog:
+    """A run's log that appends a suffix to the names of the curves of one head."""
+
+    def __init__(self, log: RunLog, suffix: str) -> None:
+        self._log, self._suffix = log, suffix
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        suffixed = {f"{name}{self._suffix}": value for name, value in metrics.items()}
+        self._log.log_metrics(suffixed, step)

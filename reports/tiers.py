@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,15 +21,26 @@ from reports.statistics import LEVEL, Estimate, MetricSample
 from reports.tables import bracketed, count, decimal, with_interval
 
 FEWEST = 3  # backbones that have an order
+Conditions = Mapping[TaskColumn, Mapping[str, Any]]  # of columns; see ``provenance``
+# conditions that tiers are meant to differ in
+OF_TIER = (
+    *("task", "tuning", "parts", "settings.tune", "settings.tune_rates", "settings.layer_decay"),
+    *("settings.drop_path", "settings.checkpointing", "settings.accumulate", "settings.ema"),
+)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A task's frozen column and one of its tuned ones, and the backbones that have both."""
+    """A task's frozen column and one of its tuned ones, and the backbones that have both.
+
+    Attributes:
+        differences: what both differ in, beside the tier: condition → (frozen, tuned).
+    """
 
     frozen: TaskColumn
     tuned: TaskColumn
     backbones: tuple[str, ...]
+    differences: Mapping[str, tuple[Any, Any]]
 
     @property
     def direction(self) -> int:
@@ -43,26 +56,50 @@ class Pair:
         return self.direction * np.array([each.value for each in samples])
 
 
-def tier_pairs(analysis: Analysis) -> dict[str, list[Pair]]:
-    """Tier → its tasks that ran frozen, too."""
-    frozen = {
-        column.task: column
-        for column in analysis.selection.columns
-        if column.letter in ("", "A") and not column.tier
-    }
+def tier_pairs(analysis: Analysis, conditions: Conditions) -> dict[str, list[Pair]]:
+    """Tier → its tasks that ran frozen, too: of several frozen protocols the one that differs least
+    (of equals the oldest), of several tuned ones the oldest."""
+    frozen: dict[str, list[TaskColumn]] = defaultdict(list)
+    for column in analysis.selection.columns:
+        if not column.tier:
+            frozen[column.task].append(column)
     pairs: dict[str, list[Pair]] = defaultdict(list)
     for column in analysis.selection.columns:
-        untuned = frozen.get(column.task.replace(f":{column.tier}", ""))
-        if not column.tier or column.letter not in ("", "A") or untuned is None:
+        untuned = frozen.get(column.task.replace(f":{column.tier}", ""), [])
+        if not column.tier or column.letter not in ("", "A") or not untuned:
             continue
+        apart = [
+            (each, _differences(conditions.get(each, {}), conditions.get(column, {})))
+            for each in untuned
+        ]
+        closest, differences = min(apart, key=lambda each: len(each[1]))
         backbones = tuple(
             name
             for name in analysis.selection.backbones
-            if all((name, each, each.main) in analysis.samples for each in (untuned, column))
+            if all((name, each, each.main) in analysis.samples for each in (closest, column))
         )
         if backbones:
-            pairs[column.tier.removeprefix("tune=")].append(Pair(untuned, column, backbones))
+            tier = column.tier.removeprefix("tune=")
+            pairs[tier].append(Pair(closest, column, backbones, differences))
     return pairs
+
+
+def _differences(frozen: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    first, second = (
+        {
+            name: value
+            for name, value in pd.json_normalize(dict(each)).to_dict("records")[0].items()
+            if name not in OF_TIER
+        }
+        if each
+        else {}
+        for each in (frozen, tuned)
+    )
+    return {
+        str(name).removeprefix("settings."): (first.get(name, "–"), second.get(name, "–"))
+        for name in {**first, **second}
+        if repr(first.get(name)) != repr(second.get(name))
+    }
 
 
 @dataclass(frozen=True)
@@ -171,13 +208,13 @@ def _resamples(analysis: Analysis, pairs: Sequence[Pair]) -> TierValues:
     return [(frozen[:shortest], tuned[:shortest]) for frozen, tuned in of_tasks]
 
 
-def gain_frame(analysis: Analysis) -> pd.DataFrame:
+def gain_frame(analysis: Analysis, conditions: Conditions = MappingProxyType({})) -> pd.DataFrame:
     """A row for each tier, task and backbone: ``frozen``, ``tuned`` and the ``gain`` of the main
     metric (positive is better), ``gain_percent`` of the frozen number, ``trained`` weights of the
     backbone, processor ``seconds`` of training (see ``probes.base.Cost``), and the relative gain
     for each million of weights and for each of these seconds. NaN where they were not recorded."""
     rows = []
-    for tier, pairs in tier_pairs(analysis).items():
+    for tier, pairs in tier_pairs(analysis, conditions).items():
         for pair in pairs:
             numbers = zip(
                 pair.backbones,
@@ -210,12 +247,14 @@ def gain_frame(analysis: Analysis) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tier_lines(analysis: Analysis) -> list[str]:
-    """What tuning does to the order and the numbers, some sentences for each tier."""
-    frame = gain_frame(analysis)
+def tier_lines(analysis: Analysis, conditions: Conditions = MappingProxyType({})) -> list[str]:
+    """What tuning does to the order and the numbers, some sentences for each tier, and where its
+    tasks differ from the frozen ones in more than the tier."""
+    frame = gain_frame(analysis, conditions)
     lines: list[str] = []
-    for tier, pairs in tier_pairs(analysis).items():
-        means = frame[frame.tier == tier].groupby("backbone", sort=False).mean(numeric_only=True)
+    for tier, pairs in tier_pairs(analysis, conditions).items():
+        of_tier = frame[frame.tier == tier]
+        means = of_tier.groupby("backbone", sort=False).mean(numeric_only=True)
         ordered = [pair for pair in pairs if len(pair.backbones) >= FEWEST]
         if ordered:
             order = order_of(analysis, ordered)
@@ -225,7 +264,7 @@ def tier_lines(analysis: Analysis) -> list[str]:
             )
             lines.append(
                 f"tune={tier}: On these tasks the frozen order holds for {order.held} of"
-                f" {count(order.pairs, 'pair')}; {means.gain_percent.idxmax()} gains most."
+                f" {count(order.pairs, 'pair')}{_gains_most(of_tier)}."
                 f" Kendall's τ {tau}, Spearman's ρ {rho}: means over"
                 f" {count(len(ordered), 'task')}, intervals over images and seeds."
             )
@@ -246,13 +285,28 @@ def tier_lines(analysis: Analysis) -> list[str]:
             words.append(text)
         tasks = count(len(pairs), "task")
         lines.append(f"tune={tier}: gain over frozen, mean over {tasks}: {', '.join(words)}.")
+        for pair in pairs:
+            if pair.differences:
+                values = ", ".join(
+                    f"{name} {there} when frozen and {here} when tuned"
+                    for name, (there, here) in pair.differences.items()
+                )
+                lines.append(
+                    f"tune={tier}: {pair.frozen.title} also differs in other conditions: {values}."
+                )
     return lines
 
 
-def tier_figures(analysis: Analysis) -> list[Figure]:
+def _gains_most(frame: pd.DataFrame) -> str:
+    """Who gains most in percent, on the tasks where the gain of each backbone is known."""
+    table = frame.pivot(index="task", columns="backbone", values="gain_percent").dropna()
+    return f"; {table.mean().idxmax()} gains most" if len(table) else ""
+
+
+def tier_figures(analysis: Analysis, conditions: Conditions = MappingProxyType({})) -> list[Figure]:
     """Frozen against tuned, one for each task: above the line tuning gains."""
     by_task: dict[TaskColumn, list[tuple[str, Pair]]] = defaultdict(list)
-    for tier, pairs in tier_pairs(analysis).items():
+    for tier, pairs in tier_pairs(analysis, conditions).items():
         for pair in pairs:
             by_task[pair.frozen].append((tier, pair))
     styles = backbone_styles(analysis)

@@ -9,7 +9,6 @@ backbones, seeds and tasks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,19 +21,17 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import METRICS as MMSEG_METRICS
 
-from cliptex_common.errors import OutOfMemory
 from cliptex_common.files import content_key
 from cliptex_common.images import class_legend, spread_indices, write_grid
-from probes.base import Context, Probe, RunLog, TaskResult
+from probes.base import Context, Probe, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import dense_config
 from probes.dense.losses import TaskScores
 from probes.dense.pipelines import image_only
-from probes.dense.settings import DenseSettings
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.files import content_hashes
 from probes.pictures import GALLERY_IMAGES, write_gallery
-from probes.select import Candidate, held_out_by_content, log_scores, select_candidate
+from probes.select import Choice, contexts_of_rates, held_out_by_content, rates_of, select_rate
 from probes.train.loop import HeadTrainer, config_text, note_tuning, train_together
 from reports.records import CEILING, FLOOR
 
@@ -154,41 +151,15 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
     )
 
 
-Choice = tuple[Context, list[str]]  # of a head with the best rate, and notes for the user
-
-
-def rates_of(settings: DenseSettings) -> tuple[float, ...]:
-    """The learning rates to choose from: of the backbone where it is tuned, else of the head; none
-    for ``lr``."""
-    return settings.backbone_rates or settings.lr_grid
-
-
-def with_rate(context: Context, rate: float) -> Context:
-    """``context`` for a training with this one of ``rates_of``, without a choice."""
-    if context.settings.is_tuned:
-        settings = replace(context.settings, tune_rates=(rate,))
-    else:
-        settings = replace(context.settings, lr=rate, lr_grid=())
-    return replace(context, settings=settings, config=None)
-
-
 def choose(tasks: Mapping[int, ProbeAndContext], description: str) -> dict[int, Choice | Exception]:
     """Train a head with each rate of each task's grid in one loop, and compare those of a task by
-    its main metric on the held-out images. Returns the choice of each task, or its error. Of equals
-    the lower rate wins; a head that fails is left out, and a task of which all fail has the error
-    of the first.
-
-    Each task's log gets ``select/METRIC/lr_…`` and ``select/lr``, and its cost that of its heads.
-    """
+    its main metric on the held-out images. Returns the choice of each task, or its error; see
+    ``select_rate``."""
     held_out = held_out_by_content(next(iter(tasks.values()))[1])
     heads = {}
     for index, (probe, context) in tasks.items():
         images = frozenset(context.data.encoded("train")[item].image for item in held_out)
-        for rate in sorted(rates_of(context.settings)):
-            folder = context.work_dir / f"lr_{rate:g}"
-            folder.mkdir(parents=True, exist_ok=True)
-            log = _SuffixedLog(context.log, f"/lr_{rate:g}")
-            of_rate = replace(with_rate(context, rate), work_dir=folder, log=log)
+        for rate, of_rate in contexts_of_rates(context).items():
             heads[index, rate] = dense_config(probe, of_rate, images), of_rate
     if next(iter(tasks.values()))[1].settings.is_tuned:
         # each trains a network of its own, so that the memory need hold one only
@@ -202,45 +173,8 @@ def choose(tasks: Mapping[int, ProbeAndContext], description: str) -> dict[int, 
     choices = {}
     for index, (probe, context) in tasks.items():
         rates = {rate: trained[index, rate] for rate in sorted(rates_of(context.settings))}
-        choices[index] = _choose(probe, context, rates, len(held_out))
+        choices[index] = select_rate(probe, context, rates, len(held_out))
     return choices
-
-
-def _choose(
-    probe: Probe, context: Context, results: Mapping[float, HeadTrainer | Exception], held_out: int
-) -> Choice | Exception:
-    main, metric = next(iter(probe.metrics.items()))
-    candidates, notes = [], list[str]()
-    for rate, result in results.items():
-        score = math.nan
-        if isinstance(result, OutOfMemory):
-            return result  # a choice must not depend on the machine
-        if isinstance(result, Exception):
-            notes.append(f"learning rate {rate:g} failed: {result}")
-        else:
-            score = result.metrics[main]
-            context.cost.add(result.cost)
-        candidates.append(Candidate(rate, f"lr_{rate:g}", score, coordinate=rate))
-    first = next(iter(results.values()))
-    if isinstance(first, Exception) and len(notes) == len(results):
-        return first
-    log_scores(context.log, main, candidates, context.settings.max_iters)
-    best, reason = select_candidate(candidates, main, held_out, metric.direction)
-    context.log.log_metrics({"select/lr": best.value}, context.settings.max_iters)
-    subject = "learning rate of the backbone" if context.settings.is_tuned else "learning rate"
-    notes.insert(0, f"{subject} {best.value:g}: {reason}; then trained on all")
-    return with_rate(context, best.value), notes
-
-
-class _SuffixedLog:
-    """A run's log that appends a suffix to the names of the curves of one head."""
-
-    def __init__(self, log: RunLog, suffix: str) -> None:
-        self._log, self._suffix = log, suffix
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        suffixed = {f"{name}{self._suffix}": value for name, value in metrics.items()}
-        self._log.log_metrics(suffixed, step)
 
 
 # of train, and of each of its images, evenly spread: a constant needs no more

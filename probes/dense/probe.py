@@ -95,7 +95,7 @@ class DenseProbe(Probe):
         """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the
         first rate."""
         from probes.dense.config import dense_config
-        from probes.dense.group import rates_of, with_rate
+        from probes.select import rates_of, with_rate
         from probes.train.loop import config_text
 
         if rates := rates_of(context.settings):

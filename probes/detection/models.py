@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 from backbones.backbone import Backbone, SimpleFeaturePyramid
 from cliptex_common.device import is_accelerator
 from probes.base import Context
-from probes.datasets.base import PreparedDataset, Split
+from probes.datasets.base import PreparedDataset, Sample, Split
 from probes.detection import coco  # noqa: F401  registers types
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.maps import ROUNDED, encoder_config, loader_config
@@ -232,12 +232,13 @@ class UnstackedDetPreprocessor(DetDataPreprocessor):
 AUGMENTATION = ("Expand", "MinIoURandomCrop", "PhotoMetricDistortion")
 
 
-def detection_config(probe: Any, context: Context) -> Config:
+def detection_config(probe: Any, context: Context, held_out: Collection[Sample] = ()) -> Config:
     """Config of model, data, optimizer, schedule and scores; ``probes.train.loop.resolved``
     adds what all probes share.
 
     Args:
         probe: a ``DetectionProbe``.
+        held_out: training images to score instead of ``val``; ``context`` trains without them.
     """
     data, settings, backbone = context.data, context.settings, context.backbone
     config = read_config(*config_files(probe.kind, probe.name))
@@ -270,7 +271,9 @@ def detection_config(probe: Any, context: Context) -> Config:
     train.dataset.aspect_groups = settings.batch_size if is_grouped else 0
     val.update(batch_options(val.batch_size, context.device))
     train.dataset.update(coco_set(data, "train"))
-    val.dataset.update(coco_set(data, "val"))
+    val.dataset.update(coco_set(data, "train" if held_out else "val"))
+    if held_out:
+        val.dataset.image_ids = [sample.target.image_id for sample in held_out]
     for loader, encoder in zip((train, val), encoders.values(), strict=True):
         loader.update(loader_config(encoder))
         loader.dataset.encoder = encoder

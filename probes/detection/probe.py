@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,13 @@ import numpy as np
 from probes.base import Context, Probe, TaskResult
 from probes.detection.settings import STATS, MaskRCNNSettings, SSDSettings
 from probes.registry import register_probe
+from probes.select import (
+    Choice,
+    contexts_of_rates,
+    held_out_by_content,
+    rates_of,
+    select_rate,
+)
 from reports.per_image import SCORERS, ImageScores
 from reports.records import Metric
 
@@ -39,7 +46,9 @@ class DetectionProbe(Probe):
         from probes.detection.models import detection_config
         from probes.train.loop import config_text, note_tuning, run_training
 
-        data = context.data
+        data, rate_notes = context.data, list[str]()
+        if context.head is None and len(rates_of(context.settings)) > 1:
+            context, rate_notes = self._with_best_rate(context)
         config = detection_config(self, context)
         trainer = run_training(config, context, f"{data.spec.name}/{self.name}")
         (scores,) = trainer.evaluator.metrics
@@ -47,7 +56,8 @@ class DetectionProbe(Probe):
         if sorted(scores.image_ids) != sorted(names):
             raise RuntimeError("the images that were scored are not those of val")
         context.cost.add(trainer.cost)
-        notes, train = [*note_tuning(trainer), *trainer.notes], trainer.train_dataset
+        notes = [*note_tuning(trainer), *rate_notes, *trainer.notes]
+        train = trainer.train_dataset
         if dropped := train.dropped_empty:
             notes.append(
                 f"{dropped} of {dropped + len(train)} training images have no object and were left"
@@ -79,6 +89,33 @@ class DetectionProbe(Probe):
             notes=notes,
             config=config_text(config, context, lambda used: detection_config(self, used)),
         )
+
+    def _with_best_rate(self, context: Context) -> Choice:
+        """``context`` with the rate of the backbone that is best on a held-out tenth of train, when
+        the rest is trained on: one network after the other.
+
+        Raises:
+            Exception: what all trainings failed with.
+        """
+        from probes.detection.models import detection_config
+        from probes.train.loop import HeadTrainer, train_together
+
+        data, every = context.data, context.data.encoded("train")
+        held_out = [every[item] for item in held_out_by_content(context)]
+        names = {sample.image for sample in held_out}
+        rest = [sample for sample in data.samples["train"] if sample.image not in names]
+        # what is cached is of all images, as for the training after the choice
+        part = replace(data, samples={**data.samples, "train": rest}, full_train=tuple(every))
+        trained: dict[float, HeadTrainer | Exception] = {}
+        for rate, of_rate in contexts_of_rates(replace(context, data=part)).items():
+            head = {rate: (detection_config(self, of_rate, held_out), of_rate)}
+            trained |= train_together(head, description=f"{data.spec.name}/{self.name}: rates")
+            if isinstance(result := trained[rate], HeadTrainer):
+                result.discard()
+        choice = select_rate(self, context, trained, len(held_out))
+        if isinstance(choice, Exception):
+            raise choice
+        return choice
 
 
 BOXES, MASKS = (

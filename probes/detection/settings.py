@@ -47,14 +47,6 @@ class DetectionSettings(TrainingSettings):
         ),
     ] = 256
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.is_tuned and len(self.tune_rates) != 1:
-            raise UserError(
-                f"tune={self.tune}: detectors choose nothing on held-out images; give the rate of"
-                " the backbone, such as tune_rates=0.0001"
-            )
-
     def feeds_only(self, size: tuple[int, int]) -> bool:
         """Whether the backbone sees images of ``size`` only."""
         return False

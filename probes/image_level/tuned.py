@@ -126,7 +126,7 @@ def run_attentive(context: Context) -> TaskResult:
 
 
 def store(context: Context, tuned: Tuned, tensors: Any, **about: Any) -> Head:
-    """The stored head, with the tuned weights beside its own; see ``Head.weights_of_backbone``."""
+    """The stored head, with the tuned weights beside its own; see ``Head.PREFIX``."""
     from backbones.tuning import changed_weights  # the frozen tier needs no library of models
 
     weights = changed_weights(context.backbone, tuned.backbone)

@@ -177,6 +177,14 @@ def test_merged_weights_give_what_peft_gives(kind, hugging):
             assert torch.allclose(own, theirs, atol=1e-6)
 
 
+def test_low_rank_is_of_projections_not_of_the_bias_of_positions():
+    tuning = tuned(backbones.create("random/timm/swinv2_cr_tiny_224", seed=0), "lora:2")
+    changed = {
+        name.partition(".parametrizations.")[0].rpartition(".")[2] for name in tuning.trained
+    }
+    assert changed == {"qkv", "proj"}
+
+
 def test_low_rank_of_a_cnn_is_of_its_pointwise_convolutions():
     backbone = backbones.create("random/timm/test_efficientnet", seed=0)
     images = torch.randn(2, 3, *backbone.data.size)

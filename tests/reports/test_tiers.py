@@ -33,7 +33,7 @@ def runs_of(tasks, names=tuple(FROZEN), seeds=3, frozen=True):
 
 def test_the_order_is_compared_by_rank_correlations_and_pairs(analysis_of):
     analysis = analysis_of(runs_of(["voc/linear", "ade20k/linear:0.1"]), images=40)
-    ((tier, pairs),) = tier_pairs(analysis).items()
+    ((tier, pairs),) = tier_pairs(analysis, {}).items()
     assert tier == "lora:16" and len(pairs) == 2
     assert pairs[1].tuned.task == "ade20k/linear:0.1:tune=lora:16"
     order = order_of(analysis, pairs)
@@ -71,7 +71,7 @@ def test_noise_of_images_and_seeds_widens_the_interval(analysis_of, monkeypatch)
     close = {"clip": 50.0, "mine": 50.05, "best": 50.1}
     monkeypatch.setitem(globals(), "FROZEN", close)
     analysis = analysis_of(runs_of(["voc/linear"]), images=40)
-    ((_, pairs),) = tier_pairs(analysis).items()
+    ((_, pairs),) = tier_pairs(analysis, {}).items()
     _, low, high = order_of(analysis, pairs).kendall
     assert high - low > 0.5
     assert not order_of(analysis, pairs).swapped
@@ -102,3 +102,31 @@ def test_tiers_share_no_column_and_no_mean(analysis_of):
     assert only_tuned.tasks("best") == {"voc/linear:tune=lora:16": "win"}
     assert not only_tuned.tasks("best", tuned=True)
     assert tier_lines(analysis_of(runs_of(["voc/linear"])[:9])) == []
+
+
+def test_what_else_differs_is_said_and_the_closest_protocol_is_compared(analysis_of):
+    runs = runs_of(["voc/linear"])
+    for number, value in enumerate(FROZEN.values()):  # an older frozen protocol
+        old = {"protocol": "old", "weights": [*FROZEN][number], "started": 0}
+        runs.append(stored_run(100 + number, [*FROZEN][number], "voc/linear", 0, value - 9, **old))
+    analysis = analysis_of(runs, images=40)
+    same = {"size": 512, "lr": 0.1, "flip": 0.0, "tune_rates": [0.1]}
+    settings = {"old": {"size": 64}, "voc/linear": same, "voc/linear:tune=lora:16": {"size": 512}}
+    conditions = {
+        column: {"task": column.task, "settings": settings[column.protocol]}
+        for column in analysis.selection.columns
+    }
+    ((_, (pair,)),) = tier_pairs(analysis, conditions).items()
+    assert pair.frozen.protocol == "old" and dict(pair.differences) == {"size": (64, 512)}
+    settings["old"] |= {"lr": 0.1, "flip": 0.5}
+    del same["flip"]
+    ((_, (pair,)),) = tier_pairs(analysis, conditions).items()
+    assert pair.frozen.protocol == "voc/linear" and pair.differences
+    *_, last = tier_lines(analysis, conditions)
+    assert last.endswith("also differs in other conditions: lr 0.1 when frozen and – when tuned.")
+
+
+def test_without_a_known_gain_nobody_gains_most(analysis_of, monkeypatch):
+    monkeypatch.setitem(globals(), "FROZEN", dict.fromkeys(FROZEN, 0.0))
+    analysis = analysis_of(runs_of(["voc/linear"], seeds=1), images=40)
+    assert "holds for 0 of 3 pairs. Kendall" in tier_lines(analysis)[0]

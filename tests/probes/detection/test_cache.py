@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import probes.detection.probe  # noqa: F401  registers
 from backbones.tuning import Cut
+from probes.detection.coco import CocoMeanAP
 from probes.detection.models import detection_config
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.maps import collate_views
@@ -153,3 +154,33 @@ def test_cached_activations_train_the_same_weights(tmp_path, data, monkeypatch, 
     assert whole.keys() == cached.keys() == again.keys()
     for key, tensor in whole.items():
         assert torch.equal(tensor, cached[key]) and torch.equal(tensor, again[key]), key
+
+
+def test_the_rate_of_the_backbone_is_chosen_on_held_out_images(tmp_path, data):
+    """With what was kept of all images; ``val`` has no say."""
+    rates = (1e-4, 1e-2)
+    changes = {"tune": "blocks:1", "cache": "fp16", "tune_rates": rates}
+    settings, recorder = dataclasses.replace(SETTINGS["ssd"], **changes), Recorder()
+    probe, name = PROBES["detection/ssd"], "random/timm/test_resnet"
+    seen: list[list[int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        compute = CocoMeanAP.compute_metrics
+        patch.setattr(
+            CocoMeanAP,
+            "compute_metrics",
+            lambda self, results: (
+                seen.append([each["image_id"] for each in results]) or compute(self, results)
+            ),
+        )
+        used = context(tmp_path / "a", data, settings, name, recorder)
+        result = probe.run(used)
+    held_out, again, val = seen
+    train = {sample.target.image_id for sample in data.samples["train"]}
+    assert held_out == again and len(held_out) == 1 and set(held_out) <= train and len(val) == 3
+    scores = {rate: recorder.curve(f"select/bbox_mAP/lr_{rate:g}")[0] for rate in rates}
+    (chosen,) = recorder.curve("select/lr")
+    assert scores[chosen] == max(scores.values())
+    assert any(note.startswith("learning rate of the backbone") for note in result.notes)
+    assert used.cost.images["encode"] == 10, "once for the choice and the training after it"
+    one = dataclasses.replace(settings, tune_rates=(chosen,))
+    assert probe.run(context(tmp_path / "b", data, one, name)).metrics == result.metrics
