@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from probes.base import Context, Probe, TaskResult
 from probes.detection.settings import STATS, MaskRCNNSettings, SSDSettings
 from probes.registry import register_probe
-from probes.select import (
-    Choice,
-    contexts_of_rates,
-    held_out_by_content,
-    rates_of,
-    select_rate,
-)
 from reports.per_image import SCORERS, ImageScores
 from reports.records import Metric
+
+if TYPE_CHECKING:
+    from probes.select import Choice
 
 
 @dataclass
@@ -44,6 +40,7 @@ class DetectionProbe(Probe):
         """Train the detector on ``train`` and score ``val`` by COCO's rules."""
         from probes.detection.coco import draw_preview
         from probes.detection.models import detection_config
+        from probes.select import rates_of
         from probes.train.loop import config_text, note_tuning, run_training
 
         data, rate_notes = context.data, list[str]()
@@ -98,6 +95,7 @@ class DetectionProbe(Probe):
             Exception: what all trainings failed with.
         """
         from probes.detection.models import detection_config
+        from probes.select import contexts_of_rates, held_out_by_content, select_rate
         from probes.train.loop import HeadTrainer, train_together
 
         data, every = context.data, context.data.encoded("train")
