@@ -326,6 +326,9 @@ class Executor(ABC):
         device = self.options.device
         return device if self.in_this_process else device.partition(":")[0]
 
+    def expect(self, units: int) -> None:  # noqa: B027  nothing to do elsewhere
+        """Called before the first unit, where it is known how many there will be."""
+
     def resources(self) -> dict[str, Any]:
         """``cpus`` and ``gpus`` of a unit that computes on the device, whatever else is running.
 

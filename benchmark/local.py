@@ -33,9 +33,9 @@ from cliptex_common.process import (
 class LocalExecutor(Executor):
     """Units in processes of this machine, each of which sees only its own GPUs.
 
-    Where only one unit can run at a time (``--jobs 1``, or no GPU and too few cores for two), units
-    run in this process, where debuggers work. Otherwise worker processes are reused, so that they
-    import libraries once. Setting ``cpus``: how many cores (default: all).
+    Where only one unit can run at a time (``--jobs 1``, or no GPU and too few cores for two), or
+    there is only one, units run in this process, where debuggers work. Otherwise worker processes
+    are reused, so that they import libraries once. Setting ``cpus``: how many cores (default: all).
     """
 
     setting_names = ("cpus",)
@@ -48,6 +48,10 @@ class LocalExecutor(Executor):
         # with one GPU, ``slots`` is 1, too, but units without a GPU run beside the one that has it
         self.in_this_process = self.slots == 1 and (options.jobs == 1 or not self._gpus)
         self._workers: list[_Worker] = []
+
+    def expect(self, units: int) -> None:
+        if units == 1 and not (self.options.jobs or self._gpus or self._workers):
+            self.in_this_process = True  # a worker would import all libraries once more
 
     def _start(self, unit: Unit) -> Future[Outcome] | None:
         """Run a unit on its own GPU or, without one, on its cores; ``gpus`` is 0 or 1."""

@@ -426,11 +426,13 @@ async def run_async(options: RunOptions) -> RunResult:
             planned = [plan.planned_backbone(name) for name in plan.backbones]
             _print_summaries([each for each in planned if not plan.is_trained(each.column)])
             inapplicable = {each.column: plan.inapplicable_tasks(each) for each in planned}
-            if not executor.in_this_process:
-                drop_last_model()  # of ``planned_backbone``; each worker loads its own
             with start_executor(executor, plan.experiment) as tracker:
                 plan = replace(plan, tasks=await ask_for_precision(plan.tasks, executor))
                 plan = await plan.with_data(executor.num_workers)
+                if plan.pipeline is None:
+                    executor.expect(len(planned) * len(plan.seeds) * len(plan.units))
+                if not executor.in_this_process:
+                    drop_last_model()  # of ``planned_backbone``; each worker loads its own
                 reported: dict[Exception, str] = {}
                 rows = [
                     Row(plan, each, seed, inapplicable[each.column], executor, tracker, reported)
