@@ -133,5 +133,7 @@ def test_a_shard_without_its_summary_is_not_finished(tmp_path):
     writer = write(tmp_path, finish=False)
     (tmp_path / "a.tar.json").unlink()
     assert writer.finished("a") is None and writer.finished("b") is not None
+    others = LabelWriter(tmp_path, {"expert": "another"}, TASKS)
+    assert others.finished("b") is None, "it is of the experts that labelled it"
     with pytest.raises(UserError, match="not finished"):
         LabelStore(tmp_path)
