@@ -44,49 +44,37 @@ def outputs(backbone, batch) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 3), (2, 5)])
-def test_shapes_are_those_declared(backbone, rows, columns):
+def test_shapes_are_those_declared_and_images_independent(backbone, rows, columns):
     batch = images(backbone, rows, columns)
-    *maps, embedding = outputs(backbone, batch)
     height, width = batch.shape[-2:]
-    assert [m.shape for m in maps] == [
-        (2, channels, height // stride, width // stride)
-        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    both, again, alone = (outputs(backbone, each) for each in (batch, batch, batch[:1]))
+    assert [output.shape for output in both] == [
+        *(
+            (2, channels, height // stride, width // stride)
+            for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+        ),
+        (2, backbone.embed_dim),
     ]
-    assert embedding.shape == (2, backbone.embed_dim)
-    for output in (*maps, embedding):
-        assert output.dtype == torch.float32
-        assert torch.isfinite(output).all()
-
-
-def test_outputs_are_deterministic_and_images_independent(backbone):
-    batch = images(backbone, 2, 3)
-    runs = (outputs(backbone, images) for images in (batch, batch, batch[:1]))
-    for together, again, alone in zip(*runs, strict=True):
-        assert torch.equal(together, again)
-        torch.testing.assert_close(together[:1], alone, atol=2e-4, rtol=2e-3)
+    for output, same, first in zip(both, again, alone, strict=True):
+        assert output.dtype == torch.float32 and torch.isfinite(output).all()
+        assert torch.equal(output, same)
+        torch.testing.assert_close(output[:1], first, atol=2e-4, rtol=2e-3)
 
 
 def test_frozen_means_frozen(backbone):
     batch = images(backbone, 2, 2)
     before, state = outputs(backbone, batch), state_sha256(backbone.state_dict())
     assert not any(p.requires_grad for p in backbone.parameters())
-    model = nn.ModuleDict(
-        {"backbone": backbone, "probe": nn.Conv2d(backbone.channels[-1], 4, 1)}
-    ).train()
+    probe = nn.Conv2d(backbone.channels[-1], 4, 1)
+    model = nn.ModuleList([backbone, probe]).train()
     assert not any(module.training for module in backbone.modules())
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.1)
-    for _ in range(2):
-        loss = (
-            model["probe"](backbone(batch)[-1]).square().mean()
-            + 0 * backbone.encode_image(batch).sum()
-        )
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    assert model["probe"].weight.grad.abs().sum() > 0
+    loss = probe(backbone(batch)[-1]).square().mean() + 0 * backbone.encode_image(batch).sum()
+    loss.backward()
+    optimiser.step()
+    assert probe.weight.grad.abs().sum() > 0
     assert state_sha256(backbone.state_dict()) == state
-    for old, new in zip(before, outputs(backbone, batch), strict=True):
-        assert torch.equal(old, new)
+    assert all(map(torch.equal, before, outputs(backbone, batch)))
 
 
 def test_identity_is_that_of_the_weights(backbone, name):
@@ -94,13 +82,10 @@ def test_identity_is_that_of_the_weights(backbone, name):
     assert backbone.weights.licence and backbone.weights.source
     torch.manual_seed(123)
     here = torch.random.get_rng_state()
-    again = backbones.create(name, seed=0)
-    assert torch.equal(torch.random.get_rng_state(), here), (
-        "creating a backbone must not move the caller's random state"
-    )
+    again, reseeded = (backbones.create(name, seed=seed) for seed in (0, 1))
+    assert torch.equal(torch.random.get_rng_state(), here), "the caller's random state is moved"
     assert again.key() == backbone.key()
     if name != "efficientnet-lite0":
-        reseeded = backbones.create(name, seed=1)
         assert reseeded.weights.sha256 != backbone.weights.sha256
         assert reseeded.key() != backbone.key()
 
@@ -111,16 +96,14 @@ def test_features_before_the_projection_are_what_is_projected(backbone):
         features, embedding = backbone.encode_features(batch), backbone.encode_image(batch)
     assert features.ndim == 2 and torch.isfinite(features).all()
     visual = getattr(backbone.model, "visual", None)
+    head = getattr(getattr(visual, "trunk", None), "head", None)
     if hasattr(backbone.model, "visual_projection"):  # transformers' CLIP and MetaCLIP 2
-        torch.testing.assert_close(backbone.model.visual_projection(features), embedding)
-    elif isinstance(
-        getattr(getattr(visual, "trunk", None), "head", None), nn.Linear
-    ):  # Perception Encoder in timm
-        torch.testing.assert_close(visual.trunk.head(features), embedding)
-    elif getattr(visual, "proj", None) is None:  # no projection of its own: the same
-        torch.testing.assert_close(features, embedding)
-    else:
-        torch.testing.assert_close(features @ visual.proj, embedding)
+        features = backbone.model.visual_projection(features)
+    elif isinstance(head, nn.Linear):  # Perception Encoder in timm
+        features = head(features)
+    elif getattr(visual, "proj", None) is not None:  # else it has no projection of its own
+        features = features @ visual.proj
+    torch.testing.assert_close(features, embedding)
 
 
 def test_tokens_of_the_last_blocks(backbone):
@@ -139,23 +122,19 @@ def test_tokens_of_the_last_blocks(backbone):
         torch.testing.assert_close(token, features)
     if len(set(backbone.strides)) > 1:
         torch.testing.assert_close(token, last.mean(dim=(2, 3)))
-    with pytest.raises(
-        backbones.UserError, match="blocks or feature maps to read, not 99; ask for fewer"
-    ):
+    with pytest.raises(backbones.UserError, match="maps to read, not 99; ask for fewer"):
         backbone.encode_tokens(batch, 99)
 
 
 def test_whatever_the_number_follows_from_is_in_the_identity(backbone, monkeypatch):
     key = backbone.key()
     assert backbone.identity()["model_config"] == backbone.model_config
-    library = backbone.libraries[0]
-    assert library in ("open_clip", "timm", "transformers", "torch")
     assert set(backbone.identity()["adapter"]) == {"version", *backbone.libraries}
     monkeypatch.setattr(type(backbone), "version", 99)
     assert backbone.key() != key
     monkeypatch.undo()
     monkeypatch.setattr("backbones.backbone.versions", lambda *names: dict.fromkeys(names, "0.0"))
-    assert backbone.key() != key and library in backbone.identity()["adapter"]
+    assert backbone.key() != key
 
 
 def test_data_config_is_sane(backbone):
@@ -171,7 +150,6 @@ def test_data_config_is_sane(backbone):
 
 def test_names_and_text(backbone, name):
     assert backbone.name == name
-    assert backbone.architecture.split("/")[0] in ("timm", "open_clip", "hf", "hub", "module")
     is_open_clip = backbone.architecture.startswith("open_clip/")
     assert backbone.has_text == (is_open_clip or "text_config" in backbone.model_config)
     if not backbone.has_text:
@@ -187,13 +165,13 @@ def test_names_and_text(backbone, name):
 
 def test_follows_the_dtype_it_is_moved_to(backbone):
     batch = images(backbone, 2, 3, count=1)
-    with torch.inference_mode():
-        backbone(batch)  # a size other than the native one is remembered in float32 …
-        try:
-            half = backbone.to(torch.bfloat16)
-            assert half(batch.bfloat16())[-1].dtype == torch.bfloat16  # … and must not be used now
-        finally:
-            backbone.float()
+    outputs(backbone, batch)  # a size other than the native one is remembered in float32 …
+    try:
+        with torch.inference_mode():
+            feature_map = backbone.to(torch.bfloat16)(batch.bfloat16())[-1]
+        assert feature_map.dtype == torch.bfloat16  # … and must not be used now
+    finally:
+        backbone.float()
 
 
 def test_large_entries_are_as_their_base():

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 import backbones
+from backbones.backbone import state_sha256
 from cliptex_common.errors import UserError
 from tests.backbones.mini import CONFIG, mini_clip
 from tests.servers import FileServer
@@ -40,8 +41,8 @@ def little_hub(tmp_path_factory):
 def test_download_then_cache(little_hub, tmp_path, monkeypatch):
     """Both backbones from that hub, and then from the cache, without a hub."""
     torch.manual_seed(1)
-    vit = backbones.backbone.state_sha256(timm.create_model("test_vit").state_dict())
-    clip = backbones.backbone.state_sha256(mini_clip(1).state_dict())
+    vit = state_sha256(timm.create_model("test_vit").state_dict())
+    clip = state_sha256(mini_clip(1).state_dict())
     pretrained = {"hf_hub": f"{MINI}/", "quick_gelu": True, "mean": (0.1, 0.2, 0.3)}
     tags = {"web": open_clip.pretrained._pcfg(**pretrained)}
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Mini-quickgelu", CONFIG)
@@ -62,10 +63,8 @@ def test_download_then_cache(little_hub, tmp_path, monkeypatch):
             assert (*described, backbone.data.mean) == (source, digest, licence, mean)
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     # the very file the message asks for also goes in by hand
-    by_hand = backbones.create(
-        "timm/test_vit", weights=little_hub.folder / TIMM / "resolve/main/model.safetensors"
-    )
-    assert by_hand.weights.sha256 == vit
+    file = little_hub.folder / TIMM / "resolve/main/model.safetensors"
+    assert backbones.create("timm/test_vit", weights=file).weights.sha256 == vit
 
 
 @pytest.fixture(params=["refused", "silent", "offline"])
@@ -98,7 +97,7 @@ def test_every_hub_backbone_says_so_before_it_is_built(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    monkeypatch.setattr("backbones.adapters.timm._create", built)
+    monkeypatch.setattr("timm.create_model", built)
     monkeypatch.setattr("backbones.adapters.open_clip.build_model", built)
     for name in backbones.names():
         if download := backbones.find(name).download:

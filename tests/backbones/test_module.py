@@ -111,13 +111,11 @@ def file(tmp_path, monkeypatch):
 def test_a_trial_pass_finds_maps_and_embedding(call, strides, summary):
     backbone = backbones.create(f"net.py:{call}")
     assert backbone.strides == strides and summary in backbone.summary
-    height, width = 96, 64  # another size than that of the trial
+    images = torch.rand(2, 3, 96, 64)  # another size than that of the trial
     with torch.inference_mode():
-        images = torch.rand(2, 3, height, width)
         maps, embedding = backbone(images), backbone.encode_image(images)
-    shapes = [
-        (2, c, height // s, width // s) for c, s in zip(backbone.channels, strides, strict=True)
-    ]
+    sizes = zip(backbone.channels, strides, strict=True)
+    shapes = [(2, channels, 96 // stride, 64 // stride) for channels, stride in sizes]
     assert [each.shape for each in maps] == shapes
     assert embedding.shape == (2, backbone.embed_dim)
     if "class token" in summary:
@@ -150,10 +148,10 @@ def test_what_is_refused(name, message):
     assert "\n" not in str(caught.value)
 
 
-def test_it_is_one_network_unless_it_is_random():
-    names = ["net.py:First('8')", "random/net.py:First('8')"]
-    shas = [{backbones.create(name, seed=s).weights.sha256 for s in (1, 2)} for name in names]
-    assert [len(each) for each in shas] == [1, 2]
+@pytest.mark.parametrize(("prefix", "networks"), [("", 1), ("random/", 2)])
+def test_it_is_one_network_unless_it_is_random(prefix, networks):
+    built = [backbones.create(f"{prefix}net.py:First('8')", seed=seed) for seed in (1, 2)]
+    assert len({each.weights.sha256 for each in built}) == networks
 
 
 def test_weights_are_loaded_strictly(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,21 +19,21 @@ from tests.backbones.hub_repo import HUB_REPO
 def test_tokens_of_both_interfaces(entry):
     torch.manual_seed(2)
     backbone, images = backbones.create(f"hub/{HUB_REPO}:{entry}"), torch.randn(2, 3, 28, 42)
+    model = backbone.model
     with torch.inference_mode():
         if entry == "dino_like":
-            layers = list(backbone.model.layers(images))
-            embedding = backbone.model.norm(layers[-1])[:, 0]
+            layers = [model.norm(layer) for layer in model.layers(images)]
+            embedding = layers[-1][:, 0]
         else:
-            tokens, _, _ = backbone.model.prepare_tokens_and_drop(images, None)
-            layers = list(backbone.model.encoder(tokens, set(range(1, 5))).values())
-            embedding = backbone.model.enc_norm(layers[-1])[:, 2:].mean(dim=1)
-        norm = backbone.model.norm if entry == "dino_like" else backbone.model.enc_norm
+            tokens, _, _ = model.prepare_tokens_and_drop(images, None)
+            outputs = model.encoder(tokens, set(range(1, 5)))
+            layers = [model.enc_norm(layer) for layer in outputs.values()]
+            embedding = layers[-1][:, 2:].mean(dim=1)
         torch.testing.assert_close(backbone.encode_image(images), embedding)
         for feature_map, layer in zip(backbone(images), layers, strict=True):
-            torch.testing.assert_close(
-                feature_map, norm(layer)[:, 2:].transpose(1, 2).unflatten(2, (2, 3))
-            )
-        torch.testing.assert_close(backbone.encode_tokens(images, 2)[0][1], norm(layers[-2])[:, 2:])
+            assert feature_map.shape[2:] == (2, 3)
+            torch.testing.assert_close(feature_map.flatten(2).transpose(1, 2), layer[:, 2:])
+        torch.testing.assert_close(backbone.encode_tokens(images, 2)[0][1], layers[-2][:, 2:])
 
 
 def test_of_an_encoder_with_a_predictor_the_encoder_sees_one_frame_repeated():
@@ -59,10 +60,8 @@ def test_the_code_is_part_of_the_identity(tmp_path):
     with (tmp_path / "copy" / "hubconf.py").open("a") as file:
         file.write("# another version\n")
     changed = backbones.create(f"random/hub/{tmp_path / 'copy'}:dino_like")
-    assert (
-        changed.weights.sha256 == backbone.weights.sha256
-        and changed.code_sha256 != backbone.code_sha256
-    )
+    assert changed.weights.sha256 == backbone.weights.sha256
+    assert changed.code_sha256 != backbone.code_sha256
 
 
 @pytest.mark.parametrize(
@@ -81,26 +80,15 @@ def test_what_cannot_be_used_is_said(entry, hint):
 
 def test_a_repository_runs_only_where_it_is_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(torch_hub.torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     (tmp_path / "trusted_list").touch()
-    questions = []
-    monkeypatch.setattr(
-        "builtins.input", lambda question="": questions.append(question) or _no_terminal()
-    )
-    with pytest.raises(
-        UserError, match="not said you trust; answer once, at a terminal: python -c"
-    ):
-        backbones.create("hub/somebody/repo:main:net")
-    assert "Do you trust" in questions[0] and not list(tmp_path.glob("somebody*"))
-    monkeypatch.setattr("builtins.input", lambda question="": "n")
-    with pytest.raises(UserError, match="Untrusted repository"):
-        backbones.create("hub/somebody/repo:main:net")
+    answer = Mock(side_effect=[EOFError, "n"])  # without a terminal, and at one
+    monkeypatch.setattr("builtins.input", answer)
+    once = "not said you trust; answer once, at a terminal: python -c"
+    for message in (once, "Untrusted repository"):
+        with pytest.raises(UserError, match=message):
+            backbones.create("hub/somebody/repo:main:net")
+        assert "Do you trust" in answer.call_args[0][0] and not list(tmp_path.glob("somebody*"))
     shutil.copytree(HUB_REPO, tmp_path / "somebody_repo_main")  # fetched before, so trusted
-    assert (
-        backbones.create("hub/somebody/repo:main:dino_like").architecture
-        == "hub/somebody/repo:main:dino_like"
-    )
-
-
-def _no_terminal():
-    raise EOFError
+    name = "hub/somebody/repo:main:dino_like"
+    assert backbones.create(name).architecture == name

@@ -7,10 +7,7 @@ import json
 
 import pytest
 import torch
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-)
+from transformers import Dinov2Config, Dinov2Model
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
 import backbones
@@ -57,17 +54,14 @@ def test_tokens_are_those_of_the_model(dino):
     torch.testing.assert_close(before[1], third)
     assert [tuple(each.shape) for each in maps] == [(2, 32, 3, 5)] * 4
     torch.testing.assert_close(maps[0][:, :, 1, 2], first[:, 5 + 2])
-    assert backbone.weights.source == name and backbone.data.mean == (0.1, 0.2, 0.3)
-    assert (backbone.data.size, backbone.data.crop_pct, backbone.data.interpolation) == (
-        (32, 32),
-        0.8,
-        "bilinear",
-    )
+    data = backbone.data
+    assert backbone.weights.source == name and data.mean == (0.1, 0.2, 0.3)
+    assert (data.size, data.crop_pct, data.interpolation) == ((32, 32), 0.8, "bilinear")
 
 
 def created(folder, model, **config):
     """A backbone with random weights, whose tokenizer is the tests'."""
-    config = {"model_type": model, **(config or TRANSFORMERS[model])}
+    config = {**(config or TRANSFORMERS[model]), "model_type": model}
     (folder / "config.json").write_text(json.dumps(config))
     save_tokenizer(folder)
     return backbones.create(f"random/hf/{folder}")
@@ -94,39 +88,34 @@ def test_the_embedding_is_what_the_model_offers(model, output, tmp_path):
     torch.testing.assert_close(patches, outputs.last_hidden_state[:, -16:])
 
 
-@pytest.mark.parametrize("model", ["aimv2", "clip", "metaclip_2", "tipsv2"])
+@pytest.mark.parametrize("model", ["aimv2", "clip", "metaclip_2", "tipsv2", "siglip"])
 def test_text_towers_are_those_that_the_model_offers(model, tmp_path):
-    """The attention mask has a part in the embeddings of AIMv2 and TIPSv2."""
+    """The attention mask has a part in the embeddings of AIMv2 and TIPSv2; SigLIP reads lower case
+    without one."""
     backbone, images = created(tmp_path, model), torch.randn(2, 3, 32, 32)
     ids = torch.tensor([[1, 4, 5, 2] + 12 * [0], [1, 4, 6, 2] + 12 * [0]])
+    is_siglip = model == "siglip"
+    mask = {} if is_siglip else {"attention_mask": (ids > 0).long()}
     with torch.inference_mode():
         expected = backbone.model.get_image_features(pixel_values=images).pooler_output
         torch.testing.assert_close(backbone.encode_image(images), expected)
-        expected = backbone.model.get_text_features(ids, attention_mask=(ids > 0).long())
-        texts = backbone.encode_text(["a dog", "a cat"])
-    torch.testing.assert_close(texts, expected.pooler_output)
-
-
-def test_siglip_reads_lower_case_without_a_mask(tmp_path):
-    backbone = created(tmp_path, "siglip")
-    ids = torch.tensor([[1, 4, 6, 2] + 12 * [0]])
-    with torch.inference_mode():
-        expected = backbone.model.get_text_features(ids).pooler_output
-        torch.testing.assert_close(backbone.encode_text(["A Cat"]), expected)
+        expected = backbone.model.get_text_features(ids, **mask).pooler_output
+        texts = backbone.encode_text(["A Dog", "a CAT"] if is_siglip else ["a dog", "a cat"])
+    torch.testing.assert_close(texts, expected)
 
 
 def test_masked_autoencoders_see_every_patch_in_order(tmp_path):
-    backbone = created(tmp_path, "vit_mae")
+    backbone, embedded = created(tmp_path, "vit_mae"), []
     images = torch.randn(1, 3, 24, 40)
     changed = images.clone()
     changed[..., :8, 8:16] += 3  # the second patch
+    embeddings = backbone.vision.embeddings
+    embeddings.register_forward_hook(lambda module, inputs, outputs: embedded.append(outputs[0]))
     with torch.inference_mode():
-        first, second = (
-            backbone.vision.embeddings(**backbone._inputs(each))[0] for each in (images, changed)
-        )
         assert torch.equal(backbone(images)[-1], backbone(images)[-1])
-    differs = (first != second).any(dim=2)[0]
-    assert first.shape == (1, 1 + 15, 32) and differs.nonzero().flatten().tolist() == [2]
+        backbone(changed)
+    differs = (embedded[-1] != embedded[0]).any(dim=2)[0]
+    assert embedded[0].shape == (1, 1 + 15, 32) and differs.nonzero().flatten().tolist() == [2]
 
 
 def test_a_video_encoder_sees_a_clip_of_one_frame_repeated(tmp_path):
@@ -152,48 +141,41 @@ def test_preprocessing_that_does_not_normalise(tmp_path):
 
 
 def test_siglip2_takes_the_rows_of_its_processor(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip2", **HF["siglip2"]}))
-    backbone, images = backbones.create(f"random/hf/{tmp_path}"), torch.randn(2, 3, 16, 24)
-    rows = backbone._inputs(images)["pixel_values"]
-    expected = torch.stack(
-        [torch.as_tensor(convert_image_to_patches(i.numpy(), 8)) for i in images]
+    backbone, images, rows = created(tmp_path, "siglip2"), torch.randn(2, 3, 16, 24), []
+    backbone.vision.register_forward_pre_hook(
+        lambda module, inputs, named: rows.append(named["pixel_values"]), with_kwargs=True
     )
-    torch.testing.assert_close(rows, expected)
+    backbone(images)
+    for image, row in zip(images.numpy(), rows[0], strict=True):
+        expected = torch.as_tensor(convert_image_to_patches(image, 8))
+        torch.testing.assert_close(row, expected)
 
 
 def test_weights_of_ones_own_remember_the_model(dino, tmp_path):
-    name, _ = dino
-    backbone = backbones.create(name)
-    save_backbone(tmp_path / "w.safetensors", backbone)
-    again = backbones.create(name, weights=tmp_path / "w.safetensors")
-    assert again.key() == backbone.key()
-    anywhere = backbones.create("cliptex", weights=tmp_path / "w.safetensors")  # without the folder
+    backbone, path = backbones.create(dino[0]), tmp_path / "w.safetensors"
+    save_backbone(path, backbone)
+    assert backbones.create(dino[0], weights=path).key() == backbone.key()
+    anywhere = backbones.create("cliptex", weights=path)  # without the folder
     assert anywhere.identity() == backbone.identity()
 
 
-def test_what_cannot_be_read_is_said(tmp_path):
-    def error_of(model, **config):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": model, **config}))
-        with pytest.raises(UserError) as caught:
-            backbones.create(f"random/hf/{tmp_path}")
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    assert "never run" in error_of("somebodys", auto_map={"AutoModel": "evil.Model"})
-    assert "no image encoder" in error_of("bert")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2", **VIT}))
-    with pytest.raises(UserError, match=r"has no model\.safetensors"):
-        backbones.create(f"hf/{tmp_path}")
+@pytest.mark.parametrize(
+    ("prefix", "config", "message"),
+    [
+        ("random/", {"model_type": "new", "auto_map": {"AutoModel": "evil.Model"}}, "never run"),
+        ("random/", {"model_type": "bert"}, "no image encoder"),
+        ("", {"model_type": "dinov2", **VIT}, r"has no model\.safetensors"),
+    ],
+)
+def test_what_cannot_be_read_is_said(tmp_path, prefix, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message) as caught:
+        backbones.create(f"{prefix}hf/{tmp_path}")
+    assert "\n" not in str(caught.value)
 
 
 def test_code_of_a_repository_is_never_run(tmp_path):
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n")
-    config = {
-        **Dinov2Config(**VIT).to_diff_dict(),
-        "auto_map": {"AutoModel": "evil.M", "AutoConfig": "evil.C"},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    backbone = backbones.create(
-        f"random/hf/{tmp_path}"
-    )  # a model that transformers knows is its own
+    code = {"AutoModel": "evil.M", "AutoConfig": "evil.C"}
+    backbone = created(tmp_path, "dinov2", **Dinov2Config(**VIT).to_diff_dict(), auto_map=code)
     assert type(backbone.model).__module__.startswith("transformers.")

@@ -13,12 +13,7 @@ from cliptex_common import device
 from cliptex_common.errors import OutOfMemory, UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("xpu", 1)
-CACHED = (
-    device._computes_in,
-    device.device_name,
-    device.skips_fused_steps,
-    device.takes_pinned_memory,
-)
+CACHED = [each for each in vars(device).values() if hasattr(each, "cache_clear")]
 
 
 @pytest.fixture
@@ -45,15 +40,12 @@ def test_which_devices_there_are(backend, monkeypatch):
     assert not device.is_available("xpu:2")
     with pytest.raises(UserError, match="no device 'gpuu'"):
         device.is_available("gpuu")
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert device.current_device() == CPU
-    assert device.device_count() == 0, "its library may be there without a device"
-
-
-def test_names(backend):
     assert device.device_name(torch.device("xpu", 0)).startswith("xpu of ")
     backend.get_device_name = lambda of: f"Arc {of.index}"
     assert device.device_name(GPU) == "Arc 1"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert device.current_device() == CPU
+    assert device.device_count() == 0, "its library may be there without a device"
 
 
 def test_the_random_state_of_a_device_and_the_cpu(backend):
@@ -138,30 +130,38 @@ def test_a_copy_is_waited_for_where_memory_is_not_pinned(backend, monkeypatch, p
     assert waited == [not pins] and not device.takes_pinned_memory(CPU)
 
 
+MEMORY_ENDED = (
+    "MPS backend out of memory (MPS allocated: 1.00 GB)",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublas",
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "GET was unable to find an engine to execute this computation",
+    "level_zero backend failed: UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
+    "backend failed with error: 40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)",
+    "Invalid buffer size: 24.00 GiB",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "NCCL error\nLast error:\nCuda failure 2 'out of memory'",
+    "NCCL error\nLast error:\nFailed to CUDA calloc 6291456 bytes",
+)
+OTHERS = (
+    RuntimeError("NCCL error\nLast error:\nCuda failure 1 'invalid argument'"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    OutOfMemory("out of memory on the device (CUDA error: out of memory)"),
+    None,
+)
+
+
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    "error",
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GB)"), True),
-        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublas"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), True),
-        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
-        (RuntimeError("level_zero backend failed: UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"), True),
-        (RuntimeError("backend failed with error: 40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)"), True),
-        (RuntimeError("Invalid buffer size: 24.00 GiB"), True),
-        (RuntimeError("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
-        (RuntimeError("NCCL error\nLast error:\nCuda failure 2 'out of memory'"), True),
-        (RuntimeError("NCCL error\nLast error:\nFailed to CUDA calloc 6291456 bytes"), True),
-        (RuntimeError("NCCL error\nLast error:\nCuda failure 1 'invalid argument'"), False),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
-        (OutOfMemory("out of memory on the device (CUDA error: out of memory)"), False),
-        (None, False),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"),
+        *map(RuntimeError, MEMORY_ENDED),
+        *OTHERS,
     ],
 )
-def test_errors_that_say_that_memory_ended(error, expected):
-    assert device.is_out_of_memory(error) is expected
+def test_errors_that_say_that_memory_ended(error):
+    assert device.is_out_of_memory(error) is (error not in OTHERS)
 
 
 @pytest.mark.parametrize("can", [False, True])

@@ -14,13 +14,11 @@ from cliptex_common.device import count_flops
 def test_convolutions(kind, groups):
     layer = kind(16, 32, 3, groups=groups, padding=1)
     image = torch.randn(2, 16, 10, 10, requires_grad=True)
-    forward = (
-        2 * 2 * 100 * 9 * 16 * 32 // groups
-    )  # multiply and add × images × places × kernel × channels
+    # multiply and add × images × places × kernel × channels
+    forward = 2 * 2 * 100 * 9 * 16 * 32 // groups
     assert count_flops(lambda: layer(image)) == forward
-    assert (
-        count_flops(lambda: layer(image).sum().backward()) == 3 * forward
-    )  # the image's gradient and the weight's
+    # the image's gradient and the weight's
+    assert count_flops(lambda: layer(image).sum().backward()) == 3 * forward
 
 
 def test_linear():

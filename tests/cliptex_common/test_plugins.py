@@ -52,15 +52,18 @@ def test_a_broken_plugin_is_one_line_and_leaves_nothing(write, source, message):
     assert list(ENTRIES) == ["ours"] and not registry.plugin_sources()
 
 
-def test_a_missing_file_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*gone.py: No such file"):
-        registry.load(tmp_path / "gone.py")
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/proc/version")])
-def test_a_pipe_or_the_kernels_file_is_not_read(tmp_path, make):
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: None, "No such file"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to("/proc/version"), "not a regular file"),
+    ],
+    ids=["missing", "pipe", "of the kernel"],
+)
+def test_what_is_no_file_is_not_read(tmp_path, make, reason):
     make(path := tmp_path / "mine.py")
-    with pytest.raises(UserError, match=r"cannot read .*: not a regular file"):
+    with pytest.raises(UserError, match=f"cannot read .*: {reason}"):
         registry.load(path)
 
 
@@ -139,16 +142,6 @@ def test_an_entry_of_this_project_is_refused_though_nothing_has_imported_it(tmp_
         timeout=600,
     )
     assert "mine.py:3: dataset 'voc' exists already" in done.stderr
-
-
-def test_another_process_needs_the_content_not_the_file(write):
-    path = write(f"{REGISTER}'mine', 'a')")
-    registry.load(path)
-    ((name, source),) = registry.plugin_sources()
-    registry.LOADED[path].remove()
-    path.unlink()
-    registry.load(name, source)
-    assert ENTRIES.find("mine") == "a"
 
 
 def test_plugins_of_the_environment_are_imported_for_names_that_are_not_there(write, monkeypatch):

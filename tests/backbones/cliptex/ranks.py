@@ -15,9 +15,9 @@ from backbones.cliptex.model import CLIPWithHeads, TaskHeads, load_initial_clip
 from backbones.cliptex.objective import Passes
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import RECIPES, Recipe
-from backbones.cliptex.train import train
-from backbones.cliptex.trainer import DistContext, TrainContext, end_with_launcher, processes
+from backbones.cliptex.trainer import DistContext, end_with_launcher, processes
 from tests.backbones.cliptex import toy
+from tests.backbones.cliptex.test_train import run
 
 ALONE = DistContext(0, 1, torch.device("cpu"))
 SETTINGS = {
@@ -32,29 +32,19 @@ RECIPE = RECIPES["cliptex"].changed(SETTINGS)
 
 
 def one_step(
-    pairs_dir: str,
-    recipe: Recipe,
-    process: DistContext = ALONE,
-    init: str = "random",
+    pairs_dir: str, recipe: Recipe, process: DistContext = ALONE, init: str = "random"
 ) -> tuple[dict, dict, dict]:
     """Losses, gradients and the losses' gradient norms of the first step, on the CPU."""
     torch.manual_seed(0)
     start = load_initial_clip(init, recipe.model)
-    batches = TrainDataset(
-        open_pairs(pairs_dir),
-        toy.ToyLabels(missing=("00000/000000004",)),
-        recipe,
-        tokenizer=start.tokenizer,
-        data=start.data,
-        label_size=16,
-        rank=process.rank,
-        world=process.world,
-    )
+    labels = toy.ToyLabels(missing=("00000/000000004",))
+    options = {"tokenizer": start.tokenizer, "data": start.data, "label_size": 16}
+    share = {"rank": process.rank, "world": process.world}
+    batches = TrainDataset(open_pairs(pairs_dir), labels, recipe, **options, **share)
     heads = TaskHeads(start.channels, {"seg": 3, "depth": 1, "normal": 3}, 16)
     model = CLIPWithHeads(start.model, start.data.layers, heads).to(process.device)
-    batch = batches.to_device(batches[0], process.device)
     step = Passes(model, recipe, 16, process.device)
-    losses, norms = step.backward(batch, norms=True)
+    losses, norms = step.backward(batches.to_device(batches[0], process.device), norms=True)
     parameters = step.model.named_parameters()
     gradients = {name: p.grad.cpu() for name, p in parameters if p.grad is not None}
     return {name: loss.cpu() for name, loss in losses.items()}, gradients, norms
@@ -66,15 +56,9 @@ def one_rank(
     """Save this process's part of a step, and train to the end."""
     with processes(device) as process:
         torch.save(one_step(pairs_dir, recipe, process, init), folder / f"rank{process.rank}.pt")
-        recorder = toy.Recorder()
-        result = train(
-            recipe,
-            init=init,
-            pairs=open_pairs(pairs_dir),
-            labels=toy.ToyLabels(),
-            out=folder / "many.safetensors",
-            context=TrainContext(device, log=recorder, progress=recorder, workers=0),
-        )
+        recorder, out = toy.Recorder(), folder / "many.safetensors"
+        options = {"init": init, "device": device, "log": recorder, "progress": recorder}
+        result = run(recipe, open_pairs(pairs_dir), out, **options)
         assert bool(recorder.metrics) == process.first
         (folder / f"sha{process.rank}").write_text(result.sha256)
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import v2
 
 from backbones.cliptex.batches import centre_geometry, crop_images, random_geometry
 from backbones.cliptex.targets import (
@@ -28,12 +29,10 @@ def geometry(box=(0.5, 0.5, 1.0, 1.0), flip=False) -> Geometry:
 
 
 def test_ignored_and_unknown_stay_so():
-    classes = torch.tensor([[0, 255], [7, 0]])
-    assert torch.equal(
-        warp_classes([classes], geometry(), 2)[0], torch.tensor([[0, IGNORE], [7, 0]])
-    )
-    depth = torch.tensor([[1.0, math.nan], [2.0, 3.0]])
-    assert torch.equal(torch.isnan(warp_depth([depth], geometry(), 2)[0]), torch.isnan(depth))
+    classes, depth = torch.tensor([[0, 255], [7, 0]]), torch.tensor([[1.0, math.nan], [2.0, 3.0]])
+    expected = torch.tensor([[0, IGNORE], [7, 0]])
+    assert torch.equal(warp_classes([classes], geometry(), 2)[0], expected)
+    assert torch.equal(warp_depth([depth], geometry(), 2)[0].isnan(), depth.isnan())
 
 
 def plane_depth(normal: np.ndarray, size: int) -> np.ndarray:
@@ -60,22 +59,14 @@ def normal_of(depth: torch.Tensor) -> np.ndarray:
 def test_normals_follow_the_plane(flip, slope, zoom):
     """Warp the depth of a plane, read the normal off the warped depth, and compare with the warped
     normal."""
-    size = 64
+    size, augmentation = 64, geometry((0.5, 0.5, zoom, zoom), flip)
     normal = np.array([*slope, 1.0]) / np.linalg.norm([*slope, 1.0])
     depth = torch.from_numpy(plane_depth(normal, size)).float()
-    augmentation = geometry((0.5, 0.5, zoom, zoom), flip)
     # depth measured in output pixels: a crop enlarges the picture, and the plane's depth with it
-    warped = warp_images(depth[None, None], augmentation, size)[0, 0] / zoom
-    implied = normal_of(warped)
-    moved = warp_normals(
-        torch.from_numpy(normal).float().view(1, 3, 1, 1).expand(1, 3, size, size),
-        augmentation,
-        size,
-    )
-    assert (
-        np.degrees(np.arccos(np.clip(implied @ moved[0, :, size // 2, size // 2].numpy(), -1, 1)))
-        < 0.5
-    )
+    implied = normal_of(warp_images(depth[None, None], augmentation, size)[0, 0] / zoom)
+    normals = torch.from_numpy(normal).float().view(1, 3, 1, 1).expand(1, 3, size, size)
+    moved = warp_normals(normals, augmentation, size)[0, :, size // 2, size // 2].numpy()
+    assert np.degrees(np.arccos(np.clip(implied @ moved, -1, 1))) < 0.5
 
 
 @given(
@@ -106,29 +97,22 @@ def test_an_augmentation_depends_on_the_pair_not_on_its_batch():
 
 def test_a_crop_is_resampled_once_as_the_probes_do_it():
     """The whole square of a photograph is what torchvision's resize and centre crop give."""
-    from torchvision.transforms import v2
-
-    random = np.random.default_rng(0)
-    image = random.integers(0, 256, (300, 470, 3), np.uint8)
-    ours = crop_images([image], centre_geometry([(300, 470)]), 64)[0]
-    steps = [
-        v2.Resize(64, v2.InterpolationMode.BICUBIC, antialias=True),
-        v2.CenterCrop(64),
-        v2.PILToTensor(),
-    ]
-    theirs = v2.Compose(steps)(Image.fromarray(image))
-    assert (ours.int() - theirs.int()).abs().float().mean() < 3
-    squashed = crop_images([image], centre_geometry([(300, 470)], squash=True), 64)
+    image = np.random.default_rng(0).integers(0, 256, (300, 470, 3), np.uint8)
+    ours, squashed = (
+        crop_images([image], centre_geometry([(300, 470)], squash=squash), 64)
+        for squash in (False, True)
+    )
+    resize = v2.Resize(64, v2.InterpolationMode.BICUBIC, antialias=True)
+    theirs = v2.PILToTensor()(v2.CenterCrop(64)(resize(Image.fromarray(image))))
+    assert (ours[0].int() - theirs.int()).abs().float().mean() < 3
     assert squashed.shape == (1, 3, 64, 64)
 
 
-def test_crops_and_flips_agree_with_those_of_labels():
+@pytest.mark.parametrize("flip", [False, True])
+def test_crops_and_flips_agree_with_those_of_labels(flip):
     image = np.full((60, 90, 3), 20, np.uint8)
     image[10:30, 50:70] = 220
     labels = torch.from_numpy((image[..., 0] > 100).astype(np.int16))
-    for augmentation in (
-        geometry((0.6, 0.4, 0.5, 0.75)),
-        geometry((0.6, 0.4, 0.5, 0.75), True),
-    ):
-        bright = crop_images([image], augmentation, 48)[0, 0] > 120
-        assert (bright == (warp_classes([labels], augmentation, 48)[0] == 1)).float().mean() > 0.97
+    augmentation = geometry((0.6, 0.4, 0.5, 0.75), flip)
+    bright = crop_images([image], augmentation, 48)[0, 0] > 120
+    assert (bright == (warp_classes([labels], augmentation, 48)[0] == 1)).float().mean() > 0.97

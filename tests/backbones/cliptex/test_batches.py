@@ -10,18 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.cliptex.batches import TrainDataset
-from backbones.cliptex.model import load_initial_clip
-from backbones.cliptex.recipes import RECIPES
 from tests.backbones.cliptex import toy
-
-CLIPTEX = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=2.0, lr=1e-3)
-
-
-def dataset(pairs, labels=None, recipe=CLIPTEX, **ranks) -> TrainDataset:
-    start = load_initial_clip("random", "tiny")
-    options = {"tokenizer": start.tokenizer, "data": start.data, "label_size": 16}
-    return TrainDataset(pairs, labels, recipe, **options, **ranks)
+from tests.backbones.cliptex.test_train import CLIPTEX, dataset
 
 
 def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, monkeypatch):
@@ -55,24 +45,24 @@ def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, in_memor
     """Its neighbours are held out: the next one that is trained on takes its place. A bad one that
     is held out is left out."""
     recipe = replace(CLIPTEX, val_pairs=60, epochs=1.0)
-    intact = dataset(toy.damaged_pairs(tmp_path / "intact"), recipe=recipe)
-    held_out = set(intact.held_out.tolist())
+    held_out = set(dataset(toy.damaged_pairs(tmp_path / "a"), None, recipe).held_out.tolist())
     bad = next(i for i in range(200) if i not in held_out and {i + 1, i + 2} <= held_out)
-    pairs = toy.damaged_pairs(tmp_path / "bad", corrupt=(bad, bad + 1))
-    data = dataset(pairs, recipe=recipe)
-    expected = next(i for i in range(bad, 200) if i not in held_out and i != bad)
+    data = dataset(toy.damaged_pairs(tmp_path / "b", corrupt=(bad, bad + 1)), None, recipe)
     if in_memory:
         assert data.cache_in_memory(toy.Recorder())
-    sample = data._sample(bad)
-    assert sample.bad[0] == f"00000/{bad:09d}" and np.array_equal(
-        sample.image, toy.scene(expected)[0]
+    step, row = next(
+        (step, [*data.positions(step)[0]].index(bad))
+        for step in range(len(data))
+        if bad in data.positions(step)[0]
     )
+    replacement = next(i for i in range(bad + 1, 200) if i not in held_out)
+    assert [key for key, _ in data[step].bad] == [f"00000/{bad:09d}"]
+    assert torch.equal(data[step].tokens[row], data.tokenizer([toy.scene(replacement)[1]])[0])
     assert sum(len(batch.images) for batch in data.validation(16)) == 59
-    assert sum(len(batch.images) for batch in intact.validation(16)) == 60
 
 
 def test_an_empty_caption_is_not_trained_on(tmp_path):
-    data = dataset(toy.damaged_pairs(tmp_path, 40, silent=(7,)))
+    data = dataset(toy.damaged_pairs(tmp_path, 40, silent=(7,)), None, CLIPTEX)
     bad = {failure for step in range(len(data)) for failure in data[step].bad}
     assert bad == {("00000/000000007", "its caption is empty")}
 

@@ -13,19 +13,12 @@ import torch
 
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.model import TINY_CLIP
-from backbones.cliptex.pairs import open_pairs
-from backbones.cliptex.train import train
-from backbones.cliptex.trainer import TrainContext, end_with_launcher, processes
-from tests.backbones.cliptex import toy
+from backbones.cliptex.trainer import end_with_launcher, processes
 from tests.backbones.cliptex.ranks import RECIPE, check_equals_one, launch, one_rank, one_step
+from tests.backbones.cliptex.test_train import run
 from tests.forks import Fork, ranks
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def pairs_dir(tmp_path_factory):
-    return toy.write_pairs(tmp_path_factory.mktemp("pairs"), 48, 2)
 
 
 @pytest.mark.parametrize(
@@ -37,21 +30,15 @@ def pairs_dir(tmp_path_factory):
     ],
     ids=["gradient cache", "siglip", "eight"],
 )
-def test_processes_equal_one(tmp_path, pairs_dir, count, changes, bias):
+def test_processes_equal_one(tmp_path, pairs, count, changes, bias):
     """In the first step, and after the training."""
+    folder, output = str(pairs.name).removesuffix("/*.tar"), tmp_path / "output.txt"
     (tmp_path / "model.json").write_text(json.dumps({**TINY_CLIP, "init_logit_bias": bias}))
     recipe = replace(RECIPE, model=str(tmp_path / "model.json"), **changes)
-    ranks(one_rank, tmp_path, recipe, str(pairs_dir), output=tmp_path / "output.txt", count=count)
-    expected = one_step(str(pairs_dir), replace(recipe, accumulate=1))
+    ranks(one_rank, tmp_path, recipe, folder, output=output, count=count)
+    expected = one_step(folder, replace(recipe, accumulate=1))
     assert ("clip.logit_bias" in expected[1]) == (bias is not None)
-    single = train(
-        recipe,
-        init="random",
-        pairs=open_pairs(pairs_dir),
-        labels=toy.ToyLabels(),
-        out=tmp_path / "one.safetensors",
-        context=TrainContext(workers=0),
-    )
+    single = run(recipe, pairs, tmp_path / "one.safetensors")
     check_equals_one(tmp_path, count, expected, single.path, share=0.01)
     metrics = load_checkpoint(tmp_path / "many.safetensors").extra["metrics"]
     assert {name for name in metrics if name.startswith("val/")} == {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ from webdataset import WebDataset
 
 from backbones.cliptex.labels import LabelStore, LabelWriter, check_labels, encode, tar_path
 from cliptex_common.errors import UserError
-from tests.forks import Fork
 
 TASKS = ("seg", "depth", "normal")
 
@@ -41,15 +38,13 @@ def write(root: Path, names=("a", "b"), each=5, finish=True) -> LabelWriter:
             for i in range(each):
                 shard.add(f"{name}/{i:04d}", encode(smooth_labels(number * 100 + i, 32)))
     if finish:
-        finish_store(writer, names)
+        writer.finish([writer.finished(name) for name in names])
     return writer
 
 
-def finish_store(writer: LabelWriter, names) -> dict:
-    return writer.finish([writer.finished(name) for name in names])
-
-
 def test_store_reads_by_key_in_any_order(tmp_path):
+    with pytest.raises(UserError, match="no labels"):
+        LabelStore(tmp_path)
     write(tmp_path)
     store = LabelStore(tmp_path)
     assert len(store) == 10
@@ -66,17 +61,13 @@ def test_store_reads_by_key_in_any_order(tmp_path):
             store.get(key)
         assert store.tasks_of(key) == ()
     assert check_labels(tmp_path) == []
+    samples = list(WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))  # as any tool reads it
+    assert [sample["__key__"] for sample in samples] == [f"000{i}" for i in range(5)]
+    assert samples[1]["seg.png"] == encode(smooth_labels(1, 32))["seg.png"]
     write(tmp_path / "same")
     write(tmp_path / "other", each=4)
     assert LabelStore(tmp_path / "same").identity == store.identity
     assert LabelStore(tmp_path / "other").identity != store.identity
-
-
-def test_a_shard_is_a_tar_that_any_tool_reads(tmp_path):
-    write(tmp_path, names=("a",), each=2)
-    samples = list(WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
-    assert [sample["__key__"] for sample in samples] == ["0000", "0001"]
-    assert samples[1]["seg.png"] == encode(smooth_labels(1, 32))["seg.png"]
 
 
 NAMES = [
@@ -98,7 +89,7 @@ def test_pairs_of_tables_and_in_folders_of_tars_are_found(tmp_path, shard):
     with writer.shard(shard) as file:
         for number, name in enumerate(NAMES):
             file.add(f"{shard}/{name}", encode({"seg": np.full((4, 4), number, np.uint8)}))
-    finish_store(writer, [shard])
+    writer.finish([writer.finished(shard)])
     store = LabelStore(tmp_path)
     for number, name in enumerate(NAMES):
         assert store.get(f"{shard}/{name}")["seg"][0, 0] == number
@@ -137,40 +128,12 @@ def test_reading_damaged_labels(tmp_path):
         LabelStore(tmp_path).get("a/0000")
 
 
-def write_without_end(out: Path, marker: Path) -> None:
-    writer = write(out, names=("a",), finish=False)
-    with writer.shard("b") as shard:
-        for i in range(100_000):
-            shard.add(f"b/{i}", encode(smooth_labels(i, 32)))
-            if i == 20:
-                marker.touch()
-
-
-@pytest.mark.integration
-def test_kill_9_while_writing_leaves_no_shard(tmp_path, tmp_path_factory):
-    marker = tmp_path_factory.mktemp("killed") / "writing"
-    victim = Fork(write_without_end, tmp_path, marker, output=marker.with_name("output.txt"))
-    victim.wait_for(marker.parent, marker.name)
-    time.sleep(0.05)
-    victim.signal(signal.SIGKILL)
-    assert victim.end() == -signal.SIGKILL
-    assert [path.name for path in tmp_path.rglob("*.tar")] == ["a.tar"]
-    writer = write(tmp_path, finish=False, names=())
-    assert writer.finished("a") is not None
-    assert writer.finished("b") is None
-    with writer.shard("b") as shard:
-        shard.fail("b/0", "for a test")
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"a.tar", "a.tar.json", "b.tar", "b.tar.json"}
-    assert writer.finished("b")["failed"] == [["b/0", "for a test"]]
-
-
 def test_a_shard_without_its_summary_is_not_finished(tmp_path):
     """As when killed between the two renamings."""
-    with pytest.raises(UserError, match="no labels"):
-        LabelStore(tmp_path)
     writer = write(tmp_path, finish=False)
     (tmp_path / "a.tar.json").unlink()
     assert writer.finished("a") is None and writer.finished("b") is not None
+    others = LabelWriter(tmp_path, {"expert": "another"}, TASKS)
+    assert others.finished("b") is None, "it is of the experts that labelled it"
     with pytest.raises(UserError, match="not finished"):
         LabelStore(tmp_path)

@@ -27,20 +27,16 @@ def mean(summed):
     return (total / count).item()
 
 
-def clip(**more):
-    return nn.ParameterDict({"logit_scale": torch.tensor(0.0), **more})
-
-
 @pytest.mark.parametrize("bias", [None, -3.0])
 def test_cached_gradients_are_the_gradients(bias):
     values = {name: F.normalize(torch.randn(6, 4), dim=1) for name in ("image", "text")}
-    values["logit_scale"] = torch.tensor(5.0)
-    biases = {} if bias is None else {"logit_bias": torch.tensor(bias)}
-    values |= biases
-    leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
+    scalars = {"logit_scale": torch.tensor(5.0)}
+    if bias is not None:
+        scalars["logit_bias"] = torch.tensor(bias)
+    leaves = {name: each.clone().requires_grad_() for name, each in (values | scalars).items()}
     expected = (ClipLoss() if bias is None else SigLipLoss())(*leaves.values())
     gradients = torch.autograd.grad(expected, list(leaves.values()))
-    value, cached = cached_gradients(values, contrastive_loss(clip(**biases)))
+    value, cached = cached_gradients(values | scalars, contrastive_loss(nn.ParameterDict(scalars)))
     assert torch.allclose(value, expected)
     for name, gradient in zip(leaves, gradients, strict=True):
         assert torch.allclose(cached[name], gradient, atol=1e-6)
@@ -60,11 +56,13 @@ def test_depth_by_hand():
     prediction = torch.tensor([[[0.0, 0.0, 1.0, 3.0]]])
     # residual: (0 0 1 3) − (−1 0 1 2) = 1 0 0 1 → mean ½; steps 1 0 1 → 2/4; every second pixel 1
     # 0: 1/2; then one: 0
-    assert mean(depth_loss(prediction, target, gradient_weight=0.0)) == pytest.approx(0.5)
-    assert mean(depth_loss(prediction, target, gradient_weight=0.5, scales=1)) == pytest.approx(
-        0.5 + 0.5 * 0.5
-    )
-    assert mean(depth_loss(prediction, target)) == pytest.approx(0.5 + 0.5 * (0.5 + 0.5))
+    for options, gradients in (
+        ({"gradient_weight": 0.0}, 0.0),
+        ({"gradient_weight": 0.5, "scales": 1}, 0.5),
+        ({}, 0.5 + 0.5),
+    ):
+        loss = mean(depth_loss(prediction, target, **options))
+        assert loss == pytest.approx(0.5 + 0.5 * gradients)
 
 
 @settings(max_examples=30)
@@ -74,75 +72,73 @@ def test_depth_does_not_see_scale_and_shift(scale, shift, seed):
     target = torch.from_numpy(random.uniform(0, 1, (2, 12, 12)))
     target[0, :3] = math.nan
     prediction = torch.from_numpy(random.normal(size=(2, 12, 12)))
-    base = mean(depth_loss(prediction, target))
-    assert mean(depth_loss(prediction * scale + shift, target)) == pytest.approx(base, rel=1e-3)
-    assert mean(depth_loss(prediction, target * scale + shift)) == pytest.approx(base, rel=1e-3)
-    assert mean(depth_loss(target.nan_to_num(7) * scale + shift, target)) == pytest.approx(
-        0, abs=5e-4
-    )  # the shift costs digits
+    base = pytest.approx(mean(depth_loss(prediction, target)), rel=1e-3)
+    assert mean(depth_loss(prediction * scale + shift, target)) == base
+    assert mean(depth_loss(prediction, target * scale + shift)) == base
+    perfect = mean(depth_loss(target.nan_to_num(7) * scale + shift, target))
+    assert perfect == pytest.approx(0, abs=5e-4), "the shift costs digits"
 
 
 def test_normals_by_hand():
     angles = torch.tensor([0.0, 30.0, 90.0, 180.0]).deg2rad()
-    prediction = (
-        torch.stack([angles.sin(), torch.zeros(4), angles.cos()])[None, :, None] * 3.0
-    )  # any length
-    target = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 1, 4)
-    assert mean(find_task("normal").loss(prediction, target)) == pytest.approx(
-        math.radians(75), abs=1e-5
-    )
-    unknown = target.clone()
-    unknown[..., 3] = 0
-    assert mean(find_task("normal").loss(prediction, unknown)) == pytest.approx(
-        math.radians(40), abs=1e-5
-    )
+    prediction = torch.stack([angles.sin(), torch.zeros(4), angles.cos()])[None, :, None]
+    target = torch.zeros(1, 3, 1, 4)
+    for first, degrees in ((4, 75), (3, 40)):  # the others are unknown
+        target[:, 2], target[..., first:] = 1, 0
+        loss = mean(find_task("normal").loss(3.0 * prediction, target))  # of any length
+        assert loss == pytest.approx(math.radians(degrees), abs=1e-5)
 
 
-def some_prediction(task: str, size: int) -> torch.Tensor:
-    return torch.randn(2, size, size) if task == "depth" else torch.randn(2, 3, size, size)
+TASKS = ("seg", "depth", "normal")
 
 
-def some_targets(size: int) -> dict[str, torch.Tensor]:
-    targets = {
-        "seg": torch.randint(0, 3, (2, size, size)),
-        "depth": torch.rand(2, size, size),
-        "normal": F.normalize(torch.randn(2, 3, size, size), dim=1),
-    }
-    targets["seg"][0, 0], targets["depth"][0, 0], targets["normal"][0, :, 0] = IGNORE, math.nan, 0
-    return targets
+def some_labels(task: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A prediction and a target, whose first row of the first image is unknown."""
+    if task == "depth":
+        prediction, target = torch.randn(2, size, size), torch.rand(2, size, size)
+        target[0, 0] = math.nan
+        return prediction, target
+    prediction = torch.randn(2, 3, size, size)
+    if task == "seg":
+        target = torch.randint(0, 3, (2, size, size))
+        target[0, 0] = IGNORE
+    else:
+        target = F.normalize(torch.randn(2, 3, size, size), dim=1)
+        target[0, :, 0] = 0
+    return prediction, target
 
 
-@pytest.mark.parametrize("task", ["seg", "depth", "normal"])
-@pytest.mark.parametrize("kind", ["empty", "constant", "one pixel"])
-def test_nothing_to_learn_is_zero_never_nan(task, kind):
+ONE_DEPTH = torch.full((2, 4, 4), math.nan)
+ONE_DEPTH[0, 1, 1] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("task", "target"),
+    [
+        ("seg", torch.full((2, 4, 4), IGNORE)),
+        ("normal", torch.zeros(2, 3, 4, 4)),
+        ("depth", torch.full((2, 4, 4), math.nan)),
+        ("depth", torch.full((2, 4, 4), 0.7)),
+        ("depth", ONE_DEPTH),
+    ],
+)
+def test_nothing_to_learn_is_zero_never_nan(task, target):
     model = nn.Linear(4, 4)
-    prediction = model(some_prediction(task, 4))
-    targets = {
-        "seg": torch.full((2, 4, 4), IGNORE),
-        "depth": torch.full((2, 4, 4), math.nan),
-        "normal": torch.zeros(2, 3, 4, 4),
-    }
-    if kind == "constant":
-        targets["depth"] = torch.full((2, 4, 4), 0.7)
-    if kind == "one pixel":
-        targets["depth"][0, 1, 1] = 1.0
-    total, count = find_task(task).loss(prediction, targets[task])
+    total, count = find_task(task).loss(model(some_labels(task, 4)[0]), target)
     total.backward()
-    assert total == 0 and count == 0 and find_task(task).count(targets[task]) == 0
+    assert total == 0 and count == 0 and find_task(task).count(target) == 0
     assert all((p.grad == 0).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("task", ["seg", "depth", "normal"])
+@pytest.mark.parametrize("task", TASKS)
 def test_degenerate_predictions_have_finite_gradients(task):
-    targets = some_targets(4)
-    perfect = {
-        "seg": F.one_hot(targets["seg"].clamp(min=0), 3).permute(0, 3, 1, 2) * 1e4,
-        "depth": targets["depth"].nan_to_num(0),
-        "normal": targets["normal"],
-    }[task].float()
-    for prediction in (perfect, -perfect, torch.zeros_like(perfect), torch.full_like(perfect, 1e4)):
-        prediction = prediction.clone().requires_grad_()
-        total, _ = find_task(task).loss(prediction, targets[task])
+    _, target = some_labels(task, 4)
+    perfect = target.nan_to_num(0)
+    if task == "seg":
+        perfect = F.one_hot(target.clamp(min=0), 3).permute(0, 3, 1, 2) * 1e4
+    for factor, offset in ((1, 0), (-1, 0), (0, 0), (0, 1e4)):
+        prediction = (perfect.float() * factor + offset).requires_grad_()
+        total, _ = find_task(task).loss(prediction, target)
         total.backward()
         assert torch.isfinite(total) and torch.isfinite(prediction.grad).all()
 
@@ -163,32 +159,34 @@ def test_depth_learns_in_bf16_as_in_fp32(offset):
     assert F.cosine_similarity(*gradients, dim=0) > 0.99
 
 
-@pytest.mark.parametrize("task", ["seg", "depth", "normal"])
+@pytest.mark.parametrize("task", TASKS)
 def test_count_is_known_from_the_labels_and_sums_add_up(task):
-    prediction, target = some_prediction(task, 8), some_targets(8)[task]
-    total, count = find_task(task).loss(prediction, target)
-    assert count.float() == find_task(task).count(target)
-    halves = [find_task(task).loss(prediction[i : i + 1], target[i : i + 1]) for i in range(2)]
+    labels = some_labels(task, 8)
+    total, count = find_task(task).loss(*labels)
+    assert count.float() == find_task(task).count(labels[1])
+    halves = [
+        find_task(task).loss(*half) for half in zip(*(e.split(1) for e in labels), strict=True)
+    ]
     assert torch.allclose(sum(t for t, _ in halves), total, rtol=1e-5)
     assert sum(c for _, c in halves) == count
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.01, 0.5, 1.0, 3.0, 10.0, 50.0, 300.0])
 def test_density_integrates_to_one_with_the_expected_angle(kappa):
-    mean = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
     concentration = torch.tensor([kappa], dtype=torch.float64)
+    mean = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
+    peak = min(math.pi, 20 / max(kappa, 1e-3))  # the density falls off within some 1/κ
 
-    def density(theta: float) -> float:
-        normal = torch.tensor([[math.sin(theta), 0.0, math.cos(theta)]], dtype=torch.float64)
-        return float(torch.exp(-losses.angmf_nll(mean, concentration, normal)))
+    def integral(power: int) -> float:
+        def density(theta: float) -> float:
+            normal = torch.tensor([[math.sin(theta), 0.0, math.cos(theta)]], dtype=torch.float64)
+            value = torch.exp(-losses.angmf_nll(mean, concentration, normal))
+            return 2 * math.pi * math.sin(theta) * theta**power * float(value)
 
-    def integral(function) -> float:
-        peak = min(math.pi, 20 / max(kappa, 1e-3))  # the density falls off within some 1/κ
-        return quad(function, 0, peak, limit=200)[0] + quad(function, peak, math.pi, limit=200)[0]
+        return sum(quad(density, *ends, limit=200)[0] for ends in ((0, peak), (peak, math.pi)))
 
-    assert integral(lambda t: 2 * math.pi * math.sin(t) * density(t)) == pytest.approx(1, abs=2e-6)
-    mean_angle = integral(lambda t: 2 * math.pi * math.sin(t) * t * density(t))
-    assert float(losses.expected_angle(concentration)) == pytest.approx(mean_angle, abs=1e-5)
+    assert integral(0) == pytest.approx(1, abs=2e-6)
+    assert float(losses.expected_angle(concentration)) == pytest.approx(integral(1), abs=1e-5)
 
 
 @settings(max_examples=50)

@@ -20,13 +20,15 @@ def write_files(root, keys):
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     for key in keys:
-        labels = toy.scene(int(key.split("/")[-1]))[2]
-        name = key.split("/")[-1] + ".png"
-        Image.fromarray(labels["seg"]).save(folders["seg"] / name)
-        millimetres = (1000 / labels["depth"]).round().astype(np.uint16)
-        Image.fromarray(millimetres).save(folders["depth"] / name)
-        colours = np.moveaxis(((labels["normal"] + 1) * 127.5).round(), 0, -1).astype(np.uint8)
-        Image.fromarray(colours).save(folders["normal"] / name)
+        number = key.split("/")[-1]
+        labels = toy.scene(int(number))[2]
+        colours = np.moveaxis((labels["normal"] + 1) * 127.5, 0, -1)
+        for name, pixels in (
+            ("seg", labels["seg"]),
+            ("depth", (1000 / labels["depth"]).round().astype(np.uint16)),
+            ("normal", colours.round().astype(np.uint8)),
+        ):
+            Image.fromarray(pixels).save(folders[name] / f"{number}.png")
     return folders
 
 
@@ -35,12 +37,11 @@ def pairs(tmp_path):
     return open_pairs(toy.write_pairs(tmp_path / "pairs", 12, 3))
 
 
-def make(pairs, folders, out, notes=None, classes=toy.CLASSES):
+def make(pairs, folders, out, notify=print):
     manual = [
-        ManualLabels(task, folder, classes if task == "seg" else ())
+        ManualLabels(task, folder, toy.CLASSES if task == "seg" else ())
         for task, folder in folders.items()
     ]
-    notify = notes.append if notes is not None else print
     return make_labels(pairs, manual, out, LabelSettings(), Silent(), notify)
 
 
@@ -50,7 +51,7 @@ def test_some_pairs_are_labelled_and_the_others_are_no_failure(pairs, tmp_path):
     (folders["depth"] / "000000000.png").unlink()
     (folders["seg"] / "elsewhere.png").write_bytes(b"of no pair")
     notes = []
-    manifest = make(pairs, folders, tmp_path / "labels", notes)
+    manifest = make(pairs, folders, tmp_path / "labels", notes.append)
     assert (manifest["pairs_in"], manifest["pairs_out"], manifest["failed"]) == (3, 3, [])
     assert manifest["files"] == {"seg": 3, "depth": 2, "normal": 3}
     assert notes == [f"1 of 4 files in {folders['seg']} belong to no pair"]

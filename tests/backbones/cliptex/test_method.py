@@ -14,7 +14,6 @@ import backbones
 from backbones.cliptex import losses
 from backbones.cliptex.model import CLIPWithHeads
 from backbones.cliptex.objective import weighted_losses
-from backbones.cliptex.recipes import OPTIONAL, RECIPES, find_recipe
 from backbones.cliptex.targets import Task
 from backbones.cliptex.tasks import TASKS, find_label_map
 from cliptex_common.errors import UserError
@@ -50,26 +49,6 @@ def test_a_lambda_follows_its_schedule(pairs, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(recipe, pairs, tmp_path / "cut.safetensors", progress=toy.Recorder(die_at=3))
     assert run(recipe, pairs, tmp_path / "cut.safetensors").sha256 == result.sha256
-
-
-@pytest.mark.parametrize(
-    ("schedules", "message"),
-    [("seg", "no schedule of a λ ''"), ("flow:rise", "LOSS:SCHEDULE"), ("seg:rize", "rise")],
-)
-def test_wrong_schedules(schedules, message):
-    with pytest.raises(UserError, match=message):
-        find_recipe("cliptex", [f"schedules={schedules}"])
-
-
-def test_unset_options_are_no_part_of_an_identity():
-    for recipe in RECIPES.values():
-        assert not {*recipe.identity(), *recipe.settings()} & {*OPTIONAL}
-    cliptex = RECIPES["cliptex"].key("i", "p", "l")
-    changes = (["layers=1,2"], ["schedules=clip:cosine"], ["schedules=seg:rise"])
-    keys = {find_recipe("cliptex", change).key("i", "p", "l") for change in changes}
-    assert len(keys | {cliptex}) == 4
-    ft = RECIPES["clip-ft"]
-    assert replace(ft, layers=(1,)).key("i", "p", "") == ft.key("i", "p", "")
 
 
 def test_heads_read_the_layers_of_the_recipe(pairs, tmp_path, monkeypatch):

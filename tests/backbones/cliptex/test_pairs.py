@@ -42,26 +42,21 @@ def test_every_way_to_name_shards_gives_the_same_pairs(shards, pattern):
         image, caption, _ = toy.scene(int(pair.key.split("/")[1]))
         assert pair.key == pairs.key(index) and pair.caption == caption
         assert np.array_equal(decode_image(pair.image), image)
-    assert sorted(pairs[i].key for s in pairs.shards for i in pairs.iter_shard(s)) == sorted(
-        map(pairs.key, range(20))
-    )
+    in_shards = {pairs.key(i) for shard in pairs.shards for i in pairs.iter_shard(shard)}
+    assert in_shards == set(map(pairs.key, range(20))) and len(in_shards) == 20
     with pytest.raises(IndexError):
         pairs[20]
 
 
 def test_index_is_cached_but_follows_the_file(tmp_path):
-    path = make.write_tar(
-        tmp_path / "a.tar", {"x.png": make.encoded(toy.scene(0)[0]), "x.txt": b"one"}
-    )
-    first = open_pairs(path)
-    assert first[0].caption == "one" and open_pairs(path)[0].caption == "one"
-    make.write_tar(path, {"longer.png": make.encoded(toy.scene(1)[0]), "longer.txt": b"two"})
-    second = open_pairs(path)
-    assert (
-        second[0].caption == "two"
-        and second.key(0) == "a/longer"
-        and second.fingerprint != first.fingerprint
-    )
+    fingerprints, image = set(), make.encoded(toy.scene(0)[0])
+    for name, caption in (("x", "one"), ("longer", "two")):
+        members = {f"{name}.png": image, f"{name}.txt": caption.encode()}
+        path = make.write_tar(tmp_path / "a.tar", members)
+        for pairs in (open_pairs(path), open_pairs(path)):
+            assert (pairs[0].caption, pairs.key(0)) == (caption, f"a/{name}")
+            fingerprints.add(pairs.fingerprint)
+    assert len(fingerprints) == 2
 
 
 def test_caption_from_json_and_samples_without_image(tmp_path):
@@ -108,26 +103,32 @@ def test_malformed_tables(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         open_pairs(path)
-    with pytest.raises(UserError, match=r"no pairs|missing"):
-        open_pairs(f"{tmp_path}/{{00000..00005}}.tar")
-    with pytest.raises(UserError, match="100000000000 shards are more than 1000000"):
-        open_pairs("{0..99999999999}.tar")
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [("00005", r"no pairs|missing"), ("99999999999", "100000000000 shards are more than 1000000")],
+)
+def test_shards_that_are_not_there(tmp_path, last, message):
+    with pytest.raises(UserError, match=message):
+        open_pairs(f"{tmp_path}/{{00000..{last}}}.tar")
 
 
 def test_damaged_shards(tmp_path, shards):
     content = (shards / "00000.tar").read_bytes()
     with tarfile.open(shards / "00000.tar") as archive:
         at = archive.getmembers()[6].offset
-    (tmp_path / "header.tar").write_bytes(content[:at] + b"\xff" * 100 + content[at + 100 :])
-    with pytest.raises(UserError, match=rf"header\.tar .*damaged at byte {at}"):
-        open_pairs(tmp_path / "header.tar")
-    (tmp_path / "cut.tar").write_bytes(content[: len(content) // 2 - 700])
-    (tmp_path / "at-block.tar").write_bytes(content[: 512 * 7])
-    (tmp_path / "noise.tar").write_bytes(b"not a tar" * 1000)
-    (tmp_path / "zeros.tar").write_bytes(b"x" * 1024 + bytes(1024))
-    for name in ("cut", "at-block", "noise", "zeros"):
-        with pytest.raises(UserError, match=f"{name}.tar"):
-            open_pairs(tmp_path / f"{name}.tar")
+    for name, damaged, message in (
+        ("header", content[:at] + b"\xff" * 100 + content[at + 100 :], f"damaged at byte {at}"),
+        ("cut", content[: len(content) // 2 - 700], ""),
+        ("at-block", content[: 512 * 7], ""),
+        ("noise", b"not a tar" * 1000, ""),
+        ("zeros", b"x" * 1024 + bytes(1024), ""),
+    ):
+        path = tmp_path / f"{name}.tar"
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{name}\.tar .*{message}"):
+            open_pairs(path)
 
 
 def test_corrupt_images_are_bad_pairs_and_counted():
@@ -165,27 +166,24 @@ def test_epoch_order_is_a_permutation_that_stays_local(counts, seed, epoch, wind
 
 def test_real_pairs_are_the_same_in_every_layout(real_data):
     folder = real_data / "cc_pairs"
-    tar, table = (
-        open_pairs(f"{folder}/shards/{{000000..000001}}.tar"),
-        open_pairs(folder / "train.csv"),
+    tar, csv_, tsv = (
+        open_pairs(f"{folder}/{name}")
+        for name in ("shards/{000000..000001}.tar", "train.csv", "train.tsv")
     )
-    assert len(tar) == len(table) == len(open_pairs(folder / "train.tsv")) == 250
-    assert [tar[i].caption for i in range(250)] == [table[i].caption.strip() for i in range(250)]
-    assert all(tar[i].image == table[i].image for i in range(0, 250, 25))
+    assert len(tar) == len(csv_) == len(tsv) == 250
+    for i in range(250):
+        assert tar[i].caption == csv_[i].caption.strip() and tar[i].image == csv_[i].image
 
 
 @pytest.mark.parametrize("kind", ["pair-index/*.json", "pair-index/*.npy"])
-@pytest.mark.parametrize("keep", [0.0, 0.5, 0.97])
-def test_a_kept_index_that_is_cut_is_made_again(shards, tmp_path, monkeypatch, kind, keep):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.97])
+def test_a_stored_index_that_is_cut_is_made_again(shards, own_home, kind, share):
     first = open_pairs(shards)
-    captions = [first[index].caption for index in range(len(first))]
-    (cut, *_) = sorted(tmp_path.glob(kind))
-    os.truncate(cut, int(cut.stat().st_size * keep))
+    (cut, *_) = sorted(own_home.glob(kind))
+    os.truncate(cut, int(cut.stat().st_size * share))
     again = open_pairs(shards)
-    assert [
-        again[index].caption for index in range(len(again))
-    ] == captions and again.fingerprint == first.fingerprint
+    assert [each.caption for each in again] == [each.caption for each in first]
+    assert again.fingerprint == first.fingerprint
     assert not open_pairs(shards, keep=False).skipped
 
 

@@ -41,7 +41,7 @@ def test_segmentation_is_lossless(side, dtype, data):
 def test_depth_error_is_that_of_sixteen_bits(side, scale, shift, seed, partly_unknown):
     random = np.random.default_rng(seed)
     depth = scale * random.random(side) + shift
-    valid = random.random(side) < 0.7 if partly_unknown else np.ones(side, bool)
+    valid = (random.random(side) < 0.7) | (not partly_unknown)
     valid[0, 0] = True
     back = coded("depth", np.where(valid, depth, np.nan))
     np.testing.assert_array_equal(np.isfinite(back), valid)
@@ -77,14 +77,12 @@ def test_normal_error_is_bounded_in_every_direction(side, seed, partly_unknown):
     random = np.random.default_rng(seed)
     normal = random.normal(size=(3, *side))
     normal /= np.linalg.norm(normal, axis=0)
-    valid = random.random(side) < 0.7 if partly_unknown else np.ones(side, bool)
+    valid = (random.random(side) < 0.7) | (not partly_unknown)
     back = coded("normal", (normal * valid).astype(np.float32))
     np.testing.assert_array_equal(np.linalg.norm(back, axis=0) > 0.5, valid)
-    if valid.any():
-        assert degrees(back, normal)[valid].max() < 0.96
-    assert (
-        np.abs(find_task("normal").to_tensor(back).numpy() / 127 - back).max() <= 0.5 / 127 + 1e-6
-    )
+    assert (degrees(back, normal)[valid] < 0.96).all()
+    rounded = find_task("normal").to_tensor(back).numpy() / 127
+    np.testing.assert_allclose(rounded, back, rtol=0, atol=0.5 / 127 + 1e-6)
 
 
 def test_a_depth_that_is_nowhere_known():
@@ -103,55 +101,49 @@ def test_edges_are_never_averaged():
     np.testing.assert_array_equal(columns[2, 0], 2 * np.arange(40) + 1)
 
 
-def test_official_layouts_are_read(tmp_path):
-    mask = Image.fromarray(np.array([[0, 7], [255, 1]], np.uint8))
-    mask.save(tmp_path / "m.png")
-    np.testing.assert_array_equal(find_task("seg").read(tmp_path / "m.png"), [[0, 7], [255, 1]])
-    Image.fromarray(np.array([[500, 0]], np.uint16)).save(tmp_path / "d.png")
-    depth = find_task("depth").read(tmp_path / "d.png")
-    assert depth[0, 0] == 2 and np.isnan(depth[0, 1])
-    Image.fromarray(np.array([[[128, 255, 128], [0, 0, 0]]], np.uint8)).save(tmp_path / "n.png")
-    normal = find_task("normal").read(tmp_path / "n.png")
-    assert normal[1, 0, 0] > 0.99 and (normal[:, 0, 1] == 0).all()
-    for task, file in (("seg", "n.png"), ("depth", "m.png"), ("normal", "m.png")):
-        with pytest.raises(ValueError, match="this one is"):
-            find_task(task).read(tmp_path / file)
+@pytest.mark.parametrize(
+    ("task", "pixels", "expected"),
+    [
+        ("seg", np.uint8([[0, 7], [255, 1]]), [[0, 7], [255, 1]]),
+        ("depth", np.uint16([[500, 0]]), [[2, np.nan]]),
+        ("normal", np.uint8([[[128, 255, 128], [0, 0, 0]]]), [[[0, 0]], [[1, 0]], [[0, 0]]]),
+    ],
+)
+def test_official_layouts_are_read(tmp_path, task, pixels, expected):
+    Image.fromarray(pixels).save(tmp_path / "map.png")
+    np.testing.assert_allclose(find_task(task).read(tmp_path / "map.png"), expected, atol=0.01)
+    wrong = pixels[..., 0] if task == "normal" else np.zeros((2, 2, 3), np.uint8)
+    Image.fromarray(wrong.astype(np.uint8)).save(tmp_path / "wrong.png")
+    with pytest.raises(ValueError, match="this one is"):
+        find_task(task).read(tmp_path / "wrong.png")
 
 
 def test_segmentation_scores_agree_with_torchmetrics():
-    random = np.random.default_rng(0)
+    random, seg = np.random.default_rng(0), find_task("seg")
     target, labels = (random.integers(0, 4, (5, 9, 9)).astype(np.uint8) for _ in range(2))
     target[0, 0] = 255
-    scores = find_task("seg").accuracy({"seg": labels}, target, 4)
+    scores = seg.accuracy({"seg": labels}, target, 4)
     expected = multiclass_jaccard_index(
-        torch.from_numpy(labels),
-        torch.from_numpy(np.where(target == 255, -1, target.astype(int))),
-        4,
-        "macro",
-        ignore_index=-1,
+        *map(torch.from_numpy, (labels, target.astype(int))), 4, "macro", ignore_index=255
     )
     assert scores["mIoU"] == pytest.approx(100 * float(expected))
     assert scores["aAcc"] == pytest.approx(100 * (labels == target)[target != 255].mean())
     labels[1:] = 255
-    assert find_task("seg").accuracy({"seg": labels}, target, 4)["labelled"] == pytest.approx(
-        100 * 72 / 396
-    )
+    share = seg.accuracy({"seg": labels}, target, 4)["labelled"]
+    assert share == pytest.approx(100 * 72 / 396)
 
 
 def test_depth_scores_ignore_scale_and_shift():
-    target = np.random.default_rng(0).uniform(0.2, 1, (3, 8, 8)).astype(np.float32)
-    scores = find_task("depth").accuracy({"depth": 7 * target + 3}, target)
+    random, score = np.random.default_rng(0), find_task("depth").accuracy
+    target, noise = random.uniform(0.2, 1, (2, 3, 8, 8)).astype(np.float32)
+    scores = score({"depth": 7 * target + 3}, target)
     assert scores["abs_rel"] < 1e-5 and scores["delta1"] == 100
-    noise = np.random.default_rng(1).uniform(size=target.shape)
-    assert find_task("depth").accuracy({"depth": noise}, target)["abs_rel"] > 0.2
+    assert score({"depth": noise}, target)["abs_rel"] > 0.2
 
 
 def test_normal_scores():
-    target = np.zeros((1, 3, 2, 2), np.float32)
+    target, labels = np.zeros((2, 1, 3, 2, 2), np.float32)
     target[0, 2, 0] = 1  # the lower row is unknown
-    labels = np.zeros_like(target)
-    labels[0, :, 0, 0] = (0, 0, 1)
-    labels[0, :, 0, 1] = (0, 1, 0)
+    labels[0, :, 0] = [[0, 0], [0, 1], [1, 0]]
     scores = find_task("normal").accuracy({"normal": labels}, target)
-    assert scores["normal_mean"] == pytest.approx(45)
-    assert scores["normal_11.25"] == 50
+    assert scores["normal_mean"] == pytest.approx(45) and scores["normal_11.25"] == 50

@@ -32,16 +32,13 @@ class DinoLike(Vit):
     def get_intermediate_layers(self, x, n=1, reshape=False, return_class_token=False, norm=True):
         layers = list(self.layers(x))
         layers = layers[-n:] if isinstance(n, int) else [layers[i] for i in n]
-        layers = [self.norm(each) for each in layers] if norm else layers
+        layers = [self.norm(each) if norm else each for each in layers]
         patches = [each[:, 2:] for each in layers]
         if reshape:
             grid = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
             patches = [each.transpose(1, 2).unflatten(2, grid) for each in patches]
-        return (
-            tuple(zip(patches, [each[:, 0] for each in layers], strict=True))
-            if return_class_token
-            else tuple(patches)
-        )
+        tokens = [each[:, 0] for each in layers]
+        return tuple(zip(patches, tokens, strict=True)) if return_class_token else tuple(patches)
 
 
 class Encoder(nn.Module):

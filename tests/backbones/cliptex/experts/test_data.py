@@ -83,15 +83,19 @@ def test_maps_of_classes_are_read_from_folders(tmp_path, monkeypatch):
     assert (target == torch.where(expected == 255, IGNORE, expected)).all()
 
 
-def test_data_in_memory_are_bounded(tmp_path, monkeypatch):
+def test_data_in_memory_are_bounded(tmp_path):
     """Samples that do not fit are decoded again, to the same values."""
+    decoded = []
+
+    class Watched(list):
+        def __getitem__(self, index):
+            decoded.append(index)
+            return super().__getitem__(index)
+
     root = toy_experts.write_truth(tmp_path, train=12, val=1)
     complete = load_data(root, "seg", "train", 32, Silent())
     images, classes = complete.read(range(12))
-    part = ExpertData("seg", complete.samples, 32, memory=3 * (4 * 32 * 32))
-    decoded: list[int] = []
-    decode = part._decode
-    monkeypatch.setattr(part, "_decode", lambda index: decoded.append(index) or decode(index))
+    part = ExpertData("seg", Watched(complete.samples), 32, memory=3 * (4 * 32 * 32))
     for indices in ([5, 0, 5], range(12), range(12)):
         part_images, part_classes = part.read(indices)
         assert torch.equal(part_images, images[list(indices)])
@@ -108,9 +112,8 @@ def test_real_data(real_data):
 
 
 def test_a_batch_that_spans_epochs_crops_an_image_anew(tmp_path):
-    data = load_data(
-        toy_experts.write_truth(tmp_path, train=2, val=1), "seg", "train", 32, Silent()
-    )
+    root = toy_experts.write_truth(tmp_path, train=2, val=1)
+    data = load_data(root, "seg", "train", 32, Silent())
     settings = FitSettings(size=32, batch_size=4, color_jitter=0.0)
     images, _ = augmented_batch(data, settings, seed=0, step=0)
     assert len({image.numpy().tobytes() for image in images}) == 4

@@ -42,14 +42,12 @@ def plugin(tmp_path_factory):
 def test_predictions(name, size):
     expert = toy_experts.make_expert(name)
     images = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8)
-    outputs = expert.predict(images)
+    outputs, alone = expert.predict(images), expert.predict(images[1:2])
     label = outputs[expert.task]
     assert label.shape[0] == 3 and label.shape[-2:] == size
     assert label.dtype == (np.uint8 if expert.task == "seg" else np.float32)
-    if expert.task == "depth":
-        alone = expert.predict(images[1:2])["depth"]
-        np.testing.assert_allclose(alone[0], label[1], atol=1e-5)
-    elif expert.task == "normal":
+    np.testing.assert_allclose(alone[expert.task][0], label[1], atol=1e-5)
+    if expert.task == "normal":
         np.testing.assert_allclose(np.linalg.norm(label, axis=1), 1, atol=1e-5)
         assert outputs["confidence"].shape == (3, *size) and outputs["confidence"].min() > 0
     assert not expert.training
@@ -71,41 +69,42 @@ def test_save_and_load(name, tmp_path):
     assert changed.identity() != expert.identity()
 
 
-def test_damaged_and_wrong_experts(tmp_path):
-    folder = tmp_path / "e"
-    toy_experts.make_expert("unet-depth").save(folder)
-    with pytest.raises(UserError, match="holds expert 'unet-depth', not 'unet-seg'"):
-        load_experts([f"unet-seg={folder}"])
-    with pytest.raises(UserError, match="both label depth"):
-        load_experts([f"unet-depth={folder}", f"unet-depth={folder}"])
-    weights = folder / "weights.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-5] ^= 1
-    for damaged, message in ((content, "has changed since"), (content[:999], "does not hold")):
-        weights.write_bytes(bytes(damaged))
-        with pytest.raises(UserError, match=message):
-            load_experts([f"unet-depth={folder}"])
-    for spec, message in (
-        (f"unet-seg={tmp_path}", "no expert in"),
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ("unet-seg={folder}/e", "holds expert 'unet-depth', not 'unet-seg'"),
+        ("unet-depth={folder}/e unet-depth={folder}/e", "both label depth"),
+        ("unet-depth={folder}/changed", "has changed since"),
+        ("unet-depth={folder}/cut", "does not hold"),
+        ("unet-seg={folder}", "no expert in"),
         ("nll-angfm=x", "did you mean nll-angmf"),
         ("unet-depth", "needs its weights"),
-    ):
-        with pytest.raises(UserError, match=message):
-            load_experts([spec])
+    ],
+)
+def test_damaged_and_wrong_experts(tmp_path, specs, message):
+    for name in ("e", "changed", "cut"):
+        toy_experts.make_expert("unet-depth").save(tmp_path / name)
+    content = (tmp_path / "e/weights.safetensors").read_bytes()
+    (tmp_path / "cut/weights.safetensors").write_bytes(content[:999])
+    flipped = content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+    (tmp_path / "changed/weights.safetensors").write_bytes(flipped)
+    with pytest.raises(UserError, match=message):
+        load_experts(specs.format(folder=tmp_path).split())
 
 
 TRAINED = {
-    "unet-seg": ({"epochs": 20.0, "lr": 3e-3, "width": 16}, "object_acc", 70.0, 1),
-    "unet-depth": ({"epochs": 8.0, "lr": 3e-3, "width": 16}, "abs_rel", 0.12, -1),
-    "unet-normals": ({"epochs": 20.0, "lr": 3e-3, "width": 16}, "normal_median", 6.0, -1),
+    "unet-seg": (20.0, "object_acc", 70.0, 1),
+    "unet-depth": (8.0, "abs_rel", 0.12, -1),
+    "unet-normals": (20.0, "normal_median", 6.0, -1),
 }
 
 
 @pytest.mark.parametrize("name", slow_except(NAMES, ["unet-depth"]))
 def test_training_learns_and_is_reused(name, tmp_path):
     root = toy_experts.write_truth(tmp_path / "data", train=32, val=8)
-    changes, metric, goal, sign = TRAINED[name]
-    settings = {**toy_experts.SMALL_UNET, "batch_size": 8, "color_jitter": 0.1, **changes}
+    epochs, metric, goal, sign = TRAINED[name]
+    changes = {"batch_size": 8, "color_jitter": 0.1, "epochs": epochs, "lr": 3e-3, "width": 16}
+    settings = toy_experts.SMALL_UNET | changes
 
     def train(seed: int) -> dict:
         return train_expert(name, root, tmp_path / "out", QUIET, settings, seed)
@@ -149,7 +148,7 @@ def test_a_training_names_where_its_states_go(tmp_path):
     root = toy_experts.write_truth(tmp_path / "data", train=4, val=1)
     data = load_data(root, expert.task, "train", 32, Silent())
     with pytest.raises(ValueError, match="resume_dir"):
-        ExpertTrainer(expert, data, TrainContext(), 0)
+        ExpertTrainer(expert, data, QUIET, 0)
 
 
 def test_training_is_the_same_resumed_or_not(tmp_path, monkeypatch):
@@ -158,10 +157,9 @@ def test_training_is_the_same_resumed_or_not(tmp_path, monkeypatch):
         return evaluate_expert(*args)
 
     monkeypatch.setattr("backbones.cliptex.experts.fit.evaluate_expert", exact)
-    root = toy_experts.write_truth(tmp_path / "data", train=16, val=4)
+    root, out = toy_experts.write_truth(tmp_path / "data", train=16, val=4), tmp_path / "out"
     settings = {**toy_experts.SMALL_UNET, "batch_size": 8, "epochs": 6.0}
     complete = train_expert("unet-normals", root, tmp_path / "complete", QUIET, settings)
-    out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         context = replace(QUIET, progress=toy.Recorder(die_at=8))
         train_expert("unet-normals", root, out, context, settings)
