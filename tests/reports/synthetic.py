@@ -6,6 +6,8 @@ Their per-image scores reproduce the stored metrics.
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -261,10 +263,32 @@ def write_pictures(folder: Path, seed: int, images: int = 12) -> Path:
     )
 
 
+def write_runs(
+    tracker: Tracker,
+    qualities: Mapping[str, float],
+    tasks: Iterable[str] = ("voc/linear",),
+    seeds: Iterable[int] = (0,),
+    **options: Any,
+) -> None:
+    """Runs of backbones, each of one quality on all tasks, with ``options`` of ``write_run``."""
+    for name, quality in qualities.items():
+        for seed in seeds:
+            write_run(tracker, name, seed, dict.fromkeys(tasks, quality), **options)
+
+
+_numbers = itertools.count()
+
+
 def stored_run(
-    number: int, backbone: str, task: str, seed: int, value: float | None, **fields: Any
+    backbone: str,
+    task: str = "voc/linear",
+    seed: int = 0,
+    value: float | dict[str, float] | None = None,
+    **fields: Any,
 ) -> Cell:
-    """A cell without a store."""
+    """A cell without a store, newer than those before; ``value``: its mIoU, or its metrics."""
+    number = next(_numbers)
+    metrics = value if isinstance(value, dict) else {"mIoU": value}
     return Cell(
         **{
             "run_id": f"run{number}",
@@ -279,11 +303,28 @@ def stored_run(
             "protocol": "p",
             "weights": "w",
             "declared": {"mIoU": Metric(), "mAcc": Metric(shown=True)},
-            "metrics": {} if value is None else {"mIoU": value},
+            "metrics": {} if value is None else metrics,
             "costs": {"seconds": 1.0},
             **fields,
         }
     )
+
+
+def stored_runs(
+    value: Callable[[int, int, int], Any],
+    tasks: Iterable[str] = ("voc/linear",),
+    names: Sequence[str] = ("clip", "mine"),
+    seeds: Iterable[int] = range(3),
+    **fields: Any,
+) -> list[Cell]:
+    """Cells of each seed of each backbone on each task; ``value``: number of the task, number of
+    the backbone, seed → the cell's."""
+    return [
+        stored_run(name, task, seed, value(row, index, seed), **fields)
+        for row, task in enumerate(tasks)
+        for index, name in enumerate(names)
+        for seed in seeds
+    ]
 
 
 def image_scores_of(cell: Cell, images: int) -> ImageScores:

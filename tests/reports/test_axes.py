@@ -26,7 +26,7 @@ def test_a_curve_for_each_task_with_variants(analysis_of):
     for backbone, quality in (("clip", 50.0), ("mine", 60.0)):
         for task, params in TASKS.items():
             value, fields = quality + len(params), {"protocol": task, "params": params}
-            runs.append(stored_run(len(runs), backbone, task, 0, value, **fields))
+            runs.append(stored_run(backbone, task, 0, value, **fields))
     analysis = analysis_of(runs)
     shots, share = sorted(axis_figures(analysis), key=lambda figure: figure.title)
     assert (share.title, shots.title) == ("voc/linear", "pets/few-shot")
@@ -67,7 +67,7 @@ def profile(analysis_of, held_out):
             best = 70.0 + (layer == "6") + (size == "448")
             scores = {"mIoU/10_cosine": best, "mIoU/30_cosine": best - 9} if held_out else {}
             fields = {"protocol": task, "held_out": scores}
-            runs.append(stored_run(len(runs), "mine", task, 0, quality, **fields))
+            runs.append(stored_run("mine", task, 0, quality, **fields))
     return analysis_of(runs)
 
 
@@ -88,7 +88,7 @@ def test_a_figure_for_each_axis_with_a_line_for_each_other_value(analysis_of):
 )
 def test_each_value_has_its_own_place_on_the_axis(places, analysis_of):
     tasks = [f"voc/linear:layers={value}" for value in places]
-    runs = [stored_run(n, "a", task, 0, 50.0, protocol=task) for n, task in enumerate(tasks)]
+    runs = [stored_run("a", task, 0, 50.0, protocol=task) for task in tasks]
     (figure,) = axis_figures(analysis_of(runs[::-1]))
     axis = figure.spec["layout"]["xaxis"]
     assert axis["tickvals"] == figure.spec["data"][0]["x"] == [*places.values()]
@@ -125,7 +125,7 @@ def test_upsamplers_are_shown_as_gains_over_bilinear_with_what_an_image_costs(an
                 "protocol": task,
                 "costs": {"encode_images_per_second": 8.0, "eval_images_per_second": 8.0},
             }
-            runs.append(stored_run(len(runs), backbone, task, 0, quality, **fields))
+            runs.append(stored_run(backbone, task, 0, quality, **fields))
     (figure,) = axis_figures(analysis_of(runs))
     assert figure.spec["layout"]["xaxis"]["ticktext"] == ["bilinear", "jbu", "nearest"]
     line = figure.spec["data"][0]

@@ -27,7 +27,7 @@ def runs_of(tasks, names=tuple(FROZEN), seeds=3, frozen=True):
                     )
                     value, fields = values[name] + 0.01 * seed, {"costs": {"seconds": 1.0, **costs}}
                     fields |= {"protocol": task + tier, "weights": name}
-                    runs.append(stored_run(len(runs), name, task + tier, seed, value, **fields))
+                    runs.append(stored_run(name, task + tier, seed, value, **fields))
     return runs
 
 
@@ -107,8 +107,8 @@ def test_tiers_share_no_column_and_no_mean(analysis_of):
 def test_what_else_differs_is_said_and_the_closest_protocol_is_compared(analysis_of):
     runs = runs_of(["voc/linear"])
     for number, value in enumerate(FROZEN.values()):  # an older frozen protocol
-        old = {"protocol": "old", "weights": [*FROZEN][number], "started": 0}
-        runs.append(stored_run(100 + number, [*FROZEN][number], "voc/linear", 0, value - 9, **old))
+        old = {"protocol": "old", "weights": [*FROZEN][number], "started": -1}
+        runs.append(stored_run([*FROZEN][number], "voc/linear", 0, value - 9, **old))
     analysis = analysis_of(runs, images=40)
     same = {"size": 512, "lr": 0.1, "flip": 0.0, "tune_rates": [0.1]}
     settings = {"old": {"size": 64}, "voc/linear": same, "voc/linear:tune=lora:16": {"size": 512}}
