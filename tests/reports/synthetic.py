@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -177,6 +178,8 @@ def write_run(
     weights are trained, of each seed its own, or those of a file with this ``sha``."""
     of_file = sha
     sha = sha or hashlib.sha256(f"{backbone} {seed}{weights}".encode()).hexdigest()
+    shared: dict[str, Any] = {"backbone": backbone, "suite": tracker.experiment}
+    shared |= {"seed": seed, "weights": sha}
     identity = {
         "architecture": "toy",
         "model_config": {},
@@ -187,10 +190,7 @@ def write_run(
     }
     conditions = {task: conditions_of(task, protocol, libraries) for task in qualities}
     record = ParentRun(
-        backbone=backbone,
-        suite=tracker.experiment,
-        seed=seed,
-        weights=sha,
+        **shared,
         run_key=f"{backbone}-{seed}{of_file}",
         architecture="toy",
         commit="abc123",
@@ -199,24 +199,20 @@ def write_run(
     )
     parent_tags = {**record.to_tags(), **(tags or {})}
     params = {"head": "/tmp/head.pt"}
-    name = f"{backbone} · seed {seed}"
-    with tracker.run(name, tags=parent_tags, params=params) as parent:
+    with tracker.run(f"{backbone} · seed {seed}", tags=parent_tags, params=params) as parent:
         environment = {"python": "3.11", "packages": {"torch": "2"}}
         about = {"name": backbone, "source": "here", "licence": "none", "config": {}}
         stored = {"backbone": {**identity, **about}, "environment": environment}
         parent.log_json(stored, PARENT)
         latency = 1.0 + len(backbone)
-        costs = {"train_seconds": 10.0 + 5 * seed, "latency_ms": latency, "memory_mb": 100.0}
-        if of_file:
-            del costs["train_seconds"]
+        costs = {"latency_ms": latency, "memory_mb": 100.0}
+        if not of_file:
+            costs["train_seconds"] = 10.0 + 5 * seed
         parent.log_metrics(cost_metrics(costs))
         for task, quality in qualities.items():
             kind = kind_of(task)
             cell = Cell(
-                backbone=backbone,
-                suite=tracker.experiment,
-                seed=seed,
-                weights=sha,
+                **shared,
                 task=task,
                 dataset=task.split("/")[0],
                 probe=task.partition(":")[0].split("/")[1],
@@ -227,13 +223,12 @@ def write_run(
                 declared=METRICS[kind],
             )
             child_tags = {**cell.to_tags(), **(task_tags or {}).get(task, {})}
-            if failing and task in failing:
-                try:
-                    with tracker.run(task, tags=child_tags, parent=parent):
-                        raise RuntimeError(failing[task])
-                except RuntimeError:
-                    continue
-            with tracker.run(task, tags=child_tags, parent=parent) as child:
+            with (
+                suppress(RuntimeError),
+                tracker.run(task, tags=child_tags, parent=parent) as child,
+            ):
+                if failing and task in failing:
+                    raise RuntimeError(failing[task])
                 arrays, detections = scores(kind, quality, seed, images)
                 metrics = metrics_of(kind, arrays, detections)
                 log_scores(child, metrics, arrays, detections)
@@ -251,16 +246,9 @@ def write_run(
 
 def write_pictures(folder: Path, seed: int, images: int = 12) -> Path:
     """A gallery of noise."""
-    rng = np.random.default_rng(seed)
-    roles = ("image", "truth", "prediction")
-    pictures = rng.integers(0, 255, (images, 3, 24, 32, 3), dtype=np.uint8)
-    return write_gallery(
-        folder,
-        (
-            (f"{number:04d}.jpg", dict(zip(roles, each, strict=True)))
-            for number, each in enumerate(pictures)
-        ),
-    )
+    pictures = np.random.default_rng(seed).integers(0, 255, (images, 3, 24, 32, 3), np.uint8)
+    roles = [dict(zip(("image", "truth", "prediction"), each, strict=True)) for each in pictures]
+    return write_gallery(folder, ((f"{n:04d}.jpg", each) for n, each in enumerate(roles)))
 
 
 def write_runs(

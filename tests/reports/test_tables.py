@@ -54,9 +54,9 @@ def test_the_mean_over_classes_is_the_metric(report):
 
 
 def test_many_backbones_are_rows_with_their_properties(tracker, report_of):
+    qualities = {"imagenet/linear": 0.5, "voc/linear": 0.5}
     for number in range(8):
         tags = {"weights.source": f"timm/net{number}.in1k"}
-        qualities = {"imagenet/linear": 0.5, "voc/linear": 0.5}
         run = write_run(tracker, f"net{number}", 0, qualities, tags=tags, images=20)
         if number == 3:
             tracker.client.log_metric(run, "cost/parameters", 4e7)

@@ -10,7 +10,7 @@ from probes.select import Candidate, select_candidate
 from reports.pages import render_page
 from reports.report import ReportRequest, build_report
 from reports.trainings import HeadCurve, trainings
-from tests.reports.synthetic import write_run
+from tests.reports.synthetic import write_run, write_runs
 
 pytestmark = pytest.mark.integration
 
@@ -24,15 +24,9 @@ def report(tracker, report_of):
     for training, qualities in (("mine", MINE), ("theirs", THEIRS)):
         for step, quality in qualities.items():
             tags = {"training": training, "step": str(step)}
-            write_run(
-                tracker,
-                f"{training} step {step}",
-                0,
-                {TASK: quality},
-                tags=tags,
-                sha=f"{training}{step}",
-            )
-    write_run(tracker, "clip", 0, {TASK: 0.5}, sha="c")
+            name = f"{training} step {step}"
+            write_runs(tracker, {name: quality}, [TASK], tags=tags, sha=name)
+    write_runs(tracker, {"clip": 0.5}, [TASK], sha="c")
     return report_of(tracker)
 
 
@@ -65,14 +59,14 @@ def test_the_best_step_the_course_and_the_crossing_are_said(report):
 def test_what_is_not_decided_is_not_said(tracker, report_of):
     for step in (1, 2):
         tags = {"training": "mine", "step": str(step)}
-        write_run(tracker, f"mine step {step}", 0, {TASK: 0.5}, tags=tags, sha=f"s{step}")
+        write_runs(tracker, {f"mine step {step}": 0.5}, [TASK], tags=tags, sha=f"s{step}")
     (line,) = report_of(tracker).steps
     assert "undecided" in line
 
 
 def test_a_training_is_renamed_with_all_of_its_checkpoints(tracker, report_of, capsys):
     for step in (20, 3):
-        write_run(tracker, f"mine step {step}", 0, {TASK: 0.5}, sha=f"s{step}")
+        write_runs(tracker, {f"mine step {step}": 0.5}, [TASK], sha=f"s{step}")
     where = f"--experiment {tracker.experiment} --tracking-uri {tracker.uri}".split()
     assert main(["results", "label", "mine", "longer", *where]) == 0
     assert main(["results", "list", *where]) == 0
