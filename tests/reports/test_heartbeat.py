@@ -16,8 +16,8 @@ from tests.forks import Fork
 pytestmark = pytest.mark.integration
 
 
-def write_tags(folder: Path, with_child: bool) -> None:
-    if with_child and os.fork() == 0:
+def write_tags(folder: Path) -> None:
+    if os.fork() == 0:
         time.sleep(5)
         os._exit(0)
     lines = [f"{name}={value}" for name, value in tracking.process_tags().items()]
@@ -26,9 +26,8 @@ def write_tags(folder: Path, with_child: bool) -> None:
     time.sleep(600)
 
 
-@pytest.mark.parametrize("with_child", [False, True])
-def test_a_process_is_alive_until_it_is_killed_whatever_its_children_do(tmp_path, with_child):
-    process = Fork(write_tags, tmp_path, with_child, output=tmp_path / "output")
+def test_a_process_is_alive_until_it_is_killed_whatever_its_children_do(tmp_path):
+    process = Fork(write_tags, tmp_path, output=tmp_path / "output")
     process.wait_for(tmp_path, "tags")
     tags = dict(line.split("=") for line in (tmp_path / "tags").read_text().splitlines())
     assert is_alive(tags) and is_alive(tracking.process_tags())

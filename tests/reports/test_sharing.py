@@ -317,7 +317,7 @@ def test_scores_that_were_copied_to_other_seeds_count_once(folder, monkeypatch):
 
 def test_two_files_that_disagree_on_a_cell_are_both_named(content):
     files = [("mine", content), ("theirs", changed(content, other_metric))]
-    with pytest.raises(TrackingError, match="mine and theirs have other scores of . · voc/linear"):
+    with pytest.raises(TrackingError, match=r"mine and theirs have other scores of . · voc/linear"):
         list(read_files(files))
 
 
