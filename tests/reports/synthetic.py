@@ -30,6 +30,7 @@ from reports.records import (
     ParentRun,
     cell_key,
     cost_metrics,
+    network_key,
     task_tag,
     to_columns,
 )
@@ -178,8 +179,6 @@ def write_run(
     weights are trained, of each seed its own, or those of a file with this ``sha``."""
     of_file = sha
     sha = sha or hashlib.sha256(f"{backbone} {seed}{weights}".encode()).hexdigest()
-    shared: dict[str, Any] = {"backbone": backbone, "suite": tracker.experiment}
-    shared |= {"seed": seed, "weights": sha}
     identity = {
         "architecture": "toy",
         "model_config": {},
@@ -188,6 +187,8 @@ def write_run(
         "adapter": {"version": 1},
         "plugin": {"sha256": "c0ffee"},  # what an adapter adds is part of the identity, too
     }
+    shared: dict[str, Any] = {"backbone": backbone, "suite": tracker.experiment}
+    shared |= {"seed": seed, "weights": sha, "network": network_key(identity)}
     conditions = {task: conditions_of(task, protocol, libraries) for task in qualities}
     record = ParentRun(
         **shared,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import signal
 import tempfile
 import threading
@@ -18,7 +19,15 @@ from cliptex_common.files import write_text
 from reports.provenance import git_commit
 from reports.records import TrackingError, metric_key, metric_name
 from reports.store import FAILURE_TAG, PARENT_TAG, Store
-from reports.tracking import Tracker
+from reports.tracking import (
+    LOCK_TAG,
+    MACHINE_TAG,
+    SILENT_SECONDS,
+    TIME_TAG,
+    Tracker,
+    is_alive,
+    process_tags,
+)
 from tests.forks import Fork
 
 pytestmark = pytest.mark.integration
@@ -110,6 +119,10 @@ def test_a_resumed_run_goes_on_and_repeats_nothing(tracker):
 
 
 def hold_a_run(uri, marker):
+    if os.fork() == 0:  # what a child does says nothing of its parent
+        time.sleep(5)
+        os._exit(0)
+
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -132,6 +145,13 @@ def test_no_run_stays_running_when_its_process_is_killed(uri, number, tmp_path):
     assert tracker.close_stale() == (["victim"] if number == signal.SIGKILL else [])
     run = tracker.client.get_run(run_id)
     assert run.info.status == "KILLED" and run.data.tags[FAILURE_TAG]
+
+
+def test_a_process_of_another_machine_counts_by_its_time_stamp():
+    tags = {MACHINE_TAG: "elsewhere", LOCK_TAG: process_tags()[LOCK_TAG]}
+    assert is_alive({**tags, TIME_TAG: str(time.time() - SILENT_SECONDS + 60)})
+    assert not is_alive({**tags, TIME_TAG: str(time.time() - SILENT_SECONDS - 60)})
+    assert not is_alive({})
 
 
 def refuse(*_, **__):
