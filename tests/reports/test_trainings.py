@@ -10,7 +10,7 @@ from probes.select import Candidate, select_candidate
 from reports.pages import render_page
 from reports.report import ReportRequest, build_report
 from reports.trainings import HeadCurve, trainings
-from tests.reports.synthetic import write_run, write_runs
+from tests.reports.synthetic import write_runs
 
 pytestmark = pytest.mark.integration
 
@@ -98,18 +98,14 @@ def test_a_loss_that_falls_beyond_its_noise_at_the_end(losses, fall):
 
 
 def test_heads_that_were_still_learning_are_named(tracker, report_of):
-    run_id = write_run(tracker, "clip", 0, {TASK: 0.5})
-    write_run(tracker, "mine", 0, {TASK: 0.6})
-    (cell,) = tracker.client.search_runs(
-        [tracker.client.get_run(run_id).info.experiment_id],
-        f"tags.mlflow.parentRunId = '{run_id}'",
-    )
+    write_runs(tracker, {"clip": 0.5, "mine": 0.6}, [TASK])
+    (cell,) = (run for run in tracker.search(task=TASK) if run.backbone == "clip")
     for step, loss in enumerate(np.linspace(2.0, 1.0, 50)):
-        tracker.client.log_metric(cell.info.run_id, "train/loss", loss, step=step)
+        tracker.client.log_metric(cell.run_id, "train/loss", loss, step=step)
     _, note = select_candidate(
         [Candidate(1, "a", 1.0, 0.0, 1), Candidate(2, "b", 0.0, 0.0, 2)], "top1", 9
     )
-    tracker.client.set_tag(cell.info.run_id, "mlflow.note.content", f"* {note}")
+    tracker.client.set_tag(cell.run_id, "mlflow.note.content", f"* {note}")
     report = report_of(tracker)
     (note,) = [note for note in report.notes if "edge of its grid" in note]
     assert f"{TASK} (clip)" in note
