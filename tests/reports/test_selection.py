@@ -156,6 +156,7 @@ def test_a_reused_task_counts_for_the_backbone_that_reused_it():
 @pytest.mark.parametrize(
     ("runs", "options", "message"),
     [
+        (RUNS, {"baseline": "mae"}, "baseline 'mae' has no finished task there; choose among clip"),
         (RUNS, {"tasks": ["voc/liner"]}, "no run of task 'voc/liner'.* did you mean"),
         (
             [stored_run("clip", "voc/linear", 0, None, status="failed", reason="boom")],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reports.pages import attach_report, render_page
+from reports.records import TrackingError
 from reports.report import ReportRequest, build_report
 from reports.studies import study_frame
 
@@ -43,6 +44,11 @@ def test_the_report_of_a_study(alone):
     assert "1 of 4 trials have no value: failed: NonFiniteLoss: at step 7." in html
     assert "the best trial loses 1.10 % in zero-shot against clip-ft." in html
     assert 'data-figure="optuna-lambdas-0"' in html and "Contour Plot" in html
+
+
+def test_an_unknown_study_is_one_line(store):
+    with pytest.raises(TrackingError, match=r"no study 'lambda'.*did you mean .*lambdas"):
+        build_report(ReportRequest(study="lambda", tracking_uri=store.uri))
 
 
 def test_a_sweep_has_its_report_as_an_artifact(store, alone, monkeypatch):
