@@ -6,6 +6,9 @@ Their per-image scores reproduce the stored metrics.
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +30,7 @@ from reports.records import (
     ParentRun,
     cell_key,
     cost_metrics,
+    network_key,
     task_tag,
     to_columns,
 )
@@ -183,12 +187,11 @@ def write_run(
         "adapter": {"version": 1},
         "plugin": {"sha256": "c0ffee"},  # what an adapter adds is part of the identity, too
     }
+    shared: dict[str, Any] = {"backbone": backbone, "suite": tracker.experiment}
+    shared |= {"seed": seed, "weights": sha, "network": network_key(identity)}
     conditions = {task: conditions_of(task, protocol, libraries) for task in qualities}
     record = ParentRun(
-        backbone=backbone,
-        suite=tracker.experiment,
-        seed=seed,
-        weights=sha,
+        **shared,
         run_key=f"{backbone}-{seed}{of_file}",
         architecture="toy",
         commit="abc123",
@@ -197,24 +200,20 @@ def write_run(
     )
     parent_tags = {**record.to_tags(), **(tags or {})}
     params = {"head": "/tmp/head.pt"}
-    name = f"{backbone} · seed {seed}"
-    with tracker.run(name, tags=parent_tags, params=params) as parent:
+    with tracker.run(f"{backbone} · seed {seed}", tags=parent_tags, params=params) as parent:
         environment = {"python": "3.11", "packages": {"torch": "2"}}
         about = {"name": backbone, "source": "here", "licence": "none", "config": {}}
         stored = {"backbone": {**identity, **about}, "environment": environment}
         parent.log_json(stored, PARENT)
         latency = 1.0 + len(backbone)
-        costs = {"train_seconds": 10.0 + 5 * seed, "latency_ms": latency, "memory_mb": 100.0}
-        if of_file:
-            del costs["train_seconds"]
+        costs = {"latency_ms": latency, "memory_mb": 100.0}
+        if not of_file:
+            costs["train_seconds"] = 10.0 + 5 * seed
         parent.log_metrics(cost_metrics(costs))
         for task, quality in qualities.items():
             kind = kind_of(task)
             cell = Cell(
-                backbone=backbone,
-                suite=tracker.experiment,
-                seed=seed,
-                weights=sha,
+                **shared,
                 task=task,
                 dataset=task.split("/")[0],
                 probe=task.partition(":")[0].split("/")[1],
@@ -225,13 +224,12 @@ def write_run(
                 declared=METRICS[kind],
             )
             child_tags = {**cell.to_tags(), **(task_tags or {}).get(task, {})}
-            if failing and task in failing:
-                try:
-                    with tracker.run(task, tags=child_tags, parent=parent):
-                        raise RuntimeError(failing[task])
-                except RuntimeError:
-                    continue
-            with tracker.run(task, tags=child_tags, parent=parent) as child:
+            with (
+                suppress(RuntimeError),
+                tracker.run(task, tags=child_tags, parent=parent) as child,
+            ):
+                if failing and task in failing:
+                    raise RuntimeError(failing[task])
                 arrays, detections = scores(kind, quality, seed, images)
                 metrics = metrics_of(kind, arrays, detections)
                 log_scores(child, metrics, arrays, detections)
@@ -249,22 +247,37 @@ def write_run(
 
 def write_pictures(folder: Path, seed: int, images: int = 12) -> Path:
     """A gallery of noise."""
-    rng = np.random.default_rng(seed)
-    roles = ("image", "truth", "prediction")
-    pictures = rng.integers(0, 255, (images, 3, 24, 32, 3), dtype=np.uint8)
-    return write_gallery(
-        folder,
-        (
-            (f"{number:04d}.jpg", dict(zip(roles, each, strict=True)))
-            for number, each in enumerate(pictures)
-        ),
-    )
+    pictures = np.random.default_rng(seed).integers(0, 255, (images, 3, 24, 32, 3), np.uint8)
+    roles = [dict(zip(("image", "truth", "prediction"), each, strict=True)) for each in pictures]
+    return write_gallery(folder, ((f"{n:04d}.jpg", each) for n, each in enumerate(roles)))
+
+
+def write_runs(
+    tracker: Tracker,
+    qualities: Mapping[str, float],
+    tasks: Iterable[str] = ("voc/linear",),
+    seeds: Iterable[int] = (0,),
+    **options: Any,
+) -> None:
+    """Runs of backbones, each of one quality on all tasks, with ``options`` of ``write_run``."""
+    for name, quality in qualities.items():
+        for seed in seeds:
+            write_run(tracker, name, seed, dict.fromkeys(tasks, quality), **options)
+
+
+_numbers = itertools.count()
 
 
 def stored_run(
-    number: int, backbone: str, task: str, seed: int, value: float | None, **fields: Any
+    backbone: str,
+    task: str = "voc/linear",
+    seed: int = 0,
+    value: float | dict[str, float] | None = None,
+    **fields: Any,
 ) -> Cell:
-    """A cell without a store."""
+    """A cell without a store, newer than those before; ``value``: its mIoU, or its metrics."""
+    number = next(_numbers)
+    metrics = value if isinstance(value, dict) else {"mIoU": value}
     return Cell(
         **{
             "run_id": f"run{number}",
@@ -279,11 +292,28 @@ def stored_run(
             "protocol": "p",
             "weights": "w",
             "declared": {"mIoU": Metric(), "mAcc": Metric(shown=True)},
-            "metrics": {} if value is None else {"mIoU": value},
+            "metrics": {} if value is None else metrics,
             "costs": {"seconds": 1.0},
             **fields,
         }
     )
+
+
+def stored_runs(
+    value: Callable[[int, int, int], Any],
+    tasks: Iterable[str] = ("voc/linear",),
+    names: Sequence[str] = ("clip", "mine"),
+    seeds: Iterable[int] = range(3),
+    **fields: Any,
+) -> list[Cell]:
+    """Cells of each seed of each backbone on each task; ``value``: number of the task, number of
+    the backbone, seed → the cell's."""
+    return [
+        stored_run(name, task, seed, value(row, index, seed), **fields)
+        for row, task in enumerate(tasks)
+        for index, name in enumerate(names)
+        for seed in seeds
+    ]
 
 
 def image_scores_of(cell: Cell, images: int) -> ImageScores:

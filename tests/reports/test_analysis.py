@@ -13,13 +13,11 @@ from reports.records import KIND_LEVELS, Metric
 from reports.tables import overview
 from tests.reports import synthetic
 from tests.reports.synthetic import TASKS as KINDS
-from tests.reports.synthetic import stored_run, write_run
+from tests.reports.synthetic import stored_runs, write_run, write_runs
 
 
 def test_the_scores_of_every_kind_reproduce_its_metrics(tracker, report_of):
-    for seed in range(2):
-        for name, quality in (("clip", 0.5), ("cliptex", 0.8)):
-            write_run(tracker, name, seed, dict.fromkeys(KINDS, quality))
+    write_runs(tracker, {"clip": 0.5, "cliptex": 0.8}, KINDS, range(2))
     report = report_of(tracker)
     analysis = report.analysis
     classes = {(table.title, table.metric) for table in report.classes}
@@ -70,19 +68,8 @@ def test_gains_of_levels_are_judged_with_the_others(tracker, report_of, monkeypa
 
 def test_a_metric_of_another_package_is_what_it_declares(analysis_of):
     declared = {"mIoU": Metric(-1, "px", 0.0, None, "end-point error")}
-    runs = [
-        stored_run(
-            10 * index + seed,
-            name,
-            "flow/linear",
-            seed,
-            value + (30.0 + index) * seed,
-            declared=declared,
-        )
-        for index, (name, value) in enumerate((("clip", 400.0), ("mine", 200.0)))
-        for seed in range(3)
-    ]
-    analysis = analysis_of(runs, 200)
+    values = lambda _, index, seed: 400.0 - 200 * index + (30.0 + index) * seed
+    analysis = analysis_of(stored_runs(values, ["flow/linear"], declared=declared), 200)
     (column,) = analysis.selection.columns
     (head,) = overview(analysis).columns
     assert (head.label, head.unit, head.direction) == ("end-point error", "px", -1)
@@ -100,8 +87,7 @@ def test_a_resample_with_nothing_to_score_is_reported(tracker, report_of, monkey
         return arrays, detections
 
     monkeypatch.setattr(synthetic, "scores", sparse)
-    for name, quality in (("clip", 0.5), ("cliptex", 0.8)):
-        write_run(tracker, name, 0, {"nyu-depth/linear": quality})
+    write_runs(tracker, {"clip": 0.5, "cliptex": 0.8}, ["nyu-depth/linear"])
     report = report_of(tracker)
     (column,) = report.columns
     assert report.analysis.estimates["clip", column, "abs_rel"].images == 60
@@ -114,13 +100,7 @@ def test_variants_of_a_task_do_not_cost_the_others_power(analysis_of):
 
     def level(*tasks: str) -> float:
         rng = np.random.default_rng(0)
-        runs = [
-            stored_run(100 * number + 10 * index + seed, name, task, seed, 50 + rng.normal())
-            for number, task in enumerate(tasks)
-            for index, name in enumerate(("clip", "mine"))
-            for seed in range(3)
-        ]
-        analysis = analysis_of(runs, 200)
+        analysis = analysis_of(stored_runs(lambda *_: 50 + rng.normal(), tasks), 200)
         column = analysis.selection.columns[-1]
         return analysis.differences["mine", column, "mIoU"].level
 
@@ -143,8 +123,7 @@ def test_scores_that_are_not_finite_are_refused_by_name(tracker, report_of, monk
         return arrays, detections
 
     monkeypatch.setattr(synthetic, "scores", damaged)
-    for name, quality in (("clip", 0.5), ("cliptex", 0.8)):
-        write_run(tracker, name, 0, {"nyu-depth/linear": quality})
+    write_runs(tracker, {"clip": 0.5, "cliptex": 0.8}, ["nyu-depth/linear"])
     report = report_of(tracker)
     problem = "3 of 60 images have no finite score"
     assert f"Not used: nyu-depth/linear · cliptex: {problem}." in report.notes
@@ -153,16 +132,15 @@ def test_scores_that_are_not_finite_are_refused_by_name(tracker, report_of, monk
 
 
 def test_scores_of_other_images_are_refused(tracker, report_of):
-    for seed in range(2):
-        write_run(tracker, "clip", seed, {"imagenet/linear": 0.5})
-    write_run(tracker, "mine", 0, {"imagenet/linear": 0.5}, images=59)
+    write_runs(tracker, {"clip": 0.5}, ["imagenet/linear"], range(2))
+    write_runs(tracker, {"mine": 0.5}, ["imagenet/linear"], images=59)
     notes = report_of(tracker).notes
     assert any("imagenet/linear · mine: its scores are of other images" in note for note in notes)
 
 
 def test_scores_that_do_not_reproduce_the_number_are_not_used(tracker, report_of):
     """An AbsRel of 0.05 that is off by 2 %."""
-    write_run(tracker, "clip", 0, {"nyu-depth/linear": 0.9})
+    write_runs(tracker, {"clip": 0.9}, ["nyu-depth/linear"])
     (child,) = tracker.search(task="nyu-depth/linear")
     value = child.metrics["abs_rel"]
     tracker.client.log_metric(child.run_id, "abs_rel", value + 0.001)
@@ -178,24 +156,12 @@ def test_a_further_metric_is_marked_where_the_main_one_is(analysis_of):
     """Two tasks, on one of which the main metric is equal, and a third one without it."""
     both = {"mIoU": Metric(), "mAcc": Metric(shown=True)}
 
-    def metrics(task: str, index: int) -> dict[str, float]:
-        main = {"a": {"mIoU": 50.0 + 9 * index}, "b": {"mIoU": 50.0}, "c": {}}
-        return {**main[task], "mAcc": 60.0 + 9 * index}
+    def values(row: int, index: int, seed: int) -> dict[str, float]:
+        noise = 0.1 * seed
+        main = [{"mIoU": 50.0 + 9 * index + noise}, {"mIoU": 50.0 + noise}, {}]
+        return {**main[row], "mAcc": 60.0 + 9 * index + noise}
 
-    runs = [
-        stored_run(
-            100 * number + 10 * index + seed,
-            name,
-            f"{task}/linear",
-            seed,
-            None,
-            declared=both,
-            metrics={key: value + 0.1 * seed for key, value in metrics(task, index).items()},
-        )
-        for number, task in enumerate("abc")
-        for index, name in enumerate(("clip", "mine"))
-        for seed in range(3)
-    ]
+    runs = stored_runs(values, ["a/linear", "b/linear", "c/linear"], declared=both)
     analysis = analysis_of(runs, 200)
     marks = {
         (column.task[0], metric): (gap.verdict(), analysis.best[column, metric])
@@ -212,18 +178,9 @@ def test_a_further_metric_is_marked_where_the_main_one_is(analysis_of):
 
 def test_of_two_that_beat_the_baseline_only_a_clear_first_is_the_best(analysis_of):
     numbers = {"even": (50.0, 59.0, 59.1), "clear": (50.0, 59.0, 68.0), "lost": (70.0, 59.0, 59.0)}
-    runs = [
-        stored_run(
-            100 * row + 10 * index + seed,
-            name,
-            f"{task}/linear",
-            seed,
-            value + 0.1 * seed * (-1) ** index,
-        )
-        for row, (task, values) in enumerate(numbers.items())
-        for index, (name, value) in enumerate(zip(("clip", "one", "two"), values, strict=True))
-        for seed in range(3)
-    ]
+    values = lambda row, index, seed: [*numbers.values()][row][index] + 0.1 * seed * (-1) ** index
+    tasks = [f"{task}/linear" for task in numbers]
+    runs = stored_runs(values, tasks, ("clip", "one", "two"))
     analysis = analysis_of(runs, 200)
     best = {column.task: name for (column, _), name in analysis.best.items()}
     assert best == {"even/linear": "", "clear/linear": "two", "lost/linear": "clip"}
@@ -233,12 +190,10 @@ def test_of_two_that_beat_the_baseline_only_a_clear_first_is_the_best(analysis_o
 
 def test_a_mean_gain_pairs_seeds_by_seed(analysis_of):
     """Of three tasks one has other seeds; it is left out of this backbone's mean alone."""
-    runs = [
-        stored_run(100 * number + 10 * index + seed, name, task, seed, 50.0 + seed + index)
-        for number, task in enumerate(("a/linear", "b/linear", "c/linear"))
-        for index, name in enumerate(("clip", "mine", "third"))
-        for seed in ((1, 2, 3) if (name, number) == ("mine", 2) else range(4))
-    ]
+    tasks, names = ("a/linear", "b/linear", "c/linear"), ("clip", "mine", "third")
+    values = lambda _, index, seed: 50.0 + seed + index
+    runs = stored_runs(values, tasks, names, range(4))
+    runs = [run for run in runs if (run.task, run.backbone, run.seed) != ("c/linear", "mine", 0)]
     analysis = analysis_of(runs, 200)
     tasks = {name: len(gain.columns) for name, gain in analysis.gains.items()}
     assert tasks == {"mine": 2, "third": 3}

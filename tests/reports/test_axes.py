@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -22,12 +24,14 @@ TASKS = {
 
 
 def test_a_curve_for_each_task_with_variants(analysis_of):
-    runs = []
-    for backbone, quality in (("clip", 50.0), ("mine", 60.0)):
-        for task, params in TASKS.items():
-            value, fields = quality + len(params), {"protocol": task, "params": params}
-            runs.append(stored_run(len(runs), backbone, task, 0, value, **fields))
-    analysis = analysis_of(runs)
+    qualities = {"clip": 50.0, "mine": 60.0}
+    analysis = analysis_of(
+        [
+            stored_run(name, task, 0, quality + len(params), protocol=task, params=params)
+            for name, quality in qualities.items()
+            for task, params in TASKS.items()
+        ]
+    )
     shots, share = sorted(axis_figures(analysis), key=lambda figure: figure.title)
     assert (share.title, shots.title) == ("voc/linear", "pets/few-shot")
     assert [line["x"] for line in share.spec["data"]] == [[0.01, 0.1, 1.0]] * 2
@@ -60,14 +64,12 @@ class Parts:
 def profile(analysis_of, held_out):
     """A backbone at two layers and three sizes; layer 6 at 448 px is best on held-out images."""
     runs = []
-    for layer in ("3", "6"):
-        for size in ("224", "448", "672"):
-            task = f"voc/patch-knn:layers={layer}:size={size}"
-            quality = 50.0 + (layer == "6") + 5 * (size == "224")
-            best = 70.0 + (layer == "6") + (size == "448")
-            scores = {"mIoU/10_cosine": best, "mIoU/30_cosine": best - 9} if held_out else {}
-            fields = {"protocol": task, "held_out": scores}
-            runs.append(stored_run(len(runs), "mine", task, 0, quality, **fields))
+    for layer, size in itertools.product((3, 6), (224, 448, 672)):
+        task = f"voc/patch-knn:layers={layer}:size={size}"
+        quality = 50.0 + (layer == 6) + 5 * (size == 224)
+        best = 70.0 + (layer == 6) + (size == 448)
+        scores = {"mIoU/10_cosine": best, "mIoU/30_cosine": best - 9} if held_out else {}
+        runs.append(stored_run("mine", task, 0, quality, protocol=task, held_out=scores))
     return analysis_of(runs)
 
 
@@ -88,7 +90,7 @@ def test_a_figure_for_each_axis_with_a_line_for_each_other_value(analysis_of):
 )
 def test_each_value_has_its_own_place_on_the_axis(places, analysis_of):
     tasks = [f"voc/linear:layers={value}" for value in places]
-    runs = [stored_run(n, "a", task, 0, 50.0, protocol=task) for n, task in enumerate(tasks)]
+    runs = [stored_run("a", task, 0, 50.0, protocol=task) for task in tasks]
     (figure,) = axis_figures(analysis_of(runs[::-1]))
     axis = figure.spec["layout"]["xaxis"]
     assert axis["tickvals"] == figure.spec["data"][0]["x"] == [*places.values()]
@@ -117,15 +119,12 @@ def test_features_that_are_others_above_a_size_are_named(analysis_of):
 
 
 def test_upsamplers_are_shown_as_gains_over_bilinear_with_what_an_image_costs(analysis_of):
+    costs = {"encode_images_per_second": 8.0, "eval_images_per_second": 8.0}
     runs = []
-    for backbone in ("mine", "other"):
+    for name in ("mine", "other"):
         for upsampler, quality in (("bilinear", 50.0), ("jbu", 52.0), ("nearest", 49.0)):
             task = f"voc/linear:upsampler={upsampler}"
-            fields = {
-                "protocol": task,
-                "costs": {"encode_images_per_second": 8.0, "eval_images_per_second": 8.0},
-            }
-            runs.append(stored_run(len(runs), backbone, task, 0, quality, **fields))
+            runs.append(stored_run(name, task, 0, quality, protocol=task, costs=costs))
     (figure,) = axis_figures(analysis_of(runs))
     assert figure.spec["layout"]["xaxis"]["ticktext"] == ["bilinear", "jbu", "nearest"]
     line = figure.spec["data"][0]

@@ -10,6 +10,7 @@ from reports.pages import render_page
 from reports.per_image import ImageScores
 from reports.records import TrackingError
 from reports.report import ReportRequest, build_report
+from tests.reports.conftest import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +22,7 @@ def compared(store):
 
 def test_a_report_has_a_section_for_each_task_of_both(compared):
     sections = {section.column.title: section for section in compared.differences}
-    assert {name.partition(" ")[0] for name in sections} == {
-        "voc/linear",
-        "nyu-depth/linear",
-        "imagenet/linear",
-        "flickr30k/retrieval",
-    }
+    assert {name.partition(" ")[0] for name in sections} == {*TASKS}
     depth = sections["nyu-depth/linear"].frame  # of an error, for which less is better
     assert depth.columns.tolist() == ["image", "clip-ft", "cliptex", "difference", "rank"]
     assert len(depth) == 60 and depth["rank"].tolist() == list(range(1, 61))

@@ -14,17 +14,11 @@ STYLES = {name: Style("#000", "circle") for name in ("small", "large", "slow")}
 
 
 def test_costs_count_shared_tasks_once(analysis_of):
+    measured = {"clip": ["voc p", "voc q", "ade20k p"], "mine": ["voc p", "voc q"]}
     runs = [
-        stored_run(index, name, task, 0, 50.0 + index, protocol=protocol)
-        for index, (name, task, protocol) in enumerate(
-            [
-                ("clip", "voc/linear", "p"),
-                ("clip", "voc/linear", "q"),
-                ("clip", "ade20k/linear", "p"),
-                ("mine", "voc/linear", "p"),
-                ("mine", "voc/linear", "q"),
-            ]
-        )
+        stored_run(name, f"{each.split()[0]}/linear", 0, 50.0, protocol=each.split()[1])
+        for name, protocols in measured.items()
+        for each in protocols
     ]
     seconds = {"probing": 1.0}  # of each run
     assert stage_seconds(analysis_of(runs)) == {"clip": seconds, "mine": seconds}

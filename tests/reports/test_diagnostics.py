@@ -12,9 +12,7 @@ def runs(count: int, odd: bool = False):
     for number in range(count):
         features = 64.0 if odd and number == 0 else 128.0
         logged = {"features": features, "rankme": 10.0 + number, "rankme_spread": 0.5}
-        yield stored_run(
-            number, f"b{number}", "voc/linear", 0, 50.0 + number, dataset="voc", label_free=logged
-        )
+        yield stored_run(f"b{number}", value=50.0 + number, dataset="voc", label_free=logged)
 
 
 def test_all_are_of_the_same_number_of_features(analysis_of):

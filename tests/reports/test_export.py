@@ -17,7 +17,7 @@ from reports.pages import csv_values, latex, write
 from reports.published.citations import bibtex
 from reports.records import TrackingError
 from reports.tables import Number, ResultTable
-from tests.reports.synthetic import write_run
+from tests.reports.synthetic import write_runs
 
 LATEX = shutil.which("pdflatex")
 SPECIAL = "a_b & 50 % #1 {x} ~^ \\ $5 λ δ < 1.25° –"  # needs escaping, or is not ASCII
@@ -107,21 +107,21 @@ def test_latex_compiles(report, tmp_path):
     assert result.returncode == 0, result.stdout[-2000:].decode()
 
 
-@pytest.mark.parametrize(
-    ("name", "inert"),
-    [
-        ("=1+1", "'=1+1"),
-        ("\t-a", "\t'-a"),
-        ("a\t =1", "a\t '=1"),
-        ("a;-1", "a;'-1"),
-        ("a-1=b", "a-1=b"),
-    ],
-)
-def test_a_name_is_no_formula_in_a_spreadsheet(name, inert, tracker, report_of):
-    write_run(tracker, name, 0, {"voc/linear": 0.6})
+INERT = {
+    "=1+1": "'=1+1",
+    "\t-a": "\t'-a",
+    "a\t =1": "a\t '=1",
+    "a;-1": "a;'-1",
+    "a-1=b": "a-1=b",
+}
+
+
+def test_no_name_is_a_formula_in_a_spreadsheet(tracker, report_of):
+    write_runs(tracker, dict.fromkeys(INERT, 0.6))
     files = csv_values(report_of(tracker))
-    assert f"\n{inert},voc/linear," in files["results.csv"]
-    assert inert in next(csv.reader(io.StringIO(files["classes.csv"]))), "a heading"
+    headings = next(csv.reader(io.StringIO(files["classes.csv"])))
+    for inert in INERT.values():
+        assert f"\n{inert},voc/linear," in files["results.csv"] and inert in headings
     words = f"results export --format csv --experiment {tracker.experiment} --out x.csv"
     assert main([*words.split(), "--tracking-uri", tracker.uri]) == 0
     assert Path("x.csv").read_text() == files["results.csv"]

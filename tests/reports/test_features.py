@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import numpy as np
 import pytest
 
 from reports.pages import render_page
 from reports.pictures import make_feature_pictures
 from reports.records import PICTURES
-from tests.reports.synthetic import write_run
+from tests.reports.synthetic import write_runs
 
 
 def arrays(side: int, images: int = 2) -> dict[str, np.ndarray]:
@@ -36,16 +33,11 @@ def test_a_map_that_does_not_fit_has_components_alone():
 
 
 def test_a_report_has_those_of_the_same_images(tracker, report_of):
-    sides = {"clip": 4, "mine": 6, "other": 8}
-    for name in sides:
-        write_run(tracker, name, 0, {"voc/linear": 0.5})
-    for run in tracker.search():
-        if run.name == "voc/linear":
-            with TemporaryDirectory() as scratch:
-                own = arrays(sides[run.backbone], 2 if run.backbone != "other" else 3)
-                np.savez(Path(scratch, "features.npz"), **own)
-                path = str(Path(scratch, "features.npz"))
-                tracker.client.log_artifact(run.run_id, path, PICTURES)
+    own = {"clip": arrays(4), "mine": arrays(6), "other": arrays(8, 3)}
+    write_runs(tracker, dict.fromkeys(own, 0.5))
+    for run in tracker.search(task="voc/linear"):
+        np.savez("features.npz", **own[run.backbone])
+        tracker.client.log_artifact(run.run_id, "features.npz", PICTURES)
     report = report_of(tracker)
     assert [each.backbone for each in report.features.maps] == ["clip", "mine"]
     page = render_page(report)

@@ -7,7 +7,7 @@ import json
 import plotly.graph_objects as go
 
 from reports.figures import forest, task_bars
-from tests.reports.synthetic import stored_run
+from tests.reports.synthetic import stored_runs
 
 
 def test_figures_are_valid_plotly_with_a_text(report):
@@ -22,9 +22,7 @@ def test_figures_are_valid_plotly_with_a_text(report):
 
 
 def test_an_unknown_interval_has_an_open_symbol_and_no_bar(analysis_of):
-    names = ("clip", "mine")
-    runs = [stored_run(n, name, "voc/linear", 0, 50.0 + n) for n, name in enumerate(names)]
-    analysis = analysis_of(runs)
+    analysis = analysis_of(stored_runs(lambda _, index, seed: 50.0 + index, seeds=[0]))
     (figure,) = forest(analysis)
     (data,) = figure.spec["data"]
     assert data["error_x"]["array"] == [None, None]
@@ -41,12 +39,8 @@ def test_a_bar_that_leaves_the_figure_ends_in_an_arrow(analysis_of):
         "near": (51.0, 51.1, 51.3),
         "other": (50.0, 50.2, 50.1),
     }
-    runs = [
-        stored_run(3 * index + seed, name, task, seed, value)
-        for index, (name, each) in enumerate(values.items())
-        for task in ("voc/linear", "ade20k/linear")
-        for seed, value in enumerate(each)
-    ]
+    value = lambda _, index, seed: [*values.values()][index][seed]
+    runs = stored_runs(value, ("voc/linear", "ade20k/linear"), [*values])
     (figure,) = forest(analysis_of(runs))
     (arrows,) = [trace for trace in figure.spec["data"] if trace.get("cliponaxis") is False]
     low, high = figure.spec["layout"]["xaxis"]["range"]

@@ -13,7 +13,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from benchmark.parser import main
 from reports.report import ReportRequest, build_report
 from reports.tracking import Tracker
-from tests.reports.synthetic import write_run
+from tests.reports.synthetic import write_run, write_runs
 
 pytestmark = pytest.mark.integration
 
@@ -22,9 +22,7 @@ pytestmark = pytest.mark.integration
 def store(tmp_path_factory):
     uri = f"sqlite:///{tmp_path_factory.mktemp('hub')}/mlflow.db"
     tracker = Tracker("paper", uri)
-    for name, quality in {"a/b": 0.5, "c": 0.6}.items():
-        for seed in range(2):
-            write_run(tracker, name, seed, {"voc/linear": quality, "imagenet/linear": quality})
+    write_runs(tracker, {"a/b": 0.5, "c": 0.6}, ("voc/linear", "imagenet/linear"), range(2))
     return uri
 
 
@@ -87,9 +85,8 @@ def test_what_was_shortened_is_said(format, store, tmp_path, capsys):
     ("options", "count"), [(["hf-eval", "--hub", "voc=org/voc"], 2), (["model-index"], 1)]
 )
 def test_a_task_under_two_protocols_has_an_entry_for_each(options, count, store, tmp_path):
-    tracker = Tracker("protocols", store)
     for protocol in ("p", "quick"):
-        write_run(tracker, "c", 0, {"voc/linear": 0.5}, protocol=protocol)
+        write_runs(Tracker("protocols", store), {"c": 0.5}, protocol=protocol)
     words = f"results export --experiment protocols --tracking-uri {store} --out {tmp_path}"
     assert main([*words.split(), "--format", *options]) == 0
     files = list(tmp_path.rglob("*.yaml"))
@@ -105,13 +102,10 @@ def test_a_row_for_each_number(name, read, store, numbers, tmp_path):
     assert list(frame.low) == pytest.approx([number.low for number in numbers], nan_ok=True)
 
 
-def test_no_repository_is_known(store, tmp_path, capsys):
-    assert export(store, tmp_path, "--format", "hf-eval") == 2
-    assert "--hub DATASET=ORG/NAME" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_repository_of_a_dataset_without_numbers_is_named(store, tmp_path, capsys):
-    hub = "--hub", "voc=org/voc", "--hub", "vok=org/vok"
-    assert export(store, tmp_path, "--format", "hf-eval", *hub) == 2
-    assert "vok" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("", "--hub DATASET=ORG/NAME"), ("--hub voc=org/voc --hub vok=org/vok", "vok")],
+)
+def test_repositories_are_of_the_datasets(options, message, store, tmp_path, capsys):
+    assert export(store, tmp_path, "--format", "hf-eval", *options.split()) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()

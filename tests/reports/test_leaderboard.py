@@ -58,7 +58,6 @@ def leaderboard(*columns: Column, order: Sequence[str] = (), **costs: float) -> 
     """A leaderboard of columns; ``costs``: backbone → its parameters."""
     cells = [
         stored_run(
-            number,
             name,
             each.task,
             seed,
@@ -67,7 +66,7 @@ def leaderboard(*columns: Column, order: Sequence[str] = (), **costs: float) -> 
             declared={"mIoU": Metric(each.direction)},
             source="one",
         )
-        for number, each in enumerate(columns)
+        for each in columns
         for name, sample in each.samples.items()
         for seed in SEEDS
     ]

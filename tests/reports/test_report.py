@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from reports.records import Cell, ParentRun, Record
-from reports.report import ReportRequest, _like_runs, build_report
+from reports.records import ParentRun, Record
+from reports.report import ReportRequest, build_report, select_runs
 from reports.tracking import Tracker
 from tests.imports import HEAVY, REPORTS, run_and_count
 from tests.reports.conftest import same
-from tests.reports.synthetic import write_run
+from tests.reports.synthetic import stored_run, write_run
 
 pytestmark = pytest.mark.integration
 
@@ -28,25 +30,31 @@ def test_presets_and_their_changes_are_caveats(tracker, report_of):
     assert "imagenet/linear has" not in notes
 
 
-def cell(protocol: str, weights: str = "a", seed: int = 0) -> Cell:
-    fields = {"backbone": "clip", "task": "a/linear", "weights": weights, "seed": seed}
-    return Cell(run_id=f"{protocol}-{weights}-{seed}", protocol=protocol, **fields)
-
-
 def test_a_run_is_reported_under_its_own_protocols_and_weights():
     fields = {"backbone": "clip", "seed": 0, "weights": "a", "protocols": {"a.linear": "new"}}
     parent = ParentRun(run_id="parent", run_key="k", **fields)
-    training = Record(tags={"backbone": "clip", "seed": "0"})
-    other = Cell(backbone="dino", task="a/linear", protocol="new", weights="b", seed=1)
-    same_runs, ids = [parent, cell("new"), training, other], ["parent", "new-a-0"]
-    assert _like_runs(ids, same_runs) == (same_runs, [])
-    runs, (note,) = _like_runs(ids, [*same_runs, cell("old")])
-    assert runs == same_runs and note.startswith("Runs under 1 other protocol are left out")
-    foreign = cell("new", "b")
-    for each in (foreign, cell("new", seed=1)):
-        runs, (note,) = _like_runs(ids, [*same_runs, each])
-        assert runs == same_runs and note.startswith("Runs of other weights or seeds")
-    assert _like_runs([], [parent, foreign]) == ([parent, foreign], [])
+    own, other = (
+        stored_run(name, "a/linear", value=50.0, protocol="new", weights=weights)
+        for name, weights in (("clip", "a"), ("dino", "b"))
+    )
+
+    def select_with(*more: Record, like_runs=("parent", own.run_id)):
+        store = SimpleNamespace(runs=lambda _: [parent, own, other, *more])
+        request = ReportRequest(["x"], like_runs=like_runs)
+        _, selection, notes = select_runs(store, request)
+        return {cell.run_id for cells in selection.cells.values() for cell in cells}, notes
+
+    both = {own.run_id, other.run_id}
+    assert select_with() == (both, [])
+    old = stored_run("clip", "a/linear", value=40.0, protocol="old", weights="a")
+    ids, (note,) = select_with(old)
+    assert ids == both and note.startswith("Runs under 1 other protocol are left out")
+    assert select_with(old, like_runs=()) == ({*both, old.run_id}, [])
+    for changes in ({"weights": "b"}, {"weights": "a", "seed": 1}):
+        ids, (note,) = select_with(
+            stored_run("clip", "a/linear", value=40.0, protocol="new", **changes)
+        )
+        assert ids == both and note.startswith("Runs of other weights or seeds")
 
 
 def test_trials_and_other_experiments_change_no_number(store, report, tmp_path, monkeypatch):

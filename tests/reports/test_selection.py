@@ -15,8 +15,8 @@ from tests.reports.synthetic import stored_run
 
 BACKBONES, TASKS = ("clip", "clip-ft", "cliptex"), ("voc/linear", "ade20k/linear")
 RUNS = [
-    stored_run(number, backbone, task, seed, 10.0 + number)
-    for number, (backbone, task, seed) in enumerate(itertools.product(BACKBONES, TASKS, (0, 1)))
+    stored_run(*key, 10.0 + number, run_id=f"run{number}", started=number)
+    for number, key in enumerate(itertools.product(BACKBONES, TASKS, (0, 1)))
 ]
 
 
@@ -51,13 +51,12 @@ def test_order_repeated_failed_and_missing_runs_change_no_other_number(
     runs = [run for number, run in enumerate(RUNS) if number not in missing]
     for number in noisy:
         key = RUNS[number].backbone, RUNS[number].task, RUNS[number].seed
-        early = number - 100
-        failed = stored_run(200 + number, *key, None, status="failed", reason="x", started=early)
-        running = stored_run(300 + number, *key, None, status="still running", started=900)
-        runs += [failed, running]
+        runs += [
+            stored_run(*key, None, status="failed", reason="x", started=number - 100),
+            stored_run(*key, None, status="still running", started=900),
+        ]
         if number not in missing:
-            older = stored_run(400 + number, *key, 1.0, started=-100)
-            runs += [older, RUNS[number]]
+            runs += [stored_run(*key, 1.0, started=-100), RUNS[number]]
     if not any(run.is_finished for run in runs):
         return
     shuffle.shuffle(runs)
@@ -66,8 +65,8 @@ def test_order_repeated_failed_and_missing_runs_change_no_other_number(
 
 def test_weights_of_one_name_are_columns_of_their_own():
     """A, B, A again: the third run finds A's cells finished and writes none."""
-    runs = [*RUNS, stored_run(60, "clip", "voc/linear", 1, 55.0, weights="new")]
-    runs.append(parent_run("again", 3000, weights="w"))
+    runs = [*RUNS, stored_run("clip", "voc/linear", 1, 55.0, weights="new")]
+    runs.append(parent_run("again", 10**6, weights="w"))
     selection = select(runs, ["x"])
     assert selection.backbones == ["clip-ft", "clip@w", "cliptex", "clip@new"]
     seeds = {name: selection.seeds[name] for name in ("clip@w", "clip@new", "cliptex")}
@@ -80,7 +79,7 @@ def test_weights_of_one_name_are_columns_of_their_own():
     assert (named.backbones, named.baseline) == (["clip@new", "cliptex"], "clip@new")
     with pytest.raises(TrackingError, match="several weights; choose clip@w or clip@new"):
         select(runs, ["x"], baseline="clip")
-    unscored = stored_run(61, "clip", "voc/linear", 0, None, weights="c", status="failed")
+    unscored = stored_run("clip", "voc/linear", 0, None, weights="c", status="failed")
     assert numbers([*RUNS, unscored]) == numbers(RUNS), "c has no number"
 
 
@@ -102,13 +101,13 @@ def test_only_seeds_of_a_recipe_share_a_column(made_by, seeds, columns):
         of_parent = {key: each.format(seed=seed) for key, each in made_by.items()}
         runs.append(parent_run(f"p{number}", **fields, **of_parent))
         value = {"task": "voc/linear", "value": 1.0, "parent": f"p{number}"}
-        runs.append(stored_run(number, **value, **fields))
+        runs.append(stored_run(**value, **fields))
     assert select(runs[:6], ["x"]).backbones == columns
     assert len(select(runs, ["x"]).backbones) == len(columns) + 1
 
 
 def test_two_protocols_are_two_columns_with_letters():
-    second = [stored_run(70 + s, "clip", "voc/linear", s, 20.0, protocol="q") for s in (0, 1)]
+    second = [stored_run("clip", "voc/linear", s, 20.0, protocol="q") for s in (0, 1)]
     selection = select([*RUNS, *second], ["x"])
     columns = [column_of(selection, "voc/linear", letter) for letter in "AB"]
     assert [column.protocol for column in columns] == ["p", "q"]
@@ -120,10 +119,10 @@ def test_two_protocols_are_two_columns_with_letters():
 def test_missing_numbers_have_a_reason():
     runs = [run for run in RUNS if run.backbone != "cliptex"]
     runs += [
-        stored_run(80, "cliptex", "ade20k/linear", 0, 9.0),
-        stored_run(81, "cliptex", "voc/linear", 0, None, status="failed", reason="loss is nan"),
-        stored_run(82, "dino", "ade20k/linear", 0, 9.0),
-        stored_run(83, "resnet", "ade20k/linear", 0, 9.0),
+        stored_run("cliptex", "ade20k/linear", 0, 9.0),
+        stored_run("cliptex", "voc/linear", 0, None, status="failed", reason="loss is nan"),
+        stored_run("dino", "ade20k/linear", 0, 9.0),
+        stored_run("resnet", "ade20k/linear", 0, 9.0),
         parent_run("dino", backbone="dino", protocols={"voc.linear": "p"}),
     ]
     missing = select(runs, ["x"]).missing
@@ -134,7 +133,7 @@ def test_missing_numbers_have_a_reason():
 
 def test_a_task_that_nobody_finished_is_a_column_without_numbers():
     failed = [
-        stored_run(90 + n, name, "coco/ssd", 0, None, status="failed", protocol=f"q{n}")
+        stored_run(name, "coco/ssd", 0, None, status="failed", protocol=f"q{n}")
         for n, name in enumerate(("clip", "clip-ft"))
     ]
     selection = select([*RUNS, *failed], ["x"])
@@ -158,10 +157,9 @@ def test_a_reused_task_counts_for_the_backbone_that_reused_it():
     ("runs", "options", "message"),
     [
         (RUNS, {"baseline": "mae"}, "baseline 'mae' has no finished task there; choose among clip"),
-        (RUNS, {"backbones": ["mae"]}, "backbone 'mae'"),
         (RUNS, {"tasks": ["voc/liner"]}, "no run of task 'voc/liner'.* did you mean"),
         (
-            [stored_run(1, "clip", "voc/linear", 0, None, status="failed", reason="boom")],
+            [stored_run("clip", "voc/linear", 0, None, status="failed", reason="boom")],
             {},
             r"in experiment x \(1 tasks: failed: boom\)",
         ),

@@ -9,6 +9,7 @@ import threading
 import zipfile
 from contextlib import chdir, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,43 +33,50 @@ from reports.sharing import (
 from reports.store import Store
 from reports.tracking import Tracker
 from tests.reports import synthetic
-from tests.reports.synthetic import write_run
+from tests.reports.synthetic import write_runs
 
 pytestmark = pytest.mark.integration
 
-TASKS = ("voc/linear", "imagenet/linear")
+VOC, IMAGENET = TASKS = ("voc/linear", "imagenet/linear")
 QUALITY = {"a": 0.5, "b": 0.58, "c": 0.62, "d": 0.45}
 
 
-def tracker_with(folder, names, seeds=range(2), **settings) -> Tracker:
+def tracker_with(folder: Path, names: str, seeds=range(2), **settings) -> Tracker:
     """A store with these backbones."""
     folder.mkdir()
     tracker = Tracker("paper", f"sqlite:///{folder}/mlflow.db")
-    for name in names:
-        for seed in seeds:
-            write_run(tracker, name, seed, dict.fromkeys(TASKS, QUALITY[name]), **settings)
+    write_runs(tracker, {name: QUALITY[name] for name in names}, TASKS, seeds, **settings)
     return tracker
+
+
+def share(tracker: Tracker, path: Path, source: str = "") -> Path:
+    export_results(Store(tracker.uri), ["paper"], path, source=source)
+    return path
+
+
+def report_with(tracker: Tracker, *files: Path, baseline: str = "a"):
+    shared = [str(path) for path in files]
+    return build_report(
+        ReportRequest(["paper"], baseline=baseline, tracking_uri=tracker.uri, shared=shared)
+    )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _inside(folder):
+    folder = tmp_path_factory.mktemp("shared")
     with chdir(folder):
-        yield
+        yield folder
 
 
 @pytest.fixture(scope="module")
 def shared_file(folder):
     """A file with the backbones c and d."""
-    tracker = tracker_with(folder / "others", "cd")
-    path = folder / "others.zip"
-    written = export_results(Store(tracker.uri), ["paper"], path, source="a lab")
-    assert written.backbones == ["c", "d"] and written.cells == 8 and not written.notes
-    return path
+    return share(tracker_with(folder / "others", "cd"), folder / "others.zip", "a lab")
+
+
+@pytest.fixture(scope="module")
+def content(shared_file):
+    return shared_file.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +85,7 @@ def mine(folder):
     return tracker_with(folder / "mine", "ab")
 
 
-def intervals(report) -> dict:
-    analysis = report.analysis
+def intervals(analysis) -> dict:
     return {
         (name, column.task, metric): (e.value, e.low, e.high)
         for part in (analysis.estimates, analysis.differences)
@@ -87,188 +94,127 @@ def intervals(report) -> dict:
 
 
 def test_two_homes_give_the_intervals_of_one(folder, mine, shared_file):
-    single_home = tracker_with(folder / "one", "abcd")
-    request = {"experiments": ["paper"], "baseline": "a"}
-    alone = build_report(ReportRequest(**request, tracking_uri=single_home.uri))
-    merged = build_report(
-        ReportRequest(**request, tracking_uri=mine.uri, shared=[str(shared_file)])
-    )
+    alone = report_with(tracker_with(folder / "one", "abcd"))
+    merged = report_with(mine, shared_file)
     assert set(merged.backbones) == set("abcd")
-    assert intervals(merged) == intervals(alone)
+    assert intervals(merged.analysis) == intervals(alone.analysis)
     assert "Shared results, not made here: c, d (from a lab)." in merged.notes
-    export_results(Store(mine.uri), ["paper"], folder / "mine.zip")
-    board = build_leaderboard(load_files([str(folder / "mine.zip"), str(shared_file)]))
+    board = build_leaderboard(load_files([str(share(mine, folder / "mine.zip")), str(shared_file)]))
     of_board, of_report = (
         {(name, column.task, metric): e for (name, column, metric), e in of.estimates.items()}
         for of in (board.analysis, alone.analysis)
     )
     assert of_board == {key: of_report[key] for key in of_board}, "a leaderboard's, too"
     assert len(of_board) == len(QUALITY) * len(TASKS)
+    page = render_page(report_with(mine, shared_file, baseline="c"))
+    assert "<small>shared: a lab · baseline</small>" in page
 
 
-def test_a_shared_baseline_has_both_marks(mine, shared_file):
-    request = ReportRequest(
-        ["paper"], baseline="c", tracking_uri=mine.uri, shared=[str(shared_file)]
-    )
-    assert "<small>shared: a lab · baseline</small>" in render_page(build_report(request))
-
-
-def test_the_same_runs_give_the_same_bytes_and_no_path(folder, shared_file):
-    again = tracker_with(folder / "again", "cd")
-    export_results(Store(again.uri), ["paper"], folder / "again.zip", source="a lab")
-    assert (folder / "again.zip").read_bytes() == shared_file.read_bytes()
-    with zipfile.ZipFile(shared_file) as archive:
+def test_the_same_runs_give_the_same_bytes_and_no_path(folder, content):
+    again = share(tracker_with(folder / "again", "cd"), folder / "again.zip", "a lab")
+    assert again.read_bytes() == content
+    with zipfile.ZipFile(again) as archive:
         texts = [archive.read(n).decode() for n in archive.namelist() if n.endswith(".json")]
     assert not any(str(folder) in text or "/tmp" in text for text in texts)
     value = {"a": ["/home/me/x.pt", "~/y", "https://me:secret@host/z"], "b": 1}
     assert without_paths(value) == {"a": ["x.pt", "y", "https://***@host/z"], "b": 1}
 
 
-def changed(shared_file, change) -> bytes:
-    """A file with new checksums after ``change(cells, members)``; ``cells``: task → a cell."""
-    results = read_archive(shared_file.read_bytes(), "others")
-    members = {name: content for name, content in results.members.items() if name != "runs.json"}
-    cells = {cell.task: cell for cell in results.cells}
-    others = [cell for cell in results.cells if cell not in cells.values()]
-    change(cells, members)
-    path = shared_file.with_name("changed.zip")
-    write_archive(path, "", "1", [*results.parents.values(), *others, *cells.values()], members)
-    return path.read_bytes()
+def changed(content: bytes, change, task: str = VOC) -> bytes:
+    """A file with new checksums after a change of a cell of a task: of its fields (a mapping), of
+    text in all JSON files (old, new), or ``change(cell, members)``, which returns what replaces
+    the cell, or None."""
+    results = read_archive(content, "others")
+    members = {name: member for name, member in results.members.items() if name != "runs.json"}
+    cells = list(results.cells)
+    number = next(number for number, cell in enumerate(cells) if cell.task == task)
+    if isinstance(change, dict):
+        cells[number] = cells[number].model_copy(update=change)
+    elif isinstance(change, tuple):
+        for name in members:
+            if name.endswith(".json"):
+                members[name] = members[name].replace(*change)
+    else:
+        cells[number : number + 1] = change(cells[number], members) or [cells[number]]
+    write_archive(Path("changed.zip"), "", "1", [*results.parents.values(), *cells], members)
+    return Path("changed.zip").read_bytes()
 
 
-def update(cells, task="voc/linear", **fields):
-    cells[task] = cells[task].model_copy(update=fields)
+def other_metric(cell, members):
+    cell.metrics["mIoU"] += 0.2
 
 
-def _metric(cells, members):
-    metrics = cells["voc/linear"].metrics
-    update(cells, metrics={**metrics, "mIoU": metrics["mIoU"] + 0.2})
-
-
-def _image(cells, members):
-    name = f"{cells['imagenet/linear'].run_id}/{PER_IMAGE}"
-    with np.load(io.BytesIO(members[name])) as stored:
-        arrays = dict(stored)
-    arrays["image"][3] = "easy.jpg"
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    members[name] = buffer.getvalue()
-
-
-def _protocol(cells, members):
-    name = f"{cells['voc/linear'].run_id}/{PROTOCOL}"
+def other_protocol(cell, members):
+    name = f"{cell.run_id}/{PROTOCOL}"
     members[name] = members[name].replace(b'"max_iters":10', b'"max_iters":99')
 
 
-def _protocol_and_hash(cells, members):
-    _protocol(cells, members)
-    conditions = json.loads(members[f"{cells['voc/linear'].run_id}/{PROTOCOL}"])
-    update(cells, protocol=content_key(conditions))
+def other_protocol_and_hash(cell, members):
+    other_protocol(cell, members)
+    protocol = content_key(json.loads(members[f"{cell.run_id}/{PROTOCOL}"]))
+    return [cell.model_copy(update={"protocol": protocol})]
 
 
-def _weights(cells, members):
-    update(cells, weights="0" * 64)
+def without_scores(cell, members):
+    del members[f"{cell.run_id}/{PER_IMAGE}"]
 
 
-def _without_scores(cells, members):
-    del members[f"{cells['voc/linear'].run_id}/{PER_IMAGE}"]
-
-
-def _name(cells, members):
-    update(cells, backbone="clip\x1b[2J")
-
-
-def _kind(cells, members):
-    update(cells, kind="depth")
-
-
-def _probe(cells, members):
-    update(cells, probe="knn")
-
-
-def _twice(cells, members):
-    cells["again"] = cells["voc/linear"]
-
-
-def _under_another_id(cells, members):
-    cell, copy = cells["voc/linear"], "f" * 16
+def under_another_id(cell, members):
     for name in [name for name in members if name.startswith(cell.run_id)]:
-        members[name.replace(cell.run_id, copy)] = members[name]
-    cells["again"] = cell.model_copy(update={"run_id": copy})
+        members[name.replace(cell.run_id, "f" * 16)] = members.pop(name)
+    return [cell.model_copy(update={"run_id": "f" * 16})]
 
 
-def _infinite_cost(cells, members):
-    update(cells, costs={"seconds": float("inf")})
-
-
-def _in_a_member(old: bytes, new: bytes):
-    def change(cells, members):
-        for name in filter(lambda name: name.endswith(".json"), members):
-            members[name] = members[name].replace(old, new)
+def with_arrays(**changes):
+    def change(cell, members):
+        name, buffer = f"{cell.run_id}/{PER_IMAGE}", io.BytesIO()
+        with np.load(io.BytesIO(members[name])) as stored:
+            np.savez_compressed(buffer, **{**stored, **changes})
+        members[name] = buffer.getvalue()
 
     return change
-
-
-def _list(cells, members):
-    members[f"{cells['voc/linear'].run_id}/{PROTOCOL}"] = b"[]"
-
-
-def _many_arrays(cells, members):
-    buffer = io.BytesIO()
-    np.savez(buffer, **{f"a{number}": np.zeros(1) for number in range(30_000)})
-    members[f"{cells['voc/linear'].run_id}/{PER_IMAGE}"] = buffer.getvalue()
-
-
-def _large(cells, members):
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, image=np.zeros(80_000_000, np.uint8))
-    members[f"{cells['voc/linear'].run_id}/{PER_IMAGE}"] = buffer.getvalue()
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_metric, "by its per-image scores"),
-        (_image, "its images are not those of"),
-        (_protocol, "its protocol is not the one"),
-        (_protocol_and_hash, "that the tag `cell` is the hash of"),
-        (_weights, "weights is not that of its parent"),
-        (_without_scores, "no per-image scores"),
-        (_name, "tags.backbone': String should match"),
-        (_kind, "no probe for this task"),
-        (_probe, "task, dataset, probe"),
-        (_twice, "another id than its own, or is there twice"),
-        (_under_another_id, "another id than its own, or is there twice"),
-        (_infinite_cost, "metrics"),
-        (_in_a_member(b'"python":"3.11"', b'"python":NaN'), "not JSON compliant"),
-        (_in_a_member(b'"size":[224,224]', b'"size":224'), "size"),
-        (_list, "valid dictionary"),
+        (other_metric, "by its per-image scores"),
+        (other_protocol, "its protocol is not the one"),
+        (other_protocol_and_hash, "that the tag `cell` is the hash of"),
+        (without_scores, "no per-image scores"),
+        (lambda cell, members: [cell, cell], "another id than its own, or is there twice"),
+        (under_another_id, "another id than its own, or is there twice"),
+        (with_arrays(image=np.array([f"{n}.jpg" for n in range(60)])), "its images are not those"),
+        (with_arrays(large=np.zeros(80_000_000, np.uint8)), "inflates to more than"),
+        (with_arrays(**{f"a{number}": 0 for number in range(30_000)}), "it has 3000. arrays"),
+        ({"weights": "0" * 64}, "weights is not that of its parent"),
+        ({"backbone": "clip\x1b[2J"}, "tags.backbone': String should match"),
+        ({"kind": "depth"}, "no probe for this task"),
+        ({"probe": "knn"}, "task, dataset, probe"),
+        ({"costs": {"seconds": float("inf")}}, "metrics"),
+        ((b'"python":"3.11"', b'"python":NaN'), "not JSON compliant"),
+        ((b'"size":[224,224]', b'"size":224'), "size"),
         (
-            _in_a_member(b'"fingerprint"', b'"extra":{"main_metric":["top1"]},"fingerprint"'),
+            (b'"fingerprint"', b'"extra":{"main_metric":["top1"]},"fingerprint"'),
             "dataset.extra.main_metric': Input should be a valid string",
         ),
         (
-            _in_a_member(b'"settings":{"max_iters":10,"which":"p"}', b'"settings":[]'),
+            (b'"settings":{"max_iters":10,"which":"p"}', b'"settings":[]'),
             "settings': Input should be a valid dictionary",
         ),
-        (_many_arrays, "it has 30000 arrays"),
-        (_large, "inflates to more than"),
     ],
 )
-def test_a_false_file_is_refused_with_the_reason(shared_file, change, reason):
-    content = changed(shared_file, change)
+def test_a_false_file_is_refused_with_the_reason(content, change, reason):
+    assert len(check_results(read_archive(content, "others"))) == 8
     with pytest.raises(TrackingError, match=reason):
-        check_results(read_archive(content, "others"))
+        check_results(read_archive(changed(content, change), "others"))
 
 
 @pytest.mark.parametrize(
     "declared", [{"top5": Metric(), "top1": Metric()}, {"top1": Metric(direction=-1)}]
 )
-def test_what_a_metric_is_follows_from_its_probe(shared_file, declared):
-    content = changed(
-        shared_file, lambda cells, _: update(cells, "imagenet/linear", declared=declared)
-    )
-    cells = read_archive(content, "others").cells
+def test_what_a_metric_is_follows_from_its_probe(content, declared):
+    cells = read_archive(changed(content, {"declared": declared}, IMAGENET), "others").cells
     mains = {(cell.main, cell.declared[cell.main].direction) for cell in cells}
     assert mains == {("mIoU", 1), ("top1", 1)}
 
@@ -279,37 +225,57 @@ def entry(content: bytes, offset: int, value: bytes) -> bytes:
     return content[:at] + value + content[at + len(value) :]
 
 
+def other_seed(content: bytes) -> bytes:
+    """The file with its checksums, and another seed."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["runs.json"] = members["runs.json"].replace(b'"seed":"0"', b'"seed":"7"')
+    with zipfile.ZipFile("edited.zip", "w") as archive:
+        for member in members.items():
+            archive.writestr(*member)
+    return Path("edited.zip").read_bytes()
+
+
+def without_results(content: bytes) -> bytes:
+    write_archive(Path("none.zip"), "", "1", [], {})
+    return Path("none.zip").read_bytes()
+
+
+NO_ARCHIVE = "others is not a file of `results export`"
+
+
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "message"),
     [
-        lambda content: content[:1000],
-        lambda content: content[:60] + bytes(8) + content[68:],
-        lambda content: entry(content, 8, b"\x01"),  # encrypted
-        lambda content: entry(content, 10, b"\x63"),  # an unknown method
+        pytest.param(lambda content: content[:1000], NO_ARCHIVE, id="cut"),
+        pytest.param(lambda content: content[:60] + bytes(8) + content[68:], NO_ARCHIVE, id="hole"),
+        pytest.param(lambda content: entry(content, 8, b"\x01"), NO_ARCHIVE, id="encrypted"),
+        pytest.param(lambda content: entry(content, 10, b"\x63"), NO_ARCHIVE, id="other method"),
+        (other_seed, r"runs.json is not what was exported"),
+        (without_results, "others has no results"),
     ],
 )
-def test_a_damaged_download_is_one_line(shared_file, damage):
-    with pytest.raises(TrackingError, match="others is not a file of `results export`"):
-        read_archive(damage(shared_file.read_bytes()), "others")
+def test_a_damaged_download_is_one_line(content, damage, message):
+    with pytest.raises(TrackingError, match=message):
+        read_archive(damage(content), "others")
 
 
-def test_a_file_without_results_is_refused(folder):
-    write_archive(folder / "none.zip", "", "1", [], {})
-    with pytest.raises(TrackingError, match="none has no results"):
-        read_archive((folder / "none.zip").read_bytes(), "none")
+def test_what_cannot_be_loaded_is_one_line(tmp_path, shared_file, monkeypatch):
+    def check(location, message):
+        with pytest.raises(TrackingError, match=message):
+            load_files([str(location)])
 
-
-def test_a_server_that_sends_nothing_and_a_folder_are_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharing, "TIMEOUT", 0.1)
     (tmp_path / "folder.zip").mkdir()
-    with pytest.raises(TrackingError, match=r"no file of `results export`"):
-        load_files([str(tmp_path)])
+    check(tmp_path, r"no file of `results export`")
+    check("nowhere", "no shared results at nowhere")
+    monkeypatch.setattr(sharing, "LARGEST", 1000)
+    check(shared_file, r"others.zip has .* export some backbones at a time")
+    monkeypatch.setattr(sharing, "TIMEOUT", 0.1)
     server = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{server.getsockname()[1]}/x.zip"
-    with server, pytest.raises(TrackingError, match="cannot fetch"):
-        load_files([url])
-    with pytest.raises(TrackingError, match="Cannot connect"):  # nobody listens any more
-        load_files([url])
+    with server:
+        check(url, "cannot fetch")
+    check(url, "Cannot connect")  # nobody listens any more
 
 
 class EndlessFile(BaseHTTPRequestHandler):
@@ -337,18 +303,11 @@ def test_a_download_without_an_end_is_one_line(limit, value, reason, monkeypatch
         server.shutdown()
 
 
-def test_a_large_file_is_not_read(shared_file, monkeypatch):
-    monkeypatch.setattr(sharing, "LARGEST", 1000)
-    with pytest.raises(TrackingError, match=r"others.zip has .* export some backbones at a time"):
-        load_files([str(shared_file)])
-
-
 def test_scores_that_were_copied_to_other_seeds_count_once(folder, monkeypatch):
     original = synthetic.scores
     monkeypatch.setattr(synthetic, "scores", lambda *args: original(*args[:2], 0, args[3]))
-    copies = tracker_with(folder / "copies", "c", range(3))
-    export_results(Store(copies.uri), ["paper"], folder / "copies.zip")
-    files = load_files([str(folder / "copies.zip")])
+    copies = share(tracker_with(folder / "copies", "c", range(3)), folder / "copies.zip")
+    files = load_files([str(copies)])
     (results,) = read_files(files)
     assert [cell.seed for cell in results.cells] == [0, 0] and len(results.notes) == 4
     monkeypatch.setattr(sharing, "SEEDED", {"neighbours"})  # as of a probe that draws nothing
@@ -356,15 +315,14 @@ def test_scores_that_were_copied_to_other_seeds_count_once(folder, monkeypatch):
     assert len(results.cells) == 6
 
 
-def test_two_files_that_disagree_on_a_cell_are_both_named(shared_file):
-    files = [("mine", shared_file.read_bytes()), ("theirs", changed(shared_file, _metric))]
-    with pytest.raises(TrackingError, match="mine and theirs have other scores of d · voc/linear"):
+def test_two_files_that_disagree_on_a_cell_are_both_named(content):
+    files = [("mine", content), ("theirs", changed(content, other_metric))]
+    with pytest.raises(TrackingError, match=r"mine and theirs have other scores of . · voc/linear"):
         list(read_files(files))
 
 
 def test_an_unpacked_file_is_verified_again(mine, shared_file, monkeypatch):
-    request = ReportRequest(["paper"], tracking_uri=mine.uri, shared=[str(shared_file)])
-    build_report(request)
+    report_with(mine, shared_file)
     scorer = SCORERS["segmentation"]
 
     def other_scorer(images, arrays):
@@ -372,36 +330,15 @@ def test_an_unpacked_file_is_verified_again(mine, shared_file, monkeypatch):
 
     monkeypatch.setitem(SCORERS, "segmentation", other_scorer)  # as by another plugin
     with pytest.raises(TrackingError, match="by its per-image scores"):
-        build_report(request)
+        report_with(mine, shared_file)
 
 
-def test_a_changed_byte_and_other_files_are_refused(shared_file, folder):
-    content = shared_file.read_bytes()
-    assert len(check_results(read_archive(content, "others"))) == 8
-    with zipfile.ZipFile(shared_file) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    members["runs.json"] = members["runs.json"].replace(b'"seed":"0"', b'"seed":"7"')
-    with zipfile.ZipFile(folder / "edited.zip", "w") as archive:
-        for name, member in members.items():
-            archive.writestr(name, member)
-    with pytest.raises(TrackingError, match=r"runs.json is not what was exported"):
-        read_archive((folder / "edited.zip").read_bytes(), "edited")
-    with pytest.raises(TrackingError, match="no shared results at nowhere"):
-        load_files(["nowhere"])
-
-
-def test_another_protocol_has_its_own_column_and_other_versions_do_not(folder, mine, shared_file):
-    quick = tracker_with(folder / "quick", "c", protocol="quick")
+def test_another_protocol_has_its_own_column_and_other_versions_do_not(folder, mine):
+    quick = share(tracker_with(folder / "quick", "c", protocol="quick"), folder / "quick.zip")
+    titles = {c.title for c in report_with(mine, quick).columns if c.task == VOC}
+    assert titles == {"voc/linear (A)", "voc/linear (B)"}
     newer = tracker_with(folder / "newer", "d", libraries={"torch": "3"})
-    for tracker, name in ((quick, "quick"), (newer, "newer")):
-        export_results(Store(tracker.uri), ["paper"], folder / f"{name}.zip")
-    request = {"experiments": ["paper"], "tracking_uri": mine.uri, "baseline": "a"}
-    report = build_report(ReportRequest(**request, shared=[str(folder / "quick.zip")]))
-    assert {c.title for c in report.columns if c.task == "voc/linear"} == {
-        "voc/linear (A)",
-        "voc/linear (B)",
-    }
-    report = build_report(ReportRequest(**request, shared=[str(folder / "newer.zip")]))
+    report = report_with(mine, share(newer, folder / "newer.zip"))
     assert {column.letter for column in report.columns} == {""}
     assert any("other versions of torch" in note for note in report.notes)
 
@@ -409,19 +346,5 @@ def test_another_protocol_has_its_own_column_and_other_versions_do_not(folder, m
 @pytest.mark.parametrize("seeds", [(0, 1), (5,)])
 def test_other_weights_of_the_same_name_are_told_apart(folder, mine, seeds):
     theirs = tracker_with(folder / f"{seeds}", "a", seeds, weights="trained elsewhere")
-    export_results(Store(theirs.uri), ["paper"], folder / "theirs.zip")
-    request = {"experiments": ["paper"], "tracking_uri": mine.uri, "baseline": "a"}
-    report = build_report(ReportRequest(**request, shared=[str(folder / "theirs.zip")]))
+    report = report_with(mine, share(theirs, folder / "theirs.zip"))
     assert report.backbones == ["a", "b", "a (theirs)"]
-
-
-def test_shared_tuned_numbers_have_the_columns_of_their_tier(folder, tmp_path):
-    tasks = {"voc/linear": 0.5, "voc/linear:tune=lora:16": 0.7}
-    tracker = Tracker("tiers", f"sqlite:///{tmp_path}/mlflow.db")
-    for name in "ab":
-        for seed in range(2):
-            write_run(tracker, name, seed, tasks)
-    export_results(Store(tracker.uri), ["tiers"], tmp_path / "tiers.zip")
-    board = build_leaderboard(load_files([str(tmp_path / "tiers.zip")]))
-    columns = {column.task: column.tier for column in board.analysis.selection.columns}
-    assert columns == {"voc/linear": "", "voc/linear:tune=lora:16": "tune=lora:16"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reports.pages import markdown, render_page
-from tests.reports.synthetic import write_run
+from tests.reports.synthetic import write_run, write_runs
 
 
 def test_bold_only_where_the_interval_allows(report):
@@ -54,9 +54,9 @@ def test_the_mean_over_classes_is_the_metric(report):
 
 
 def test_many_backbones_are_rows_with_their_properties(tracker, report_of):
+    qualities = {"imagenet/linear": 0.5, "voc/linear": 0.5}
     for number in range(8):
         tags = {"weights.source": f"timm/net{number}.in1k"}
-        qualities = {"imagenet/linear": 0.5, "voc/linear": 0.5}
         run = write_run(tracker, f"net{number}", 0, qualities, tags=tags, images=20)
         if number == 3:
             tracker.client.log_metric(run, "cost/parameters", 4e7)
@@ -79,13 +79,11 @@ def test_many_backbones_are_rows_with_their_properties(tracker, report_of):
 
 
 def test_floor_and_ceiling_stand_beside_the_scores(tracker, report_of):
-    for name, bounds in (("clip", {"floor": 10.0, "ceiling": 80.0}), ("mine", {"ceiling": 90.0})):
-        run_id = write_run(tracker, name, 0, {"voc/linear": 0.5})
-        experiment = tracker.client.get_run(run_id).info.experiment_id
-        parent = f"tags.mlflow.parentRunId = '{run_id}'"
-        (cell,) = tracker.client.search_runs([experiment], parent)
-        for bound, value in bounds.items():
-            tracker.client.log_metric(cell.info.run_id, f"bound/{bound}_mIoU", value)
+    bounds = {"clip": {"floor": 10.0, "ceiling": 80.0}, "mine": {"ceiling": 90.0}}
+    write_runs(tracker, dict.fromkeys(bounds, 0.5))
+    for cell in tracker.search(task="voc/linear"):
+        for bound, value in bounds[cell.backbone].items():
+            tracker.client.log_metric(cell.run_id, f"bound/{bound}_mIoU", value)
     report = report_of(tracker)
     assert "floor 10.0, ceiling 80.0 to 90.0" in render_page(report)
     (figure,) = report.figures["bars"]

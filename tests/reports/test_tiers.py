@@ -16,19 +16,16 @@ FROZEN = {"clip": 50.0, "mine": 60.0, "best": 70.0}
 TUNED = {"clip": 80.0, "mine": 75.0, "best": 90.0}
 
 
-def runs_of(tasks, names=tuple(FROZEN), seeds=3, frozen=True):
-    runs = []
-    for task in tasks:
-        for tier, values in [("", FROZEN)] * frozen + [(":tune=lora:16", TUNED)]:
-            for name in names:
-                for seed in range(seeds):
-                    costs = (
-                        {"trained_parameters": 2e6, "train_processor_seconds": 30.0} if tier else {}
-                    )
-                    value, fields = values[name] + 0.01 * seed, {"costs": {"seconds": 1.0, **costs}}
-                    fields |= {"protocol": task + tier, "weights": name}
-                    runs.append(stored_run(len(runs), name, task + tier, seed, value, **fields))
-    return runs
+def runs_of(tasks, names=tuple(FROZEN), seeds=3, frozen=FROZEN):
+    tuned = {"seconds": 1.0, "trained_parameters": 2e6, "train_processor_seconds": 30.0}
+    tiers = [("", frozen, {"seconds": 1.0}), (":tune=lora:16", TUNED, tuned)]
+    return [
+        stored_run(name, task, seed, values[name] + 0.01 * seed, protocol=task, costs=costs)
+        for base in tasks
+        for task, values, costs in ((base + tier, *about) for tier, *about in tiers)
+        for name in (names if values else ())
+        for seed in range(seeds)
+    ]
 
 
 def test_the_order_is_compared_by_rank_correlations_and_pairs(analysis_of):
@@ -67,10 +64,9 @@ def test_agreement_is_scipys_with_ties():
         assert spearman[row] == pytest.approx(stats.spearmanr(*pair).statistic)
 
 
-def test_noise_of_images_and_seeds_widens_the_interval(analysis_of, monkeypatch):
+def test_noise_of_images_and_seeds_widens_the_interval(analysis_of):
     close = {"clip": 50.0, "mine": 50.05, "best": 50.1}
-    monkeypatch.setitem(globals(), "FROZEN", close)
-    analysis = analysis_of(runs_of(["voc/linear"]), images=40)
+    analysis = analysis_of(runs_of(["voc/linear"], frozen=close), images=40)
     ((_, pairs),) = tier_pairs(analysis, {}).items()
     _, low, high = order_of(analysis, pairs).kendall
     assert high - low > 0.5
@@ -98,7 +94,7 @@ def test_tiers_share_no_column_and_no_mean(analysis_of):
     words = summarise(analysis)
     assert "best is better than clip on 1 of 1 task," in words.headline
     assert all("tuned: better on" in line for line in (words.headline, *words.lines))
-    only_tuned = analysis_of(runs_of(["voc/linear"], frozen=False), images=40)
+    only_tuned = analysis_of(runs_of(["voc/linear"], frozen={}), images=40)
     assert only_tuned.tasks("best") == {"voc/linear:tune=lora:16": "win"}
     assert not only_tuned.tasks("best", tuned=True)
     assert tier_lines(analysis_of(runs_of(["voc/linear"])[:9])) == []
@@ -106,9 +102,8 @@ def test_tiers_share_no_column_and_no_mean(analysis_of):
 
 def test_what_else_differs_is_said_and_the_closest_protocol_is_compared(analysis_of):
     runs = runs_of(["voc/linear"])
-    for number, value in enumerate(FROZEN.values()):  # an older frozen protocol
-        old = {"protocol": "old", "weights": [*FROZEN][number], "started": 0}
-        runs.append(stored_run(100 + number, [*FROZEN][number], "voc/linear", 0, value - 9, **old))
+    for name, value in FROZEN.items():  # an older frozen protocol
+        runs.append(stored_run(name, "voc/linear", 0, value - 9, protocol="old", started=-1))
     analysis = analysis_of(runs, images=40)
     same = {"size": 512, "lr": 0.1, "flip": 0.0, "tune_rates": [0.1]}
     settings = {"old": {"size": 64}, "voc/linear": same, "voc/linear:tune=lora:16": {"size": 512}}
@@ -126,7 +121,7 @@ def test_what_else_differs_is_said_and_the_closest_protocol_is_compared(analysis
     assert last.endswith("also differs in other conditions: lr 0.1 when frozen and – when tuned.")
 
 
-def test_without_a_known_gain_nobody_gains_most(analysis_of, monkeypatch):
-    monkeypatch.setitem(globals(), "FROZEN", dict.fromkeys(FROZEN, 0.0))
-    analysis = analysis_of(runs_of(["voc/linear"], seeds=1), images=40)
+def test_without_a_known_gain_nobody_gains_most(analysis_of):
+    runs = runs_of(["voc/linear"], seeds=1, frozen=dict.fromkeys(FROZEN, 0.0))
+    analysis = analysis_of(runs, images=40)
     assert "holds for 0 of 3 pairs. Kendall" in tier_lines(analysis)[0]

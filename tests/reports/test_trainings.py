@@ -10,7 +10,7 @@ from probes.select import Candidate, select_candidate
 from reports.pages import render_page
 from reports.report import ReportRequest, build_report
 from reports.trainings import HeadCurve, trainings
-from tests.reports.synthetic import write_run
+from tests.reports.synthetic import write_runs
 
 pytestmark = pytest.mark.integration
 
@@ -24,15 +24,9 @@ def report(tracker, report_of):
     for training, qualities in (("mine", MINE), ("theirs", THEIRS)):
         for step, quality in qualities.items():
             tags = {"training": training, "step": str(step)}
-            write_run(
-                tracker,
-                f"{training} step {step}",
-                0,
-                {TASK: quality},
-                tags=tags,
-                sha=f"{training}{step}",
-            )
-    write_run(tracker, "clip", 0, {TASK: 0.5}, sha="c")
+            name = f"{training} step {step}"
+            write_runs(tracker, {name: quality}, [TASK], tags=tags, sha=name)
+    write_runs(tracker, {"clip": 0.5}, [TASK], sha="c")
     return report_of(tracker)
 
 
@@ -65,14 +59,14 @@ def test_the_best_step_the_course_and_the_crossing_are_said(report):
 def test_what_is_not_decided_is_not_said(tracker, report_of):
     for step in (1, 2):
         tags = {"training": "mine", "step": str(step)}
-        write_run(tracker, f"mine step {step}", 0, {TASK: 0.5}, tags=tags, sha=f"s{step}")
+        write_runs(tracker, {f"mine step {step}": 0.5}, [TASK], tags=tags, sha=f"s{step}")
     (line,) = report_of(tracker).steps
     assert "undecided" in line
 
 
 def test_a_training_is_renamed_with_all_of_its_checkpoints(tracker, report_of, capsys):
     for step in (20, 3):
-        write_run(tracker, f"mine step {step}", 0, {TASK: 0.5}, sha=f"s{step}")
+        write_runs(tracker, {f"mine step {step}": 0.5}, [TASK], sha=f"s{step}")
     where = f"--experiment {tracker.experiment} --tracking-uri {tracker.uri}".split()
     assert main(["results", "label", "mine", "longer", *where]) == 0
     assert main(["results", "list", *where]) == 0
@@ -104,18 +98,14 @@ def test_a_loss_that_falls_beyond_its_noise_at_the_end(losses, fall):
 
 
 def test_heads_that_were_still_learning_are_named(tracker, report_of):
-    run_id = write_run(tracker, "clip", 0, {TASK: 0.5})
-    write_run(tracker, "mine", 0, {TASK: 0.6})
-    (cell,) = tracker.client.search_runs(
-        [tracker.client.get_run(run_id).info.experiment_id],
-        f"tags.mlflow.parentRunId = '{run_id}'",
-    )
+    write_runs(tracker, {"clip": 0.5, "mine": 0.6}, [TASK])
+    (cell,) = (run for run in tracker.search(task=TASK) if run.backbone == "clip")
     for step, loss in enumerate(np.linspace(2.0, 1.0, 50)):
-        tracker.client.log_metric(cell.info.run_id, "train/loss", loss, step=step)
+        tracker.client.log_metric(cell.run_id, "train/loss", loss, step=step)
     _, note = select_candidate(
         [Candidate(1, "a", 1.0, 0.0, 1), Candidate(2, "b", 0.0, 0.0, 2)], "top1", 9
     )
-    tracker.client.set_tag(cell.info.run_id, "mlflow.note.content", f"* {note}")
+    tracker.client.set_tag(cell.run_id, "mlflow.note.content", f"* {note}")
     report = report_of(tracker)
     (note,) = [note for note in report.notes if "edge of its grid" in note]
     assert f"{TASK} (clip)" in note

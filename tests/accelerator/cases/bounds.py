@@ -36,7 +36,6 @@ CROPS = {
 }
 
 BOUNDS: dict[str, Bound] = {
-    "cliptex": Bound(loops.cliptex(), 0, 0, short=4, long=8),
     "cliptex, moving average": Bound(loops.cliptex(ema=0.9), 1, 0, short=4, long=8),
     "cliptex, gradient cache": Bound(loops.cliptex(accumulate=2), 0, 0, short=4, long=8),
     "expert unet-seg": Bound(loops.expert("unet-seg"), 0, 0, short=4, long=8),
@@ -60,7 +59,6 @@ BOUNDS: dict[str, Bound] = {
     "linear, random crops": Bound(
         loops.probe("classification/linear", "epoch_length", **CROPS), 0, 0
     ),
-    "attentive": Bound(loops.probe("classification/attentive", "epoch_length"), 0, 0),
     "attentive, resumed": Bound(
         loops.resumed("classification/attentive", "epoch_length"), 0, 0, short=4, long=7
     ),

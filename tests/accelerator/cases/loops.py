@@ -176,12 +176,11 @@ def evaluation(name: str, write: Callable[[Path, int], Any], **changes: Any) -> 
     return loop
 
 
-def in_loop(folder: Path, device: torch.device, length: int) -> None:
-    """A training's model, scored again and again."""
-    model = test_in_loop.Model().to(device)
-    probe = InLoop(
+def in_loop_probe(folder: Path, device: torch.device, every: int) -> InLoop:
+    """Scores the model of a training on a small dataset."""
+    return InLoop(
         **test_in_loop.KNN,
-        every=1,
+        every=every,
         encoder=lambda model: model.encoder,
         images=test_in_loop.IMAGES,
         folder=folder / "probes",
@@ -191,6 +190,11 @@ def in_loop(folder: Path, device: torch.device, length: int) -> None:
         device=device.type,
         on_error="raise",
     )
+
+
+def in_loop(folder: Path, device: torch.device, length: int) -> None:
+    """A training's model, scored again and again."""
+    model, probe = test_in_loop.Model().to(device), in_loop_probe(folder, device, 1)
     for step in range(1, length + 1):
         torch.nn.init.normal_(model.encoder.conv.weight)  # or it would find its numbers
         probe(model, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,23 +31,19 @@ from tests.kinds import slow_except
 NAMES = sorted(EXPERTS.load_entry_points().keys() | EXPERTS.descriptions().keys())
 
 
-def write_dpt(folder: Path) -> str:
-    return write_model(folder, "dpt").removeprefix("dpt=")
-
-
-def write_nll_angmf(folder: Path) -> Path:
+def write_nll_angmf(folder: Path) -> str:
     torch.manual_seed(0)
     path = folder / "scannet.pt"
     torch.save({"model": NllAngMF("BN", size=32).net.state_dict(), "iter": 5000}, path)
-    return path
+    return f"nll-angmf={path}"
 
 
-# not trained here, but read from files of others: name of the case → expert, and what writes a file
-PUBLISHED = {
-    "dpt": ("dpt", write_dpt),
-    "nll-angmf": ("nll-angmf", write_nll_angmf),
-    "mask-rcnn": ("mask-rcnn", write_mmdet),
-    "mask-rcnn of torchvision": ("mask-rcnn", write_torchvision),
+# not trained here, but read from files of others: name of the case → writes a file, as EXPERT=FILE
+PUBLISHED: dict[str, Callable[[Path], str]] = {
+    "dpt": lambda folder: write_model(folder, "dpt"),
+    "nll-angmf": write_nll_angmf,
+    "mask-rcnn": lambda folder: f"mask-rcnn={write_mmdet(folder)}",
+    "mask-rcnn of torchvision": lambda folder: f"mask-rcnn={write_torchvision(folder)}",
 }
 TRAINED = [name for name in NAMES if name not in PUBLISHED]
 PICTURES = torch.stack(
@@ -58,8 +55,7 @@ def make(name: str, folder: Path) -> Expert:
     """A small expert."""
     if name not in PUBLISHED:
         return toy_experts.make_expert(name)
-    kind, write = PUBLISHED[name]
-    (expert,) = load_experts([f"{kind}={write(folder)}"])
+    (expert,) = load_experts([PUBLISHED[name](folder)])
     if hasattr(expert.net, "transform"):  # torchvision's
         shrink(expert.net)
     if name == "nll-angmf":
@@ -67,7 +63,9 @@ def make(name: str, folder: Path) -> Expert:
     return expert
 
 
-def check_labels(expert: Expert, device: torch.device) -> None:
+@pytest.mark.parametrize("name", slow_except([*NAMES, "mask-rcnn of torchvision"], NAMES))
+def test_labels_are_those_of_the_cpu(name, tmp_path, device):
+    expert = make(name, tmp_path)
     expected = expert.predict(PICTURES)
     actual = expert.freeze(device, bf16=False).predict(PICTURES)
     assert expert.device.type == device.type and actual.keys() == expected.keys()
@@ -78,11 +76,6 @@ def check_labels(expert: Expert, device: torch.device) -> None:
             np.testing.assert_allclose(actual[name], values, atol=1e-3, rtol=1e-3)
     rounded = expert.freeze(device).predict(PICTURES)
     assert all(np.isfinite(values).all() for values in rounded.values())
-
-
-@pytest.mark.parametrize("name", slow_except([*NAMES, "mask-rcnn of torchvision"], NAMES))
-def test_labels_are_those_of_the_cpu(name, tmp_path, device):
-    check_labels(make(name, tmp_path), device)
 
 
 @pytest.mark.parametrize("name", slow_except(TRAINED, ["unet-seg"]))

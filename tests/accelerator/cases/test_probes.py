@@ -3,8 +3,10 @@ CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,47 +73,55 @@ def check_results(expected: TaskResult, actual: TaskResult, device: torch.device
         assert (differences.abs() > EXACT).double().mean() < 0.1
 
 
-@pytest.mark.parametrize("name", slow_except(PROBE_NAMES, FIRST_OF_PATH))
-def test_scores_are_those_of_the_cpu(name, tmp_path, device, in_fp32):
+NO_CHANGES: dict[str, Any] = {}
+CACHED = {"cache": "fp32", "fixed_crops": 2, "augment": False}
+UPSAMPLED = {"feature_stride": 4, "layers": "last"}
+
+
+def cases() -> Iterator[Any]:
+    """Every probe, every preset, and settings that other code computes; the first of each kind is
+    not slow."""
+
+    def case(name: str, label: str, changes: Mapping[str, Any], is_slow: bool) -> Any:
+        label = f"{name} {label}".strip()
+        return pytest.param(name, changes, id=label, marks=[pytest.mark.slow] * is_slow)
+
+    for name in PROBE_NAMES:
+        yield case(name, "", NO_CHANGES, name not in FIRST_OF_PATH)
+        names = field_names(PROBES[name].settings_type)
+        if "cache" in names:
+            changes = {each: CACHED[each] for each in CACHED.keys() & names}
+            yield case(name, "cached", changes, name != "segmentation/linear")
+    for label, preset in PRESETS.items():
+        yield case(preset.probe, label, preset.settings, True)
+    for upsampler in ("jbu", "tile2", "anyup"):
+        changes = {**UPSAMPLED, "upsampler": upsampler}
+        yield case("segmentation/linear", upsampler, changes, upsampler != "jbu")
+    yield case("normals/linear", "uncertainty", {"uncertainty": True}, False)
+
+
+@pytest.mark.parametrize(("name", "changes"), cases())
+def test_scores_are_those_of_the_cpu(name, changes, tmp_path, device, in_fp32, monkeypatch):
+    own = AnyUp(anyup_module.seeded(anyup_module.AnyUp()))
+    monkeypatch.setattr("probes.upsamplers.upsample.load_upsampler", lambda *_: own)
     probe = PROBES[name]
-    check_results(*run_both(probe, tmp_path, device, small(probe, {})), device)
-
-
-@pytest.mark.parametrize("name", slow_except(PRESETS, ()))
-def test_presets_score_as_on_the_cpu(name, tmp_path, device, in_fp32):
-    preset = PRESETS[name]
-    probe = PROBES[preset.probe]
-    check_results(*run_both(probe, tmp_path, device, small(probe, preset.settings)), device)
+    check_results(*run_both(probe, tmp_path, device, small(probe, changes)), device)
 
 
 @pytest.mark.parametrize("kind", slow_except(["segmentation", "depth", "normals"], ["depth"]))
 def test_dense_heads_compute_in_bf16(kind, tmp_path, device):
     probe = PROBES[f"{kind}/linear"]
     data = write_data(probe, tmp_path / "data")
-    result = probe.run(make_task(probe, tmp_path / "work", device, data, small(probe, {})))
+    result = probe.run(make_task(probe, tmp_path / "work", device, data, small(probe, NO_CHANGES)))
     assert all(np.isfinite(value) for value in result.metrics.values())
-
-
-def test_uncertain_normals_score_as_on_the_cpu(tmp_path, device, in_fp32):
-    probe = PROBES["normals/linear"]
-    check_results(*run_both(probe, tmp_path, device, small(probe, {"uncertainty": True})), device)
 
 
 def test_views_are_matched_where_they_are_encoded(tmp_path, device):
     probe = PROBES["object-views/view-matching"]
     data = write_data(probe, tmp_path / "data")
-    task = make_task(probe, tmp_path / "work", device, data, small(probe, {}))
+    task = make_task(probe, tmp_path / "work", device, data, small(probe, NO_CHANGES))
     views = PosedViews(task, data.samples["val"]).all()
     assert {feature_map.device.type for feature_map, _ in views} == {device.type}
-
-
-@pytest.mark.parametrize("name", slow_except(["jbu", "tile2", "anyup"], ["jbu"]))
-def test_upsampled_features_score_as_on_the_cpu(name, tmp_path, device, in_fp32, monkeypatch):
-    own = AnyUp(anyup_module.seeded(anyup_module.AnyUp()))
-    monkeypatch.setattr("probes.upsamplers.upsample.load_upsampler", lambda *_: own)
-    probe = PROBES["segmentation/linear"]
-    settings = small(probe, {"upsampler": name, "feature_stride": 4, "layers": "last"})
-    check_results(*run_both(probe, tmp_path, device, settings), device)
 
 
 @pytest.mark.parametrize("name", slow_except(PROBE_NAMES, ["depth/linear", "detection/ssd"]))
@@ -119,19 +129,7 @@ def test_a_device_without_float64(name, tmp_path, pretended, in_fp32, monkeypatc
     monkeypatch.setattr(operators, "MISSING_TYPES", {torch.float64})
     monkeypatch.setattr("cliptex_common.device._computes_in", lambda dtype, kind: False)
     probe = PROBES[name]
-    check_results(*run_both(probe, tmp_path, pretended, small(probe, {})), pretended)
-
-
-CACHED = [name for name in PROBE_NAMES if "cache" in field_names(PROBES[name].settings_type)]
-
-
-@pytest.mark.parametrize("name", slow_except(CACHED, ["segmentation/linear"]))
-def test_cached_features_score_as_on_the_cpu(name, tmp_path, device, in_fp32):
-    probe = PROBES[name]
-    names = field_names(probe.settings_type)
-    changes = {"cache": "fp32", "fixed_crops": 2, "augment": False}
-    settings = small(probe, {name: changes[name] for name in changes.keys() & names})
-    check_results(*run_both(probe, tmp_path, device, settings), device)
+    check_results(*run_both(probe, tmp_path, pretended, small(probe, NO_CHANGES)), pretended)
 
 
 RESUMED = [name for name in PROBE_NAMES if "max_iters" in field_names(PROBES[name].settings_type)]
@@ -140,7 +138,7 @@ RESUMED = [name for name in PROBE_NAMES if "max_iters" in field_names(PROBES[nam
 @pytest.mark.parametrize("name", slow_except(RESUMED, ["segmentation/linear"]))
 def test_an_interrupted_training_resumes_to_the_same_bits(name, tmp_path, device):
     probe = PROBES[name]
-    data, settings = write_data(probe, tmp_path / "data"), small(probe, {})
+    data, settings = write_data(probe, tmp_path / "data"), small(probe, NO_CHANGES)
     complete = probe.run(make_task(probe, tmp_path / "complete", device, data, settings))
     task = make_task(probe, tmp_path / "work", device, data, settings)
     with pytest.raises(KeyboardInterrupt):
@@ -158,33 +156,27 @@ PREDICTED = [
     "normals/linear",
     "detection/ssd",
 ]
+SCORED = PREDICTED[:3]
 
 
 @pytest.mark.parametrize("name", slow_except(PREDICTED, PREDICTED[:2]))
-def test_a_stored_head_predicts_as_on_the_cpu(name, tmp_path, device, in_fp32):
-    probe = PROBES[name]
-    data = write_data(probe, tmp_path / "data")
-    task = make_task(probe, tmp_path / "work", CPU, data, small(probe, {}))
-    probe.run(task).head.write(tmp_path / "head.safetensors")
-    image = data.root / data.samples["val"][0].image
-    predictions = []
-    for target in (CPU, device):
-        backbone = task.backbone.to(target)
-        predictor = load_predictor(tmp_path / "head.safetensors", backbone, device=str(target))
-        predictions.append(predictor(image))
-    compare(*predictions)
-
-
-@pytest.mark.parametrize("name", slow_except(PREDICTED[:3], PREDICTED[:1]))
-def test_a_stored_head_scores_as_on_the_cpu(name, tmp_path, device, in_fp32):
+def test_a_stored_head_predicts_and_scores_as_on_the_cpu(name, tmp_path, device, in_fp32):
     """Nothing is trained: the head may be one of another dataset."""
-    probe, results = PROBES[name], []
-    data, settings = write_data(probe, tmp_path / "data"), small(probe, {})
+    probe = PROBES[name]
+    data, settings = write_data(probe, tmp_path / "data"), small(probe, NO_CHANGES)
     head = probe.run(make_task(probe, tmp_path / "work", CPU, data, settings)).head
+    head.write(tmp_path / "head.safetensors")
+    results, predictions = [], []
     for target in (CPU, device):
         task = make_task(probe, tmp_path / target.type, target, data, settings)
-        results.append(probe.run(replace(task, head=head)))
-    check_results(*results, device)
+        options = {"device": str(target)}
+        predictor = load_predictor(tmp_path / "head.safetensors", task.backbone, **options)
+        predictions.append(predictor(data.root / data.samples["val"][0].image))
+        if name in SCORED:
+            results.append(probe.run(replace(task, head=head)))
+    compare(*predictions)
+    if results:
+        check_results(*results, device)
 
 
 def compare(expected, actual) -> None:

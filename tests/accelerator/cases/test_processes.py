@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from backbones.cliptex.model import TINY_CLIP
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.trainer import DistContext
 from tests.accelerator import pretended as accelerator
+from tests.accelerator.cases.test_trainings import with_bias
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.ranks import RECIPE, check_equals_one, one_rank, one_step
 from tests.backbones.cliptex.test_train import other_tower, run
 from tests.forks import ranks
-
-CASES: dict[str, dict[str, Any]] = {
-    "gradient cache, moving average": {"accumulate": 2, "ema": 0.9},
-    "statistics over both": {"batch_norm": True},
-    "siglip": {"bias": -3.0},
-}
 
 
 def rank_on_accelerator(folder: Path, recipe: Recipe, pairs_dir: str, init: str) -> None:
@@ -35,16 +27,15 @@ def rank_on_accelerator(folder: Path, recipe: Recipe, pairs_dir: str, init: str)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["gradient cache, moving average", "batch norm", "siglip"])
 def test_two_processes_equal_one(case, tmp_path, pretended):
-    changes = {"precision": "fp32", **CASES[case]}
-    has_norms, bias = changes.pop("batch_norm", False), changes.pop("bias", None)
-    init = other_tower(tmp_path, "timm") if has_norms else "random"
-    if bias is not None:
-        (tmp_path / "model.json").write_text(json.dumps({**TINY_CLIP, "init_logit_bias": bias}))
-        changes["model"] = str(tmp_path / "model.json")
+    init = other_tower(tmp_path, "timm") if case == "batch norm" else "random"
+    recipe = replace(RECIPE, precision="fp32")
+    if case == "siglip":
+        recipe = with_bias(recipe, tmp_path)
+    elif case != "batch norm":
+        recipe = replace(recipe, accumulate=2, ema=0.9)
     pairs_dir = toy.write_pairs(tmp_path / "pairs", 48, 2)
-    recipe = replace(RECIPE, **changes)
     output = tmp_path / "output.txt"
     ranks(rank_on_accelerator, tmp_path, recipe, str(pairs_dir), init, output=output)
     alone = DistContext(0, 1, pretended)

@@ -8,18 +8,6 @@ process, so it is used in processes of its own.
 
 from __future__ import annotations
 
-from tests.accelerator.pretended.backend import start, unsupported
-from tests.accelerator.pretended.counters import MEMORY, Event, Events, counting, memory_limit
-from tests.accelerator.pretended.tensor import DEVICE, PretendedTensor
+from tests.accelerator.pretended.backend import start
 
-__all__ = [
-    "DEVICE",
-    "MEMORY",
-    "Event",
-    "Events",
-    "PretendedTensor",
-    "counting",
-    "memory_limit",
-    "start",
-    "unsupported",
-]
+__all__ = ["start"]

@@ -66,10 +66,6 @@ class Events:
     def blocking_copies(self) -> int:
         return self.number("blocking copy")
 
-    @property
-    def async_copies(self) -> int:
-        return self.number("async copy")
-
     def __str__(self) -> str:
         """A line for each event, the most frequent first."""
         return "\n".join(
@@ -116,7 +112,6 @@ class Memory:
 
     Attributes:
         live, peak: bytes now, and the most since ``reset_peak``.
-        peak_line: of the project, which reached the peak.
         limit: bytes of the device.
     """
 
@@ -124,7 +119,6 @@ class Memory:
 
     def __init__(self) -> None:
         self.live = self.peak = 0
-        self.peak_line = ""
         self.limit = self.UNLIMITED
         self._tensors: Counter[int] = Counter()  # of a storage
         self._lock = threading.RLock()  # a tensor may be deleted while another one is created
@@ -148,8 +142,7 @@ class Memory:
                         f" {self.live} of {self.limit} in use ({project_line()})"
                     )
                 self.live += size
-                if self.live > self.peak:
-                    self.peak, self.peak_line = self.live, project_line()
+                self.peak = max(self.peak, self.live)
             self._tensors[storage] += 1
 
     def remove(self, storage: int, size: int) -> None:

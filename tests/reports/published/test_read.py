@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import subprocess
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -58,27 +59,23 @@ def rows_of(source, file="numbers"):
     return [tuple(row.values())[1:] for row in table.read_rows(file) if row["source"] == source]
 
 
+def sources_in_order():
+    return list(dict.fromkeys(row["source"] for row in table.read_rows("numbers")))
+
+
 def test_open_clip(tmp_path, folder):
     model = {"name": "ViT-Z", "pretrained": "mine"}
     zero_shot = dict.fromkeys([*ZERO_SHOT, "Flickr", "MSCOCO"], "")
     values = {"ImageNet 1k": "0.8437", "MNIST": "1.0", "MSCOCO": "0.6376"}
-    write_csv(tmp_path / "open_clip/docs/openclip_results.csv", {**model, **zero_shot, **values})
-    names = [
-        f"{data} {kind} retr. R@{k}"
-        for data in ("Flickr", "MSCOCO")
-        for kind in ("image", "text")
-        for k in (1, 5, 10)
-    ]
+    columns = itertools.product(("Flickr", "MSCOCO"), ("image", "text"), (1, 5, 10))
+    names = [f"{data} {kind} retr. R@{k}" for data, kind, k in columns]
     retrieval = {**dict.fromkeys(names, ""), "Flickr text retr. R@5": "0.9970"}
-    write_csv(tmp_path / "open_clip/docs/openclip_retrieval_results.csv", {**model, **retrieval})
-    profile = {
-        "model": "ViT-Z",
-        "image_size": 224,
-        "image_mparams": "86.19",
-        "image_gflops": "35.1",
-    }
-    write_csv(tmp_path / "open_clip/docs/model_profile.csv", profile)
-    changes = read_source(tmp_path / "open_clip")
+    profile = {"model": "ViT-Z", "image_size": 224, "image_mparams": 86.19, "image_gflops": 35.1}
+    docs = tmp_path / "open_clip/docs"
+    write_csv(docs / "openclip_results.csv", {**model, **zero_shot, **values})
+    write_csv(docs / "openclip_retrieval_results.csv", {**model, **retrieval})
+    write_csv(docs / "model_profile.csv", profile)
+    changes = read_source(docs.parent)
     name = "open_clip/ViT-Z/mine"
     assert rows_of("open_clip-zero-shot") == [
         (name, "imagenet1k/zero-shot", "top1", "84.37"),
@@ -86,9 +83,9 @@ def test_open_clip(tmp_path, folder):
         (name, f"{table.COCO}/retrieval", "mean_R@1", "63.76"),
     ]
     assert rows_of("open_clip-flickr30k") == [(name, "flickr30k/retrieval", "i2t_R@5", "99.70")]
-    costs = [("parameters", "86.19"), ("gflops", "35.1")]
     assert rows_of("open_clip-costs", "costs") == [
-        ("open_clip/ViT-Z@224", "cost", *cost) for cost in costs
+        ("open_clip/ViT-Z@224", "cost", "parameters", "86.19"),
+        ("open_clip/ViT-Z@224", "cost", "gflops", "35.1"),
     ]
     assert changes.rows == 8
     assert sum(line.startswith("gone") for line in changes.lines) > 6000
@@ -97,8 +94,10 @@ def test_open_clip(tmp_path, folder):
 
 def test_timm_has_a_model_for_each_size(tmp_path, folder, capsys):
     write_timm(tmp_path / "timm")
+    sources = sources_in_order()
     assert main(["read", "--source", str(tmp_path / "timm")]) == 0
     assert "15 numbers" in capsys.readouterr().out
+    assert sources_in_order() == sources, "rows stay where they were in the table"
     assert rows_of("timm-imagenet") == [
         ("timm/net.x@224", "imagenet/own-head", "top1", "80.100"),
         ("timm/net.x@288", "imagenet/own-head", "top1", "80.100"),
@@ -167,32 +166,25 @@ def test_visbench_has_the_newest_record_that_is_not_superseded(tmp_path, folder)
     assert (model, "nyu-depth/linear", "abs_rel", "0.154") in rows
 
 
-def test_another_folder_and_other_columns_change_nothing(tmp_path, folder):
+def write_other_columns(path):
+    for file in (*(f"results/results-{name}.csv" for name in TIMM), SPEED):
+        write_csv(path / file, {"net": "x"})
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "none of the files"),
+        (write_other_columns, "not as expected"),
+        *((partial(write_timm, top1=value), "not as expected") for value in ("", "n/a", "nan")),
+    ],
+)
+def test_what_is_not_as_expected_changes_nothing(write, message, tmp_path, folder):
+    write(tmp_path)
     before = (folder / "numbers.csv").read_bytes()
-    with pytest.raises(UserError, match="none of the files"):
-        read_source(tmp_path)
-    for file in TIMM:
-        write_csv(tmp_path / f"results/results-{file}.csv", {"net": "x"})
-    write_csv(tmp_path / SPEED, {"net": "x"})
-    with pytest.raises(UserError, match="not as expected"):
+    with pytest.raises(UserError, match=message):
         read_source(tmp_path)
     assert (folder / "numbers.csv").read_bytes() == before
-
-
-@pytest.mark.parametrize("value", ["", "n/a", "nan", None])
-def test_what_is_no_number_changes_nothing(tmp_path, folder, value):
-    write_timm(tmp_path, top1=value)
-    before = (folder / "numbers.csv").read_bytes()
-    with pytest.raises(UserError, match="not as expected"):
-        read_source(tmp_path)
-    assert (folder / "numbers.csv").read_bytes() == before
-
-
-def test_rows_of_a_source_stay_where_they_were_in_the_table(tmp_path, folder):
-    write_timm(tmp_path)
-    sources = list(dict.fromkeys(row["source"] for row in table.read_rows("numbers")))
-    read_source(tmp_path)
-    assert list(dict.fromkeys(row["source"] for row in table.read_rows("numbers"))) == sources
 
 
 def test_the_commit_is_that_of_the_checkout_and_not_of_a_repository_around_it(tmp_path, folder):

@@ -12,7 +12,7 @@ import benchmark.catalog  # noqa: F401  registers everything
 from backbones.registry import find
 from probes.registry import PROTOCOLS, find_task
 from reports.published.table import OWN_HEAD, costs_of, published_numbers, read_rows
-from tests.reports.synthetic import write_run
+from tests.reports.synthetic import write_runs
 
 SOURCE = re.compile(  # a file at a commit, or a release
     r"https://(github\.com/[^/]+/[^/]+/blob/[0-9a-f]{40}/|pypi\.org/project/[^/]+/[0-9.]+/$)"
@@ -70,52 +70,45 @@ def test_costs_are_those_of_the_architecture_at_the_size(model, size, costs) -> 
 
 
 def test_a_classifier_of_its_own_is_shown_as_that(tracker, report_of) -> None:
-    for name in ("random", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"):
-        write_run(tracker, name, 0, {"imagenet/linear": 0.6})
+    names = ("random", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k")
+    write_runs(tracker, dict.fromkeys(names, 0.6), ["imagenet/linear"])
     rows = {row.task: row for row in report_of(tracker).published}
     row = rows["imagenet_sketch/own-head"]
     assert (row.number.value, row.ours) == (45.106, "")  # results-sketch.csv
     assert "not a probe" in row.differs
 
 
+NYU, VOC = ("nyu-depth/linear", "dinov3-b16"), ("voc/linear", "timm/vit_huge_patch14_224.mae")
+
+
 @pytest.mark.parametrize(
-    ("tags", "expected"),
+    ("task", "name", "tags", "expected"),
     [
-        ({"preset": "dinov3"}, "the official split has 795"),
-        ({"preset": "own"}, "settings of own"),
-        ({"preset": "dinov3", "differs": "differs from dinov3: max_iters=1"}, "max_iters=1"),
+        (*NYU, {"preset": "dinov3"}, "the official split has 795"),
+        (*NYU, {"preset": "own"}, "settings of own"),
+        (*NYU, {"preset": "dinov3", "differs": "differs from dinov3: lr=1"}, "lr=1"),
+        (*VOC, {"preset": "pixio"}, "same settings; `list protocols`"),  # its source does more
     ],
 )
-def test_a_report_says_how_our_protocol_differs(tracker, report_of, tags, expected) -> None:
-    for name in ("random", "dinov3-b16"):
-        write_run(tracker, name, 0, {"nyu-depth/linear": 0.5}, task_tags={"nyu-depth/linear": tags})
+def test_a_report_says_how_our_protocol_differs(tracker, report_of, task, name, tags, expected):
+    write_runs(tracker, {"random": 0.5, name: 0.5}, [task], task_tags={task: tags})
     report = report_of(tracker)
     (row,), (column,) = report.published, report.columns
-    assert (row.backbone, row.number.value) == ("dinov3-b16", 0.373) and expected in row.differs
-    ours = report.analysis.estimates["dinov3-b16", column, "rmse"].value
-    assert row.ours.startswith(f"{ours:.2f} [")
+    assert (row.backbone, row.number.task) == (name, task) and expected in row.differs
+    ours = report.analysis.estimates[name, column, row.number.metric].value
+    assert float(row.ours.partition(" [")[0]) == pytest.approx(ours, abs=0.06)
 
 
 def test_equal_settings_without_known_differences_are_the_same_protocol(tracker, report_of) -> None:
-    for name in ("random", "clip"):
-        tags = {"architecture": "open_clip/ViT-B-16"}
-        write_run(tracker, name, 0, {"flickr30k/retrieval": 0.3}, tags=tags)
+    tags = {"architecture": "open_clip/ViT-B-16"}
+    write_runs(tracker, {"random": 0.3, "clip": 0.3}, ["flickr30k/retrieval"], tags=tags)
     rows = report_of(tracker).published
     assert {row.backbone for row in rows} == {"clip"} and len(rows) >= 2
     assert {row.differs for row in rows} == {"same protocol"}
 
 
-def test_a_preset_whose_source_does_more_is_not_called_the_same_protocol(tracker, report_of):
-    tags = {"voc/linear": {"preset": "pixio"}}
-    for name in ("random", "timm/vit_huge_patch14_224.mae"):
-        write_run(tracker, name, 0, {"voc/linear": 0.5}, task_tags=tags)
-    (row,) = report_of(tracker).published
-    assert row.differs.startswith("same settings; `list protocols`")
-
-
 def test_a_statement_stands_beside_the_mean_gain(tracker, report_of) -> None:
-    for name in ("clip", "cliptex"):
-        write_run(tracker, name, 0, {"imagenet/linear": 0.6})
+    write_runs(tracker, {"clip": 0.6, "cliptex": 0.6}, ["imagenet/linear"])
     (row,) = report_of(tracker).published
     assert (row.backbone, row.number.metric) == ("cliptex", "up to 16.3 % better than CLIP")
     assert "% over clip on average" in row.ours
