@@ -22,6 +22,8 @@ SQUARE = {"resize": "square-bilinear"}
         ("classification/knn", {"size": 224}, True),
         ("classification/knn", {"size": 256}, False),
         ("correspondence/keypoints", {}, False),
+        ("instance-retrieval/retrieval", {}, False),
+        ("instance-retrieval/retrieval", {"resize": "square"}, True),
         ("segmentation/linear", {"size": 224}, False),  # complete images when it is scored
         ("segmentation/linear", {"size": 224, "slide": (224, 112)}, True),
         ("segmentation/linear", {"size": 448, "slide": (224, 112)}, False),

@@ -29,6 +29,7 @@ MAKERS = {
     "pascal-context-60": make.make_pascal_context,
     "coco": tiny_coco.write,
     "kitti-depth": make.make_kitti,
+    "nyu-40": make.make_nyu_40,
     "nyu-depth": make.make_nyu,
     "nyu-normal": make.make_nyu,
     "imagefolder": make.make_imagefolder,

@@ -5,11 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from probes.dense.dataset import DenseDataset
-from probes.dense.depth import DepthSettings
-from probes.dense.model import at_own_size
 from probes.dense.segmentation import SegmentationSettings
 from tests.probes import tiny_dense
 
@@ -95,23 +92,3 @@ def test_truth_for_scoring_keeps_its_resolution(tmp_path, kind):
             assert np.allclose(target[0], raw / 1000)
         else:
             assert (target.any(axis=0) == raw.any(axis=2)).all()
-
-
-def test_an_area_is_read_and_its_predictions_are_put_back(tmp_path):
-    data = tiny_dense.make(tmp_path, "depth", train=1, val=1, size=(48, 64))
-    area = (8, 40, 16, 60)
-    settings = DepthSettings(size=0, crop=(32, 44), flip=0, train_area=area, test_area=area)
-    train, test = tiny_dense.pipelines(data, settings, settings.crop, MEAN)
-    folder = str(tmp_path)
-    cut = DenseDataset(data.spec.name, folder, "train", train)[0]
-    whole = dataset(tmp_path, data, size=48, crop=(48, 64))[0]
-    assert torch.equal(cut["inputs"], whole["inputs"][:, 8:40, 16:60])
-    depths = [each["data_samples"].gt_depth_map.data for each in (cut, whole)]
-    assert torch.equal(depths[0], depths[1][:, 8:40, 16:60])
-    val = DenseDataset(data.spec.name, folder, "val", test, test_mode=True)
-    sample = val[0]
-    assert sample["inputs"].shape[1:] == val.shape(0) == (32, 44)
-    assert sample["data_samples"].gt_depth_map.data.shape == (1, 48, 64)
-    raw = torch.rand(1, 1, 32, 44)
-    ((_, part),) = at_own_size(raw, [sample["data_samples"]], False)
-    assert part.shape == (1, 1, 48, 64) and torch.equal(part[:, :, 8:40, 16:60], raw)

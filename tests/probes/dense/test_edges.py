@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from backbones.cliptex.tasks import TASKS
@@ -16,7 +15,6 @@ from benchmark.parser import main
 from cliptex_common import registry
 from probes.dense.tasks import DENSE_TASKS
 from probes.predictor import load_predictor
-from reports.per_image import image_scores
 from reports.store import open_mlflow
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts.toy_experts import SMALL_UNET
@@ -83,24 +81,3 @@ def test_it_is_labelled_learnt_probed_and_reported(edges, tmp_path):
     values = load_predictor(probed.info.run_id)(image)
     assert values.shape == np.asarray(Image.open(image)).shape[:2]
     assert 0 <= values.min() <= values.max() <= 1
-
-
-def test_a_report_resamples_what_a_run_scored(edges):
-    """Its statistics are those of the evaluation, and perfect edges have F 100."""
-    rng = torch.Generator().manual_seed(0)
-    target = (torch.rand((6, 1, 24, 24), generator=rng) > 0.97).float()
-    noise = torch.rand(target.shape, generator=rng)
-    for prediction, perfect in ((target, True), (noise, False)):
-        pairs = zip(prediction, target, strict=True)
-        each = [edges.score(*pair) for pair in pairs]
-        arrays = {name: np.stack([scores[name].numpy() for scores in each]) for name in each[0]}
-        arrays["image"] = np.array([f"{number}.png" for number in range(6)])
-        scores = image_scores("edges", dict(arrays))
-        everything = edges.summary(arrays, np.ones((1, 6)))["ODS"][0]
-        assert scores.value("ODS") == pytest.approx(everything)
-        assert (everything > 99.99) == perfect
-        half = np.array([[2.0, 0, 1, 1, 0, 2]])
-        repeated = {name: np.repeat(arrays[name], half[0].astype(int), axis=0) for name in arrays}
-        again = edges.summary(repeated, np.ones((1, 6)))["ODS"]
-        np.testing.assert_allclose(scores.metrics["ODS"](half), again)
-        assert scores.of_images().shape == (6,)

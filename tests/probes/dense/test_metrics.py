@@ -107,8 +107,6 @@ def test_depth_is_mmsegs_and_numpys(seed):
     ):
         assert ours[name] == pytest.approx(factor * theirs[their_name], rel=1e-4, abs=1e-3), name
     valid = (truths[0] > 1e-3) & (truths[0] < 10)
-    p, t = predictions[0][valid].astype(float), truths[0][valid].astype(float)
-    assert metric.per_image["abs_rel"][0] == pytest.approx(np.mean(np.abs(p - t) / t))
     assert metric.per_image["pixels"][0] == valid.sum()
 
 
@@ -155,13 +153,6 @@ def test_normals_are_numpys_over_all_pixels(seed, noise):
     for name, limit in (("normal_11.25", 11.25), ("normal_22.5", 22.5), ("normal_30", 30)):
         assert scores[name] == pytest.approx(100 * (pooled < limit).mean())
     assert metric.per_image["pixels"].sum() == pooled.size
-    counts = metric.per_image["error_histogram"]
-    assert (
-        counts.shape == (3, 1800) and (counts.sum(axis=1) == [error.size for error in errors]).all()
-    )
-    assert (
-        np.cumsum(counts[1])[[299, 1199]] == [(errors[1] < 30).sum(), (errors[1] < 120).sum()]
-    ).all()
     # a second evaluation starts from nothing
     assert normals(predictions, truths, metric)[1] == scores
 

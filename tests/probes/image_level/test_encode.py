@@ -127,17 +127,3 @@ def test_texts_keep_their_order(monkeypatch):
     singly = torch.cat([Colours().encode_text([text]) for text in texts])
     embeddings = encode_texts(task(Colours()), texts)
     torch.testing.assert_close(embeddings, singly)
-
-
-def test_squash_keeps_both_ends(tmp_path):
-    """SigLIP's resize to a square; a centre crop would lose the red and the green end."""
-    pixels = np.zeros((20, 80, 3), np.uint8)
-    pixels[:, :20, 0] = pixels[:, 60:, 1] = 255
-    path = make.save(tmp_path / "wide.png", pixels)
-    backbone = Colours((16, 16), "bilinear")
-    squashed, cropped = (
-        ImageViews(EncodeContext(CPU, 0), backbone, [path], Encoding(), squash=squash).load(0)
-        for squash in (True, False)
-    )
-    assert squashed.shape == cropped.shape == (3, 16, 16) and cropped.max() == 0
-    assert squashed[0, 8, 0] > 250 and squashed[1, 8, -1] > 250

@@ -81,14 +81,6 @@ def test_the_ceiling_is_the_best_box_of_the_grid():
         assert found == pytest.approx(overlaps(every, box[None]).max())
 
 
-def test_the_side_of_the_largest_entry_is_the_object():
-    features = torch.ones(2, 4, 6)
-    features[0, 1:3, 1:3], features[1, 1:3, 1:3] = -1, 0.5
-    expected = torch.zeros(4, 6, dtype=torch.bool)
-    expected[1:3, 1:3] = True
-    assert (cut(features, 0.2) == expected.numpy()).all()
-
-
 def test_a_damaged_annotation_is_refused(tmp_path):
     root = make_voc_objects(tmp_path)
     next(root.glob("Annotations/*.xml")).write_text("<annotation><object>")

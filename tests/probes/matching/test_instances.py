@@ -9,14 +9,13 @@ from scipy.io import loadmat
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
-from probes.base import NotApplicable
 from probes.datasets.check import prepare, survey
 from probes.matching.instances import average_precision
 from probes.matching.probe import RETRIEVAL
 from probes.registry import DATASETS
 from reports.per_image import image_scores
 from tests.probes.datasets import make
-from tests.probes.whole_images import Colours, context
+from tests.probes.whole_images import context
 
 
 @pytest.mark.parametrize(
@@ -52,17 +51,6 @@ def test_queries_are_cropped_unless_the_setting_says_otherwise(tmp_path):
     square = context(RETRIEVAL, DATASETS["roxford5k"], root, resize="square")
     assert RETRIEVAL.run(square).metrics == result.metrics
     assert {tuple(shape[2:]) for shape in square.backbone.seen} == {(32, 32)}
-
-
-def test_a_backbone_of_one_size_sees_squares_alone(tmp_path):
-    backbone = Colours()
-    backbone.fixed_size = (32, 32)
-    spec, root = DATASETS["roxford5k"], make.make_revisited(tmp_path)
-    task = context(RETRIEVAL, spec, root, backbone=backbone)
-    with pytest.raises(NotApplicable, match="32×32 only"):
-        RETRIEVAL.fits(backbone, task.data, task.settings)
-    square = context(RETRIEVAL, spec, root, backbone=backbone, resize="square").settings
-    RETRIEVAL.fits(backbone, task.data, square)
 
 
 def test_amstertime_searches_both_ways(tmp_path):

@@ -7,47 +7,18 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.metrics import contour_accuracy, region_similarity
-from cliptex_common.settings import with_changes
 from probes.datasets.check import prepare
-from probes.matching.probe import LABEL_PROPAGATION, LabelPropagationSettings
-from probes.matching.videos import (
-    propagate_masks,
-    resize_frame,
-)
-from probes.registry import DATASETS, find_preset
+from probes.matching.probe import LABEL_PROPAGATION
+from probes.registry import DATASETS
 from reports.per_image import image_scores
 from tests.probes.datasets.make import save, truncate
 from tests.probes.matching.layouts import Patches, make_davis
 from tests.probes.whole_images import context
-
-STRIDE = 8
-MASKS = np.zeros((9, 12), np.uint8)
-MASKS[2:6, 5:8], MASKS[4:9, 9:11] = 1, 2
-
-
-def enlarged(masks):
-    return np.kron(masks, np.ones((STRIDE, STRIDE), np.uint8))
-
-
-@pytest.mark.parametrize("protocol", ["dino", "dinov3"])
-@pytest.mark.parametrize("step", [0, 1])
-def test_masks_follow_a_video_that_shifts_by_patches(protocol, step):
-    preset = find_preset(protocol, DATASETS["davis"], LABEL_PROPAGATION).settings
-    settings = with_changes(LabelPropagationSettings(), preset)
-    world = normalize(torch.randn(256, 9, 20, generator=torch.Generator().manual_seed(0)), dim=0)
-    maps = (world[:, :, step * number :][:, :, :12] for number in range(12))
-    predicted = propagate_masks(maps, enlarged(MASKS), settings, STRIDE)
-    for number, masks in zip(range(5), predicted, strict=False):
-        expected = MASKS[:, step * number :]  # of what the first frame shows
-        patches = masks[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
-        assert np.array_equal(patches[:, : expected.shape[1]], expected)
 
 
 def test_scores_are_of_objects_and_resampled_by_video(tmp_path):
@@ -69,20 +40,6 @@ def test_scores_are_of_objects_and_resampled_by_video(tmp_path):
     with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as pack:
         index = json.loads(pack.read("index.json"))
     assert [image["name"] for image in index["images"]] == rows
-
-
-@pytest.mark.parametrize(
-    ("method", "short", "divisor", "size", "expected"),
-    [
-        ("dino", 480, 16, (854, 480), (480, 832)),
-        ("dino", 480, 14, (854, 480), (490, 840)),
-        ("dino", 480, 32, (480, 854), (832, 480)),
-        ("dinov3", 960, 16, (854, 480), (960, 1712)),
-        ("dinov3", 960, 14, (480, 854), (1722, 966)),
-    ],
-)
-def test_frames_are_resized_to_whole_patches(method, short, divisor, size, expected):
-    assert resize_frame(Image.new("RGB", size), short, method, divisor).shape == (3, *expected)
 
 
 def test_masks_without_pixels():
