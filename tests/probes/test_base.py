@@ -1,7 +1,5 @@
 """What a backbone lacks for a probe is known before anything is encoded."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any

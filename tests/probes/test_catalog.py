@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.files import canonical_json
 from probes.datasets.base import DatasetSpec

@@ -1,7 +1,5 @@
 """Diagnostics without labels: values that are known, and one number of features for all."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """A stored head predicts what the run that trained it scored."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import mmcv
@@ -11,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 import backbones
-import probes.catalog  # noqa: F401 - registers every probe
 from backbones.backbone import Backbone
 from cliptex_common.errors import UserError
 from probes.base import Head, TaskResult

@@ -1,8 +1,6 @@
 """Small datasets with dense truth that can be learnt from colour, in files as the official layouts
 have them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

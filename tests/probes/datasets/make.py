@@ -4,8 +4,6 @@ Each ``make_*`` writes a copy at ``root`` (the dataset's own folder) and returns
 (width, height).
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

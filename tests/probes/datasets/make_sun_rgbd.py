@@ -1,7 +1,5 @@
 """A small copy of SUN RGB-D in MDET's layout."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

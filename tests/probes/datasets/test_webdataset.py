@@ -123,32 +123,6 @@ def test_a_member_that_changed_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("test/1.tar", None, "1 of 2 shards are missing"),
-        ("test/1.tar", "cut", "cut off"),
-        ("dataset_type.txt", "retrieval\n", "has no s0000000.txt"),
-        ("classnames.txt", "one\n", "has class 1, but cifar10 has 1 classes"),
-        ("classnames.txt", None, "classnames.txt is missing"),
-        ("zeroshot_classification_templates.txt", "a photo\n", "no place {c}"),
-        ("test/0.tar", {"s.png": b"", "s.cls": b"cat"}, "holds no class number"),
-    ],
-)
-def test_errors_in_a_folder_are_reported(tmp_path, file, content, message):
-    root = make.make_wds(tmp_path / "wds_cifar10", 0, 2)
-    if content == "cut":
-        make.truncate(root / file)
-    elif content is None:
-        (root / file).unlink()
-    elif isinstance(content, dict):
-        make.write_tar(root / file, content)
-    else:
-        (root / file).write_text(content)
-    with pytest.raises(UserError, match=message):
-        prepare(DATASETS["cifar10"], root, splits={"val": None})
-
-
-@pytest.mark.parametrize(
     ("name", "main"),
     [
         ("cifar10", "top1"),

@@ -1,12 +1,9 @@
 """KITTI's crops: row by row those of the source's code, whatever the size of an image."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare
 from probes.dense.dataset import DenseDataset

@@ -1,24 +1,23 @@
 """Dense probes on kept features: the same features and the same numbers as encoding the same crops
 each time."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
 import backbones
-import probes.catalog  # noqa: F401  registers the probes
 from probes.dense.config import dense_config
 from probes.dense.dataset import DenseDataset
 from probes.dense.tasks import DENSE_TASKS
+from probes.features.maps import all_crops, collate_views
 from probes.registry import PROBES
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
@@ -71,6 +70,24 @@ def sets(probe, task) -> list[DenseDataset]:
             DATASETS.build(loader.dataset)
             for loader in (config.train_dataloader, config.val_dataloader)
         ]
+
+
+def test_cached_maps_are_those_of_encoding_each_time(tmp_path):
+    """And so is the ground truth of the same crop."""
+    data = tiny_dense.make(tmp_path / "data", "depth", train=3, val=1)
+    config = dense_config(*prepare(tmp_path / "plain", "depth", data))
+    train, _ = sets(*prepare(tmp_path / "cached", "depth", data, cache="fp32"))
+    train.open()
+    with DefaultScope.overwrite_default_scope("mmseg"), torch.no_grad():
+        plain = DATASETS.build(config.train_dataloader.dataset)
+        prepared = MODELS.build(config.model.data_preprocessor)
+        frozen = MODELS.build(config.model.backbone)
+        for row, (index, crop) in enumerate(product(range(3), all_crops(2, 0.5))):
+            item = plain.pipeline({**plain.get_data_info(index), "crop": tuple(crop)})
+            maps = frozen(prepared(collate_views([item]), True)["inputs"])
+            for cached, fresh in zip(train.feature_store()[row], maps, strict=True):
+                torch.testing.assert_close(cached, fresh[0])
+            assert torch.equal(train.stores[1][row][0], item["data_samples"].gt_depth_map.data)
 
 
 def test_crops_depend_on_the_image_alone(tmp_path):

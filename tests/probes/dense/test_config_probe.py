@@ -1,7 +1,5 @@
 """A probe that a user's config file states: ``--task voc/my_probe.py``."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

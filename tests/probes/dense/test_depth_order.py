@@ -1,7 +1,5 @@
 """The order of depths, against Kendall's tau of scipy and torch's ranking loss."""
 
-from __future__ import annotations
-
 from unittest import mock
 
 import numpy as np
@@ -10,7 +8,6 @@ import torch
 from scipy.stats import kendalltau
 from torch.nn.functional import soft_margin_loss
 
-import probes.catalog  # noqa: F401
 from probes.dense import depth_order
 from probes.dense.depth_order import DepthOrder
 from probes.registry import DATASETS, find_task

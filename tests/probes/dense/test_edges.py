@@ -1,7 +1,5 @@
 """The family of dense tasks in docs/examples: one plugin, from the ground truth to the report."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Targets that are computed, boundaries and objects, against scikit-image, NumPy, scikit-learn and
 the benchmark of BSDS500."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np
@@ -14,7 +12,6 @@ from scipy.spatial import KDTree
 from skimage import feature, morphology
 from sklearn.metrics import jaccard_score
 
-import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare
 from probes.datasets.levels import list_unlabelled

@@ -1,8 +1,6 @@
 """The dense probes end to end: real files, MMEngine's Runner, mmseg's models, a small frozen
 backbone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,6 @@ import torch
 from mmengine.registry import DefaultScope
 from PIL import Image
 
-import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import UserError
 from probes.dense.config import dense_config
 from probes.dense.depth import DepthSettings

@@ -1,7 +1,5 @@
 """The number of computing threads moves numbers by rounding alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

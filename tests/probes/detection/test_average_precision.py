@@ -1,7 +1,5 @@
 """AP over resamples of images is pycocotools' AP of the resampled images."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

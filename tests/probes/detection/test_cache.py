@@ -1,14 +1,11 @@
 """Detection probes on kept features: the same features, truth and numbers as encoding each time."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
-import probes.detection.probe  # noqa: F401  registers
 from backbones.tuning import Cut
 from probes.detection.coco import CocoMeanAP
 from probes.detection.settings import MaskRCNNSettings, SSDSettings

@@ -1,15 +1,12 @@
 """An image has the same maps whatever it is in a batch with, so that training sees what evaluation
 does."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-import probes.detection.probe  # noqa: F401  both register
 from probes.detection.coco import CocoInstances
 from probes.detection.models import detection_config
 from probes.detection.settings import MaskRCNNSettings

@@ -1,7 +1,5 @@
 """Detection probes: what they get of COCO's files, and both detectors on a generated set."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

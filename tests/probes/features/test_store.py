@@ -1,7 +1,5 @@
 """Stores of features: what is read is what was built; damaged or incomplete stores never count."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

@@ -2,7 +2,6 @@
 
 import pytest
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.image_level.probe import ATTENTIVE, KNN, LINEAR
 from probes.registry import DATASETS

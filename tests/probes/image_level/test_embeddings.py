@@ -1,7 +1,5 @@
 """Global embeddings: encoded once, the same numbers, and anew when anything about them changes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

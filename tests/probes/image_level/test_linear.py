@@ -8,7 +8,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import NonFiniteLoss
 from probes.image_level.classification import ranks
 from probes.image_level.linear import (

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-import probes.catalog  # noqa: F401
 from probes.image_level.probe import RETRIEVAL
 from probes.image_level.text import by_image, retrieval_ranks
 from probes.registry import DATASETS

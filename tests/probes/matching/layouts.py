@@ -1,8 +1,6 @@
 """Small copies of DAVIS, NAVI and ScanNet in their official layouts, made of photographs, so that
 the truth is exact; and a backbone to which every patch looks different."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,13 +1,10 @@
 """Instance retrieval on tiny copies of its official layouts, where the right images are known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare, survey
 from probes.matching.instances import average_precision
@@ -81,31 +78,6 @@ def test_a_query_without_positives_counts_nowhere(tmp_path):
     assert result.per_image["AP_hard"].tolist() == [-1, 100, 100, 100]
     scores = image_scores("instance-retrieval", result.per_image)
     assert scores.value("mAP_hard") == 100 and scores.finite.all()
-
-
-def with_entries(*numbers, gallery=("red_000000", "red_000001")):
-    """Writes ground truth whose two queries have these easy images."""
-    entries = [{"bbx": [0, 0, 1, 1], "easy": [n], "hard": [], "junk": []} for n in numbers]
-    queries = ["red_query", "blue_query"]
-    return lambda path: make.write_ground_truth(path, gallery, queries, entries)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda path: path.unlink(), r"gnd_roxford5k\.mat is missing"),
-        (lambda path: path.write_text("x"), "cannot read"),
-        (with_entries(1, 3), "not the ground truth"),
-        (with_entries(1), "not the ground truth"),
-        (with_entries(1, 2, gallery=("red_000000", "red_query")), "listed twice"),
-    ],
-)
-def test_invalid_ground_truth_is_reported_in_one_line(tmp_path, change, message):
-    spec, root = DATASETS["roxford5k"], make.make_revisited(tmp_path)
-    change(root / "gnd_roxford5k.mat")
-    with pytest.raises(UserError, match=message) as error:
-        prepare(spec, root, splits={"val": None}, partial=True)
-    assert "\n" not in str(error.value)
 
 
 def test_a_list_with_an_absent_file_is_not_complete(tmp_path):

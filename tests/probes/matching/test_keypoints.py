@@ -1,13 +1,11 @@
 """Keypoint matching on a tiny copy of SPair-71k in its official layout, where the right matches are
 known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-import probes.catalog  # noqa: F401
 from benchmark.tasks import PlannedTask
 from cliptex_common.errors import UserError
 from probes.image_level.probe import KEYPOINTS
@@ -56,6 +54,20 @@ def test_errors_are_in_pixels_of_the_target():
     views, points = ((source, (80, 80)), (target, (80, 160))), [[50.0, 30.0]]
     assert pixel_errors(*views, points, [[10.0, 140.0]])[0] < 0.1
     assert pixel_errors(*views, points, [[10.0, 100.0]])[0] == pytest.approx(40, abs=0.1)
+
+
+def test_positions_at_corners_are_those_of_probe3d():
+    """``evaluate_spair_correspondence.py``: the best cell's index, over the number of cells."""
+    first, second = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    points = torch.tensor([[3.0, 70.0], [40.0, 11.0], [79.0, 79.0]])
+    grid = (2 * points / 80 - 1)[None, None]
+    features = F.grid_sample(first[None], grid, align_corners=True)[0, :, 0]
+    best = torch.einsum("fk,fhw->khw", features, second / second.norm(dim=0)).flatten(1).argmax(1)
+    expected = (10 * torch.stack([best % 8, best // 8], dim=1) - points).norm(dim=1)
+    maps = (first, (80, 80)), (second, (80, 80))
+    ours = pixel_errors(*maps, points.tolist(), points.tolist(), at_corners=True)
+    assert ours == pytest.approx(expected.numpy(), abs=1e-4)
+    assert ours != pytest.approx(pixel_errors(*maps, points.tolist(), points.tolist()), abs=1)
 
 
 def test_interpolated_positions_keep_the_identity_of_numbers(spair):

@@ -1,7 +1,5 @@
 """Relative poses of views, where cameras are known; scipy's rotations are the oracle."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.datasets.base import Sample
 from probes.datasets.ground_truth import CameraPose

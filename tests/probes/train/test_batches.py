@@ -1,10 +1,7 @@
 """Several images of one shape are evaluated at once; nothing else about an evaluation changes."""
 
-from __future__ import annotations
-
 from mmengine.dataset import DefaultSampler
 
-import probes.catalog  # noqa: F401  registers
 from probes.train.sampling import SameShapeBatches
 
 

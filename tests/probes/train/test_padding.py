@@ -1,8 +1,6 @@
 """Images are padded to a backbone's patches (14 px, which divides no usual size); what is scored
 must not feel it."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import Tensor, nn
 
-import probes.catalog  # noqa: F401
 from backbones import registry
 from backbones.backbone import Backbone, DataConfig, Weights, state_sha256
 from backbones.registry import Entry, Request

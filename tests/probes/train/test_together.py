@@ -1,8 +1,6 @@
 """Multi-head training: the heads of a task group on one pass, each of which ends as if it had been
 alone, bit by bit."""
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import signal
@@ -14,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-import probes.dense.probe  # noqa: F401 – registers the probes
 from backbones import registry
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config

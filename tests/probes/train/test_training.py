@@ -1,8 +1,6 @@
 """Training shared by the MMEngine probes: same samples for any workers, exact resume, guards,
 curves."""
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 import random
@@ -18,7 +16,6 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import NonFiniteLoss
 from probes.dense.config import dense_config
 from probes.dense.heads import LinearHead

@@ -1,8 +1,6 @@
 """Dense heads with a backbone that trains: each tier learns, resumes, predicts, and leaves the
 frozen backbone as it was."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import open_clip.factory as factory
@@ -13,7 +11,7 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 import backbones
-import probes.catalog  # noqa: F401  registers the probes
+import probes.catalog  # noqa: F401  tests of teams import this file
 from backbones.backbone import state_sha256
 from backbones.tuning import Cut
 from cliptex_common.errors import OutOfMemory, UserError
