@@ -26,12 +26,6 @@ def test_ranks_of_orthogonal_directions():
     assert math.isinf(values["two_nn"]), "all are equally far from each other"
 
 
-def test_one_direction_has_rank_one():
-    values = label_free(normal(50, 1) @ normal(1, 20))
-    assert values["rankme"] == pytest.approx(1, abs=1e-6)
-    assert values["stable_rank"] == pytest.approx(1)
-
-
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 def test_alpha_of_a_power_law(alpha):
     basis, _ = torch.linalg.qr(normal(400, 120))

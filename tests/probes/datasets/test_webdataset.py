@@ -151,10 +151,6 @@ def test_zero_shot_agrees_with_clip_benchmark(tmp_path, name, main):
     assert 10 < result.metrics["top1"] < 95
     for metric in {"top1", "top5", main}:
         assert result.metrics[metric] == pytest.approx(100 * expected[metric], abs=1e-6)
-    scores = image_scores("classification", result.per_image)
-    weights = np.ones((1, len(targets)))
-    for metric, value in result.metrics.items():
-        assert scores.metrics[metric](weights)[0] == pytest.approx(value, abs=1e-6)
 
 
 def test_retrieval_agrees_with_clip_benchmark(tmp_path):
@@ -183,9 +179,6 @@ def test_retrieval_agrees_with_clip_benchmark(tmp_path):
     for metric, value in expected.items():
         assert result.metrics[metric] == pytest.approx(value, abs=1e-4)
     assert result.metrics["mean_R@1"] > 1
-    scores = image_scores("image-text", result.per_image)
-    mean = scores.metrics["mean_R@1"](np.ones((1, 28)))[0]
-    assert mean == pytest.approx(result.metrics["mean_R@1"])
 
 
 @pytest.mark.parametrize(
@@ -216,13 +209,8 @@ def test_winogavil(tmp_path):
     right, *_ = make.make_winogavil(root)
     spec, probe = find_task("misc-winogavil/zero-shot")
     result = probe.run(context(probe, spec, root))
-    expected = {"jaccard_10-12": 100, "jaccard_5-6": 50, "jaccard": 200 / 3}
-    scores = image_scores("association", result.per_image)
-    for name, value in result.metrics.items():
-        weights = np.ones((1, len(scores.units)))
-        assert scores.metrics[name](weights)[0] == pytest.approx(value)
-        assert expected.get(name, value) == pytest.approx(value)
-    assert expected.keys() <= result.metrics.keys()
+    for name, value in {"jaccard_10-12": 100, "jaccard_5-6": 50, "jaccard": 200 / 3}.items():
+        assert result.metrics[name] == pytest.approx(value)
     (root / "instances.json").write_text(json.dumps([{**right, "candidates": ["nowhere"]}]))
     with pytest.raises(UserError, match="names the image 'nowhere'"):
         spec.list_samples(root, "val")

@@ -92,8 +92,9 @@ def test_cached_maps_are_those_of_encoding_each_time(tmp_path):
 
 def test_crops_depend_on_the_image_alone(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "segmentation", train=2, size=(80, 120))
-    shutil.copy(tmp_path / "data/images/train/000.png", tmp_path / "data/images/train/001.png")
-    shutil.copy(tmp_path / "data/truth/train/000.png", tmp_path / "data/truth/train/001.png")
+    for folder in ("images", "truth"):
+        first = tmp_path / f"data/{folder}/train/000.png"
+        shutil.copy(first, first.with_stem("001"))
     config = dense_config(*prepare(tmp_path / "w", "segmentation", data, fixed_crops=5))
     with DefaultScope.overwrite_default_scope("mmseg"):
         plain = DATASETS.build(config.train_dataloader.dataset)
@@ -105,11 +106,9 @@ def test_crops_depend_on_the_image_alone(tmp_path):
         for number in range(5)
         for flipped in (False, True)
     ]
-    for first, second in cut:
-        assert torch.equal(first["inputs"], second["inputs"])
-        assert torch.equal(
-            first["data_samples"].gt_sem_seg.data, second["data_samples"].gt_sem_seg.data
-        )
+    for pair in cut:
+        assert torch.equal(*(each["inputs"] for each in pair))
+        assert torch.equal(*(each["data_samples"].gt_sem_seg.data for each in pair))
     assert len({first["inputs"].float().mean().item() for first, _ in cut[::2]}) == 5
     centre, flipped = cut[0][0], cut[1][0]
     assert torch.equal(centre["inputs"].flip(2), flipped["inputs"])

@@ -56,20 +56,6 @@ def prepare(folder, name="my_probe", **changes):
     return probe, context(folder / "work", tiny_dense.make(folder, "segmentation"), settings)
 
 
-@pytest.mark.integration
-def test_it_is_trained_as_the_file_says_unless_a_setting_changes_it(tmp_path, file):
-    probe, task = prepare(tmp_path, lr=0.01)
-    config = dense_config(probe, task)
-    assert [loss.type for loss in config.model.decode_head.loss_decode] == [
-        "CrossEntropyLoss",
-        "DiceLoss",
-    ]
-    assert config.optim_wrapper.optimizer.lr == 0.01 and config.train_cfg.max_iters == 3
-    assert [part.type for part in config.param_scheduler] == ["MultiStepLR"]
-    result = probe.run(task)
-    assert all(np.isfinite(value) for value in result.metrics.values())
-
-
 OWN = """
 _base_ = ["probes::_base_/heads/head.py", "probes::_base_/segmentation.py"]
 

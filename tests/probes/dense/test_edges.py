@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from backbones.cliptex.tasks import TASKS
@@ -79,3 +80,14 @@ def test_it_is_labelled_learnt_probed_and_reported(edges, tmp_path):
     values = load_predictor(probed.info.run_id)(image)
     assert values.shape == np.asarray(Image.open(image)).shape[:2]
     assert 0 <= values.min() <= values.max() <= 1
+
+
+def test_its_statistics_are_those_of_the_images_of_a_resample(edges):
+    target = (torch.rand(6, 1, 24, 24, generator=torch.Generator().manual_seed(0)) > 0.97).float()
+    noise = torch.rand(target.shape, generator=torch.Generator().manual_seed(1))
+    scores = [edges.score(*pair) for pair in zip((target + noise) / 2, target, strict=True)]
+    arrays = {name: np.stack([each[name] for each in scores]) for name in scores[0]}
+    times = np.array([2, 0, 1, 1, 0, 2])
+    repeated = {name: each.repeat(times, axis=0) for name, each in arrays.items()}
+    resample = edges.summary(repeated, np.ones((1, 6)))["ODS"]
+    np.testing.assert_allclose(edges.summary(arrays, times[None])["ODS"], resample)

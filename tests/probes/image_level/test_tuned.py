@@ -11,6 +11,7 @@ from torch import nn
 import backbones
 from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.settings import with_changes
+from probes.base import Head
 from probes.image_level.tuned import head_groups, probe_head
 from probes.registry import DATASETS, PROBES
 from tests.probes.datasets import make
@@ -52,6 +53,7 @@ def test_the_rate_is_chosen_on_held_out_images_and_parts_of_a_batch_give_its_gra
     assert sum("select/top1" in name for name in curves) == 3
     losses = task.log.curve(next(name for name in curves if "train/loss" in name))
     assert losses[-1] < losses[0]
+    assert any(name.startswith(Head.PREFIX) for name in result.head.tensors), "its own backbone"
     assert "tuned for this task alone" in result.notes[0]
     assert "learning rate of the backbone" in result.notes[1]
     options = {"epochs": 1, "drop_path": 0.0}

@@ -34,7 +34,7 @@ def test_objects_of_voc_are_cut_out_and_scored_by_box_and_by_mask(tmp_path):
     assert (result.per_image["IoU"] <= result.per_image["ceiling_IoU"]).all()
     assert (result.per_image["IoU"] > result.per_image["floor_IoU"]).all()
     assert result.metrics["floor_CorLoc"] == 0 and result.per_image["F"][0] > 0.6
-    assert "at best on its grid" in result.notes[0] and result.preview.is_file()
+    assert "at best on its grid" in result.notes[0]
     task = context(TOKENCUT, DATASETS["voc-objects"], root, backbone=Tiles(), size=512)
     finer = TOKENCUT.run(task).metrics
     assert finer["CorLoc"] == 100 and finer["IoU"] > result.metrics["IoU"]

@@ -69,10 +69,7 @@ def test_views_of_objects_are_scored_by_pair_and_resampled_by_object(tmp_path):
     assert {"recall_2cm", "recall_2cm_0-30", "recall_25px"} < set(result.metrics)
     assert "recall_2cm_60-90" not in result.metrics, "no pair has such an angle"
     assert result.metrics["recall_2cm"] > 20
-    scores = image_scores("object-views", result.per_image)
-    assert scores.units == ("bottle", "keyboard")
-    assert task.progress.advanced == 4
-    assert result.preview.is_file()
+    assert image_scores("object-views", result.per_image).units == ("bottle", "keyboard")
     with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as gallery:
         index = json.loads(gallery.read("index.json"))["images"]
     assert [each["name"] for each in index] == result.per_image["image"].tolist()

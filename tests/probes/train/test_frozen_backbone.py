@@ -57,18 +57,6 @@ def test_the_backbone_is_exact_under_the_autocast_of_the_heads():
         assert all(map(torch.equal, module(images), expected))
 
 
-def test_heads_share_what_they_compute_within_one_batch():
-    same, second_map = [frozen(), frozen()], frozen(out_indices=(1,))
-    images = torch.randn(2, 3, 64, 64)
-    assert same[0](images)[0] is not same[1](images)[0]
-    with frozen_backbone.one_batch():
-        maps = same[0](images)
-        assert same[1](images) is maps is not same[0](images.clone())
-        assert second_map(images)[0].shape == (2, 16, 8, 8)
-        assert same[0](images[:1])[0].shape == (1, 8, 16, 16)  # a view of the same memory
-    assert same[0](images) is not maps
-
-
 def test_moving_the_model_moves_the_backbone():
     backbone = TinyBackbone("elsewhere", 0, (4,))
     frozen_backbone.share({"name": "elsewhere"}, backbone)

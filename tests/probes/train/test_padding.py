@@ -17,6 +17,7 @@ from backbones import registry
 from backbones.backbone import Backbone, DataConfig, Weights, state_sha256
 from backbones.registry import Entry, Request
 from probes.datasets.base import PreparedDataset, Sample
+from probes.detection.models import detection_config
 from probes.registry import PROBES
 from tests.probes import tiny_coco, tiny_dense
 from tests.probes.tiny_mmlab import context
@@ -100,6 +101,36 @@ def test_predictions_lie_where_the_pixels_are(tmp_path, stride):
     second, best = np.sort(logits, axis=0)[1:]
     is_clear = (best - second)[inside] > 0.08
     assert (predicted == logits.argmax(axis=0))[inside][is_clear].all()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("segmentation/linear", {"size": 40, "scale_range": (1.0, 1.0)}),
+        ("detection/mask-rcnn", {"short_side": 40, "long_side": 60}),
+        ("detection/ssd", {"size": 40, "augment": False}),
+    ],
+)
+def test_the_backbone_gets_its_own_normalised_rgb_of_stored_pixels(tmp_path, name, settings):
+    """An orientation tag would turn an image off its boxes and its mask."""
+    probe, exif, colour = PROBES[name], Image.Exif(), (200, 100, 50)
+    exif[0x0112] = 6  # lies on its side
+    if is_dense := probe.kind == "segmentation":
+        data = tiny_dense.make(tmp_path / "data", probe.kind, 1, 1, size=(40, 30))
+    else:
+        data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data", train=1, val=1, side=40))
+    path = data.root / data.samples["val"][0].image
+    Image.new("RGB", Image.open(path).size, colour).save(path, exif=exif)
+    task = context(tmp_path / "work", data, probe.settings_type(**settings))
+    config = (dense_config if is_dense else detection_config)(probe, task)
+    with DefaultScope.overwrite_default_scope("mmseg" if is_dense else "mmdet"):
+        prepare = MODELS.build(config.model.data_preprocessor)
+        images = DATASETS.build(config.val_dataloader.dataset)
+        ((image,), _) = prepare(pseudo_collate([images[0]]), False).values()
+    own = zip(colour, task.backbone.data.mean, task.backbone.data.std, strict=True)
+    expected = [(value / 255 - mean) / std for value, mean, std in own]
+    assert image[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+    assert image.shape == (3, 64, 64) and image[:, 63, 63].abs().max() < 0.02
 
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])

@@ -3,8 +3,6 @@ curves."""
 
 import math
 import multiprocessing
-import random
-import signal
 import warnings
 from pathlib import Path
 from unittest.mock import patch
@@ -21,7 +19,6 @@ from probes.dense.config import dense_config
 from probes.dense.heads import LinearHead
 from probes.registry import PROBES
 from probes.train.loop import SAVES, STATE_FILE, resolved, run_training
-from probes.train.sampling import SeededSamples
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.recorder import Recorder
@@ -76,24 +73,6 @@ def test_it_learns_and_reports(data, tmp_path, capfd):
     assert not trained.model.training and recorder.advanced == 63
     assert capfd.readouterr() == ("", "")  # the log is in the work dir
     assert any("Iter(train)" in path.read_text() for path in tmp_path.rglob("*.log"))
-
-
-def test_killed_and_resumed_equals_whole(data, tmp_path):
-    """kill -9 in the middle, with a loading process running."""
-
-    def doomed() -> None:
-        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-        killed = Recorder(die_at=7, kill=True)
-        train(data, tmp_path / "cut", checkpoint_every=3, recorder=killed, workers=1)
-
-    process = multiprocessing.get_context("fork").Process(target=doomed)
-    process.start()
-    process.join(600)
-    assert process.exitcode == -signal.SIGKILL
-    resumed = train(data, tmp_path / "cut", checkpoint_every=3)
-    assert resumed.resumed_at == 6
-    expected = train(data, tmp_path / "whole")
-    assert same_head(expected, resumed) and expected.metrics == resumed.metrics
 
 
 def test_state_of_another_run_is_not_used(data, tmp_path):
@@ -153,24 +132,3 @@ def test_config_runs_with_plain_mmengine(data, tmp_path, monkeypatch):
     ours = train(data, tmp_path / "b", 4)
     assert same_head(runner, ours)
     assert resolved(ours.config, ours.context).pretty_text == text
-
-
-class Noise:
-    """Items of all three generators' random numbers."""
-
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, index):
-        return random.random(), np.random.rand(), float(torch.rand(()))
-
-
-def test_a_sample_depends_on_its_index_alone_and_leaves_the_generators():
-    samples, again = SeededSamples(Noise(), 1), SeededSamples(Noise(), 1)
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    expected = Noise()[0]
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    first = [samples[i] for i in range(25)]
-    assert Noise()[0] == expected
-    assert all(again[i] == first[i] for i in reversed(range(25)))
-    assert len(set(first)) == 25
