@@ -1,5 +1,6 @@
 """A share of train: its images, and the numbers of probes that train on it."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from probes.datasets.base import with_share
 from probes.datasets.check import prepare
 from probes.registry import DATASETS
+from tests.probes import tiny_coco
 from tests.probes.datasets.make import make_imagefolder
 
 pytestmark = pytest.mark.integration
@@ -31,3 +33,14 @@ def test_a_share_is_nested_stratified_and_depends_on_the_content(tmp_path):
     shuffled = replace(data, samples={**data.samples, "train": train[::-1]})
     images = {sample.image for sample in with_share(shuffled, 0.5, 0).samples["train"]}
     assert images == {sample.image for sample in half.samples["train"]}
+
+
+def test_a_dataset_travels_by_its_name(tmp_path):
+    """Its spec has functions, which cannot travel."""
+    data = replace(tiny_coco.prepared(tiny_coco.write(tmp_path)), notes=("a",))
+    share = replace(data, trained_on=with_share(data, 0.5, 0))
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        pickle.dumps(share.spec)
+    travelled = pickle.loads(pickle.dumps(share))
+    assert travelled == share
+    assert travelled.spec is travelled.trained_on.spec is DATASETS[data.name]

@@ -75,13 +75,6 @@ def test_it_is_torchvision_resize_centre_crop_normalise(paths, interpolation, cr
     torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(paths, workers):
-    expected = encode(Colours(), paths, batch_size=4)
-    assert torch.equal(encode(Colours(), paths, workers, batch_size=4), expected)
-    torch.testing.assert_close(encode(Colours(), paths, workers, batch_size=7), expected)
-
-
 def test_order_size_progress_and_memory_format(paths):
     backbone, bar = Colours(cnn=True), Recorder()
     channels_last = []

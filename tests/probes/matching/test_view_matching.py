@@ -10,7 +10,7 @@ import torch
 from cliptex_common.errors import UserError
 from probes.datasets.check import survey
 from probes.matching.probe import OBJECT_VIEWS, SCENE_VIEWS
-from probes.matching.views import PosedImage, in_space, match_views, sampled_pairs
+from probes.matching.views import PosedImage, in_space, match_views
 from probes.registry import DATASETS, check_required
 from reports.per_image import image_scores
 from tests.probes.matching.layouts import Patches, make_navi, make_scannet
@@ -85,14 +85,6 @@ def test_views_of_rooms_are_scored_by_pair_and_resampled_by_image(tmp_path):
     assert image_scores("scene-views", result.per_image).units == tuple(
         f"scene0707_00/color/{number}.jpg" for number in (0, 15, 30)
     )
-
-
-def test_sampled_pairs_follow_from_the_data_alone(tmp_path):
-    samples = DATASETS["navi"].list_samples(make_navi(tmp_path), "val")
-    pairs = sampled_pairs(samples)
-    assert [first.image for first, _ in pairs] == [sample.image for sample in samples[::4]]
-    assert all(first.image[:6] == second.image[:6] and first != second for first, second in pairs)
-    assert pairs == sampled_pairs(samples)
 
 
 def test_listed_pairs_need_the_list(tmp_path):

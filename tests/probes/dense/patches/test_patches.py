@@ -88,6 +88,13 @@ def test_it_learns_what_colours_mean(tmp_path, name, backbone):
     assert probe.run(task).notes[0] == result.notes[0], "val has no say in the choice"
 
 
+def test_a_memory_of_crops_has_the_labels_of_their_pixels(tmp_path):
+    crops = {"resize": "square-bilinear", "passes": 2, "sampling": "rare", "void": "background"}
+    sizes = {"size": 128, "score_size": 128, "memory": 600}
+    probe, task = prepare(tmp_path, "in-context", "tiny-vit", **crops, **sizes)
+    assert probe.run(task).metrics["mIoU"] > 40
+
+
 def test_pixels_vote_in_squares_that_the_patches_divide(tmp_path):
     pixels = {"votes": "pixels", **SMALL["patch-knn"]}
     with pytest.raises(ValueError, match="set resize=square-bicubic and score_size"):
