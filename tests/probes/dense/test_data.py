@@ -3,8 +3,10 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from probes.dense.dataset import DenseDataset
+from probes.dense.depth import DepthSettings
 from probes.dense.segmentation import SegmentationSettings
 from tests.probes import tiny_dense
 
@@ -71,3 +73,14 @@ def test_training_crops_are_padded_with_nothing_and_val_keeps_its_resolution(tmp
         else:
             unit = {"segmentation": 1, "depth": 1000}[kind]
             np.testing.assert_allclose(target[0], stored / unit, rtol=1e-6)
+
+
+def test_an_area_is_read_of_image_and_truth(tmp_path):
+    data = tiny_dense.make(tmp_path, "depth", train=1, val=1, size=(48, 64))
+    settings = DepthSettings(size=0, crop=(32, 44), flip=0, train_area=(8, 40, 16, 60))
+    train, _ = tiny_dense.pipelines(data, settings, settings.crop, MEAN)
+    cut = DenseDataset(data.spec.name, str(tmp_path), "train", train)[0]
+    whole = dataset(tmp_path, data, size=48, crop=(48, 64))[0]
+    assert torch.equal(cut["inputs"], whole["inputs"][:, 8:40, 16:60])
+    depths = [each["data_samples"].gt_depth_map.data for each in (cut, whole)]
+    assert torch.equal(depths[0], depths[1][:, 8:40, 16:60])

@@ -119,18 +119,20 @@ def test_the_backbone_gets_its_own_normalised_rgb_of_stored_pixels(tmp_path, nam
         data = tiny_dense.make(tmp_path / "data", probe.kind, 1, 1, size=(40, 30))
     else:
         data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data", train=1, val=1, side=40))
-    path = data.root / data.samples["val"][0].image
-    Image.new("RGB", Image.open(path).size, colour).save(path, exif=exif)
+    for split in ("train", "val"):
+        path = data.root / data.samples[split][0].image
+        Image.new("RGB", Image.open(path).size, colour).save(path, exif=exif)
     task = context(tmp_path / "work", data, probe.settings_type(**settings))
     config = (dense_config if is_dense else detection_config)(probe, task)
-    with DefaultScope.overwrite_default_scope("mmseg" if is_dense else "mmdet"):
-        prepare = MODELS.build(config.model.data_preprocessor)
-        images = DATASETS.build(config.val_dataloader.dataset)
-        ((image,), _) = prepare(pseudo_collate([images[0]]), False).values()
     own = zip(colour, task.backbone.data.mean, task.backbone.data.std, strict=True)
     expected = [(value / 255 - mean) / std for value, mean, std in own]
-    assert image[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
-    assert image.shape == (3, 64, 64) and image[:, 63, 63].abs().max() < 0.02
+    with DefaultScope.overwrite_default_scope("mmseg" if is_dense else "mmdet"):
+        prepare = MODELS.build(config.model.data_preprocessor)
+        for loader in (config.train_dataloader, config.val_dataloader):
+            images = DATASETS.build(loader.dataset)
+            ((image,), _) = prepare(pseudo_collate([images[0]]), False).values()
+            assert image[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+            assert image.shape == (3, 64, 64) and image[:, 63, 63].abs().max() < 0.02
 
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])

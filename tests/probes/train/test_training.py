@@ -75,14 +75,10 @@ def test_it_learns_and_reports(data, tmp_path, capfd):
     assert any("Iter(train)" in path.read_text() for path in tmp_path.rglob("*.log"))
 
 
-def test_state_of_another_run_is_not_used(data, tmp_path):
-    train(data, tmp_path)
-    assert train(data, tmp_path, seed=5).resumed_at == 0
-    assert any("starting anew" in path.read_text() for path in tmp_path.rglob("*.log"))
-
-
-def test_a_damaged_state_is_not_used(data, tmp_path):
+def test_a_state_of_another_run_or_a_damaged_one_is_not_used(data, tmp_path):
     first = train(data, tmp_path, 6)
+    assert train(data, tmp_path, 6, seed=5).resumed_at == 0
+    assert any("starting anew" in path.read_text() for path in tmp_path.rglob("*.log"))
     state = tmp_path / STATE_FILE
     state.write_bytes(state.read_bytes()[:-100])
     again = train(data, tmp_path, 6)
