@@ -130,3 +130,11 @@ def test_a_file_that_is_no_probe_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         registry.load(path)
+
+
+def test_losses_and_schedule_are_those_of_the_file(tmp_path, file):
+    config = dense_config(*prepare(tmp_path, lr=0.01))
+    losses = config.model.decode_head.loss_decode
+    assert [loss.type for loss in losses] == ["CrossEntropyLoss", "DiceLoss"]
+    assert [part.type for part in config.param_scheduler] == ["MultiStepLR"]
+    assert config.optim_wrapper.optimizer.lr == 0.01, "what a setting changes"

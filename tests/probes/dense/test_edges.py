@@ -85,7 +85,7 @@ def test_it_is_labelled_learnt_probed_and_reported(edges, tmp_path):
 def test_its_statistics_are_those_of_the_images_of_a_resample(edges):
     target = (torch.rand(6, 1, 24, 24, generator=torch.Generator().manual_seed(0)) > 0.97).float()
     noise = torch.rand(target.shape, generator=torch.Generator().manual_seed(1))
-    scores = [edges.score(*pair) for pair in zip((target + noise) / 2, target, strict=True)]
+    scores = [edges.score(*pair) for pair in zip(noise, target, strict=True)]
     arrays = {name: np.stack([each[name] for each in scores]) for name in scores[0]}
     times = np.array([2, 0, 1, 1, 0, 2])
     repeated = {name: each.repeat(times, axis=0) for name, each in arrays.items()}

@@ -263,3 +263,11 @@ def test_a_full_cache_refuses_a_store(monkeypatch):
     monkeypatch.setenv(budget.LIMIT_VARIABLE, "many")
     with pytest.raises(UserError, match="not a number of gigabytes"):
         get_or_build(cache_key(number=1), builder())
+
+
+def test_a_resumed_build_does_not_trust_damaged_shards():
+    store = get_or_build(cache_key(), builder())
+    store.close()
+    (store.folder / "00003.json").unlink()  # as if killed before it was written
+    os.truncate(store.folder / "00001.safetensors", 10)
+    assert is_correct(get_or_build(cache_key(), builder()))

@@ -14,6 +14,8 @@ from probes.image_level.encode import encode_split
 from probes.matching.poses import errors, relative_poses, sample_pairs
 from probes.matching.probe import RELATIVE_POSE, RelativePoseSettings
 from probes.registry import DATASETS
+from reports.per_image import image_scores
+from reports.records import FLOOR
 from tests.probes.matching.layouts import make_poses
 from tests.probes.whole_images import context
 
@@ -85,3 +87,13 @@ def test_views_of_no_other_near_are_an_error(tmp_path):
     task = context(RELATIVE_POSE, SPEC, make_poses(tmp_path), max_angle=1.0)
     with pytest.raises(UserError, match="0 pairs of train"):
         RELATIVE_POSE.run(task)
+
+
+@pytest.mark.slow
+def test_a_feature_that_says_the_view_beats_the_floor(tmp_path):
+    task = context(RELATIVE_POSE, SPEC, make_poses(tmp_path), batch_size=16)
+    result = RELATIVE_POSE.run(task)
+    assert result.metrics["rotation_error"] < result.bounds[FLOOR] / 2
+    scores = image_scores("view-pose", result.per_image)
+    assert scores.units == ("bottle", "keyboard")
+    assert result.head.tensors["0.weight"].shape == (16,)

@@ -86,3 +86,14 @@ def test_building_a_backbone_does_not_change_the_random_numbers():
 def test_a_size_that_the_backbone_cannot_take_is_named():
     with pytest.raises(UserError, match=r"multiples of 32, not \(64, 50\)"):
         frozen()(torch.zeros(1, 3, 64, 50))
+
+
+def test_heads_share_what_they_compute_within_one_batch():
+    same, second_map = [frozen(), frozen()], frozen(out_indices=(1,))
+    images = torch.randn(2, 3, 64, 64)
+    with frozen_backbone.one_batch():
+        maps = same[0](images)
+        assert same[1](images) is maps is not same[0](images.clone())
+        assert second_map(images)[0].shape == (2, 16, 8, 8)
+        assert same[0](images[:1])[0].shape == (1, 8, 16, 16)  # a view of the same memory
+    assert same[0](images) is not maps
