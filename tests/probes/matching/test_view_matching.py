@@ -10,7 +10,7 @@ import torch
 from cliptex_common.errors import UserError
 from probes.datasets.check import survey
 from probes.matching.probe import OBJECT_VIEWS, SCENE_VIEWS
-from probes.matching.views import PosedImage, in_space, match_views
+from probes.matching.views import PosedImage, in_space, match_views, sampled_pairs
 from probes.registry import DATASETS, check_required
 from reports.per_image import image_scores
 from tests.probes.matching.layouts import Patches, make_navi, make_scannet
@@ -99,3 +99,11 @@ def test_a_complete_copy_is_reported_as_one(tmp_path):
     root = make_scannet(tmp_path)
     (row,) = survey(None, {"scannet": root}, only=["scannet"])
     assert (row.state, row.message) == ("complete", "")
+
+
+def test_sampled_pairs_follow_from_the_data_alone(tmp_path):
+    samples = DATASETS["navi"].list_samples(make_navi(tmp_path), "val")
+    pairs = sampled_pairs(samples)
+    assert [first.image for first, _ in pairs] == [sample.image for sample in samples[::4]]
+    assert all(first.image[:6] == second.image[:6] and first != second for first, second in pairs)
+    assert pairs == sampled_pairs(samples)
