@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmark.tasks import PlannedTask
 from cliptex_common.errors import UserError
 from probes.image_level.probe import KEYPOINTS
 from probes.matching.keypoints import pixel_errors
@@ -64,3 +65,13 @@ def test_positions_at_corners_are_those_of_probe3d():
     ours = pixel_errors(*maps, points.tolist(), points.tolist(), at_corners=True)
     assert ours == pytest.approx(expected.numpy(), abs=1e-4)
     assert ours != pytest.approx(pixel_errors(*maps, points.tolist(), points.tolist()), abs=1)
+
+
+def test_interpolated_positions_keep_the_identity_of_numbers(spair):
+    data = context(KEYPOINTS, DATASETS["spair"], spair).data
+    default, corners = (
+        PlannedTask("spair/keypoints", KEYPOINTS.settings_type(positions=name)).conditions(data)
+        for name in ("interpolated", "corners")
+    )
+    assert "positions" not in default["settings"]
+    assert corners["settings"]["positions"] == "corners"
