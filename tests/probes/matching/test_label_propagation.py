@@ -3,9 +3,6 @@
 import json
 import zipfile
 
-import numpy as np
-
-from cliptex_common.metrics import contour_accuracy, region_similarity
 from probes.matching.probe import LABEL_PROPAGATION
 from probes.registry import DATASETS
 from reports.per_image import image_scores
@@ -26,11 +23,3 @@ def test_scores_are_of_objects_and_resampled_by_video(tmp_path):
     with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as pack:
         index = json.loads(pack.read("index.json"))
     assert [image["name"] for image in index["images"]] == rows
-
-
-def test_masks_without_pixels():
-    empty, square = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
-    square[2:5, 2:5] = True
-    for measure in (region_similarity, contour_accuracy):
-        assert measure(empty, empty) == measure(square, square) == 1
-        assert measure(empty, square) == measure(square, empty) == 0
