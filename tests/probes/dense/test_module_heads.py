@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from mmengine.structures import PixelData
 from torch import nn
 
 from benchmark.commands.new import template
@@ -17,6 +19,9 @@ from probes.dense.tasks import DENSE_TASKS
 from probes.registry import HEADS, PROBES
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
+
+from mmseg.registry import MODELS  # isort: skip
+from mmseg.structures import SegDataSample  # isort: skip
 
 SHIPPED = ("segmentation", "depth", "normals")
 SMALL = {"size": 48, "batch_size": 2, "max_iters": 2, "scale_range": (1.0, 1.0), "warmup": 0.0}
@@ -170,3 +175,26 @@ def test_the_settings_of_shipped_heads_are_not_those_of_others():
     for task in DENSE_TASKS.values():
         assert not hasattr(task.settings(), "head")
         assert not hasattr(task.head_settings(), "channels")
+
+
+def test_a_head_of_mmseg_gets_the_maps_as_its_own_configs_give_them(tmp_path, datasets):
+    """Outputs and losses are those of mmseg's own head with the same weights."""
+    torch.manual_seed(0)
+    ours = MODELS.build(model_of(tmp_path, datasets["segmentation"], UPERNET).decode_head)
+    theirs = MODELS.build(
+        {
+            **UPERNET,
+            "in_channels": [8, 16, 24, 32],
+            "in_index": [0, 1, 2, 3],
+            "num_classes": 3,
+            "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True},
+        }
+    )
+    theirs.load_state_dict(ours.state_dict())
+    maps = [torch.randn(2, 8 * (i + 1), 16 // 2**i, 16 // 2**i) for i in range(4)]
+    sample = SegDataSample()
+    sample.set_data({"gt_sem_seg": PixelData(data=torch.randint(0, 3, (1, 64, 64)))})
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(maps), theirs(maps))
+    losses = [head.loss(maps, [sample] * 2, {}) for head in (ours, theirs)]
+    torch.testing.assert_close(losses[0]["loss_ce"], losses[1]["loss_ce"])

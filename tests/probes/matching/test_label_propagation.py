@@ -3,7 +3,11 @@
 import json
 import zipfile
 
+import pytest
+from PIL import Image
+
 from probes.matching.probe import LABEL_PROPAGATION
+from probes.matching.videos import resize_frame
 from probes.registry import DATASETS
 from reports.per_image import image_scores
 from tests.probes.matching.layouts import Patches, make_davis
@@ -23,3 +27,17 @@ def test_scores_are_of_objects_and_resampled_by_video(tmp_path):
     with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as pack:
         index = json.loads(pack.read("index.json"))
     assert [image["name"] for image in index["images"]] == rows
+
+
+@pytest.mark.parametrize(
+    ("method", "short", "divisor", "size", "expected"),
+    [
+        ("dino", 480, 16, (854, 480), (480, 832)),
+        ("dino", 480, 14, (854, 480), (490, 840)),
+        ("dino", 480, 32, (480, 854), (832, 480)),
+        ("dinov3", 960, 16, (854, 480), (960, 1712)),
+        ("dinov3", 960, 14, (480, 854), (1722, 966)),
+    ],
+)
+def test_frames_are_resized_to_whole_patches(method, short, divisor, size, expected):
+    assert resize_frame(Image.new("RGB", size), short, method, divisor).shape == (3, *expected)
