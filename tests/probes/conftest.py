@@ -1,12 +1,12 @@
 """What every test of the probes gets: a home of its own, and no leftovers of mmengine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+
+import probes.catalog  # noqa: F401  registers every dataset, probe and protocol
 
 torch.set_num_threads(1)  # such small maps only wait for one another on several
 

@@ -1,7 +1,5 @@
 """What a backbone lacks for a probe is known before anything is encoded."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +20,8 @@ SQUARE = {"resize": "square-bilinear"}
         ("classification/knn", {"size": 224}, True),
         ("classification/knn", {"size": 256}, False),
         ("correspondence/keypoints", {}, False),
+        ("instance-retrieval/retrieval", {}, False),
+        ("instance-retrieval/retrieval", {"resize": "square"}, True),
         ("segmentation/linear", {"size": 224}, False),  # complete images when it is scored
         ("segmentation/linear", {"size": 224, "slide": (224, 112)}, True),
         ("segmentation/linear", {"size": 448, "slide": (224, 112)}, False),

@@ -1,12 +1,9 @@
 """A probe's config files tell the truth: completed with the default settings they keep every
 literal that they state, and each setting that stands in the config is there."""
 
-from __future__ import annotations
-
 import pytest
 from mmengine.config import Config
 
-import probes.catalog  # noqa: F401  registers the probes
 from probes.dense.config import dense_config
 from probes.detection.models import detection_config
 from probes.registry import PROBES

@@ -5,8 +5,6 @@ features, of fewer images, by its stored head, in less memory. On an accelerator
 ``tests/accelerator/cases/test_probes.py`` compares every probe with the CPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace

@@ -1,14 +1,11 @@
 """Probes read any layer of a backbone, and all layers of a run are encoded in one pass."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
 import torch
 
 import backbones
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
 from probes.base import layer_number

@@ -1,7 +1,5 @@
 """What is imported of OpenMMLab."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """mmcv's operators from torchvision, through mmcv's and mmdet's own functions."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

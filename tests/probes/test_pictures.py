@@ -1,7 +1,5 @@
 """Pictures have the right colours in the right cells."""
 
-from __future__ import annotations
-
 import io
 import json
 import zipfile

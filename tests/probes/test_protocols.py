@@ -1,12 +1,8 @@
 """Published protocols: what is built for each kind of backbone is what its table says."""
 
-from __future__ import annotations
-
 import pytest
-import torch
 
 import backbones.registry  # noqa: F401  registers the families of names
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.settings import field_names, with_changes
 from probes.registry import (
@@ -18,7 +14,6 @@ from probes.registry import (
     find_task,
     preset_deviations,
 )
-from probes.train.frozen_backbone import FrozenBackbone
 
 # isort: split
 
@@ -45,20 +40,6 @@ def test_deviations_are_listed_and_a_task_without_a_preset_is_refused():
     with pytest.raises(UserError, match="no protocol 'dinov4'; did you mean dinov3"):
         find_preset("dinov4", spec, probe)
     assert find_preset("own", spec, probe).settings == {} and not OWN.presets
-
-
-@pytest.mark.parametrize("name", ["random/timm/test_vit", "random/open_clip/ViT-S-32-alt"])
-def test_the_last_layer_has_passed_the_backbones_own_final_norm(name):
-    frozen = FrozenBackbone(name=name, seed=0, out_indices=[-1])
-    images, model = torch.randn(1, 3, 224, 224), frozen.backbone.model
-    (features,) = frozen(images)
-    if "timm" in name:
-        tokens = model.forward_features(images)
-    else:
-        visual = model.visual
-        tokens = visual.ln_post(visual.transformer(visual._embeds(images)))
-    patches = features.flatten(2).transpose(1, 2)
-    torch.testing.assert_close(patches, tokens[:, 1:], rtol=1e-4, atol=1e-4)
 
 
 def test_a_copy_without_the_list_that_a_preset_trains_on_is_refused(tmp_path) -> None:

@@ -1,7 +1,5 @@
 """What ``data show`` draws: the samples that probes get, and their ground truth over them."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several processes that train together give the weights of one device, bit by bit."""
 
-from __future__ import annotations
-
 import multiprocessing
 from collections import namedtuple
 

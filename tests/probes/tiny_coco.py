@@ -1,8 +1,6 @@
 """A generated COCO set: coloured shapes on noise, a crowd, an image without objects, categories in
 another order, file names with folders."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

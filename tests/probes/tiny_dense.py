@@ -1,8 +1,6 @@
 """Small datasets with dense truth that can be learnt from colour, in files as the official layouts
 have them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +26,6 @@ SPECS = {
         list_samples,
         extra={"depth_scale": 1e-3, "min_depth": 1e-3, "max_depth": 10.0},
     ),
-    "depth-order": DatasetSpec(
-        "tiny-depth-order",
-        "depth-order",
-        "tiny",
-        list_samples,
-        extra={"depth_scale": 1e-3, "min_depth": 1e-3, "max_depth": 10.0},
-    ),
     "normals": DatasetSpec(
         "tiny-normals",
         "normals",
@@ -47,6 +38,7 @@ SPECS = {
         },
     ),
 }
+SPECS["depth-order"] = replace(SPECS["depth"], name="tiny-depth-order", kind="depth-order")
 SPECS["occlusion-edges"] = replace(SPECS["depth"], name="tiny-occlusion", kind="occlusion-edges")
 SPECS["foreground"] = replace(
     SPECS["segmentation"], name="tiny-foreground", kind="foreground", extra={"background": (0,)}

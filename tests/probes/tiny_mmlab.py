@@ -1,8 +1,6 @@
 """A small backbone with known weights and a toy MMEngine problem, for the tests of the frozen
 backbone and of training."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,8 +1,6 @@
 """A backbone that sees colours and reads their names, and a context around it: for probes of whole
 images."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

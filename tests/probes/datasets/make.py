@@ -4,14 +4,12 @@ Each ``make_*`` writes a copy at ``root`` (the dataset's own folder) and returns
 (width, height).
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +42,12 @@ def picture(
     return (np.asarray(colour) + noise).clip(0, 255).astype(np.uint8)
 
 
+def write_lines(path: Path, lines: Iterable[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
 def truncate(path: Path, keep: float = 0.5) -> Path:
     """Cut a file off, as an interrupted download does."""
     os.truncate(path, int(path.stat().st_size * keep))
@@ -67,9 +71,7 @@ def make_voc(root: Path, n_train: int = 4, n_val: int = 3, n_aug: int = 0) -> Pa
     if aug:
         lists["trainaug"] = train + aug
     for name, entries in lists.items():
-        path = root / f"ImageSets/Segmentation/{name}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{entry}\n" for entry in entries))
+        write_lines(root / f"ImageSets/Segmentation/{name}.txt", entries)
     return root
 
 
@@ -133,9 +135,7 @@ def make_pascal_context(root: Path, n_train: int = 4, n_val: int = 3) -> Path:
         for name in names:
             save(root / f"JPEGImages/{name}.jpg", picture(rng, SIZE))
             save(root / f"SegmentationClassContext/{name}.png", labels(rng, SIZE, range(60)))
-        path = root / f"ImageSets/SegmentationContext/{split}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{name}\n" for name in names))
+        write_lines(root / f"ImageSets/SegmentationContext/{split}.txt", names)
     return root
 
 
@@ -145,7 +145,7 @@ def make_kitti(root: Path, n_train: int = 2, n_val: int = 3) -> Path:
     rng = np.random.default_rng(0)
     date = "2011_09_26"
     for part, number in {"train": n_train, "test": n_val}.items():
-        lines = [f"{date}/{date}_drive_0009_sync/image_02/data/none.png None 721.5\n"]
+        lines = [f"{date}/{date}_drive_0009_sync/image_02/data/none.png None 721.5"]
         for index in range(number):
             height, width = ((375, 1242), (370, 1224))[index % 2]
             drive = f"{date}_drive_{part}{index // 2}_sync"
@@ -156,8 +156,8 @@ def make_kitti(root: Path, n_train: int = 2, n_val: int = 3) -> Path:
             values = np.zeros((height, width), np.uint16)
             values[::4] = 256 + np.arange(width)
             save(root / f"gt_depth/{depth}", values)
-            lines.append(f"{image} {depth} 721.5\n")
-        (root / f"kitti_eigen_{part}.txt").write_text("".join(lines))
+            lines.append(f"{image} {depth} 721.5")
+        write_lines(root / f"kitti_eigen_{part}.txt", lines)
     return root
 
 
@@ -308,14 +308,11 @@ def make_wds(
             one class.
     """
     rng = np.random.default_rng(0)
-    root.mkdir(parents=True, exist_ok=True)
     if captions:
-        (root / "dataset_type.txt").write_text("retrieval\n")
+        write_lines(root / "dataset_type.txt", ["retrieval"])
     else:
-        (root / "classnames.txt").write_text("".join(f"{name}\n" for name in classes))
-        (root / "zeroshot_classification_templates.txt").write_text(
-            "".join(f"{each}\n" for each in templates)
-        )
+        write_lines(root / "classnames.txt", classes)
+        write_lines(root / "zeroshot_classification_templates.txt", templates)
     for split, number in {"train": n_train, "test": n_test}.items():
         shards: list[dict[str, bytes]] = [{}, {}]
         for index in range(number * len(classes)):
@@ -338,7 +335,7 @@ def make_wds(
         for name, shard in enumerate(shards if number else []):
             write_tar(root / split / f"{name}.tar", shard)
         if number:
-            (root / split / "nshards.txt").write_text(f"{len(shards)}\n")
+            write_lines(root / split / "nshards.txt", [str(len(shards))])
     return root
 
 
@@ -379,9 +376,7 @@ def make_spair(root: Path) -> Path:
             }
             path = root / f"PairAnnotation/{split}/{names[-1]}.json"
             path.write_text(json.dumps(annotation))
-        layout = root / f"Layout/large/{split}.txt"
-        layout.parent.mkdir(parents=True, exist_ok=True)
-        layout.write_text("\n".join(names) + "\n")
+        write_lines(root / f"Layout/large/{split}.txt", names)
     return root
 
 
@@ -434,7 +429,6 @@ def make_voc2007(root: Path, n_train: int = 12, n_test: int = 9) -> Path:
     """Images of one or two colours, each of which is a class; of the third image of a split the
     first class is difficult."""
     rng = np.random.default_rng(0)
-    (root / "ImageSets/Main").mkdir(parents=True)
     for part, number in {"trainval": n_train, "test": n_test}.items():
         names = [f"{part}{index:06d}" for index in range(number)]
         colours = {
@@ -444,7 +438,7 @@ def make_voc2007(root: Path, n_train: int = 12, n_test: int = 9) -> Path:
         for name in names:
             halves = [picture(rng, (24, 40), COLOURS[each]) for each in colours[name]]
             save(root / f"JPEGImages/{name}.jpg", np.hstack(halves), quality=95)
-        (root / f"ImageSets/Main/{part}.txt").write_text("".join(f"{each}\n" for each in names))
+        write_lines(root / f"ImageSets/Main/{part}.txt", names)
         for subject in VOC_CLASSES:
             values = {
                 name: 1 if subject in [VOC_COLOURS[each] for each in colours[name]] else -1
@@ -452,8 +446,8 @@ def make_voc2007(root: Path, n_train: int = 12, n_test: int = 9) -> Path:
             }
             if subject == "aeroplane":
                 values[names[2]] = 0
-            lines = "".join(f"{name} {value:2d}\n" for name, value in values.items())
-            (root / f"ImageSets/Main/{subject}_{part}.txt").write_text(lines)
+            lines = (f"{name} {value:2d}" for name, value in values.items())
+            write_lines(root / f"ImageSets/Main/{subject}_{part}.txt", lines)
     return root
 
 

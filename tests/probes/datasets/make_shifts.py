@@ -1,8 +1,6 @@
 """Small copies of ImageNet and of its other test sets, in their authors' layouts: four classes,
 each a colour."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,12 +1,10 @@
 """A small copy of SUN RGB-D in MDET's layout."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 
-from tests.probes.datasets.make import picture, save
+from tests.probes.datasets.make import picture, save, write_lines
 
 
 def make_sun_rgbd(root: Path, depths: int = 2) -> dict[Path, np.ndarray]:
@@ -21,5 +19,5 @@ def make_sun_rgbd(root: Path, depths: int = 2) -> dict[Path, np.ndarray]:
         save(root / folder / "depth/0.png", (millimetres << 3) | (millimetres >> 13))
         lines.append(f"{folder}/image/0.jpg {folder}/depth/0.png")
         result[image] = millimetres / 1000
-    (root / "SUNRGBD_val_splits.txt").write_text("".join(f"{line}\n" for line in lines))
+    write_lines(root / "SUNRGBD_val_splits.txt", lines)
     return result

@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
 from probes.datasets import check
@@ -17,9 +15,9 @@ from probes.datasets.check import find_folder, prepare, survey
 from probes.registry import DATASETS
 from tests.probes import tiny_coco
 from tests.probes.datasets import make
+from tests.probes.matching import layouts
 from tests.recorder import Recorder
 
-DATA = Path(os.environ.get("CLIPTEX_TEST_DATA", Path(__file__).parents[4] / "shared/data"))
 MAKERS = {
     "voc": make.make_voc,
     "ade20k": make.make_ade,
@@ -29,6 +27,7 @@ MAKERS = {
     "pascal-context-60": make.make_pascal_context,
     "coco": tiny_coco.write,
     "kitti-depth": make.make_kitti,
+    "nyu-40": make.make_nyu_40,
     "nyu-depth": make.make_nyu,
     "nyu-normal": make.make_nyu,
     "imagefolder": make.make_imagefolder,
@@ -142,24 +141,58 @@ def grey(value, dtype=np.uint8, size=(40, 48)):
     return np.full(size, value, dtype)
 
 
+CUT = object()
+
+
 def rewrite(path, content):
-    """Store other pixels, or what a function makes of the JSON or the text; None: remove."""
+    """Store other pixels, text or members of a tar, or what a function makes of JSON, of a text or
+    in place of the path; ``CUT``: cut it off; None: remove it."""
     if content is None:
         path.unlink()
+    elif content is CUT:
+        make.truncate(path)
     elif isinstance(content, np.ndarray):
         make.save(path, content)
+    elif isinstance(content, dict):
+        make.write_tar(path, content)
+    elif isinstance(content, str):
+        path.write_text(content)
     elif path.suffix == ".json":
         values = json.loads(path.read_text())
         content(values)
         path.write_text(json.dumps(values))
-    else:
+    elif path.suffix == ".txt":
         path.write_text(content(path.read_text()))
+    else:
+        content(path)
+
+
+def with_easy(*numbers, gallery=("red_000000", "red_000001")):
+    """Ground truth of two queries, of which each has one easy image."""
+    entries = [{"bbx": [0, 0, 1, 1], "easy": [n], "hard": [], "junk": []} for n in numbers]
+    queries = ["red_query", "blue_query"]
+    return lambda path: make.write_ground_truth(path, gallery, queries, entries)
 
 
 def annotation(**changes):
     return lambda content: content["annotations"][1].update(changes)
 
 
+def keep_two_frames(root):
+    for path in root.glob("*/480p/video1/0000[234].*"):
+        path.unlink()
+
+
+VAL_ONLY = {
+    "cifar10": lambda root: make.make_wds(root, 0, 2),
+    "davis": layouts.make_davis,
+    "navi": layouts.make_navi,
+    "roxford5k": make.make_revisited,
+    "scannet": layouts.make_scannet,
+    "voc-objects": layouts.make_voc_objects,
+}
+FRAME, OBJECTS = "JPEGImages/480p/video1/00002.jpg", "Annotations/480p/video{}.png"
+NAVI, REVISITED = "bottle/wild_set/", "gnd_roxford5k.mat"
 COCO, CAPTIONS = "annotations/instances_train2017.json", "dataset_flickr30k.json"
 MASK, DEPTH, NORMAL = "annotations/val/frame_val_00001.png", "annotations/{}.png", "normals/{}.png"
 INVALID = [
@@ -206,6 +239,44 @@ INVALID = [
         lambda c: c["images"][1].update(width=63),
         "annotation of .* is 63x96 but its",
     ),
+    ("coco", COCO, "{", "instances_train2017.json"),
+    ("coco", COCO, '{"images": [{"id": "x"}]}', "instances_train2017.json"),
+    ("flickr30k", CAPTIONS, "{", CAPTIONS),
+    ("flickr30k", CAPTIONS, '{"images": [{"id": "x"}]}', CAPTIONS),
+    ("cifar10", "test/1.tar", None, "1 of 2 shards are missing"),
+    ("cifar10", "test/1.tar", CUT, "cut off"),
+    ("cifar10", "dataset_type.txt", "retrieval\n", "has no s0000000.txt"),
+    ("cifar10", "classnames.txt", "one\n", "has class 1, but cifar10 has 1 classes"),
+    ("cifar10", "classnames.txt", None, "classnames.txt is missing"),
+    ("cifar10", "zeroshot_classification_templates.txt", "a photo\n", "no place {c}"),
+    ("cifar10", "test/0.tar", {"s.png": b"", "s.cls": b"cat"}, "holds no class number"),
+    ("davis", FRAME, None, f"{FRAME} is missing"),
+    ("davis", OBJECTS.format("1/00002"), None, "video1/00002.png is missing"),
+    ("davis", FRAME, CUT, f"{FRAME} "),
+    ("davis", OBJECTS.format("1/00002"), grey(0, size=(80, 64)), "64x80 but its image is"),
+    ("davis", OBJECTS.format("0/00000"), grey(2, size=(80, 128)), "object 1 has no pixel"),
+    ("davis", "ImageSets/2017/val.txt", "bear\n", "folder JPEGImages/480p/bear is missing"),
+    ("davis", FRAME, lambda path: path.rename(path.with_name("last.jpg")), "last.jpg is no frame"),
+    ("davis", "", keep_two_frames, "has 2 frames"),
+    ("navi", f"{NAVI}depth/001.png", None, "depth/001.png is missing"),
+    ("navi", f"{NAVI}images/001.jpg", None, "images/001.jpg is missing"),
+    ("navi", f"{NAVI}images/001.jpg", CUT, "images/001.jpg "),
+    ("navi", f"{NAVI}annotations.json", "[{}]", "no annotation file of NAVI"),
+    ("scannet", "scene0707_00/depth/15.png", None, "depth/15.png is missing"),
+    ("scannet", "scene0707_00/depth/15.png", CUT, "15.png cannot be decoded"),
+    ("scannet", "scene0707_00/pose/15.txt", "1 2 3", "no camera of ScanNet"),
+    ("scannet", "test.npz", "x", "cannot be read"),
+    ("roxford5k", REVISITED, None, "gnd_roxford5k.mat is missing"),
+    ("roxford5k", REVISITED, "x", "cannot read"),
+    ("roxford5k", REVISITED, with_easy(1, 3), "not the ground truth"),
+    ("roxford5k", REVISITED, with_easy(1), "not the ground truth"),
+    (
+        "roxford5k",
+        REVISITED,
+        with_easy(1, 2, gallery=("red_000000", "red_query")),
+        "listed twice",
+    ),
+    ("voc-objects", "Annotations/2007_000000.xml", "<annotation>", "no annotation file of PASCAL"),
 ]
 
 
@@ -221,9 +292,10 @@ def test_a_split_without_labels_is_refused_and_an_image_without_is_not(tmp_path)
 
 @pytest.mark.parametrize(("name", "file", "content", "message"), INVALID)
 def test_invalid_content_is_reported(tmp_path, name, file, content, message):
-    root = MAKERS[name](tmp_path)
+    root = {**MAKERS, **VAL_ONLY}[name](tmp_path)
     rewrite(root / file, content)
-    check_error(message, name, root)
+    options = {"splits": {"val": None}} if name in VAL_ONLY else {}
+    check_error(message, name, root, **options)
 
 
 @pytest.mark.parametrize(
@@ -349,22 +421,3 @@ def test_absolute_paths_of_a_lister_are_refused_with_what_they_should_be(tmp_pat
 
     wrong = dataclasses.replace(spec, list_samples=absolute)
     check_error("files missing, such as /.*relative to its root", wrong, root)
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason="no real subsets (set CLIPTEX_TEST_DATA)")
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [
-        ("camvid", "camvid"),
-        ("voc", "voc_from_coco"),
-        ("ade20k", "ade"),
-        ("coco", "coco"),
-        ("nyu-depth", "nyu"),
-        ("nyu-normal", "nyu"),
-        ("flickr8k", "flickr8k"),
-        ("imagefolder", "tiny_imagenet_20"),
-    ],
-)
-def test_real_subsets_are_sound(name, folder):
-    root = find_folder(DATASETS[name], None, {name: DATA / folder})
-    assert prepare(DATASETS[name], root, partial=True).skipped == ()

@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.files import canonical_json
 from probes.datasets.base import DatasetSpec, Sample

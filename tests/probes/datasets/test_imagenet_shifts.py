@@ -1,7 +1,5 @@
 """ImageNet's other test sets: their classes, and scores of classes that stand for others."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 
@@ -10,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.datasets import classification
 from probes.datasets.base import UnfitCopy

@@ -1,14 +1,11 @@
 """What ``data check --full`` says of images and targets beyond whether they can be read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import probes.catalog  # noqa: F401
 from probes.datasets.check import survey
 from tests.probes.datasets import make
 

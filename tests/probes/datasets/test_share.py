@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import probes.catalog  # noqa: F401
 from probes.datasets.base import with_share
 from probes.datasets.check import prepare
 from probes.registry import DATASETS

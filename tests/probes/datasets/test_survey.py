@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare, survey
 from probes.registry import DATASETS

@@ -123,32 +123,6 @@ def test_a_member_that_changed_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("test/1.tar", None, "1 of 2 shards are missing"),
-        ("test/1.tar", "cut", "cut off"),
-        ("dataset_type.txt", "retrieval\n", "has no s0000000.txt"),
-        ("classnames.txt", "one\n", "has class 1, but cifar10 has 1 classes"),
-        ("classnames.txt", None, "classnames.txt is missing"),
-        ("zeroshot_classification_templates.txt", "a photo\n", "no place {c}"),
-        ("test/0.tar", {"s.png": b"", "s.cls": b"cat"}, "holds no class number"),
-    ],
-)
-def test_errors_in_a_folder_are_reported(tmp_path, file, content, message):
-    root = make.make_wds(tmp_path / "wds_cifar10", 0, 2)
-    if content == "cut":
-        make.truncate(root / file)
-    elif content is None:
-        (root / file).unlink()
-    elif isinstance(content, dict):
-        make.write_tar(root / file, content)
-    else:
-        (root / file).write_text(content)
-    with pytest.raises(UserError, match=message):
-        prepare(DATASETS["cifar10"], root, splits={"val": None})
-
-
-@pytest.mark.parametrize(
     ("name", "main"),
     [
         ("cifar10", "top1"),
@@ -177,10 +151,6 @@ def test_zero_shot_agrees_with_clip_benchmark(tmp_path, name, main):
     assert 10 < result.metrics["top1"] < 95
     for metric in {"top1", "top5", main}:
         assert result.metrics[metric] == pytest.approx(100 * expected[metric], abs=1e-6)
-    scores = image_scores("classification", result.per_image)
-    weights = np.ones((1, len(targets)))
-    for metric, value in result.metrics.items():
-        assert scores.metrics[metric](weights)[0] == pytest.approx(value, abs=1e-6)
 
 
 def test_retrieval_agrees_with_clip_benchmark(tmp_path):
@@ -209,9 +179,6 @@ def test_retrieval_agrees_with_clip_benchmark(tmp_path):
     for metric, value in expected.items():
         assert result.metrics[metric] == pytest.approx(value, abs=1e-4)
     assert result.metrics["mean_R@1"] > 1
-    scores = image_scores("image-text", result.per_image)
-    mean = scores.metrics["mean_R@1"](np.ones((1, 28)))[0]
-    assert mean == pytest.approx(result.metrics["mean_R@1"])
 
 
 @pytest.mark.parametrize(
@@ -242,13 +209,8 @@ def test_winogavil(tmp_path):
     right, *_ = make.make_winogavil(root)
     spec, probe = find_task("misc-winogavil/zero-shot")
     result = probe.run(context(probe, spec, root))
-    expected = {"jaccard_10-12": 100, "jaccard_5-6": 50, "jaccard": 200 / 3}
-    scores = image_scores("association", result.per_image)
-    for name, value in result.metrics.items():
-        weights = np.ones((1, len(scores.units)))
-        assert scores.metrics[name](weights)[0] == pytest.approx(value)
-        assert expected.get(name, value) == pytest.approx(value)
-    assert expected.keys() <= result.metrics.keys()
+    for name, value in {"jaccard_10-12": 100, "jaccard_5-6": 50, "jaccard": 200 / 3}.items():
+        assert result.metrics[name] == pytest.approx(value)
     (root / "instances.json").write_text(json.dumps([{**right, "candidates": ["nowhere"]}]))
     with pytest.raises(UserError, match="names the image 'nowhere'"):
         spec.list_samples(root, "val")

@@ -1,7 +1,5 @@
 """A probe that a user's config file states: ``--task voc/my_probe.py``."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -56,20 +54,6 @@ def prepare(folder, name="my_probe", **changes):
     probe = PROBES[f"segmentation/{name}"]
     settings = with_changes(probe.settings_type(), {**probe.defaults, **SMALL, **changes})
     return probe, context(folder / "work", tiny_dense.make(folder, "segmentation"), settings)
-
-
-@pytest.mark.integration
-def test_it_is_trained_as_the_file_says_unless_a_setting_changes_it(tmp_path, file):
-    probe, task = prepare(tmp_path, lr=0.01)
-    config = dense_config(probe, task)
-    assert [loss.type for loss in config.model.decode_head.loss_decode] == [
-        "CrossEntropyLoss",
-        "DiceLoss",
-    ]
-    assert config.optim_wrapper.optimizer.lr == 0.01 and config.train_cfg.max_iters == 3
-    assert [part.type for part in config.param_scheduler] == ["MultiStepLR"]
-    result = probe.run(task)
-    assert all(np.isfinite(value) for value in result.metrics.values())
 
 
 OWN = """
@@ -146,3 +130,11 @@ def test_a_file_that_is_no_probe_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         registry.load(path)
+
+
+def test_losses_and_schedule_are_those_of_the_file(tmp_path, file):
+    config = dense_config(*prepare(tmp_path, lr=0.01))
+    losses = config.model.decode_head.loss_decode
+    assert [loss.type for loss in losses] == ["CrossEntropyLoss", "DiceLoss"]
+    assert [part.type for part in config.param_scheduler] == ["MultiStepLR"]
+    assert config.optim_wrapper.optimizer.lr == 0.01, "what a setting changes"

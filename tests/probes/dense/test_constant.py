@@ -1,7 +1,5 @@
 """The best constant prediction, and the note for a probe that does not beat it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """The family of dense tasks in docs/examples: one plugin, from the ground truth to the report."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -16,7 +14,6 @@ from benchmark.parser import main
 from cliptex_common import registry
 from probes.dense.tasks import DENSE_TASKS
 from probes.predictor import load_predictor
-from reports.per_image import image_scores
 from reports.store import open_mlflow
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts.toy_experts import SMALL_UNET
@@ -85,22 +82,12 @@ def test_it_is_labelled_learnt_probed_and_reported(edges, tmp_path):
     assert 0 <= values.min() <= values.max() <= 1
 
 
-def test_a_report_resamples_what_a_run_scored(edges):
-    """Its statistics are those of the evaluation, and perfect edges have F 100."""
-    rng = torch.Generator().manual_seed(0)
-    target = (torch.rand((6, 1, 24, 24), generator=rng) > 0.97).float()
-    noise = torch.rand(target.shape, generator=rng)
-    for prediction, perfect in ((target, True), (noise, False)):
-        pairs = zip(prediction, target, strict=True)
-        each = [edges.score(*pair) for pair in pairs]
-        arrays = {name: np.stack([scores[name].numpy() for scores in each]) for name in each[0]}
-        arrays["image"] = np.array([f"{number}.png" for number in range(6)])
-        scores = image_scores("edges", dict(arrays))
-        everything = edges.summary(arrays, np.ones((1, 6)))["ODS"][0]
-        assert scores.value("ODS") == pytest.approx(everything)
-        assert (everything > 99.99) == perfect
-        half = np.array([[2.0, 0, 1, 1, 0, 2]])
-        repeated = {name: np.repeat(arrays[name], half[0].astype(int), axis=0) for name in arrays}
-        again = edges.summary(repeated, np.ones((1, 6)))["ODS"]
-        np.testing.assert_allclose(scores.metrics["ODS"](half), again)
-        assert scores.of_images().shape == (6,)
+def test_its_statistics_are_those_of_the_images_of_a_resample(edges):
+    target = (torch.rand(6, 1, 24, 24, generator=torch.Generator().manual_seed(0)) > 0.97).float()
+    noise = torch.rand(target.shape, generator=torch.Generator().manual_seed(1))
+    scores = [edges.score(*pair) for pair in zip(noise, target, strict=True)]
+    arrays = {name: np.stack([each[name] for each in scores]) for name in scores[0]}
+    times = np.array([2, 0, 1, 1, 0, 2])
+    repeated = {name: each.repeat(times, axis=0) for name, each in arrays.items()}
+    resample = edges.summary(repeated, np.ones((1, 6)))["ODS"]
+    np.testing.assert_allclose(edges.summary(arrays, times[None])["ODS"], resample)

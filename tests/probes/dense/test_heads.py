@@ -1,7 +1,5 @@
 """Heads and objectives of the dense probes, against formulas written again in numpy."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

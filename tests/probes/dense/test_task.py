@@ -1,14 +1,11 @@
 """What a family of dense tasks has by default, and what all of them keep."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
-import probes.catalog  # noqa: F401  registers the kinds of all probes
 from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec
 from probes.dense.losses import TaskObjective

@@ -1,20 +1,20 @@
 """AP over resamples of images is pycocotools' AP of the resampled images."""
 
-from __future__ import annotations
-
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 from pycocotools import mask as mask_api
 
 from probes.detection.average_precision import Matches, image_f1
-from probes.detection.coco import add_matches
+from probes.detection.coco import add_matches, mean_ap
+from probes.detection.probe import BOXES
 from reports.records import to_columns
 from tests.coco_reference import as_coco, evaluate
 
 CATEGORIES = [3, 7, 9]
-SIDE = 64
+SIDE = 128
 
 
 def mask_of(box: np.ndarray) -> dict:
@@ -33,7 +33,7 @@ def scene(seed: int, images: int = 14) -> tuple[dict, list[dict]]:
     objects, detections = [], []
 
     def random_box() -> np.ndarray:
-        return np.concatenate([rng.uniform(0, 30, 2), rng.uniform(6, 30, 2)])
+        return np.concatenate([rng.uniform(0, 60, 2), rng.uniform(6, 60, 2)])
 
     def detect(image: int, box: np.ndarray, category: int | None = None) -> None:
         detections.append(
@@ -61,7 +61,7 @@ def scene(seed: int, images: int = 14) -> tuple[dict, list[dict]]:
                 }
             )
             for _ in range(rng.integers(0, 4)):
-                close = np.clip(box + rng.normal(0, 2.5, 4), 1, 33)
+                close = np.clip(box + rng.normal(0, 3, 4), 1, 63)
                 detect(image, close, category if rng.random() < 0.8 else None)
         for _ in range(rng.integers(0, 4)):
             detect(image, random_box())
@@ -77,9 +77,8 @@ def dataset_of(ids, objects: list[dict]) -> dict:
     }
 
 
-def reference(dataset: dict, detections: list[dict], kind: str) -> np.ndarray:
+def reference(evaluation: Any) -> np.ndarray:
     """pycocotools' AP at each IoU threshold."""
-    evaluation = evaluate(dataset, detections, kind)
     # (thresholds, recalls, classes), all areas, 100 detections
     precision = evaluation.eval["precision"][:, :, :, 0, 2]
     return np.array([level[level > -1].mean() for level in precision])
@@ -100,6 +99,19 @@ def repeat(dataset: dict, detections: list[dict], times: np.ndarray) -> tuple[di
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", range(4))
+def test_scores_are_those_of_pycocotools(seed, kind):
+    """Detections in other images do not count, and no object is large."""
+    dataset, detections = scene(seed)
+    before, images = copy.deepcopy(detections), list(range(1, 12))
+    scores = mean_ap(as_coco(dataset), detections, images, CATEGORIES, kind)
+    stats = evaluate(dataset, detections, kind, images).stats[:5]
+    names = [name.replace("bbox", kind) for name in BOXES][:5]
+    assert scores == pytest.approx(dict(zip(names, 100 * stats, strict=True)), abs=1e-9)
+    assert 0 < scores[f"{kind}_mAP"] < 100 and detections == before
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(4))
 def test_average_precision_of_resamples_is_pycocotools(seed, kind):
     dataset, detections = scene(seed)
     ids = [image["id"] for image in dataset["images"]]
@@ -112,7 +124,8 @@ def test_average_precision_of_resamples_is_pycocotools(seed, kind):
     weights = [np.bincount(each, minlength=len(ids)) for each in resampled]
     weights = np.stack([np.ones(len(ids)), *weights])
     for times, precision in zip(weights, matches.precision(weights), strict=True):
-        expected = reference(*repeat(dataset, detections, times.astype(int)), kind)
+        resample = repeat(dataset, detections, times.astype(int))
+        expected = reference(evaluate(*resample, kind))
         assert precision == pytest.approx(expected, abs=1e-9)
 
 

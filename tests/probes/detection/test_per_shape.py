@@ -1,20 +1,16 @@
 """An image has the same maps whatever it is in a batch with, so that training sees what evaluation
 does."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-import probes.detection.probe  # noqa: F401  both register
 from probes.detection.coco import CocoInstances
 from probes.detection.models import detection_config
 from probes.detection.settings import MaskRCNNSettings
 from probes.registry import PROBES
-from probes.train.sampling import SeededSamples
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import context
 
@@ -75,23 +71,6 @@ class Sizes:
         return CocoInstances.arrange(self, order, position)
 
 
-def test_batches_hold_images_of_one_orientation_however_training_is_resumed():
-    count, size, epochs = 203, 8, 5
-    images = Sizes(np.random.default_rng(0).random(count) < 0.7, size)
-    indices = SeededSamples(images, seed=3)
-    order = [indices.index(draw) for draw in range(epochs * count)]
-    for epoch in range(epochs):
-        assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
-    batches = images.wide[np.array(order[: len(order) // size * size]).reshape(-1, size)]
-    mixed = [batch.min() != batch.max() for batch in batches]
-    assert 0 < sum(mixed) <= 2 * epochs, "those at the end of an epoch"
-    again = SeededSamples(images, seed=3)
-    assert [again.index(draw) for draw in range(3 * size, epochs * count)] == order[3 * size :]
-    images.aspect_groups = 0
-    plain = np.arange(count)
-    assert images.arrange(plain, 0) is plain
-
-
 def test_batches_are_those_of_mmdet():
     images = Sizes(np.random.default_rng(1).random(50) < 0.5, 4)
     order, buckets, expected = np.random.default_rng(2).permutation(50), {False: [], True: []}, []
@@ -103,3 +82,5 @@ def test_batches_are_those_of_mmdet():
             bucket.clear()
     expected += buckets[False] + buckets[True]
     assert images.arrange(order, 13).tolist() == [*order[:3].tolist(), *expected]
+    images.aspect_groups = 0
+    assert images.arrange(order, 13) is order

@@ -1,13 +1,10 @@
 """Hashes of files: they follow the content, and no file is read twice for one."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 
 import pytest
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
 from probes.datasets.check import prepare

@@ -1,14 +1,11 @@
 """Features of views are the same wherever the disk has no room, and however Python starts
 processes."""
 
-from __future__ import annotations
-
 import multiprocessing
 
 import pytest
 import torch
 
-import probes.catalog  # noqa: F401
 from backbones import registry
 from cliptex_common.device import CPU
 from probes.base import EncodeContext

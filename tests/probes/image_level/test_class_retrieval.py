@@ -1,7 +1,5 @@
 """Retrieval of a class against scikit-learn, query by query, on real embeddings and with ties."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +8,6 @@ import torch
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.datasets.base import Sample
 from probes.image_level import class_retrieval

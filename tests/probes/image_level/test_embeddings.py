@@ -1,7 +1,5 @@
 """Global embeddings: encoded once, the same numbers, and anew when anything about them changes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -80,12 +78,3 @@ def test_without_disk_space_they_are_encoded_and_not_cached(paths, monkeypatch):
         embeddings, was_encoded = encode(paths)
         assert was_encoded and embeddings.shape == (5, 32)
     assert not list(root().glob("*/*.safetensors"))
-
-
-def test_tokens_are_class_tokens_and_the_mean_of_the_last_patches(paths):
-    tokens, _ = encode(paths, blocks=2)
-    assert tokens.shape == (5, 24 + 32 + 32)
-    embedding = encode_directly(paths)
-    # of a CNN both are the mean of the last map
-    torch.testing.assert_close(tokens[:, 24:56], embedding)
-    torch.testing.assert_close(tokens[:, 56:], embedding)

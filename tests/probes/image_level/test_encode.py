@@ -75,13 +75,6 @@ def test_it_is_torchvision_resize_centre_crop_normalise(paths, interpolation, cr
     torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(paths, workers):
-    expected = encode(Colours(), paths, batch_size=4)
-    assert torch.equal(encode(Colours(), paths, workers, batch_size=4), expected)
-    torch.testing.assert_close(encode(Colours(), paths, workers, batch_size=7), expected)
-
-
 def test_order_size_progress_and_memory_format(paths):
     backbone, bar = Colours(cnn=True), Recorder()
     channels_last = []
@@ -127,17 +120,3 @@ def test_texts_keep_their_order(monkeypatch):
     singly = torch.cat([Colours().encode_text([text]) for text in texts])
     embeddings = encode_texts(task(Colours()), texts)
     torch.testing.assert_close(embeddings, singly)
-
-
-def test_squash_keeps_both_ends(tmp_path):
-    """SigLIP's resize to a square; a centre crop would lose the red and the green end."""
-    pixels = np.zeros((20, 80, 3), np.uint8)
-    pixels[:, :20, 0] = pixels[:, 60:, 1] = 255
-    path = make.save(tmp_path / "wide.png", pixels)
-    backbone = Colours((16, 16), "bilinear")
-    squashed, cropped = (
-        ImageViews(EncodeContext(CPU, 0), backbone, [path], Encoding(), squash=squash).load(0)
-        for squash in (True, False)
-    )
-    assert squashed.shape == cropped.shape == (3, 16, 16) and cropped.max() == 0
-    assert squashed[0, 8, 0] > 250 and squashed[1, 8, -1] > 250

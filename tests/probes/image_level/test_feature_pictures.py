@@ -1,7 +1,5 @@
 """Pictures of features: components of known features, signs, and likeness from what is stored."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 from pathlib import Path

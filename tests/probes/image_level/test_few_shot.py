@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.nn.functional import one_hot, pad
 
-import probes.catalog  # noqa: F401
 from probes.image_level.neighbours import DEFAULT_L2, LeastSquares, sample_shots
 from probes.image_level.neighbours import choose_few_shot as choose
 from probes.image_level.probe import FEW_SHOT

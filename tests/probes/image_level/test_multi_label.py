@@ -1,9 +1,8 @@
 """Several labels an image: metrics against scikit-learn, and the probes on VOC 2007's and COCO's
 layouts of images whose colours are their labels."""
 
-from __future__ import annotations
-
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from sklearn.metrics import (
 )
 from sklearn.neighbors import KNeighborsRegressor
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare
 from probes.datasets.ground_truth import LabelSet
@@ -40,33 +38,23 @@ def scored(seed=0, images=60, classes=4):
     return scores, labels, rng.integers(0, 3, (2, images)).astype(float)
 
 
-def test_the_area_is_that_of_scikit_learn_with_weights():
+def test_precisions_are_those_of_scikit_learn_with_weights():
     scores, labels, weights = scored()
-    areas = average_precisions("mAP", scores, labels, weights)
-    for column in range(3):
+    areas, points = (
+        average_precisions(each, scores, labels, weights) for each in ("mAP", "mAP_11")
+    )
+    for column, (row, weight) in product(range(3), enumerate(weights)):
         known = labels[:, column] >= 0
-        for row, weight in enumerate(weights):
-            expected = average_precision_score(
-                labels[known, column], scores[known, column], sample_weight=weight[known]
-            )
-            assert areas[row, column] == pytest.approx(100 * expected)
+        data = labels[known, column], scores[known, column]
+        area = average_precision_score(*data, sample_weight=weight[known])
+        assert areas[row, column] == pytest.approx(100 * area)
+        precision, recall, _ = precision_recall_curve(*data, sample_weight=weight[known])
+        # without its last point, which no threshold has
+        highest = [
+            precision[:-1][recall[:-1] >= level - 1e-9].max() for level in np.linspace(0, 1, 11)
+        ]
+        assert points[row, column] == pytest.approx(100 * np.mean(highest))
     assert np.isnan(areas[:, 3]).all()
-
-
-def test_eleven_points_are_the_highest_precisions_of_scikit_learns_curve():
-    scores, labels, weights = scored()
-    points = average_precisions("mAP_11", scores, labels, weights)
-    for column in range(3):
-        known = labels[:, column] >= 0
-        for row, weight in enumerate(weights):
-            precision, recall, _ = precision_recall_curve(
-                labels[known, column], scores[known, column], sample_weight=weight[known]
-            )
-            # without its last point, which no threshold has
-            highest = [
-                precision[:-1][recall[:-1] >= level - 1e-9].max() for level in np.linspace(0, 1, 11)
-            ]
-            assert points[row, column] == pytest.approx(100 * np.mean(highest))
 
 
 def test_the_score_of_an_image_is_scikit_learns_label_ranking_precision():

@@ -1,7 +1,5 @@
 """Parts of images look the same at every size to a plain ViT, and not to a network that breaks."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace

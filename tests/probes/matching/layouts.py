@@ -1,8 +1,6 @@
 """Small copies of DAVIS, NAVI and ScanNet in their official layouts, made of photographs, so that
 the truth is exact; and a backbone to which every patch looks different."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.probes.datasets.make import save
+from tests.probes.datasets.make import save, write_lines
 from tests.probes.whole_images import Colours
 
 Scene = tuple[np.ndarray, np.ndarray]  # a photograph, and its objects (H, W) uint8
@@ -56,16 +54,14 @@ def make_davis(
             save(root / f"JPEGImages/{file}.jpg", photo, quality=97, subsampling=0)
             save(root / f"Annotations/{file}.png", objects)
     for split in ("train", "val"):
-        path = root / f"ImageSets/2017/{split}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(scenes) + "\n")
+        write_lines(root / f"ImageSets/2017/{split}.txt", scenes)
     return root
 
 
 def make_voc_objects(root: Path, year: int = 2012) -> Path:
     """Three images of VOC with an object each, in a corner and over the patches of a backbone, or
     between them; the masks have a band of unknown pixels around it."""
-    lists = {"Segmentation/val": [], "Main/trainval": []}
+    names = []
     for number, (top, left, height, width) in enumerate(
         [(0, 0, 48, 64), (40, 24, 30, 52), (8, 50, 64, 40)]
     ):
@@ -80,17 +76,11 @@ def make_voc_objects(root: Path, year: int = 2012) -> Path:
         edges = zip(("xmin", "ymin", "xmax", "ymax"), _ends(inside), strict=True)
         box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in edges)
         part = "<part><bndbox><xmin>1</xmin></bndbox></part>"
-        path = root / f"Annotations/{name}.xml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            f"<annotation><object><name>dog</name><bndbox>{box}</bndbox>{part}</object></annotation>"
-        )
-        for names in lists.values():
-            names.append(name)
-    for file, names in lists.items():
-        path = root / f"ImageSets/{file}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(names) + "\n")
+        line = f"<object><name>dog</name><bndbox>{box}</bndbox>{part}</object>"
+        write_lines(root / f"Annotations/{name}.xml", [f"<annotation>{line}</annotation>"])
+        names.append(name)
+    for file in ("Segmentation/val", "Main/trainval"):
+        write_lines(root / f"ImageSets/{file}.txt", names)
     return root
 
 
@@ -137,9 +127,8 @@ def make_navi(
             (root / name / folder / "annotations.json").write_text(json.dumps(content))
         path = f"{name}/wild_set/images"
         lines += [f"{path}/{a:03}.jpg {path}/{b:03}.jpg 1.5" for a, b in listed]
-    path = root / "custom_splits/pairwise_pixel_correspondences/pairs-wild_set.txt"
-    path.parent.mkdir(parents=True)
-    path.write_text("\n".join(lines) + "\n")
+    folder = root / "custom_splits/pairwise_pixel_correspondences"
+    write_lines(folder / "pairs-wild_set.txt", lines)
     return root
 
 

@@ -1,7 +1,5 @@
 """Matching of images with warped copies of them, against OpenCV."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.matching.homographies import (
     centres,

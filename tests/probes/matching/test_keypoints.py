@@ -1,14 +1,11 @@
 """Keypoint matching on a tiny copy of SPair-71k in its official layout, where the right matches are
 known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-import probes.catalog  # noqa: F401
 from benchmark.tasks import PlannedTask
 from cliptex_common.errors import UserError
 from probes.image_level.probe import KEYPOINTS
@@ -37,9 +34,6 @@ def test_points_match_where_their_features_are(spair):
     assert result.per_image["points"].tolist() == [3, 3]
     scores = image_scores("correspondence", result.per_image)
     assert len(scores.units) == 4, "two images each of cats and dogs"
-    weights = np.ones((1, 4))
-    for name, metric in scores.metrics.items():
-        assert metric(weights)[0] == pytest.approx(result.metrics[name])
     assert scores.metrics["PCK@0.1"](np.array([[2.0, 1.0, 0.0, 1.0]]))[0] == pytest.approx(100.0)
     train = DATASETS["spair"].list_samples(spair, "train")
     assert [sample.image for sample in train] == [

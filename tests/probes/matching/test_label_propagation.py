@@ -1,53 +1,17 @@
 """Propagation of masks, where the right ones are known."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch.nn.functional import normalize
 
-import probes.catalog  # noqa: F401
-from cliptex_common.errors import UserError
-from cliptex_common.metrics import contour_accuracy, region_similarity
-from cliptex_common.settings import with_changes
-from probes.datasets.check import prepare
-from probes.matching.probe import LABEL_PROPAGATION, LabelPropagationSettings
-from probes.matching.videos import (
-    propagate_masks,
-    resize_frame,
-)
-from probes.registry import DATASETS, find_preset
+from probes.matching.probe import LABEL_PROPAGATION
+from probes.matching.videos import resize_frame
+from probes.registry import DATASETS
 from reports.per_image import image_scores
-from tests.probes.datasets.make import save, truncate
 from tests.probes.matching.layouts import Patches, make_davis
 from tests.probes.whole_images import context
-
-STRIDE = 8
-MASKS = np.zeros((9, 12), np.uint8)
-MASKS[2:6, 5:8], MASKS[4:9, 9:11] = 1, 2
-
-
-def enlarged(masks):
-    return np.kron(masks, np.ones((STRIDE, STRIDE), np.uint8))
-
-
-@pytest.mark.parametrize("protocol", ["dino", "dinov3"])
-@pytest.mark.parametrize("step", [0, 1])
-def test_masks_follow_a_video_that_shifts_by_patches(protocol, step):
-    preset = find_preset(protocol, DATASETS["davis"], LABEL_PROPAGATION).settings
-    settings = with_changes(LabelPropagationSettings(), preset)
-    world = normalize(torch.randn(256, 9, 20, generator=torch.Generator().manual_seed(0)), dim=0)
-    maps = (world[:, :, step * number :][:, :, :12] for number in range(12))
-    predicted = propagate_masks(maps, enlarged(MASKS), settings, STRIDE)
-    for number, masks in zip(range(5), predicted, strict=False):
-        expected = MASKS[:, step * number :]  # of what the first frame shows
-        patches = masks[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
-        assert np.array_equal(patches[:, : expected.shape[1]], expected)
 
 
 def test_scores_are_of_objects_and_resampled_by_video(tmp_path):
@@ -59,13 +23,7 @@ def test_scores_are_of_objects_and_resampled_by_video(tmp_path):
     assert result.per_image["image"].tolist() == rows
     assert result.per_image["unit"].tolist() == [row[:6] for row in rows]
     assert result.metrics["J_and_F"] > 80
-    both = result.metrics["J"], result.metrics["F"]
-    assert result.metrics["J_and_F"] == pytest.approx(sum(both) / 2)
-    scores = image_scores("video", result.per_image)
-    assert scores.units == ("video0", "video1")
-    assert scores.values() == pytest.approx(result.metrics)
-    assert task.progress.advanced == 2
-    assert Image.open(result.preview).width > 300
+    assert image_scores("video", result.per_image).units == ("video0", "video1")
     with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as pack:
         index = json.loads(pack.read("index.json"))
     assert [image["name"] for image in index["images"]] == rows
@@ -83,47 +41,3 @@ def test_scores_are_of_objects_and_resampled_by_video(tmp_path):
 )
 def test_frames_are_resized_to_whole_patches(method, short, divisor, size, expected):
     assert resize_frame(Image.new("RGB", size), short, method, divisor).shape == (3, *expected)
-
-
-def test_masks_without_pixels():
-    empty, square = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
-    square[2:5, 2:5] = True
-    for measure in (region_similarity, contour_accuracy):
-        assert measure(empty, empty) == measure(square, square) == 1
-        assert measure(empty, square) == measure(square, empty) == 0
-
-
-FRAME, MASK = "JPEGImages/480p/video1/00002.jpg", "Annotations/480p/video1/00002.png"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda root: (root / FRAME).unlink(), f"{FRAME} is missing"),
-        (lambda root: (root / MASK).unlink(), f"{MASK} is missing"),
-        (lambda root: truncate(root / FRAME), f"{FRAME} "),
-        (lambda root: save(root / MASK, np.zeros((80, 64), np.uint8)), "64x80 but its image is"),
-        (
-            lambda root: save(
-                root / "Annotations/480p/video0/00000.png", np.full((80, 128), 2, np.uint8)
-            ),
-            "object 1 has no pixel",
-        ),
-        (
-            lambda root: (root / "ImageSets/2017/val.txt").write_text("video0\nbear\n"),
-            "folder JPEGImages/480p/bear is missing",
-        ),
-        (
-            lambda root: (root / FRAME).rename((root / FRAME).with_name("last.jpg")),
-            "last.jpg is no frame",
-        ),
-        (lambda root: make_davis(root / "short", frames=2), "has 2 frames"),
-    ],
-)
-def test_a_damaged_copy_is_refused(tmp_path, change, message):
-    root = make_davis(tmp_path)
-    change(root)
-    root = root / "short" if (root / "short").is_dir() else root
-    with pytest.raises(UserError, match=message) as error:
-        prepare(DATASETS["davis"], root, splits={"val": None}, partial=True)
-    assert "\n" not in str(error.value)

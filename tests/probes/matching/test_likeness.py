@@ -1,17 +1,12 @@
 """Likeness on a tiny copy of NIGHTS' layout, where people choose the image of the same colour."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.datasets.check import prepare, survey
-from probes.matching import likeness
 from probes.matching.likeness import LIKENESS
 from probes.registry import DATASETS
-from reports.per_image import image_scores
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours, context
 
@@ -24,7 +19,6 @@ def test_scores_are_by_subsets_of_the_official_split(tmp_path):
     )
     assert result.notes == ["6 triplets; chance 50, highest with these votes 100"]
     assert (result.per_image["margin"] < 0).tolist() == [True, *[False] * 4, True]
-    assert image_scores("triplets", result.per_image).values() == result.metrics
 
 
 def test_features_that_are_all_equal_have_the_score_of_chance(tmp_path):
@@ -36,26 +30,6 @@ def test_features_that_are_all_equal_have_the_score_of_chance(tmp_path):
     result = LIKENESS.run(context(LIKENESS, spec, root, backbone=Blind()))
     assert result.metrics["2AFC"] == 50
     assert "equally near in 6 triplets" in result.notes[1]
-
-
-def test_tokens_are_those_of_the_last_block(tmp_path):
-    class Tokens(Colours):
-        token_blocks = 2
-
-        def read_tokens(self, images, layers):
-            patches = images.flatten(2).transpose(1, 2)
-            return [(images[:, :, 0, 0] + layer, patches + layer) for layer in layers]
-
-    spec, root = DATASETS["nights"], make.make_nights(tmp_path / "data")
-    features = {}
-    for name in ("class", "patches", "both"):
-        task = context(LIKENESS, spec, root, backbone=Tokens(), features=name)
-        features[name] = likeness.encode(task, ["ref/000/000.png", "ref/000/001.png"])
-    assert features["both"].equal(torch.cat([features["class"], features["patches"]], dim=1))
-    views = likeness.encode(context(LIKENESS, spec, root), ["ref/000/000.png"])
-    # ``Colours`` gives the mean of the same pixels, in a projection
-    mean = (features["patches"][:1] - 1) * torch.tensor(Colours().data.std)
-    assert (mean @ Colours().projection).numpy() == pytest.approx(views.numpy(), abs=1e-5)
 
 
 def test_a_missing_image_and_a_malformed_table(tmp_path):

@@ -1,7 +1,5 @@
 """Relative poses of views, where cameras are known; scipy's rotations are the oracle."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.datasets.base import Sample
 from probes.datasets.ground_truth import CameraPose
@@ -62,16 +59,6 @@ def test_pairs_are_of_one_scene_and_near_and_more_partners_leave_those_of_val(tm
     assert torch.equal(few[few[:, 0] >= 36], pairs[pairs[:, 0] >= 36])
 
 
-@pytest.mark.slow
-def test_a_feature_that_says_the_view_beats_the_floor(tmp_path):
-    task = context(RELATIVE_POSE, SPEC, make_poses(tmp_path), batch_size=16)
-    result = RELATIVE_POSE.run(task)
-    assert result.metrics["rotation_error"] < result.bounds[FLOOR] / 2
-    scores = image_scores("view-pose", result.per_image)
-    assert scores.units == ("bottle", "keyboard")
-    assert result.head.tensors["0.weight"].shape == (16,)
-
-
 def test_views_are_turned_as_their_orientation_says(tmp_path):
     root = make_poses(tmp_path)
     image = root / SPEC.list_samples(root, "val")[0].image
@@ -100,3 +87,13 @@ def test_views_of_no_other_near_are_an_error(tmp_path):
     task = context(RELATIVE_POSE, SPEC, make_poses(tmp_path), max_angle=1.0)
     with pytest.raises(UserError, match="0 pairs of train"):
         RELATIVE_POSE.run(task)
+
+
+@pytest.mark.slow
+def test_a_feature_that_says_the_view_beats_the_floor(tmp_path):
+    task = context(RELATIVE_POSE, SPEC, make_poses(tmp_path), batch_size=16)
+    result = RELATIVE_POSE.run(task)
+    assert result.metrics["rotation_error"] < result.bounds[FLOOR] / 2
+    scores = image_scores("view-pose", result.per_image)
+    assert scores.units == ("bottle", "keyboard")
+    assert result.head.tensors["0.weight"].shape == (16,)

@@ -1,8 +1,6 @@
 """Our modules under both libraries' scopes, and a backbone that nothing trains, saves
 or initialises."""
 
-from __future__ import annotations
-
 import gc
 import random
 import weakref
@@ -10,7 +8,6 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from mmengine.model import BaseModule
 
 from cliptex_common.errors import UserError
 from probes.train import frozen_backbone
@@ -27,13 +24,6 @@ def nothing_shared():
 
 def frozen(**options: object) -> frozen_backbone.FrozenBackbone:
     return frozen_backbone.FrozenBackbone(**{"name": "tiny-cnn", "seed": 3, **options})
-
-
-class Probe(BaseModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = frozen()
-        self.head = torch.nn.Linear(32, 2)
 
 
 def test_maps_are_those_of_the_backbone():
@@ -67,36 +57,6 @@ def test_the_backbone_is_exact_under_the_autocast_of_the_heads():
         assert all(map(torch.equal, module(images), expected))
 
 
-def test_heads_share_what_they_compute_within_one_batch():
-    same, second_map = [frozen(), frozen()], frozen(out_indices=(1,))
-    images = torch.randn(2, 3, 64, 64)
-    assert same[0](images)[0] is not same[1](images)[0]
-    with frozen_backbone.one_batch():
-        maps = same[0](images)
-        assert same[1](images) is maps is not same[0](images.clone())
-        assert second_map(images)[0].shape == (2, 16, 8, 8)
-        assert same[0](images[:1])[0].shape == (1, 8, 16, 16)  # a view of the same memory
-    assert same[0](images) is not maps
-
-
-def test_training_saving_and_initialising_do_not_reach_it():
-    probe = Probe()
-    backbone = probe.backbone.backbone
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    probe.train()
-    probe.init_weights()
-    probe.requires_grad_(True)
-    optimizer = torch.optim.SGD(probe.parameters(), lr=1.0)
-    for _ in range(3):
-        optimizer.zero_grad()
-        probe.head(probe.backbone(torch.randn(2, 3, 32, 32))[-1].mean(dim=(2, 3))).sum().backward()
-        optimizer.step()
-    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    assert not backbone.training
-    assert not any(parameter.requires_grad for parameter in backbone.parameters())
-    assert set(probe.state_dict()) == {"head.weight", "head.bias"}
-
-
 def test_moving_the_model_moves_the_backbone():
     backbone = TinyBackbone("elsewhere", 0, (4,))
     frozen_backbone.share({"name": "elsewhere"}, backbone)
@@ -126,3 +86,14 @@ def test_building_a_backbone_does_not_change_the_random_numbers():
 def test_a_size_that_the_backbone_cannot_take_is_named():
     with pytest.raises(UserError, match=r"multiples of 32, not \(64, 50\)"):
         frozen()(torch.zeros(1, 3, 64, 50))
+
+
+def test_heads_share_what_they_compute_within_one_batch():
+    same, second_map = [frozen(), frozen()], frozen(out_indices=(1,))
+    images = torch.randn(2, 3, 64, 64)
+    with frozen_backbone.one_batch():
+        maps = same[0](images)
+        assert same[1](images) is maps is not same[0](images.clone())
+        assert second_map(images)[0].shape == (2, 16, 8, 8)
+        assert same[0](images[:1])[0].shape == (1, 8, 16, 16)  # a view of the same memory
+    assert same[0](images) is not maps

@@ -1,8 +1,6 @@
 """Heads of a group where one fails, or the memory of the device ends: each fails for its own sake,
 and leaves the memory to the others."""
 
-from __future__ import annotations
-
 import weakref
 
 import pytest

@@ -1,11 +1,8 @@
 """On a GPU heads compute in bf16 and lose in fp32: here on a CPU."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
-import probes.dense.probe  # noqa: F401 – registers the probes
 from probes.dense.config import dense_config
 from probes.registry import PROBES
 from probes.train.loop import run_training

@@ -1,8 +1,6 @@
 """Dense heads with a backbone that trains: each tier learns, resumes, predicts, and leaves the
 frozen backbone as it was."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import open_clip.factory as factory
@@ -13,7 +11,7 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 import backbones
-import probes.catalog  # noqa: F401  registers the probes
+import probes.catalog  # noqa: F401  tests of teams import this file
 from backbones.backbone import state_sha256
 from backbones.tuning import Cut
 from cliptex_common.errors import OutOfMemory, UserError
@@ -152,10 +150,9 @@ def test_parts_of_a_batch_give_its_gradient(data, tmp_path):
     assert not same(whole, parts)
 
 
-@pytest.mark.parametrize(("tune", "ema"), [("all", 0.0), ("blocks:1", 0.9)])
-def test_plain_mmengine_trains_the_same(data, tmp_path, monkeypatch, tune, ema):
+def test_plain_mmengine_trains_the_same(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    probe, task = prepare(tmp_path / "a", data, tune, tune_rates=(1e-3,), ema=ema)
+    probe, task = prepare(tmp_path / "a", data, "blocks:1", tune_rates=(1e-3,), ema=0.9)
     runner = Runner.from_cfg(
         Config.fromstring(resolved(dense_config(probe, task), task).pretty_text, ".py")
     )
@@ -163,9 +160,8 @@ def test_plain_mmengine_trains_the_same(data, tmp_path, monkeypatch, tune, ema):
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
             hook.before_test_epoch(runner)  # the average takes the place of the weights
-    trained = train(tmp_path / "b", data, tune, ema=ema)
-    assert same(runner, trained)
-    assert same(trained, train(tmp_path / "c", data, tune)) == (not ema)
+    trained = train(tmp_path / "b", data, "blocks:1", ema=0.9)
+    assert same(runner, trained) and not same(trained, train(tmp_path / "c", data, "blocks:1"))
 
 
 @pytest.mark.parametrize(

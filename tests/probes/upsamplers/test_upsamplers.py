@@ -1,7 +1,5 @@
 """Upsamplers of feature maps: their operators, where they are reached, and what they refuse."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from functools import partial
@@ -13,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import probes.catalog  # noqa: F401
 from benchmark.tasks import PlannedTask
 from cliptex_common.errors import UserError
 from cliptex_common.files import sha256_file

@@ -1,7 +1,5 @@
 """Downloads resume after a kill or a cut connection, and report a server that fails."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

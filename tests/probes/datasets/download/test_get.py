@@ -1,7 +1,5 @@
 """``data get``: from small archives of the published kind to folders that pass ``data check``."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import tarfile
@@ -17,7 +15,6 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import imagenet
 
-import probes.catalog  # noqa: F401
 from benchmark.parser import main
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Silent
