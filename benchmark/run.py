@@ -429,7 +429,9 @@ async def run_async(options: RunOptions) -> RunResult:
             with start_executor(executor, plan.experiment) as tracker:
                 plan = replace(plan, tasks=await ask_for_precision(plan.tasks, executor))
                 plan = await plan.with_data(executor.num_workers)
-                if plan.pipeline is None:
+                # where memory ends, a worker is killed: a failed task, not the end of the run
+                is_large = any(getattr(task.settings, "is_tuned", False) for task in plan.tasks)
+                if plan.pipeline is None and not is_large:
                     executor.expect(len(planned) * len(plan.seeds) * len(plan.units))
                 if not executor.in_this_process:
                     drop_last_model()  # of ``planned_backbone``; each worker loads its own

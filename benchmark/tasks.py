@@ -74,7 +74,7 @@ NEUTRAL = {
 # settings that a tier does not have, whatever they say
 OF_TUNED = ("tune_rates", "layer_decay", "drop_path", "checkpointing", "ema")
 UNUSED = {"frozen": OF_TUNED, "blocks": ("layer_decay",), "lora": ("layer_decay", "drop_path")}
-TUNING_VERSION = 2  # of how a backbone is tuned
+TUNING_VERSION = 3  # of how a backbone is tuned
 PARTS_VERSION = 2  # of how a batch in parts is trained on; see ``probes.team``
 
 

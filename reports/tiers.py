@@ -57,8 +57,9 @@ class Pair:
 
 
 def tier_pairs(analysis: Analysis, conditions: Conditions) -> dict[str, list[Pair]]:
-    """Tier → its tasks that ran frozen, too: of several frozen protocols the one that differs least
-    (of equals the oldest), of several tuned ones the oldest."""
+    """Tier → its tasks that ran frozen, too: of several frozen protocols the one that most
+    backbones share, of these the one that differs least (then the oldest); of several tuned ones
+    the oldest."""
     frozen: dict[str, list[TaskColumn]] = defaultdict(list)
     for column in analysis.selection.columns:
         if not column.tier:
@@ -68,19 +69,18 @@ def tier_pairs(analysis: Analysis, conditions: Conditions) -> dict[str, list[Pai
         untuned = frozen.get(column.task.replace(f":{column.tier}", ""), [])
         if not column.tier or column.letter not in ("", "A") or not untuned:
             continue
-        apart = [
-            (each, _differences(conditions.get(each, {}), conditions.get(column, {})))
-            for each in untuned
-        ]
-        closest, differences = min(apart, key=lambda each: len(each[1]))
-        backbones = tuple(
-            name
-            for name in analysis.selection.backbones
-            if all((name, each, each.main) in analysis.samples for each in (closest, column))
-        )
-        if backbones:
-            tier = column.tier.removeprefix("tune=")
-            pairs[tier].append(Pair(closest, column, backbones, differences))
+        candidates = []
+        for each in untuned:
+            backbones = tuple(
+                name
+                for name in analysis.selection.backbones
+                if all((name, one, one.main) in analysis.samples for one in (each, column))
+            )
+            differences = _differences(conditions.get(each, {}), conditions.get(column, {}))
+            candidates.append(Pair(each, column, backbones, differences))
+        pair = min(candidates, key=lambda each: (-len(each.backbones), len(each.differences)))
+        if pair.backbones:
+            pairs[column.tier.removeprefix("tune=")].append(pair)
     return pairs
 
 
@@ -89,7 +89,7 @@ def _differences(frozen: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[st
         {
             name: value
             for name, value in pd.json_normalize(dict(each)).to_dict("records")[0].items()
-            if name not in OF_TIER
+            if str(name).removeprefix("head.").removeprefix("train.") not in OF_TIER
         }
         if each
         else {}

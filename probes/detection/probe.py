@@ -110,6 +110,7 @@ class DetectionProbe(Probe):
             trained |= train_together(head, description=f"{data.spec.name}/{self.name}: rates")
             if isinstance(result := trained[rate], HeadTrainer):
                 result.discard()
+                result.evaluator.metrics.clear()  # with all detections
         choice = select_rate(self, context, trained, len(held_out))
         if isinstance(choice, Exception):
             raise choice

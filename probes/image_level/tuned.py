@@ -186,6 +186,7 @@ def tune(context: Context, method: Method) -> Tuned:
                 each = Candidate(rate, f"lr_{rate:g}", measure(logits, true), loss, rate)
                 candidates.append(each)
                 logits_of[rate] = logits
+                del tuning, head, encode  # the next rate needs the memory
             log_scores(context.log, metric, candidates, 0)
             best, reason = select_candidate(candidates, metric, len(held_out))
             rates = [best.value]
@@ -198,6 +199,23 @@ def tune(context: Context, method: Method) -> Tuned:
     context.cost.trained_parameters = sum(map(Tensor.numel, tuning.trained.values()))
     notes.insert(0, f"{tuning.summary()}; it is tuned for this task alone")
     return Tuned(tuning.merged(), head, temperature, notes)
+
+
+@dataclass(frozen=True)
+class Batches(Sequence[list[int]]):
+    """The samples of each iteration, listed when they are asked for: of a long training they are
+    hundreds of millions."""
+
+    iterations: range
+    size: int
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.iterations)
+
+    def __getitem__(self, index: Any) -> Any:
+        start = self.iterations[index] * self.size
+        return [start + row for row in self.rows]
 
 
 def head_groups(
@@ -304,7 +322,7 @@ def train(
             loss = loss_of(head(outputs.float()), classes[rows[number]])
             return loss, {"loss": loss}
 
-        batches = [[i * size + row for row in parts.loaded] for i in range(iteration, iterations)]
+        batches = Batches(range(iteration, iterations), size, parts.loaded)
         for items, images in zip(batches, crops.tensors(batches), strict=True):
             seed_devices(derive_seed("iteration", context.seed, 0, iteration) % 2**32)
             classes = upload(labels[[crops.index(item) for item in items]], device)

@@ -121,6 +121,19 @@ def test_what_else_differs_is_said_and_the_closest_protocol_is_compared(analysis
     assert last.endswith("also differs in other conditions: lr 0.1 when frozen and – when tuned.")
 
 
+def test_the_frozen_protocol_that_most_backbones_share_is_compared(analysis_of):
+    runs = runs_of(["voc/linear"])
+    runs.append(stored_run("clip", "voc/linear", 0, 20.0, protocol="new"))
+    analysis = analysis_of(runs, images=40)
+    settings = {"new": {"lr": 0.1}, "voc/linear": {"lr": 1}, "voc/linear:tune=lora:16": {"lr": 0.1}}
+    conditions = {
+        column: {"head": {"task": column.task, "settings": settings[column.protocol]}}
+        for column in analysis.selection.columns
+    }
+    ((_, (pair,)),) = tier_pairs(analysis, conditions).items()
+    assert len(pair.backbones) == 3 and dict(pair.differences) == {"head.settings.lr": (1, 0.1)}
+
+
 def test_without_a_known_gain_nobody_gains_most(analysis_of):
     runs = runs_of(["voc/linear"], seeds=1, frozen=dict.fromkeys(FROZEN, 0.0))
     analysis = analysis_of(runs, images=40)
