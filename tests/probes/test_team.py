@@ -54,13 +54,13 @@ def test_stopped_and_resumed(data, tmp_path, two_devices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("probe", ["linear", "attentive"])
-def test_classification(probe, tmp_path, two_devices):
+@pytest.mark.parametrize("head", ["linear", "attentive"])
+def test_classification(head, tmp_path, two_devices):
     root = make.make_imagefolder(tmp_path / "images", 8, 3)
     options = {"accumulate": 2, "learning_rates": (1e-3,)}
     results = []
     for name in ("one", "two"):
-        task = images.prepare(root, tmp_path / name, "all", probe, **options)
+        task = images.prepare(root, tmp_path / name, "all", head, **options)
         results.append(task[0].run(task[1]))
         two_devices()
     one, two = (result.head.tensors for result in results)

@@ -28,8 +28,8 @@ def root(tmp_path_factory):
     return make.make_imagefolder(tmp_path_factory.mktemp("images"), 8, 3)
 
 
-def prepare(root, folder, tune, **settings):
-    probe, recorder = PROBES["classification/linear"], Recorder()
+def prepare(root, folder, tune, head="linear", **settings):
+    probe, recorder = PROBES[f"classification/{head}"], Recorder()
     create = {"name": "random/timm/test_vit", "seed": 3}
     settings = {**SETTINGS, "tune": tune, "tune_rates": (1e-3,), **settings}
     task = context(probe, DATASETS["imagefolder"], root, **settings)
