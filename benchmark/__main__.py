@@ -14,7 +14,7 @@ from typing import NoReturn
 def entry() -> NoReturn:
     """Run the process's command and exit with its code; secrets are redacted in its output."""
     # imports make objects that stay: looking for garbage among them takes a sixth of their time
-    gc.set_threshold(10_000, 10, 10)
+    gc.set_threshold(50_000, 20, 20)
     # Registered first, called last: from then on Python's own handlers would end the process by
     # the signal, and the exit code of a finished command would be lost.
     for number in (signal.SIGINT, signal.SIGTERM):

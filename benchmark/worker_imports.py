@@ -6,13 +6,15 @@ import signal
 from contextlib import suppress
 from importlib import import_module
 
+from reports.store import sqlite_file, tracking_uri
+
 # A signal to the process group is meant for the workers, which save their state. This process, from
 # which they are forked, ignores it: if it ended, the main process would take them for dead.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-gc.set_threshold(10_000, 10, 10)  # as in the main process
+gc.set_threshold(50_000, 20, 20)  # as in the main process
 for name in (
-    "mlflow.tracking",
+    "reports.store" if sqlite_file(tracking_uri()) else "mlflow.tracking",  # a file needs no MLflow
     "benchmark.cell",
     "benchmark.stages",
     "probes.dense.probe",

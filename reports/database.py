@@ -1,16 +1,20 @@
-"""Reading a SQLite store of MLflow without MLflow, whose import takes longer than all else of a
-command that finds its tasks finished: MLflow's requests that read, answered from its tables.
+"""A SQLite store of MLflow without MLflow, whose import takes longer than all else of a small run:
+the requests of records and runs, answered from its tables and written to them as MLflow does.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from cliptex_common.files import package_file
 
@@ -28,8 +32,24 @@ RUN = (
 NEWEST_FIRST = ["attributes.start_time DESC"]  # MLflow's own order, too
 
 
+KEY = re.compile(r"[\w.\- :]([/\w.\- :]{0,249})")  # of a tag, param or metric
+PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # characters of a value that MLflow keeps
+
+
 class Unsupported(Exception):
     """MLflow has to be asked."""
+
+
+class Point(NamedTuple):
+    """A finite value of a metric, in milliseconds, and the model and data that it is of."""
+
+    key: str
+    value: float
+    timestamp: int
+    step: int
+    model_id: str | None = None
+    dataset_name: str | None = None
+    dataset_digest: str | None = None
 
 
 class Page(list[Any]):
@@ -155,6 +175,223 @@ class Database:
             point.value = _value(point)
         return points
 
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Changes that are written together or, where one fails, not at all."""
+        uri = f"{self.path.absolute().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(uri, BUSY_SECONDS, uri=True)) as connection, connection:
+            connection.execute("pragma foreign_keys = on")
+            connection.execute("begin immediate")
+            yield connection
+
+    @contextmanager
+    def _change(self, run_id: str) -> Iterator[tuple[sqlite3.Connection, int]]:
+        """A transaction for a run that is not deleted, and the id of its experiment."""
+        query = "select experiment_id from runs where run_uuid = ? and lifecycle_stage = 'active'"
+        with self._transaction() as connection:
+            for (experiment,) in connection.execute(query, [run_id]):
+                yield connection, experiment
+                return
+            raise Unsupported
+
+    def create_experiment(self, name: str, folder: str, tags: Mapping[str, str]) -> None:
+        """A new experiment whose artifacts are in ``folder``."""
+        if not 0 < len(name) <= 500:
+            raise Unsupported
+        now = _milliseconds()
+        row = {"name": name, "artifact_location": folder, "lifecycle_stage": "active"}
+        times = {"creation_time": now, "last_update_time": now}
+        with self._transaction() as connection:
+            experiment = _insert(connection, "experiments", [{**row, **times}])
+            _insert(connection, "experiment_tags", _pairs(tags, experiment_id=experiment))
+
+    def set_experiment_tag(self, experiment_id: str, key: str, value: str) -> None:
+        """Set or replace a tag."""
+        rows = _pairs({key: value}, experiment_id=int(experiment_id))
+        with self._transaction() as connection:
+            _insert(connection, "experiment_tags", rows, "or replace")
+
+    def create_run(self, experiment_id: str, run_name: str, tags: Mapping[str, str]) -> Any:
+        """A new run, which is RUNNING."""
+        run_id = uuid.uuid4().hex
+        values: dict[str, Any]
+        values = {"name": run_name, "source_type": "UNKNOWN", "source_name": ""}
+        values |= {"entry_point_name": "", "status": "RUNNING"}
+        values["user_id"] = tags.get("mlflow.user", "unknown")
+        values |= {"start_time": _milliseconds(), "source_version": "", "lifecycle_stage": "active"}
+        values["artifact_uri"] = self._folder(experiment_id, run_id)
+        values |= {"run_uuid": run_id, "experiment_id": int(experiment_id)}
+        with self._transaction() as connection:
+            _insert(connection, "runs", [values])
+            named = {**tags, NAME_TAG: run_name}
+            _insert(connection, "tags", _pairs(named, run_uuid=run_id))
+        return self.get_run(run_id)
+
+    def _folder(self, experiment_id: str, *names: str) -> str:
+        """A folder on this disk for artifacts of an experiment that is not deleted."""
+        query = "select artifact_location from experiments where experiment_id = ?"
+        (rows,) = self._read((f"{query} and lifecycle_stage = 'active'", [int(experiment_id)]))
+        if not rows or not str(rows[0].artifact_location).startswith("/"):
+            raise Unsupported
+        return posixpath.join(rows[0].artifact_location, *names, "artifacts")
+
+    def update_run(self, run_id: str, status: str, name: str) -> None:
+        """Set a run's status and name."""
+        with self._change(run_id) as (connection, _):
+            query = "update runs set status = ?, name = ? where run_uuid = ?"
+            connection.execute(query, [status, name, run_id])
+            _insert(connection, "tags", _pairs({NAME_TAG: name}, run_uuid=run_id), "or replace")
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        """End a run."""
+        with self._change(run_id) as (connection, _):
+            query = "update runs set status = ?, end_time = ? where run_uuid = ?"
+            connection.execute(query, [status, _milliseconds(), run_id])
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set or replace tags; long values are cut."""
+        rows = _pairs(tags, TAG_LENGTH, run_uuid=run_id)
+        with self._change(run_id) as (connection, _):
+            _insert(connection, "tags", rows, "or replace")
+
+    def delete_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag that a run may have."""
+        with self._change(run_id) as (connection, _):
+            connection.execute("delete from tags where run_uuid = ? and key = ?", [run_id, key])
+
+    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Record params, which never change; long values are cut."""
+        rows = _pairs(params, PARAM_LENGTH, run_uuid=run_id)
+        query = "select value from params where run_uuid = ? and key = ?"
+        with self._change(run_id) as (connection, _):
+            for row in rows:
+                stored = connection.execute(query, [run_id, row["key"]]).fetchall()
+                if stored not in ([], [(row["value"],)]):
+                    raise Unsupported
+            _insert(connection, "params", rows, "or ignore")
+
+    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
+        """Record points of curves, each once; a metric's own value is that of its last step."""
+        _check_keys(point.key for point in points)
+        columns = ("key", "value", "timestamp", "step")
+        rows = [
+            {**dict(zip(columns, point, strict=False)), "is_nan": 0, "run_uuid": run_id}
+            for point in points
+        ]
+        later = (
+            "on conflict (key, run_uuid) do update set value = excluded.value,"
+            " step = excluded.step, timestamp = excluded.timestamp, is_nan = excluded.is_nan"
+            " where (excluded.step, excluded.timestamp, excluded.value) > (step, timestamp, value)"
+        )
+        with self._change(run_id) as (connection, experiment):
+            _insert(connection, "metrics", rows, "or ignore")
+            _insert(connection, "latest_metrics", rows, after=later)
+            of_models = [
+                {
+                    "model_id": point.model_id,
+                    "metric_name": point.key,
+                    "metric_timestamp_ms": point.timestamp,
+                    "metric_step": point.step,
+                    "metric_value": point.value,
+                    "experiment_id": experiment,
+                    "run_id": run_id,
+                    "dataset_name": point.dataset_name,
+                    "dataset_digest": point.dataset_digest,
+                }
+                for point in points
+                if point.model_id is not None
+            ]
+            _insert(connection, "logged_model_metrics", of_models, "or ignore")
+
+    def log_dataset(self, run_id: str, dataset: Mapping[str, str], context: str) -> None:
+        """Link a dataset (name, digest, source, profile); the first of a digest is kept."""
+        with self._change(run_id) as (connection, experiment):
+            row = {"experiment_id": experiment, "name": dataset["name"]}
+            row |= {"digest": dataset["digest"], "dataset_uuid": uuid.uuid4().hex}
+            row |= {"dataset_source_type": "local", "dataset_source": dataset["source"]}
+            row["dataset_profile"] = dataset["profile"]
+            _insert(connection, "datasets", [row], "or ignore")
+            query = "select dataset_uuid from datasets where experiment_id = ? and name = ?"
+            values = [experiment, dataset["name"], dataset["digest"]]
+            ((stored,),) = connection.execute(f"{query} and digest = ?", values)
+            link = _link("DATASET", stored, "RUN", run_id)
+            if _insert(connection, "inputs", [link], "or ignore"):
+                tag = {"name": "mlflow.data.context", "value": context}
+                _insert(connection, "input_tags", [{"input_uuid": link["input_uuid"], **tag}])
+
+    def link_models(self, run_id: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """Link models, by id, that a run uses or has created."""
+        links = [_link("RUN_INPUT", run_id, "MODEL_INPUT", model) for model in inputs]
+        links += [_link("RUN_OUTPUT", run_id, "MODEL_OUTPUT", model) for model in outputs]
+        with self._change(run_id) as (connection, _):
+            _insert(connection, "inputs", links, "or replace")
+
+    def create_model(
+        self,
+        experiment_id: str,
+        name: str,
+        run_id: str | None,
+        tags: dict[str, str],
+        params: dict[str, str],
+    ) -> Any:
+        """A new LoggedModel of a backbone, which is READY."""
+        model_id, now = f"m-{uuid.uuid4().hex}", _milliseconds()
+        identity = {"model_id": model_id, "experiment_id": int(experiment_id)}
+        values = {**identity, "name": name, "status": 2, "lifecycle_stage": "active"}
+        values |= {"creation_timestamp_ms": now, "last_updated_timestamp_ms": now}
+        values["artifact_location"] = self._folder(experiment_id, "models", model_id)
+        values |= {"model_type": "backbone", "source_run_id": run_id}
+        with self._transaction() as connection:
+            _insert(connection, "logged_models", [values])
+            for table, pairs in {"param": params, "tag": tags}.items():
+                columns = (f"{table}_key", f"{table}_value")
+                rows = [
+                    {**identity, **dict(zip(columns, pair, strict=True))} for pair in pairs.items()
+                ]
+                _insert(connection, f"logged_model_{table}s", rows)
+        return SimpleNamespace(**values)
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)
+
+
+def _insert(
+    connection: sqlite3.Connection,
+    table: str,
+    rows: Sequence[Mapping[str, Any]],
+    conflict: str = "",
+    after: str = "",
+) -> int:
+    """Insert rows of equal columns; returns the last one's number, 0 if none was inserted."""
+    last = 0
+    for row in rows:
+        names = ", ".join(row)
+        query = f"insert {conflict} into {table} ({names}) values ({_marks(row)}) {after}"
+        cursor = connection.execute(query, list(row.values()))
+        last = cursor.lastrowid or 0 if cursor.rowcount > 0 else 0
+    return last
+
+
+def _check_keys(keys: Iterable[str]) -> None:
+    for key in keys:
+        if not KEY.fullmatch(key) or posixpath.normpath(key) != key or key.startswith(".."):
+            raise Unsupported
+
+
+def _pairs(
+    pairs: Mapping[str, str], length: int | None = None, **identity: Any
+) -> list[dict[str, Any]]:
+    """Rows of tags or params."""
+    _check_keys(pairs)
+    return [{"key": key, "value": value[:length], **identity} for key, value in pairs.items()]
+
+
+def _link(source_type: str, source: str, destination_type: str, destination: str) -> dict[str, str]:
+    """A row of ``inputs``."""
+    link = {"source_type": source_type, "source_id": source, "destination_id": destination}
+    return {**link, "destination_type": destination_type, "input_uuid": uuid.uuid4().hex}
+
 
 # field of a run's data → its table, and the expressions of a value and of whether it is NaN
 DATA = {
@@ -164,6 +401,7 @@ DATA = {
 }
 
 
+@cache
 def newest_schemas() -> list[str]:
     """The schemas of the installed MLflow that none follows: one."""
     scripts = package_file("mlflow", "store", "db_migrations", "versions")
@@ -176,8 +414,8 @@ def _value(row: Any) -> Any:
     return float("nan") if row.is_nan else row.value
 
 
-def _marks(values: Sequence[Any]) -> str:
-    return ", ".join("?" * len(values))
+def _marks(values: Iterable[Any]) -> str:
+    return ", ".join("?" for _ in values)
 
 
 def _where(

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import sqlite3
-import sys
 import tempfile
 import time
 import uuid
@@ -113,12 +112,16 @@ def using(explicit: str | None = None) -> Iterator[str]:
 
 class Client:
     """An ``MlflowClient`` with all its methods, whose errors are ``TrackingError``, and which
-    removes secrets from all arguments. What ``Database`` can read of a SQLite file does not import
+    removes secrets from all arguments. What ``Database`` can do with a SQLite file does not import
     MLflow."""
 
     def __init__(self, uri: str) -> None:
         self._uri, self._shown = uri, redact(uri)
         path = sqlite_file(uri)
+        if path and path.parent.is_dir() and not path.exists():
+            with suppress(OSError, sqlite3.Error), locked(lock_path("mlflow", uri)):
+                if not path.exists():
+                    create_database(path)
         database = Database(path) if path else None
         self._database = database if database and database.is_readable() else None
         if self._database is None:
@@ -131,20 +134,22 @@ class Client:
     def __getattr__(self, name: str) -> Any:
         """MLflow's method ``name``, with errors and secrets as above; the methods below, which hide
         those of their names, call it by this, too."""
-        read = getattr(self._database, name, None)
+        direct = getattr(self._database, name, None)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             public = [_public(value) for value in args]
             named = {name: _public(value) for name, value in kwargs.items()}
-            if read is not None:
-                with suppress(sqlite3.Error, Unsupported):  # MLflow says what is wrong
-                    return read(*public, **named)
+            if direct is not None:
+                try:
+                    return direct(*public, **named)
+                except (sqlite3.Error, Unsupported) as error:
+                    if "locked" in str(error):  # it was waited for
+                        raise self._failure(error) from error
+                # MLflow says what is wrong
             method = getattr(self._client, name)
-            from mlflow.exceptions import MlflowException
-
             try:
                 return method(*public, **named)
-            except (MlflowException, OSError) as error:  # of an artifact: no space left …
+            except (mlflow_error(), OSError) as error:  # of an artifact: no space left …
                 if getattr(error, "error_code", "") in WRONG_CALL:
                     raise
                 raise self._failure(error) from error
@@ -177,12 +182,16 @@ class Client:
                 self.log_artifacts(run_id, scratch)
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
-        """Set tags, named as in records, in one request for every 100; MLflow cuts long values."""
-        from mlflow.entities import RunTag
+        """Set tags, named as in records; MLflow cuts long values."""
+        named = {tag_key(name): str(value) for name, value in tags.items()}
+        self.__getattr__("set_tags")(run_id, named)
 
-        entities = [RunTag(tag_key(name), str(value)) for name, value in tags.items()]
-        for start in range(0, len(entities), 100):
-            self.log_batch(run_id, tags=entities[start : start + 100])
+
+def mlflow_error() -> type[Exception]:
+    """The class of MLflow's errors, to be named where there may be one: this imports MLflow."""
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException
 
 
 def all_pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
@@ -208,12 +217,9 @@ def tag_key(name: str) -> str:
 
 
 def _public(value: Any) -> Any:
-    """An argument without secrets: text, tags and params, and lists and mappings of them."""
+    """An argument without secrets: text, and lists and mappings of texts."""
     if isinstance(value, str):
         return hide_secrets(value)
-    entities = sys.modules.get("mlflow.entities")
-    if entities and isinstance(value, entities.Param | entities.RunTag):
-        return type(value)(value.key, hide_secrets(value.value))
     if isinstance(value, dict):
         return {key: _public(each) for key, each in value.items()}
     return [_public(each) for each in value] if isinstance(value, list) else value
@@ -246,7 +252,7 @@ def open_mlflow(uri: str) -> Any:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if uri.startswith("sqlite"):
         _wait_for_writers()
-    from mlflow.tracking import MlflowClient
+    from reports.requests import Requests
 
     try:
         # two processes that create the same database break each other's migration
@@ -256,7 +262,7 @@ def open_mlflow(uri: str) -> Any:
                 create_database(path)
             if not uri.startswith(("http://", "https://", "databricks")):
                 check_database(uri)
-            client = MlflowClient(tracking_uri=uri)
+            client = Requests(tracking_uri=uri)
             client.search_experiments(max_results=1)
     except TrackingError:
         raise
@@ -297,6 +303,10 @@ def create_database(path: Path) -> None:
         if newest_schemas() == re.findall(r'"alembic_version" VALUES\(.(\w+)', schema):
             with closing(sqlite3.connect(temporary)) as database:
                 database.executescript(schema)
+                folder, now = str(path.parent / "mlruns" / "0"), int(time.time() * 1000)
+                values = [0, "Default", folder, "active", now, now, "default"]  # MLflow expects it
+                database.execute("insert into experiments values (?, ?, ?, ?, ?, ?, ?)", values)
+                database.commit()
         else:
             from mlflow.tracking import MlflowClient
 

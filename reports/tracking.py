@@ -17,6 +17,7 @@ import os
 import re
 import socket
 import tempfile
+import threading
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from filelock import FileLock
 from cliptex_common.errors import first_line, hide_secrets, redact
 from cliptex_common.files import acquire_liveness_lock, home, is_locked, lock_path, locked
 from cliptex_common.progress import repeating
+from reports.database import Point
 from reports.provenance import origin_tags
 from reports.records import COST, NOTE_TAG, TAGS, Record, TrackingError, metric_key
 from reports.store import (
@@ -39,6 +41,7 @@ from reports.store import (
     all_pages,
     artifact_folder,
     connect,
+    mlflow_error,
     read_run,
     sqlite_file,
     tag_key,
@@ -90,6 +93,8 @@ FLUSH_AT = 500  # metrics; MLflow accepts at most 1,000 a call
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
 # MLflow's UI opens an experiment of this kind on its runs, any other on traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+# seconds; the monitor's first point comes a minute later, and its import takes two of a processor
+MONITORED_AFTER = 10.0
 MLFLOW_BEAT = 60.0  # seconds between two time stamps of an open run
 
 
@@ -111,12 +116,10 @@ class Tracker:
         self.experiment = experiment
         stored = self.client.get_experiment_by_name(experiment)
         if stored is None:
-            from mlflow.exceptions import MlflowException
-
             try:
                 folder = artifact_folder(self.uri, experiment)
                 self.client.create_experiment(experiment, folder, tags=EXPERIMENT_TAGS)
-            except MlflowException as error:  # perhaps another process has just created it
+            except mlflow_error() as error:  # perhaps another process has just created it
                 stored = self.client.get_experiment_by_name(experiment)
                 if stored is None:
                     raise TrackingError(
@@ -246,18 +249,40 @@ class Tracker:
 
 @contextmanager
 def _monitoring(run: Run) -> Iterator[None]:
-    """MLflow's monitor of this machine; a monitor that breaks does not stop the work."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    """MLflow's monitor of this machine, once the run has lasted for a while; a monitor that breaks
+    does not stop the work."""
+    stack = contextlib.ExitStack()
 
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
-    with contextlib.ExitStack() as stack:
+    def start() -> None:
         with contextlib.suppress(Exception):
+            with _importing:
+                from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
             monitor = SystemMetricsMonitor(
                 run.id, 10, 6, resume_logging=True, tracking_uri=run.tracker.uri
             )
             monitor.start()
             stack.callback(monitor.finish)
-        yield
+
+    timer = threading.Timer(MONITORED_AFTER, start)
+    timer.daemon = True
+    timer.start()
+    with stack:
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+
+# a process that is forked in the middle of an import could never import that module
+_importing = threading.Lock()
+os.register_at_fork(
+    before=_importing.acquire,
+    after_in_parent=_importing.release,
+    after_in_child=_importing.release,
+)
 
 
 class Run:
@@ -270,7 +295,7 @@ class Run:
         self.name = name
         self.is_resumed = is_resumed
         self.status = "FINISHED"  # the status that the run will end with
-        self._buffer: list[Any] = []
+        self._buffer: list[Point] = []
         self._logged: dict[str, dict[int, float]] = {}
         self._sent = time.monotonic()
         # what is being sent, and its future; ``flush`` sends again what was refused
@@ -283,11 +308,8 @@ class Run:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters; MLflow cuts long values."""
-        from mlflow.entities import Param
-
-        entities = [Param(key, str(value)) for key, value in params.items()]
-        for start in range(0, len(entities), 100):
-            self._submit(self.tracker.client.log_batch, params=entities[start : start + 100])
+        texts = {key: str(value) for key, value in params.items()}
+        self._submit(self.tracker.client.log_params, texts)
 
     def log_metrics(
         self, metrics: Mapping[str, float], step: int = 0, about: Mapping[str, str] | None = None
@@ -298,8 +320,6 @@ class Run:
             about: the model and data that they are of, for MLflow's Models page: ``model_id``,
                 ``dataset_name``, ``dataset_digest``.
         """
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
         for name, value in metrics.items():
             key, value = metric_key(name), float(value)
@@ -307,7 +327,7 @@ class Run:
             # a number that was computed again may be another one; what a run took stands once
             is_new = step not in logged or not (step or name.startswith(COST) or logged[0] == value)
             if math.isfinite(value) and is_new:
-                self._buffer.append(Metric(key, value, now, int(step), **(about or {})))
+                self._buffer.append(Point(key, value, now, int(step), **(about or {})))
         if len(self._buffer) >= FLUSH_AT or time.monotonic() - self._sent > FLUSH_AFTER:
             self._send()
 
@@ -342,29 +362,17 @@ class Run:
             name: of a path its last part is used. profile: sizes, such as those of splits; their
                 sum is ``num_rows``.
         """
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(
-            name=PurePath(name).name,
-            digest=digest[:36],
-            source_type="local",
-            source=hide_secrets(json.dumps({"uri": source})),
-            profile=json.dumps({"num_rows": sum(profile.values()), **profile}),
-        )
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
-        self._submit(self.tracker.client.log_inputs, inputs)
+        dataset = {
+            "name": PurePath(name).name,
+            "digest": digest[:36],
+            "source": json.dumps({"uri": source}),
+            "profile": json.dumps({"num_rows": sum(profile.values()), **profile}),
+        }
+        self._submit(self.tracker.client.log_dataset, dataset, context)
 
     def log_models(self, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
         """Link the LoggedModels, by id, that the run uses or has created."""
-        from mlflow.entities import LoggedModelInput, LoggedModelOutput
-
-        client = self.tracker.client
-        if inputs:
-            models = [LoggedModelInput(model) for model in inputs]
-            self._submit(client.log_inputs, models=models)
-        if outputs:
-            created = [LoggedModelOutput(model, step=0) for model in outputs]
-            self._submit(client.log_outputs, created)
+        self._submit(self.tracker.client.link_models, inputs, outputs)
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Store a file as an artifact."""
@@ -383,7 +391,7 @@ class Run:
         metrics, self._buffer = self._buffer, []
         self._sent = time.monotonic()
         for start in range(0, len(metrics), 1000):
-            self._submit(self.tracker.client.log_batch, metrics=metrics[start : start + 1000])
+            self._submit(self.tracker.client.log_points, metrics[start : start + 1000])
         self._pending = [
             (write, future)
             for write, future in self._pending
@@ -455,13 +463,7 @@ def logged_model(
     if not run_id:
         model_tags["mlflow.model.isExternal"] = "true"
     model_params = {key: str(value)[:500] for key, value in params.items() if value != ""}
-    model = tracker.client.create_logged_model(
-        tracker.experiment_id,
-        model_name(name),
-        run_id or None,
-        model_tags,
-        model_params,
-        "backbone",
+    model = tracker.client.create_model(
+        tracker.experiment_id, model_name(name), run_id or None, model_tags, model_params
     )
-    tracker.client.finalize_logged_model(model.model_id, "READY")
     return model.model_id

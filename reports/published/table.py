@@ -109,8 +109,8 @@ class PublishedRow:
 
 
 @cache
-def published_numbers() -> tuple[PublishedNumber, ...]:
-    """Every number of the table."""
+def published_numbers(backbones: frozenset[str] | None = None) -> tuple[PublishedNumber, ...]:
+    """The numbers of the weights of ``backbones`` (names without a size); None: every number."""
     sources = {row["source"]: row for row in read_rows("sources")}
     models = {row["model"]: row for row in read_rows("models")}
     about = ("source", "title", "url", "licence", "protocol", "preset", "differs", "loader")
@@ -119,6 +119,8 @@ def published_numbers() -> tuple[PublishedNumber, ...]:
         source, model = sources[row["source"]], row["model"]
         # timm's have the size of the images behind their name
         names = models.get(model, {"names": model.partition("@")[0], "architecture": ""})
+        if backbones is not None and backbones.isdisjoint(names["names"].split()):
+            continue
         numbers.append(
             PublishedNumber(
                 model=model,
@@ -167,10 +169,12 @@ def read_rows(name: str) -> Iterator[dict[str, str]]:
 
 def compare_published(analysis: Analysis) -> list[PublishedRow]:
     """Published numbers of the same weights on the same task, and ours beside them."""
+    names = analysis.selection.backbones
+    entries = published_numbers(frozenset(name.partition("@")[0] for name in names))
     return [
         row
-        for name in analysis.selection.backbones
-        for entry in published_numbers()
+        for name in names
+        for entry in entries
         if name.partition("@")[0] in entry.backbones
         for row in _rows(analysis, entry, name)
     ]

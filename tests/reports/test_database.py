@@ -1,9 +1,12 @@
-"""A SQLite store read directly says what MLflow's client says."""
+"""A SQLite store read directly says what MLflow's client says; what is written to it directly is
+what MLflow's client writes."""
 
 from __future__ import annotations
 
 import math
 import random
+import re
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -12,8 +15,8 @@ from typing import Any
 import pytest
 from mlflow.entities import Metric, Param, RunTag
 
-from reports.database import Database
-from reports.store import connect, open_mlflow
+from reports.database import Database, Point, Unsupported
+from reports.store import connect, create_database, open_mlflow
 
 pytestmark = pytest.mark.integration
 
@@ -165,3 +168,107 @@ def test_a_store_that_is_being_written_is_read_as_it_was(uri, tmp_path, mode):
         writer.execute("commit")
         (runs,) = pages(Database(path).search_runs, ["1"], size=1000)
         assert all(not run["tags"] for run in runs)
+
+
+def write_much(client: Any, rng: random.Random) -> None:
+    """All requests that write, with values drawn at random, some of them repeated."""
+    client.create_experiment("β's", "/tmp/a folder/runs", tags={"mlflow.x": "y"})
+    experiment = client.get_experiment_by_name("β's").experiment_id
+    for value in ("1", "2"):
+        client.set_experiment_tag(experiment, "view", value)
+    models = [
+        client.create_model(experiment, f"n{number}", None, {"t": "x" * 5000}, {"p": "1"}).model_id
+        for number in range(2)
+    ]
+    for number in range(8):
+        tags = {"mlflow.user": "me", "a": "b"} if number % 2 else {}
+        run = client.create_run(experiment, run_name=f"r{number}", tags=tags)
+        run_id = run.info.run_id
+        params = {f"p{each}": rng.choice(TEXTS[1:]) for each in range(3)}
+        for _ in range(2):
+            client.log_params(run_id, params)
+        for _ in range(3):
+            client.set_tags(run_id, {f"t/{rng.randrange(3)}": rng.choice(TEXTS) for _ in range(3)})
+            names = ("digest", "name", "source", "profile")
+            dataset = {name: f"{name}{rng.randrange(2)}" for name in names}
+            client.log_dataset(run_id, dataset, rng.choice("xy"))
+            steps = [rng.randrange(3) for _ in range(5)]
+            points = [Point(f"m{rng.randrange(2)}", rng.random(), 7, step) for step in steps]
+            points.append(Point("top1", number, 7, 0, models[0], "voc", "d"))
+            for _ in range(2):
+                client.log_points(run_id, points)
+        client.link_models(run_id, models[:1], [] if number % 2 else models[1:])
+        client.delete_tag(run_id, rng.choice(sorted(client.get_run(run_id).data.tags)))
+        if status := rng.choice(STATUSES):
+            client.set_terminated(run_id, status)
+        if number % 3 == 0:
+            client.update_run(run_id, status="RUNNING", name=f"again {number}")
+
+
+def content(path: Path) -> dict[str, list[str]]:
+    """The sorted rows of every table: ids by the order of their creation, those of links by what
+    they link, times only by being there."""
+    with closing(sqlite3.connect(path)) as connection:
+        names: dict[str, str] = {}
+        ids = {"runs": "run_uuid", "datasets": "dataset_uuid", "logged_models": "model_id"}
+        for table, column in ids.items():
+            for number, (each,) in enumerate(
+                connection.execute(f"select {column} from {table} order by rowid")
+            ):
+                names[each.removeprefix("m-")] = f"{table} {number}"
+        links = "select input_uuid, source_type, source_id, destination_id from inputs"
+        for each, kind, *ends in connection.execute(links):
+            ends = [names[end.removeprefix("m-")] for end in ends]
+            names[each] = f"link of {kind} {ends}"
+        contents = {}
+        for (table,) in connection.execute("select name from sqlite_master where type = 'table'"):
+            query = f"select name from pragma_table_info('{table}')"
+            columns = [
+                f"{name} > 1e12" if "time" in name and table != "metrics" else f'"{name}"'
+                for (name,) in connection.execute(query)
+            ]
+            rows = map(str, connection.execute(f"select {', '.join(columns)} from {table}"))
+            shown = [re.sub("[0-9a-f]{32}", lambda found: names[found[0]], row) for row in rows]
+            contents[table] = sorted(shown)
+    return contents
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_writes_as_mlflow_does(seed, tmp_path):
+    ours, theirs = tmp_path / "ours.db", tmp_path / "theirs.db"
+    create_database(ours)
+    shutil.copy(ours, theirs)
+    write_much(Database(ours), random.Random(seed))
+    write_much(open_mlflow(f"sqlite:///{theirs}"), random.Random(seed))
+    assert sum(map(len, content(ours).values())) > 150
+    assert content(ours) == content(theirs)
+
+
+def test_what_mlflow_refuses_is_left_to_it_and_changes_nothing(tmp_path):
+    path = tmp_path / "mlflow.db"
+    create_database(path)
+    database = Database(path)
+    database.create_experiment("own", str(tmp_path), {})
+    run_id = database.create_run("1", "r", {}).info.run_id
+    database.log_params(run_id, {"a": "1"})
+    before = content(path)
+    point = Point("m", 1.0, 2, 3)
+    wrong = [
+        lambda: database.create_experiment("", "/tmp", {}),
+        lambda: database.create_experiment("own", "/tmp", {}),
+        lambda: database.create_run("7", "r", {}),
+        lambda: database.create_run("1", "r", {"a/../b": "1"}),
+        lambda: database.log_params(run_id, {"b": "1", "a": "2"}),
+        lambda: database.set_tags("none", {"a": "1"}),
+        lambda: database.set_tags(run_id, {"ok": "1", "$": "1"}),
+        lambda: database.log_points(run_id, [point, point._replace(key="x" * 251)]),
+        lambda: database.log_points(run_id, [point, point._replace(value=None)]),
+        lambda: database.log_points(run_id, [point, point._replace(model_id="m-none")]),
+    ]
+    for call in wrong:
+        with pytest.raises((Unsupported, sqlite3.Error)):
+            call()
+        assert content(path) == before
+    open_mlflow(f"sqlite:///{path}").delete_run(run_id)
+    with pytest.raises(Unsupported):
+        database.set_terminated(run_id, "FINISHED")

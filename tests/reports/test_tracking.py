@@ -45,6 +45,14 @@ def tracker(uri, request):
     return Tracker(request.node.name, uri)
 
 
+@pytest.fixture
+def by_mlflow(tracker):
+    """Writes as to a server, by MLflow's client."""
+    tracker.client._database = None
+    _ = tracker.client._client
+    return tracker
+
+
 def stored(run):
     return run.tracker.client._client.get_run(run.id)
 
@@ -160,7 +168,7 @@ def refuse(*_, **__):
     raise MlflowException("API request failed: connection refused\nand more")
 
 
-def test_what_the_store_refused_is_sent_once_more(tracker, monkeypatch):
+def test_what_the_store_refused_is_sent_once_more(by_mlflow, monkeypatch):
     refused = []
 
     def refused_in_the_background(client, name):
@@ -174,44 +182,44 @@ def test_what_the_store_refused_is_sent_once_more(tracker, monkeypatch):
 
         return call
 
-    client = tracker.client
+    client = by_mlflow.client
     for name in ("log_batch", "log_inputs", "log_files"):
         owner = client if name == "log_files" else client._client
         monkeypatch.setattr(owner, name, refused_in_the_background(owner, name), raising=False)
-    with tracker.run("r") as run:
+    with by_mlflow.run("r") as run:
         run.log_metrics({"train/loss": 2.0}, 7)
         run._send()
         run.log_params({"lr": 0.1})
         run.set_tags({"task": "x"})
         run.log_dataset("voc", "d2", "probing")
         run.log_text("a = 1", "config.py")
-    data, artifacts = stored(run).data, tracker.client.list_artifacts(run.id)
+    data, artifacts = stored(run).data, by_mlflow.client.list_artifacts(run.id)
     assert (data.metrics, data.params) == ({"train/loss": 2.0}, {"lr": "0.1"})
     assert data.tags["cliptex.task"] == "x" and stored(run).inputs.dataset_inputs
     assert [file.path for file in artifacts] == ["config.py"]
     assert sorted(refused) == ["log_batch", "log_batch", "log_batch", "log_files", "log_inputs"]
 
 
-def test_a_store_that_fails_is_a_users_error_and_hides_no_other(tracker, monkeypatch):
+def test_a_store_that_fails_is_a_users_error_and_hides_no_other(by_mlflow, monkeypatch):
     for name in ("log_batch", "set_tag", "set_terminated"):
-        monkeypatch.setattr(tracker.client._client, name, refuse)
-    with pytest.raises(TrackingError, match="connection refused"), tracker.run("r") as run:
+        monkeypatch.setattr(by_mlflow.client._client, name, refuse)
+    with pytest.raises(TrackingError, match="connection refused"), by_mlflow.run("r") as run:
         run.log_metrics({"train/loss": 2.0})
-    with pytest.raises(KeyboardInterrupt), tracker.run("r"):
+    with pytest.raises(KeyboardInterrupt), by_mlflow.run("r"):
         raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError])
-def test_a_slow_server_blocks_nothing_and_gets_all_in_order(tracker, monkeypatch, error):
-    log_batch, steps, answer = tracker.client._client.log_batch, [], threading.Event()
+def test_a_slow_server_blocks_nothing_and_gets_all_in_order(by_mlflow, monkeypatch, error):
+    log_batch, steps, answer = by_mlflow.client._client.log_batch, [], threading.Event()
 
     def slowly(run_id, metrics=(), **rest):
         assert answer.wait(60)
         steps.extend(metric.step for metric in metrics)
         return log_batch(run_id, metrics=metrics, **rest)
 
-    monkeypatch.setattr(tracker.client._client, "log_batch", slowly)
-    with contextlib.suppress(ZeroDivisionError), tracker.run("r") as run:
+    monkeypatch.setattr(by_mlflow.client._client, "log_batch", slowly)
+    with contextlib.suppress(ZeroDivisionError), by_mlflow.run("r") as run:
         for step in range(2200):  # four full batches, and a part
             run.log_metrics({"train/loss": 1.0}, step)
         assert not steps
@@ -255,15 +263,20 @@ def test_own_tags_have_a_prefix_in_mlflow(tracker):
 
 
 def test_system_metrics_are_logged_but_not_read(tracker, monkeypatch):
+    has_started = threading.Event()
+
     class Monitor(SystemMetricsMonitor):
         """Has a sample at once."""
 
         def start(self):
             self.publish_metrics({"cpu_utilization_percentage": 1.0})
+            has_started.set()
 
     module = "mlflow.system_metrics.system_metrics_monitor"
     monkeypatch.setattr(f"{module}.SystemMetricsMonitor", Monitor)
+    monkeypatch.setattr("reports.tracking.MONITORED_AFTER", 0)
     with tracker.run("r", monitored=True) as run:
+        assert has_started.wait(60)
         run.log_metrics({"mAP_at_50": 3.0, "val/i2t_R@1": 2.0})
     assert any(name.startswith("system/") for name in stored(run).data.metrics)
     (read,) = Store(tracker.uri).runs([tracker.experiment])
