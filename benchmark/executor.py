@@ -9,6 +9,7 @@ worker died, shows the progress and output of units, and lets interrupted units 
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import math
 import os
@@ -396,6 +397,8 @@ class Executor(ABC):
     def _run_here(self, unit: Unit) -> Future[Any]:
         """Run a unit at once; its errors keep their traceback, an interruption is not caught."""
         future: Future[Any] = Future()
+        if not gc.get_freeze_count():
+            gc.freeze()  # what is imported stays: collections need not look at it again
         self.overview.start(unit.folder, unit.kind)
         try:
             with threads(unit.cpus):

@@ -128,7 +128,7 @@ def label_map(scores: Tensor, patches: Patches) -> Tensor:
         for side, cells, part in zip(patches.size, patches.grid, patches.extent, strict=True)
     )
     maps = scores.T.unflatten(1, patches.grid)
-    return (down @ maps @ across.T).argmax(dim=0)
+    return (down @ maps @ across.T).max(dim=0).indices
 
 
 @functools.lru_cache(maxsize=32)  # images of one size follow each other
