@@ -417,7 +417,7 @@ def _judge(
     """Differences, mean gains and leads with joint verdicts."""
     main = [key for key in differences if key[2] == key[1].main]
     columns = {key[:2]: row for row, key in enumerate(main)}
-    further = [key for key in differences if key not in main and key[:2] in columns]
+    further = [key for key in differences if key[2] != key[1].main and key[:2] in columns]
     keys = [*main, *further]
     rows = {key: row for row, key in enumerate(keys)}
     led = [key for key in leads if key in rows]

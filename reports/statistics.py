@@ -138,11 +138,13 @@ class MetricSample:
     def varies(self) -> bool:
         """Whether its seeds differ by more than rounding, in the metric or over resamples."""
         rows = np.hstack([self.values[:, None], self.scored])
-        spreads = np.stack([np.ptp(rows[side], axis=0) for side in self.sides])
-        return bool(np.any(spreads > ROUNDING * np.abs(rows).max()))
+        most = ROUNDING * np.abs(rows).max()
+        return any((np.ptp(rows[side], axis=0) > most).any() for side in self.sides)
 
     def with_seeds(self, seeds: Sequence[int]) -> MetricSample:
         """The sample of these seeds alone."""
+        if tuple(seeds) == self.seeds:
+            return self
         rows = [self.seeds.index(seed) for seed in seeds]
         resamples = None if self.resamples is None else self.resamples[rows]
         return MetricSample(tuple(seeds), self.values[rows], resamples, self.images)
@@ -347,16 +349,15 @@ class Estimate:
         The standard error times the mean of both parts' Student quantiles, weighted by their
         variances (Cochran 1964).
         """
-        known = np.array([self.seed_variance])
-        return float(self._reach(level, known)[0]) if self.has_interval else np.nan
+        return float(self._reach(level, self.seed_variance)) if self.has_interval else np.nan
 
-    def _reach(self, level: float, seed_variance: np.ndarray) -> np.ndarray:
+    def _reach(self, level: float, seed_variance: np.ndarray | float) -> np.ndarray:
         total = self.image_variance + seed_variance
         of_images = self.image_variance * student(self.images - 1, level)
         squares = of_images + seed_variance * student(self.seed_df, level)
         return squares / np.sqrt(np.where(total > 0, total, 1.0))
 
-    @property
+    @functools.cached_property
     def interval(self) -> tuple[float, float]:
         """NaN if no noise is known. A bounded number has Wilson's interval with the effective size
         share · (1 - share) / variance (Franco et al., J. Survey Stat. Methodol. 7, 2019); one that
@@ -448,6 +449,7 @@ def _own_df(seeds: int) -> float:
     return seeds - 1 if seeds >= MIN_PAIRS else 1.5
 
 
+@functools.lru_cache(maxsize=4096)
 def student(df: float, level: float) -> float:
     """The two-sided quantile of Student's t."""
     from scipy import special
@@ -543,12 +545,12 @@ def judge_jointly(
         is_judged[row] &= is_judged[parent[row]]
     shares = is_judged * np.asarray(weights)
     levels, undecided = np.where(is_judged | (parent >= 0), 0.0, error_rate), is_judged.copy()
-    while (can_be := undecided & ((parent < 0) | ~undecided[parent])).any():
+    while len(can_be := np.flatnonzero(undecided & ((parent < 0) | ~undecided[parent]))):
         levels[can_be] = error_rate * shares[can_be] / shares[can_be].sum()
-        decided = [e.is_decided(level) for e, level in zip(estimates, levels, strict=True)]
-        if not (can_be & decided).any():
+        rows = [row for row in can_be if estimates[row].is_decided(levels[row])]
+        if not rows:
             break
-        undecided &= ~(can_be & decided)
+        undecided[rows] = False
     return [
         replace(e, level=float(level), has_verdict=bool(judged))
         for e, level, judged in zip(estimates, levels, is_judged, strict=True)
