@@ -235,8 +235,10 @@ class Database:
             raise Unsupported
         return posixpath.join(rows[0].artifact_location, *names, "artifacts")
 
-    def update_run(self, run_id: str, status: str, name: str) -> None:
+    def update_run(self, run_id: str, status: str | None = None, name: str | None = None) -> None:
         """Set a run's status and name."""
+        if status is None or name is None:
+            raise Unsupported
         with self._change(run_id) as (connection, _):
             query = "update runs set status = ?, name = ? where run_uuid = ?"
             connection.execute(query, [status, name, run_id])

@@ -119,7 +119,8 @@ class Client:
         self._uri, self._shown = uri, redact(uri)
         path = sqlite_file(uri)
         if path and path.parent.is_dir() and not path.exists():
-            with suppress(OSError, sqlite3.Error), locked(lock_path("mlflow", uri)):
+            # MLflow says what is wrong
+            with suppress(Exception), locked(lock_path("mlflow", uri)):
                 if not path.exists():
                     create_database(path)
         database = Database(path) if path else None
