@@ -13,8 +13,10 @@ from reports.store import sqlite_file, tracking_uri
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 gc.set_threshold(50_000, 20, 20)  # as in the main process
+with suppress(Exception):
+    if sqlite_file(tracking_uri()) is None:  # a file needs no MLflow
+        import_module("mlflow.tracking")
 for name in (
-    "reports.store" if sqlite_file(tracking_uri()) else "mlflow.tracking",  # a file needs no MLflow
     "benchmark.cell",
     "benchmark.stages",
     "probes.dense.probe",

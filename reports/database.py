@@ -33,7 +33,7 @@ NEWEST_FIRST = ["attributes.start_time DESC"]  # MLflow's own order, too
 
 
 KEY = re.compile(r"[\w.\- :]([/\w.\- :]{0,249})")  # of a tag, param or metric
-PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # characters of a value that MLflow keeps
+PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # characters of a value that MLflow does not cut
 
 
 class Unsupported(Exception):
@@ -41,7 +41,7 @@ class Unsupported(Exception):
 
 
 class Point(NamedTuple):
-    """A finite value of a metric, in milliseconds, and the model and data that it is of."""
+    """A finite value of a metric at a time in milliseconds, and the model and data it is of."""
 
     key: str
     value: float
@@ -63,8 +63,8 @@ def _as_namespace(cursor: sqlite3.Cursor, row: Sequence[Any]) -> SimpleNamespace
 
 
 class Database:
-    """A file whose methods take and return what those of ``MlflowClient`` do, as far as records
-    need it. They raise ``sqlite3.Error`` and ``Unsupported``."""
+    """A file whose methods are those of ``MlflowClient`` and ``Requests``, as far as records and
+    runs need them. They raise ``sqlite3.Error`` and ``Unsupported``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -195,24 +195,27 @@ class Database:
             raise Unsupported
 
     def create_experiment(self, name: str, folder: str, tags: Mapping[str, str]) -> None:
-        """A new experiment whose artifacts are in ``folder``."""
+        """A new experiment whose artifacts are in ``folder``, unless there is one of that name."""
         if not 0 < len(name) <= 500:
             raise Unsupported
         now = _milliseconds()
         row = {"name": name, "artifact_location": folder, "lifecycle_stage": "active"}
         times = {"creation_time": now, "last_update_time": now}
         with self._transaction() as connection:
-            experiment = _insert(connection, "experiments", [{**row, **times}])
-            _insert(connection, "experiment_tags", _pairs(tags, experiment_id=experiment))
+            if experiment := _insert(connection, "experiments", [{**row, **times}], "or ignore"):
+                _insert(connection, "experiment_tags", _pairs(tags, experiment_id=experiment))
 
     def set_experiment_tag(self, experiment_id: str, key: str, value: str) -> None:
         """Set or replace a tag."""
-        rows = _pairs({key: value}, experiment_id=int(experiment_id))
+        rows = _pairs({key: value}, 20_000, experiment_id=int(experiment_id))
+        self._folder(experiment_id)
         with self._transaction() as connection:
             _insert(connection, "experiment_tags", rows, "or replace")
 
     def create_run(self, experiment_id: str, run_name: str, tags: Mapping[str, str]) -> Any:
-        """A new run, which is RUNNING."""
+        """A new run, which is RUNNING, with its id alone."""
+        if not run_name:
+            raise Unsupported
         run_id = uuid.uuid4().hex
         values: dict[str, Any]
         values = {"name": run_name, "source_type": "UNKNOWN", "source_name": ""}
@@ -225,7 +228,7 @@ class Database:
             _insert(connection, "runs", [values])
             named = {**tags, NAME_TAG: run_name}
             _insert(connection, "tags", _pairs(named, run_uuid=run_id))
-        return self.get_run(run_id)
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_id))
 
     def _folder(self, experiment_id: str, *names: str) -> str:
         """A folder on this disk for artifacts of an experiment that is not deleted."""
@@ -237,7 +240,7 @@ class Database:
 
     def update_run(self, run_id: str, status: str | None = None, name: str | None = None) -> None:
         """Set a run's status and name."""
-        if status is None or name is None:
+        if status is None or not name:
             raise Unsupported
         with self._change(run_id) as (connection, _):
             query = "update runs set status = ?, name = ? where run_uuid = ?"
@@ -251,7 +254,7 @@ class Database:
             connection.execute(query, [status, _milliseconds(), run_id])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set or replace tags; long values are cut."""
+        """Set or replace tags."""
         rows = _pairs(tags, TAG_LENGTH, run_uuid=run_id)
         with self._change(run_id) as (connection, _):
             _insert(connection, "tags", rows, "or replace")
@@ -262,7 +265,7 @@ class Database:
             connection.execute("delete from tags where run_uuid = ? and key = ?", [run_id, key])
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        """Record params, which never change; long values are cut."""
+        """Record params, which never change."""
         rows = _pairs(params, PARAM_LENGTH, run_uuid=run_id)
         query = "select value from params where run_uuid = ? and key = ?"
         with self._change(run_id) as (connection, _):
@@ -307,6 +310,8 @@ class Database:
 
     def log_dataset(self, run_id: str, dataset: Mapping[str, str], context: str) -> None:
         """Link a dataset (name, digest, source, profile); the first of a digest is kept."""
+        if len(dataset["name"]) > 500 or len(dataset["source"]) > 65_535:
+            raise Unsupported
         with self._change(run_id) as (connection, experiment):
             row = {"experiment_id": experiment, "name": dataset["name"]}
             row |= {"digest": dataset["digest"], "dataset_uuid": uuid.uuid4().hex}
@@ -337,6 +342,9 @@ class Database:
         params: dict[str, str],
     ) -> Any:
         """A new LoggedModel of a backbone, which is READY."""
+        if not name:
+            raise Unsupported
+        _check_keys([*tags, *params])
         model_id, now = f"m-{uuid.uuid4().hex}", _milliseconds()
         identity = {"model_id": model_id, "experiment_id": int(experiment_id)}
         values = {**identity, "name": name, "status": 2, "lifecycle_stage": "active"}
@@ -365,7 +373,7 @@ def _insert(
     conflict: str = "",
     after: str = "",
 ) -> int:
-    """Insert rows of equal columns; returns the last one's number, 0 if none was inserted."""
+    """Insert rows of equal columns; returns the last one's number, 0 where it was ignored."""
     last = 0
     for row in rows:
         names = ", ".join(row)
@@ -377,16 +385,24 @@ def _insert(
 
 def _check_keys(keys: Iterable[str]) -> None:
     for key in keys:
-        if not KEY.fullmatch(key) or posixpath.normpath(key) != key or key.startswith(".."):
+        is_path = posixpath.normpath(key) == key != "." and not key.startswith("..")
+        if not KEY.fullmatch(key) or not is_path:
             raise Unsupported
 
 
 def _pairs(
     pairs: Mapping[str, str], length: int | None = None, **identity: Any
 ) -> list[dict[str, Any]]:
-    """Rows of tags or params."""
+    """Rows of tags or params.
+
+    Raises:
+        Unsupported: for a key, or a value longer than ``length``.
+    """
     _check_keys(pairs)
-    return [{"key": key, "value": value[:length], **identity} for key, value in pairs.items()]
+    rows = [{"key": key, "value": str(value), **identity} for key, value in pairs.items()]
+    if length is not None and any(len(row["value"]) > length for row in rows):
+        raise Unsupported
+    return rows
 
 
 def _link(source_type: str, source: str, destination_type: str, destination: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
+import threading
 import time
 import uuid
 import zlib
@@ -90,7 +91,10 @@ def artifact_folder(uri: str, experiment: str) -> str | None:
     server. MLflow's own choice is the folder in which the first command happened to run."""
     database = sqlite_file(uri)
     folder = re.sub(r"[^\w.-]", "_", experiment, flags=re.ASCII)[:80]
-    return str(database.parent / "mlruns" / folder) if database else None
+    if database is None:
+        return None
+    parent = str(database.parent).replace("#", "%23")  # where the path of a URI would end
+    return f"{parent}/mlruns/{folder}"
 
 
 @contextmanager
@@ -111,17 +115,16 @@ def using(explicit: str | None = None) -> Iterator[str]:
 
 
 class Client:
-    """An ``MlflowClient`` with all its methods, whose errors are ``TrackingError``, and which
-    removes secrets from all arguments. What ``Database`` can do with a SQLite file does not import
-    MLflow."""
+    """An ``MlflowClient`` with all its methods and those of ``Requests``, whose errors are
+    ``TrackingError``, and which removes secrets from all arguments. What ``Database`` can do with a
+    SQLite file does not import MLflow."""
 
     def __init__(self, uri: str) -> None:
         self._uri, self._shown = uri, redact(uri)
-        path = sqlite_file(uri)
-        if path and path.parent.is_dir() and not path.exists():
-            # MLflow says what is wrong
-            with suppress(Exception), locked(lock_path("mlflow", uri)):
-                if not path.exists():
+        path = sqlite_file(uri) if "%" not in uri else None  # which MLflow reads as an escape
+        with suppress(OSError, sqlite3.Error):  # MLflow says what is wrong
+            if path and path.parent.is_dir() and not path.exists() and has_own_schema():
+                with locked(lock_path("mlflow", uri)):
                     create_database(path)
         database = Database(path) if path else None
         self._database = database if database and database.is_readable() else None
@@ -130,7 +133,8 @@ class Client:
 
     @functools.cached_property
     def _client(self) -> Any:
-        return open_mlflow(self._uri)
+        with importing:
+            return open_mlflow(self._uri)
 
     def __getattr__(self, name: str) -> Any:
         """MLflow's method ``name``, with errors and secrets as above; the methods below, which hide
@@ -143,10 +147,10 @@ class Client:
             if direct is not None:
                 try:
                     return direct(*public, **named)
-                except (sqlite3.Error, Unsupported) as error:
-                    if "locked" in str(error):  # it was waited for
+                except (sqlite3.Error, Unsupported, UnicodeError, OverflowError) as error:
+                    if "locked" in str(error):  # MLflow would wait as long again
                         raise self._failure(error) from error
-                # MLflow says what is wrong
+                    # else MLflow does it, or says what is wrong
             method = getattr(self._client, name)
             try:
                 return method(*public, **named)
@@ -188,8 +192,18 @@ class Client:
         self.__getattr__("set_tags")(run_id, named)
 
 
+# held while a thread imports MLflow: a process that is forked then could never import its modules
+importing = threading.RLock()
+os.register_at_fork(
+    before=importing.acquire,
+    after_in_parent=importing.release,
+    after_in_child=importing.release,
+)
+
+
 def mlflow_error() -> type[Exception]:
-    """The class of MLflow's errors, to be named where there may be one: this imports MLflow."""
+    """The class of MLflow's errors, for an ``except`` alone: the call imports MLflow."""
+    configure_mlflow()
     from mlflow.exceptions import MlflowException
 
     return MlflowException
@@ -237,20 +251,10 @@ def connect(uri: str) -> Client:
 
 def open_mlflow(uri: str) -> Any:
     """The ``MlflowClient`` of a store. Raises as ``connect``."""
-    # No telemetry, no bar for each file, and a missing server is reported after seconds, not after
-    # MLflow's minutes of retries.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    configure_mlflow()
     os.environ.setdefault(
         "MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool" if uri.startswith("sqlite") else "QueuePool"
     )
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # it logs every error that it raises
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if uri.startswith("sqlite"):
         _wait_for_writers()
     from reports.requests import Requests
@@ -276,6 +280,20 @@ def open_mlflow(uri: str) -> Any:
     return client
 
 
+def configure_mlflow() -> None:
+    """To be called before an import of MLflow: no telemetry, no bar for each file, no log beside
+    its errors, and a missing server is reported after seconds, not after minutes of retries."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    for name in ("mlflow", "mlflow.system_metrics", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # it logs every error that it raises
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
 @functools.cache
 def _wait_for_writers() -> None:
     """Wait longer for a locked database than SQLite's five seconds."""
@@ -291,8 +309,14 @@ def _wait_for_writers() -> None:
 SCHEMA = Path(__file__).with_name("mlflow.sql")
 
 
+def has_own_schema() -> bool:
+    """Whether the installed MLflow has the schema of ``SCHEMA``."""
+    schema = SCHEMA.read_text(encoding="utf-8")
+    return newest_schemas() == re.findall(r'"alembic_version" VALUES\(.(\w+)', schema)
+
+
 def create_database(path: Path) -> None:
-    """Create a database file under another name and rename it.
+    """Create a database file under another name and rename it, unless there is one by then.
 
     MLflow cannot continue a database whose creation was killed. Where the installed MLflow has the
     schema of ``SCHEMA``, its 69 migrations, which take longer than its import, are left out.
@@ -300,19 +324,24 @@ def create_database(path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")  # MLflow caches by name
     temporary.touch()  # MLflow tries a folder that cannot be written for minutes
     try:
-        schema = SCHEMA.read_text(encoding="utf-8")
-        if newest_schemas() == re.findall(r'"alembic_version" VALUES\(.(\w+)', schema):
+        if has_own_schema():
             with closing(sqlite3.connect(temporary)) as database:
-                database.executescript(schema)
-                folder, now = str(path.parent / "mlruns" / "0"), int(time.time() * 1000)
-                values = [0, "Default", folder, "active", now, now, "default"]  # MLflow expects it
+                database.executescript(SCHEMA.read_text(encoding="utf-8"))
+                # MLflow expects an experiment 0
+                folder, now = artifact_folder(f"sqlite:///{path}", "0"), int(time.time() * 1000)
+                values = [0, "Default", folder, "active", now, now, "default"]
                 database.execute("insert into experiments values (?, ?, ?, ?, ?, ?, ?)", values)
                 database.commit()
         else:
             from mlflow.tracking import MlflowClient
 
             MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
-        temporary.replace(path)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass  # made by a process with another home, and so another lock
+        except OSError:  # a file system without links
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -462,6 +491,8 @@ class Store(Artifacts):
 
 def local_folder(uri: str) -> Path | None:
     """The folder of an artifact URI on this disk, else None."""
+    if uri.startswith("/"):
+        return Path(unquote(uri))
     parts = urlparse(uri)
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import logging
 import math
 import os
 import re
@@ -41,7 +40,9 @@ from reports.store import (
     all_pages,
     artifact_folder,
     connect,
+    importing,
     mlflow_error,
+    open_mlflow,
     read_run,
     sqlite_file,
     tag_key,
@@ -93,7 +94,7 @@ FLUSH_AT = 500  # metrics; MLflow accepts at most 1,000 a call
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
 # MLflow's UI opens an experiment of this kind on its runs, any other on traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-# seconds; the monitor's first point comes a minute later, and its import takes two of a processor
+# seconds after which MLflow's monitor is imported, which takes two; its first point comes after 60
 MONITORED_AFTER = 10.0
 MLFLOW_BEAT = 60.0  # seconds between two time stamps of an open run
 
@@ -119,6 +120,8 @@ class Tracker:
             try:
                 folder = artifact_folder(self.uri, experiment)
                 self.client.create_experiment(experiment, folder, tags=EXPERIMENT_TAGS)
+            except TrackingError:
+                raise
             except mlflow_error() as error:  # perhaps another process has just created it
                 stored = self.client.get_experiment_by_name(experiment)
                 if stored is None:
@@ -250,39 +253,34 @@ class Tracker:
 @contextmanager
 def _monitoring(run: Run) -> Iterator[None]:
     """MLflow's monitor of this machine, once the run has lasted for a while; a monitor that breaks
-    does not stop the work."""
+    does not stop the work, and the end of the run does not wait for its import."""
+    over, deciding = threading.Event(), threading.Lock()
     stack = contextlib.ExitStack()
 
     def start() -> None:
         with contextlib.suppress(Exception):
-            with _importing:
+            with importing:
+                open_mlflow(run.tracker.uri)
                 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
-            monitor = SystemMetricsMonitor(
-                run.id, 10, 6, resume_logging=True, tracking_uri=run.tracker.uri
-            )
-            monitor.start()
-            stack.callback(monitor.finish)
+                monitor = SystemMetricsMonitor(
+                    run.id, 10, 6, resume_logging=True, tracking_uri=run.tracker.uri
+                )
+            with deciding:
+                if not over.is_set():
+                    monitor.start()
+                    stack.callback(monitor.finish)
 
     timer = threading.Timer(MONITORED_AFTER, start)
     timer.daemon = True
     timer.start()
-    with stack:
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
-
-
-# a process that is forked in the middle of an import could never import that module
-_importing = threading.Lock()
-os.register_at_fork(
-    before=_importing.acquire,
-    after_in_parent=_importing.release,
-    after_in_child=_importing.release,
-)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with deciding:
+            over.set()
+        stack.close()
 
 
 class Run:

@@ -119,7 +119,7 @@ class Segmentation(DenseTask):
 
     def decode_output(self, output: Tensor) -> Tensor:
         """(N, classes, H, W) logits → (N, 1, H, W) int64 class indices."""
-        return output.max(dim=1, keepdim=True).indices  # of the first, a quarter of argmax's time
+        return output.max(dim=1, keepdim=True).indices  # argmax, in a quarter of its time
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
         from cliptex_common.metrics import class_areas, confusion

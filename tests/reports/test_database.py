@@ -17,6 +17,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 from reports.database import Database, Point, Unsupported
 from reports.store import connect, create_database, open_mlflow
+from reports.tracking import Tracker
 
 pytestmark = pytest.mark.integration
 
@@ -184,7 +185,7 @@ def write_much(client: Any, rng: random.Random) -> None:
         tags = {"mlflow.user": "me", "a": "b"} if number % 2 else {}
         run = client.create_run(experiment, run_name=f"r{number}", tags=tags)
         run_id = run.info.run_id
-        params = {f"p{each}": rng.choice(TEXTS[1:]) for each in range(3)}
+        params = {f"p{each}": rng.choice(TEXTS[1:5]) for each in range(3)}
         for _ in range(2):
             client.log_params(run_id, params)
         for _ in range(3):
@@ -251,16 +252,21 @@ def test_what_mlflow_refuses_is_left_to_it_and_changes_nothing(tmp_path):
     database.create_experiment("own", str(tmp_path), {})
     run_id = database.create_run("1", "r", {}).info.run_id
     database.log_params(run_id, {"a": "1"})
+    database.create_experiment("own", "/elsewhere", {"a": "b"})  # another process was faster
     before = content(path)
     point = Point("m", 1.0, 2, 3)
     wrong = [
         lambda: database.create_experiment("", "/tmp", {}),
-        lambda: database.create_experiment("own", "/tmp", {}),
         lambda: database.create_run("7", "r", {}),
         lambda: database.create_run("1", "r", {"a/../b": "1"}),
+        lambda: database.create_run("1", "", {}),
+        lambda: database.set_experiment_tag("1", "a", "x" * 20_001),
+        lambda: database.create_model("1", "", None, {}, {}),
         lambda: database.log_params(run_id, {"b": "1", "a": "2"}),
         lambda: database.set_tags("none", {"a": "1"}),
         lambda: database.set_tags(run_id, {"ok": "1", "$": "1"}),
+        lambda: database.set_tags(run_id, {"ok": "1", "long": "x" * 8001}),
+        lambda: database.log_params(run_id, {"ok": "1", ".": "1"}),
         lambda: database.log_points(run_id, [point, point._replace(key="x" * 251)]),
         lambda: database.log_points(run_id, [point, point._replace(value=None)]),
         lambda: database.log_points(run_id, [point, point._replace(model_id="m-none")]),
@@ -272,3 +278,19 @@ def test_what_mlflow_refuses_is_left_to_it_and_changes_nothing(tmp_path):
     open_mlflow(f"sqlite:///{path}").delete_run(run_id)
     with pytest.raises(Unsupported):
         database.set_terminated(run_id, "FINISHED")
+
+
+@pytest.mark.parametrize("name", ["a b#c", "é"])
+def test_folders_of_every_name_keep_the_files_of_each_run(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    uri = f"sqlite:///{folder}/mlflow.db"
+    tracker = Tracker("own", uri)
+    ids = []
+    for text in ("one", "two"):
+        with tracker.run(text, tags={"seed": 3}) as run:
+            run.log_text(text, "a.txt")
+        ids.append(run.id)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    for run_id, text in zip(ids, ("one", "two"), strict=True):
+        assert Path(open_mlflow(uri).download_artifacts(run_id, "a.txt")).read_text() == text

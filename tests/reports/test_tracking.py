@@ -275,8 +275,9 @@ def test_system_metrics_are_logged_but_not_read(tracker, monkeypatch):
     module = "mlflow.system_metrics.system_metrics_monitor"
     monkeypatch.setattr(f"{module}.SystemMetricsMonitor", Monitor)
     monkeypatch.setattr("reports.tracking.MONITORED_AFTER", 0)
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     with tracker.run("r", monitored=True) as run:
-        assert has_started.wait(60)
+        assert has_started.wait(60) and os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
         run.log_metrics({"mAP_at_50": 3.0, "val/i2t_R@1": 2.0})
     assert any(name.startswith("system/") for name in stored(run).data.metrics)
     (read,) = Store(tracker.uri).runs([tracker.experiment])
