@@ -189,8 +189,7 @@ REASONS = {
         " a million detections each, the rest the comparison of ten backbones on 40 tasks"
     ),
     "tracking": (
-        "MLflow's client takes up to 0.2 seconds to write a task, however long the task is; this"
-        " one takes seven to ten"
+        "a task is written in 0.1 seconds, however long it is; this one takes seven to ten"
     ),
     "Open-Hummingbird's": (
         "ours also draws a gallery, computes diagnostics of the features and stores them, about a"
