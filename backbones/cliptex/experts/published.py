@@ -91,7 +91,7 @@ def _from_transformers(source: str) -> tuple[Any, Any]:
 
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    options = {"local_files_only": Path(source).exists()}
+    options: dict[str, Any] = {"local_files_only": Path(source).exists()}
     try:
         processor = AutoImageProcessor.from_pretrained(source, **options)
         net, report = AutoModelForDepthEstimation.from_pretrained(
