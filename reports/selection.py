@@ -172,8 +172,9 @@ def shown_runs(runs: Sequence[Record], requested: Iterable[str] = ()) -> list[Re
     claims: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # network → name → label
     for parent in sorted(parents, key=attrgetter("started")):
         names = claims[parent.weights, parent.network]
-        names.pop(parent.column, None)
-        names[parent.column] = parent.label
+        if parent.label:  # the newest is last; a run without a label takes none back
+            names.pop(parent.column, None)
+        names.setdefault(parent.column, parent.label)
     requested = {name.partition("@")[0] for name in requested}
     labelled = {
         network: [name for name in names if name in requested]

@@ -153,6 +153,14 @@ def test_a_reused_task_counts_for_the_backbone_that_reused_it():
     assert numbers([*RUNS, parent])["twin", "voc/linear", "p", 0] == value
 
 
+@pytest.mark.parametrize(("last", "name"), [("", "clip"), ("other", "other"), ("clip", "clip")])
+def test_the_newest_label_names_a_column_also_where_it_is_the_backbones_own(last, name):
+    labels = ("other", "clip", "", last)  # a run without a label takes none back
+    parents = [parent_run(f"p{n}", n, label=label, weights="w") for n, label in enumerate(labels)]
+    runs = [run for run in RUNS if run.backbone == "clip"]
+    assert select([*runs, *parents], ["x"]).backbones == [name]
+
+
 @pytest.mark.parametrize(
     ("runs", "options", "message"),
     [
