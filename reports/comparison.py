@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import methodcaller
 
 import numpy as np
 
@@ -67,7 +66,7 @@ def shown_metrics(column: TaskColumn) -> list[str]:
 def measure(store: Artifacts, selection: Selection, advance: Callable[[], None]) -> Measurements:
     """Read and resample the per-image scores of all columns."""
     measured = Measurements({}, {}, {}, {}, {}, [], [])  # filled column by column
-    # numpy and zlib release the interpreter's lock
+    # zlib and sorting release the interpreter's lock; the steps of resampling are too short for it
     with ThreadPoolExecutor() as pool:
         for column in selection.columns:
             in_column = selection.column_cells(column)
@@ -75,18 +74,19 @@ def measure(store: Artifacts, selection: Selection, advance: Callable[[], None])
             by_cell = zip(in_column, loaded, find_problems(loaded), strict=True)
             by_run = {cell.run_id: (scores, problem) for cell, scores, problem in by_cell}
             for backbone in selection.backbones:
-                if cells := selection.cells.get((backbone, column), []):
-                    scores, problems = zip(*(by_run[cell.run_id] for cell in cells), strict=True)
-                    if problem := next(filter(None, problems), ""):
-                        measured.refused[backbone, column] = problem
-                        continue
-                    if scores[0]:
-                        measured.scores[backbone, column] = scores[0]
-                    classes = [each.classes for each in scores if each and each.classes]
-                    measured.classes[backbone, column] = classes
-                    usable = [] if None in scores else scores
-                    _add_samples(measured, (backbone, column), cells, usable, pool)
                 advance()
+                if not (cells := selection.cells.get((backbone, column), [])):
+                    continue
+                scores, problems = zip(*(by_run[cell.run_id] for cell in cells), strict=True)
+                if problem := next(filter(None, problems), ""):
+                    measured.refused[backbone, column] = problem
+                    continue
+                if scores[0]:
+                    measured.scores[backbone, column] = scores[0]
+                classes = [each.classes for each in scores if each and each.classes]
+                measured.classes[backbone, column] = classes
+                usable = [] if None in scores else scores
+                _add_samples(measured, (backbone, column), cells, usable)
     image_weights.cache_clear()
     return measured
 
@@ -131,7 +131,6 @@ def _add_samples(
     key: ColumnKey,
     cells: Sequence[Cell],
     scores: Sequence[ImageScores],
-    pool: ThreadPoolExecutor,
 ) -> None:
     """Add the samples of a backbone's column.
 
@@ -140,6 +139,8 @@ def _add_samples(
     """
     backbone, column = key
     images = scores[0].units if scores else ()
+    # one array for all metrics: scores remember the last one's
+    weights = image_weights(images)[: min((score.most_resamples for score in scores), default=0)]
     measured.images.setdefault(column, 0)
     for metric in shown_metrics(column):
         stored = np.array([cell.metrics.get(metric, np.nan) for cell in cells])
@@ -154,9 +155,7 @@ def _add_samples(
             consistent = agrees(again, values)
             label = f"{backbone} · {column.title} · {metric}"
             if consistent.all():
-                weights = image_weights(images)[: min(score.most_resamples for score in scores)]
-                functions = [score.metrics[metric] for score in used]
-                sampled = np.stack(list(pool.map(methodcaller("__call__", weights), functions)))
+                sampled = np.stack([score.metrics[metric](weights) for score in used])
                 valid = np.isfinite(sampled).all(axis=0)
                 if valid.sum() >= MIN_IMAGES:
                     sampled = np.where(valid, sampled, np.nan)

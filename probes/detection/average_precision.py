@@ -72,7 +72,7 @@ class Matches:
         counted = detections["class"] >= 0
         identity, score = detections["image_id"][counted], detections["score"][counted]
         self.image = positions(image_ids, identity)
-        self.label = detections["class"][counted].astype(np.int64)
+        self.label = detections["class"][counted]
         self.hits = detections[f"{kind}_hits"][counted].astype(np.int64)
         self.ignored = detections[f"{kind}_ignored"][counted].astype(np.int64)
         # pycocotools: images by id, then a stable sort by falling score
@@ -142,9 +142,9 @@ class Matches:
         before = np.cumsum(matched)  # matched detections before each wrong one
         inside = ~matched & (before < matched.sum())  # nothing changes after the last match
         shape = (int(matched.sum()), len(weights))
-        wrong = sparse.csr_matrix(
-            (np.ones(inside.sum(), np.float32), (before[inside], image[inside])), shape=shape
-        )
+        ends = np.searchsorted(before[inside], np.arange(shape[0] + 1))
+        ones = np.ones(ends[-1], np.float32)
+        wrong = sparse.csr_matrix((ones, image[inside], ends), shape)
         hits, ignored = hits[matched], ignored[matched] & ~hits[matched]
         mass = weights[image[matched]]
         counted = np.cumsum(wrong @ weights + mass, axis=0)  # (matched, R), with what is ignored
@@ -161,8 +161,9 @@ class Matches:
             best = np.divide(correct, detected, dtype=np.float64)
             np.maximum.accumulate(best[::-1], axis=0, out=best[::-1])
             reached = _recalls(np.divide(correct, objects, dtype=np.float64))
-            best[0] *= reached[0]  # how many of the recalls each correct detection adds
-            best[1:] *= np.diff(reached, axis=0)
+            # how many of the recalls each correct detection adds
+            np.subtract(reached[1:], reached[:-1].copy(), out=reached[1:])
+            best *= reached
             result[:, level] = best.sum(axis=0) / len(RECALLS)
         return result
 
