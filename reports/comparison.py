@@ -139,7 +139,7 @@ def _add_samples(
     """
     backbone, column = key
     images = scores[0].units if scores else ()
-    # one array for all metrics: scores remember the last one's
+    # one array for all metrics: scores cache what follows from the last one
     weights = image_weights(images)[: min((score.most_resamples for score in scores), default=0)]
     measured.images.setdefault(column, 0)
     for metric in shown_metrics(column):

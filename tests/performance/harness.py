@@ -182,7 +182,7 @@ REASONS = {
     ),
     "linear segmentation probe": (
         "ours encodes each image once and trains the head on that; how many times as fast it is"
-        " follows the machine (5.1 to 7.6 on four of them)"
+        " follows the machine (5.1 to 7.6 on three of them)"
     ),
     "CPU of a training sample": (
         "milliseconds follow the machine's speed: 5.8 to 9.1 within an hour on this one, 5.8 on the"
