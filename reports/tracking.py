@@ -49,21 +49,29 @@ from reports.store import (
     tracking_uri,
 )
 
-SILENT_SECONDS = 600.0  # age at which a time stamp of another machine no longer counts
+SILENT_SECONDS = 600.0  # age at which a time stamp no longer counts
 MACHINE_TAG = f"{PREFIX}process.machine"
 LOCK_TAG = f"{PREFIX}process.lock"
+FOLDER_TAG = f"{PREFIX}process.folder"
 TIME_TAG = f"{PREFIX}heartbeat.time"
+PROCESS_TAGS = {MACHINE_TAG, LOCK_TAG, FOLDER_TAG, TIME_TAG}
 
 
 def process_tags() -> dict[str, str]:
     """The tags by which others see that this process is alive.
 
     Each process locks a file of its own until it ends, however it ends, and its runs name that
-    file. On the same machine the lock decides. Other machines rely on a time stamp that each open
-    run repeats in MLflow once a minute: it counts as alive until that is ``SILENT_SECONDS`` old.
+    file. Where others see the file, the lock decides. Other machines, containers and users rely on
+    a time stamp that each open run repeats in MLflow once a minute: it counts as alive until that
+    is ``SILENT_SECONDS`` old.
     """
-    lock = _process_lock(os.getpid())
-    return {MACHINE_TAG: machine(), LOCK_TAG: str(lock.lock_file), TIME_TAG: f"{time.time():.0f}"}
+    path = Path(_process_lock(os.getpid()).lock_file)
+    return {
+        MACHINE_TAG: machine(),
+        LOCK_TAG: str(path),
+        FOLDER_TAG: _folder_identity(path.parent),
+        TIME_TAG: f"{time.time():.0f}",
+    }
 
 
 @functools.cache
@@ -73,17 +81,30 @@ def _process_lock(pid: int) -> FileLock:
         return acquire_liveness_lock(home().absolute() / "processes")
 
 
-def is_alive(run_tags: Mapping[str, str]) -> bool:
-    """Whether the process that wrote these tags may still run."""
-    if run_tags.get(MACHINE_TAG) == machine():
+def _folder_identity(folder: Path) -> str:
+    """What tells a folder from another at the same path, in another container of the machine."""
+    status = folder.stat()
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def has_ended(run_tags: Mapping[str, str]) -> bool:
+    """Whether the process that wrote a run's tags has ended. A run without ``PROCESS_TAGS`` is not
+    of this package, and nothing is known of its process."""
+    if not run_tags.keys() >= PROCESS_TAGS:
+        return False
+    if run_tags[MACHINE_TAG] == machine():
         path = Path(run_tags[LOCK_TAG])
-        return path.exists() and is_locked(path)
-    return time.time() - float(run_tags.get(TIME_TAG, 0)) <= SILENT_SECONDS
+        with suppress(OSError):  # the folder is of another user, or in another container
+            if path.exists():
+                return not is_locked(path)
+            if _folder_identity(path.parent) == run_tags[FOLDER_TAG]:
+                return True  # later processes remove the file
+    return time.time() - float(run_tags[TIME_TAG]) > SILENT_SECONDS
 
 
 @functools.cache
 def machine() -> str:
-    """This machine or container until its next boot: host names alone repeat."""
+    """This machine until its next boot: host names alone repeat."""
     boot = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -154,10 +175,11 @@ class Tracker:
         return cls(experiment, address)
 
     def close_stale(self) -> list[str]:
-        """End as KILLED the RUNNING runs whose process is dead or silent; returns their names."""
+        """End as KILLED the RUNNING runs of this package whose process is dead or silent; returns
+        their names."""
         closed = []
-        for run in self._pages("attributes.status = 'RUNNING'"):
-            if not is_alive(run.data.tags):
+        for run in self._pages(f"attributes.status = 'RUNNING' and tags.`{LOCK_TAG}` != ''"):
+            if has_ended(run.data.tags):
                 self.close(run.info.run_id, "its process was killed, crashed, or is out of reach")
                 closed.append(run.info.run_name)
         return closed

@@ -11,23 +11,16 @@ import tempfile
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from cliptex_common.files import write_text
+from cliptex_common.files import acquire_liveness_lock, home, write_text
 from reports.provenance import git_commit
 from reports.records import TrackingError, metric_key, metric_name
 from reports.store import FAILURE_TAG, PARENT_TAG, Store
-from reports.tracking import (
-    LOCK_TAG,
-    MACHINE_TAG,
-    SILENT_SECONDS,
-    TIME_TAG,
-    Tracker,
-    is_alive,
-    process_tags,
-)
+from reports.tracking import MACHINE_TAG, SILENT_SECONDS, TIME_TAG, Tracker
 from tests.forks import Fork
 
 pytestmark = pytest.mark.integration
@@ -126,40 +119,112 @@ def test_a_resumed_run_goes_on_and_repeats_nothing(tracker):
     assert alive() is None, "nothing keeps a finished run"
 
 
-def hold_a_run(uri, marker):
-    if os.fork() == 0:  # what a child does says nothing of its parent
-        time.sleep(5)
-        os._exit(0)
-
+def hold_a_run(uri, marker, experiment):
     def stop(*_):
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    with Tracker("killed", uri).run("victim") as run:
+    with Tracker(experiment, uri).run("victim") as run:
         write_text(marker, run.id)
         while True:  # a signal that comes just before it sleeps is seen soon after
             time.sleep(0.1)
 
 
+def hold_a_run_beside_a_child(uri, marker):
+    if os.fork() == 0:  # what a child does says nothing of its parent
+        time.sleep(5)
+        os._exit(0)
+    hold_a_run(uri, marker, "killed")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_run_stays_running_when_its_process_is_killed(uri, number, tmp_path):
-    victim = Fork(hold_a_run, uri, tmp_path / "run-id", output=tmp_path / "output")
+    victim = Fork(hold_a_run_beside_a_child, uri, tmp_path / "run-id", output=tmp_path / "output")
     victim.wait_for(tmp_path, "run-id")
     run_id = (tmp_path / "run-id").read_text()
     tracker = Tracker("killed", uri)
     assert tracker.close_stale() == [], "a living process keeps its run"
     victim.signal(number)
     victim.end()
+    acquire_liveness_lock(home() / "processes")  # as the next process does: it removes the file
     assert tracker.close_stale() == (["victim"] if number == signal.SIGKILL else [])
     run = tracker.client.get_run(run_id)
     assert run.info.status == "KILLED" and run.data.tags[FAILURE_TAG]
 
 
-def test_a_process_of_another_machine_counts_by_its_time_stamp():
-    tags = {MACHINE_TAG: "elsewhere", LOCK_TAG: process_tags()[LOCK_TAG]}
-    assert is_alive({**tags, TIME_TAG: str(time.time() - SILENT_SECONDS + 60)})
-    assert not is_alive({**tags, TIME_TAG: str(time.time() - SILENT_SECONDS - 60)})
-    assert not is_alive({})
+@contextlib.contextmanager
+def as_another_user():
+    """Without the permissions of root, who may read everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def another_machine(tracker, run_id, home):
+    tracker.client.set_tags(run_id, {MACHINE_TAG: "elsewhere"})
+    return contextlib.nullcontext()
+
+
+def another_container(tracker, run_id, home):
+    """The same host and boot, and another folder at the path of the home."""
+    home.rename(home.with_name("of another container"))
+    (home / "processes").mkdir(parents=True)
+    return contextlib.nullcontext()
+
+
+def another_users_home(tracker, run_id, home):
+    home.chmod(0)
+    return as_another_user()
+
+
+def another_users_lock(tracker, run_id, home):
+    for path in (home / "processes").iterdir():
+        path.chmod(0o444)
+    return as_another_user()
+
+
+@pytest.fixture
+def victim(monkeypatch):
+    """A process that holds a run in a home of its own; with it the folder of its home and store."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
+        folder = Path(name)
+        monkeypatch.setenv("CLIPTEX_HOME", str(folder / "home"))
+        uri = Tracker("shared", f"sqlite:///{folder}/mlflow.db").uri
+        fork = Fork(hold_a_run, uri, folder / "run-id", "shared", output=folder / "log")
+        try:
+            fork.wait_for(folder, "run-id")
+            for path in (folder, folder / "mlflow.db"):
+                path.chmod(0o777)
+            monkeypatch.setenv("CLIPTEX_HOME", str(folder / "mine"))
+            yield fork, folder
+        finally:
+            if fork.process.is_alive():
+                fork.signal(signal.SIGKILL)
+            fork.end()
+            (folder / "home").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    "place", [another_machine, another_container, another_users_home, another_users_lock]
+)
+def test_where_a_lock_cannot_be_seen_the_last_sign_of_life_decides(place, victim):
+    fork, folder = victim
+    tracker = Tracker("shared", f"sqlite:///{folder}/mlflow.db")
+    run_id = (folder / "run-id").read_text()
+    with place(tracker, run_id, folder / "home"):
+        assert tracker.close_stale() == []
+        assert tracker.client.get_run(run_id).info.status == "RUNNING"
+        fork.signal(signal.SIGKILL)
+        fork.end()
+        assert tracker.close_stale() == [], "nobody here can know that it has ended"
+        silent = time.time() - SILENT_SECONDS - 60
+        tracker.client.set_tags(run_id, {TIME_TAG: f"{silent:.0f}"})
+        assert tracker.close_stale() == ["victim"]
 
 
 def refuse(*_, **__):
