@@ -19,8 +19,9 @@ import tempfile
 import threading
 import time
 from asyncio import CancelledError
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePath
 from typing import Any
@@ -318,8 +319,9 @@ class Run:
         self._buffer: list[Point] = []
         self._logged: dict[str, dict[int, float]] = {}
         self._sent = time.monotonic()
-        # what is being sent, and its future; ``flush`` sends again what was refused
-        self._pending: list[tuple[Callable[[], None], Future]] = []
+        # what is to be sent, in the order of the calls, and whether the pool will begin with it
+        self._queue: deque[Callable[[], None]] = deque()
+        self._is_scheduled = False
 
     def fail(self, reason: str) -> None:
         """Let the run end FAILED though its block ends normally: a part of it broke."""
@@ -412,37 +414,45 @@ class Run:
         self._sent = time.monotonic()
         for start in range(0, len(metrics), 1000):
             self._submit(self.tracker.client.log_points, metrics[start : start + 1000])
-        self._pending = [
-            (write, future)
-            for write, future in self._pending
-            if not future.done() or future.exception()
-        ]
 
     def _submit(self, function: Callable[..., None], *args: Any, **options: Any) -> None:
         """Call ``function(self.id, *args, **options)`` in the background."""
-        write = functools.partial(function, self.id, *args, **options)
-        self._pending.append((write, self.tracker._pool.submit(write)))
+        self._queue.append(functools.partial(function, self.id, *args, **options))
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self.tracker._pool.submit(self._send_queue)
+
+    def _send_queue(self) -> None:
+        """Send what waits, in its order. What the store refuses is sent once more; what it refuses
+        twice stays the first, and is raised."""
+        self._is_scheduled = False  # what comes from now on may come too late for this call
+        while self._queue:
+            write = self._queue[0]
+            try:
+                write()
+            except Exception:
+                write()
+            self._queue.popleft()
 
     def flush(self) -> None:
-        """Wait until all is in the store; what it refused is sent once more.
+        """Wait until all is in the store.
 
         Raises:
-            TrackingError: some of them could not be written.
+            TrackingError: it refused a part, after which nothing was sent.
         """
         self._send()
-        pending, self._pending = self._pending, []
-        for write, future in pending:
-            try:
-                if future.exception():
-                    write()
-            except TrackingError:
-                raise
-            except Exception as error:
-                raise TrackingError(
-                    f"MLflow refused a part of {self.name!r}:"
-                    f" {redact(first_line(error))}; check the store and run the command again"
-                    " (finished tasks are kept)"
-                ) from error
+        try:
+            self.tracker._pool.submit(self._send_queue).result()
+        except TrackingError:
+            self._queue.clear()
+            raise
+        except Exception as error:
+            self._queue.clear()
+            raise TrackingError(
+                f"MLflow refused a part of {self.name!r}:"
+                f" {redact(first_line(error))}; check the store and run the command again"
+                " (finished tasks are kept)"
+            ) from error
 
 
 def model_name(name: str) -> str:

@@ -11,7 +11,9 @@ import tempfile
 import threading
 import time
 import weakref
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -233,36 +235,72 @@ def refuse(*_, **__):
     raise MlflowException("API request failed: connection refused\nand more")
 
 
-def test_what_the_store_refused_is_sent_once_more(by_mlflow, monkeypatch):
-    refused = []
+@pytest.fixture
+def requests(by_mlflow, monkeypatch):
+    """The requests to the store in their order, as name → what of a run it is about; ``refused``
+    of it are refused, each as often as it says."""
+    client, refused, sent = by_mlflow.client, Counter[str](), list[str]()
 
-    def refused_in_the_background(client, name):
-        method = getattr(client, name)
+    def watch(owner, name, subject):
+        method = getattr(owner, name)
 
-        def call(*args, **kwargs):
-            if threading.current_thread() is not threading.main_thread():
-                refused.append(name)
+        def call(run_id, *args, **kwargs):
+            about = subject(*args, **kwargs)
+            if refused[about]:
+                refused[about] -= 1
                 refuse()
-            return method(*args, **kwargs)
+            sent.append(about)
+            return method(run_id, *args, **kwargs)
 
-        return call
+        monkeypatch.setattr(owner, name, call, raising=False)
 
-    client = by_mlflow.client
-    for name in ("log_batch", "log_inputs", "log_files"):
-        owner = client if name == "log_files" else client._client
-        monkeypatch.setattr(owner, name, refused_in_the_background(owner, name), raising=False)
+    def in_batch(metrics=(), params=(), tags=()):
+        return " ".join(f"{each.key}={each.value}" for each in (*metrics, *params, *tags))
+
+    watch(client._client, "log_batch", in_batch)
+    watch(client._client, "log_inputs", lambda *_, **__: "dataset")
+    watch(client._client, "set_terminated", lambda status: status)
+    watch(client, "log_files", lambda files: next(iter(files)))
+    return SimpleNamespace(refused=refused, sent=sent)
+
+
+@pytest.mark.parametrize("refused", [slice(0, 6), slice(0, 6, 2), slice(1, 6, 2)])
+def test_what_the_store_refused_is_sent_before_what_came_later(by_mlflow, requests, refused):
+    expected = ["train/loss=2.0", "lr=0.1", "cliptex.note=early", "dataset", "config.py"]
+    expected += ["cliptex.note=late", "FINISHED"]
+    requests.refused.update(expected[refused])
     with by_mlflow.run("r") as run:
         run.log_metrics({"train/loss": 2.0}, 7)
         run._send()
         run.log_params({"lr": 0.1})
-        run.set_tags({"task": "x"})
+        run.set_tags({"note": "early"})
         run.log_dataset("voc", "d2", "probing")
         run.log_text("a = 1", "config.py")
-    data, artifacts = stored(run).data, by_mlflow.client.list_artifacts(run.id)
+        run.set_tags({"note": "late"})
+    assert requests.sent == expected
+    data = stored(run).data
     assert (data.metrics, data.params) == ({"train/loss": 2.0}, {"lr": "0.1"})
-    assert data.tags["cliptex.task"] == "x" and stored(run).inputs.dataset_inputs
-    assert [file.path for file in artifacts] == ["config.py"]
-    assert sorted(refused) == ["log_batch", "log_batch", "log_batch", "log_files", "log_inputs"]
+    assert data.tags["cliptex.note"] == "late" and stored(run).inputs.dataset_inputs
+    assert [file.path for file in by_mlflow.client.list_artifacts(run.id)] == ["config.py"]
+
+
+def test_nothing_is_sent_after_the_end_of_a_run(by_mlflow, requests, monkeypatch):
+    """Also where the store refuses a part of it for good, and is slow."""
+    requests.refused["cliptex.note=refused"] = 99
+    log_dataset, has_ended = by_mlflow.client._client.log_dataset, threading.Event()
+
+    def slowly(*arguments):
+        has_ended.wait(2)
+        log_dataset(*arguments)
+
+    monkeypatch.setattr(by_mlflow.client._client, "log_dataset", slowly, raising=False)
+    with pytest.raises(TrackingError, match="connection refused"), by_mlflow.run("r") as run:
+        run.set_tags({"note": "refused"})
+        run.log_dataset("voc", "d2", "probing")
+        run.log_params({"lr": 0.1})
+    has_ended.set()
+    by_mlflow._pool.shutdown()
+    assert requests.sent[-1] == stored(run).info.status == "FAILED"
 
 
 def test_a_store_that_fails_is_a_users_error_and_hides_no_other(by_mlflow, monkeypatch):
