@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
+import pytest
+from torch import nn
+
+from benchmark import InLoop, evaluate
+from benchmark.parser import main
+from cliptex_common.errors import UserError
 from probes.registry import PROBES
 from reports.tracking import Tracker
 from tests.benchmark.run_command import run_command
@@ -52,3 +58,40 @@ def test_from_one_home_to_another(workdir, capsys, refused):
     refused("results page shared --out other", "clip")
     refused("report --experiment mine --with nowhere.zip", "no shared results at nowhere.zip")
     assert not (workdir / "other").exists()
+
+
+def columns(capsys) -> list[str]:
+    """The names of columns, as `results list` says them."""
+    capsys.readouterr()
+    assert run_command("results list --experiment paper") == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    return [re.split(r"  +", line)[0] for line in lines]
+
+
+def test_a_label_is_taken_back_by_an_empty_one(workdir, capsys):
+    write_run(Tracker("paper"), "clip", 0, TASKS)
+    assert run_command("results label clip", "of the paper") == 0
+    assert columns(capsys) == ["of the paper"]
+    assert run_command("results label", "of the paper", "") == 0
+    assert "of the paper is clip now" in capsys.readouterr().out
+    assert columns(capsys) == ["clip"]
+
+
+def test_a_label_that_no_command_could_name_is_refused(imagefolder, workdir, capsys):
+    write_run(Tracker("paper"), "clip", 0, TASKS)
+    suite = {"tasks": "imagefolder/knn", "suite": "own", "data_root": ".", "device": "cpu"}
+    words = "run --suite own --task imagefolder/knn --data-root . --device cpu --backbone random"
+    for label in ("a,b", "net(a),b", " a", ","):
+        for command in ([*words.split(), "--name", label], ["results", "label", "clip", label]):
+            assert main(command) == 2
+            error = capsys.readouterr().err
+            assert repr(label) in error and "commas" in error and error.count("\n") == 1
+        for backbone, name in (({label: "random"}, None), (nn.Identity(), label)):
+            with pytest.raises(UserError, match=re.escape(repr(label))):
+                evaluate(backbone, name=name, **suite)
+        with pytest.raises(UserError, match=re.escape(repr(label))):
+            InLoop(every=1, name=label, **suite)
+    assert columns(capsys) == ["clip"]
+    assert run_command("results label clip", "net (a, b)") == 0
+    assert columns(capsys) == ["net (a, b)"]
+    assert run_command("results export --experiment paper --backbone", "net (a, b),net (a, b)") == 0
