@@ -50,6 +50,8 @@ from reports.records import (
 DEFAULT_URI = "sqlite:///mlflow.db"
 PARENT_TAG = "mlflow.parentRunId"
 PAGE = 1000  # results a request
+SERVED = "mlflow-artifacts"  # scheme of the address of artifacts that a server keeps
+START_SERVER = "start the server and give its address as --tracking-uri"
 PREFIX = "cliptex."  # of this package's tags in MLflow; records name them without it
 FAILURE_TAG = f"{PREFIX}failure"
 # MLflow's codes for a wrong call, a bug here; every other error is the store's: unreachable, full,
@@ -162,6 +164,8 @@ class Client:
         return call
 
     def _failure(self, error: Exception) -> TrackingError:
+        if SERVED in str(error) and not self._uri.startswith("http"):
+            return TrackingError(f"{served_artifacts(self._uri)}; {START_SERVER}")
         return TrackingError(
             f"the MLflow store at {self._shown} failed ({_reason(error)});"
             " repair it and run the command again (finished tasks are kept)"
@@ -495,6 +499,11 @@ def local_folder(uri: str) -> Path | None:
         return Path(unquote(uri))
     parts = urlparse(uri)
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def served_artifacts(uri: str) -> str:
+    """What is wrong with a store at ``uri``, a database, that a server wrote."""
+    return f"an MLflow server wrote the store at {redact(uri)} and keeps the files of its runs"
 
 
 def missing_artifacts(uris: Sequence[str]) -> str:

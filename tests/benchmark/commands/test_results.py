@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sqlite3
+from contextlib import closing
 
 import pytest
 from torch import nn
@@ -58,6 +61,24 @@ def test_from_one_home_to_another(workdir, capsys, refused):
     refused("results page shared --out other", "clip")
     refused("report --experiment mine --with nowhere.zip", "no shared results at nowhere.zip")
     assert not (workdir / "other").exists()
+
+
+def test_files_that_a_server_keeps_are_not_called_damaged(imagefolder, workdir, refused, capsys):
+    """A store that an MLflow server wrote, opened by its file."""
+    write_run(Tracker("paper"), "clip", 0, TASKS, task_tags=PROBE)
+    with closing(sqlite3.connect("mlflow.db")) as store, store:
+        store.execute("update experiments set artifact_location = 'mlflow-artifacts:/1'")
+        store.execute("update runs set artifact_uri = 'mlflow-artifacts:/1/' || run_uuid")
+    words = "--suite own --task imagefolder/knn --data-root . --device cpu --backbone random"
+    for command in ("report", "results export", f"run {words} --experiment paper --jobs 1"):
+        refused(command, "start the server and give its address")
+    assert run_command("doctor --json") == 1
+    (finding,) = [
+        each
+        for each in json.loads(capsys.readouterr().out)["findings"]
+        if each["name"] == "artifacts"
+    ]
+    assert "start the server and give its address" in finding["remedy"]
 
 
 def columns(capsys) -> list[str]:
