@@ -472,23 +472,25 @@ class Store(Artifacts):
     def artifact(self, run: Record, name: str) -> Path | None:
         """A file of a run on this disk, or None where the run has none.
 
-        Files fetched from elsewhere are cached for later reports if the run is finished.
+        Files fetched from elsewhere are cached for later reports if the run is finished, until it
+        is resumed and ends again, as a parent run that gets another task.
         """
         if local_folder(run.artifacts) is not None:
             return super().artifact(run, name)
         cache = home() / "artifacts" if run.is_finished else Path(self._scratch.name)
-        path = cache / run.run_id / name
+        folder = cache / run.run_id / str(run.ended)
+        path = folder / name
         if path.is_file():
             return path
         # artifact stores report a missing file in many ways: list before fetching
-        folder = name.rpartition("/")[0]
-        if (run.run_id, folder) not in self._listed:
-            listed = self.client.list_artifacts(run.run_id, folder or None)
-            self._listed[run.run_id, folder] = {file.path for file in listed}
-        if name not in self._listed[run.run_id, folder]:
+        within = name.rpartition("/")[0]
+        if (run.run_id, within) not in self._listed:
+            listed = self.client.list_artifacts(run.run_id, within or None)
+            self._listed[run.run_id, within] = {file.path for file in listed}
+        if name not in self._listed[run.run_id, within]:
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache / run.run_id) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             Path(self.client.download_artifacts(run.run_id, name, scratch)).replace(path)
         return path
 
@@ -562,6 +564,7 @@ def read_run(run: Any, experiment: str = "") -> Record:
         "experiment_id": info.experiment_id,
         "artifacts": info.artifact_uri or "",
         "started": info.start_time or 0,
+        "ended": info.end_time or 0,
     }
     try:
         declared = json.loads(tags.get(TAGS["declared"], "{}"))

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import zipfile
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+from mlflow.store.artifact.artifact_repository_registry import (
+    _artifact_repository_registry as repositories,
+)
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from torch import nn
 
 from benchmark import InLoop, evaluate
 from benchmark.parser import main
 from cliptex_common.errors import UserError
 from probes.registry import PROBES
+from reports.records import PARENT
 from reports.tracking import Tracker
 from tests.benchmark.run_command import run_command
 from tests.reports.synthetic import write_run
@@ -79,6 +86,47 @@ def test_files_that_a_server_keeps_are_not_called_damaged(imagefolder, workdir, 
         if each["name"] == "artifacts"
     ]
     assert "start the server and give its address" in finding["remedy"]
+
+
+@pytest.fixture
+def elsewhere(workdir, monkeypatch):
+    """An experiment whose artifacts are fetched before they are read, as from a server."""
+
+    class Elsewhere(LocalArtifactRepository):
+        def __init__(self, artifact_uri: str, *args, **kwargs) -> None:
+            super().__init__(artifact_uri.removeprefix("elsewhere:"), *args, **kwargs)
+
+    monkeypatch.setitem(repositories._registry, "elsewhere", Elsewhere)
+    tracker = Tracker("paper")
+    with closing(sqlite3.connect("mlflow.db")) as store, store:
+        folder = f"elsewhere:{workdir}/elsewhere"
+        store.execute("update experiments set artifact_location = ?", [folder])
+    return tracker
+
+
+def test_what_a_finished_run_was_changed_to_is_fetched_again(elsewhere, workdir, capsys):
+    """Its artifacts are cached; another row of a suite resumes a run, and a label is changed."""
+
+    def exported(name: str) -> tuple[dict, dict]:
+        """The tags of the parent run, and its python in run.json."""
+        assert run_command(f"results export --experiment paper --out {name}.zip") == 0
+        with zipfile.ZipFile(f"{name}.zip") as file:
+            (parent,) = [run for run in json.loads(file.read("runs.json")) if not run["parent"]]
+            described = json.loads(file.read(f"{parent['id']}/{PARENT}"))
+        return parent["tags"], described["environment"]["python"]
+
+    parent = write_run(elsewhere, "clip", 0, TASKS, task_tags=PROBE)
+    described = elsewhere.client.download_artifacts(parent, PARENT, str(workdir))
+    content = json.loads(Path(described).read_text())
+    versions = []
+    for version in ("3.11", "3.12"):
+        content["environment"] = {"python": version}
+        with elsewhere.run("clip", resume=parent) as run:
+            run.log_json(content, PARENT)
+        versions.append(exported(version)[1])
+    assert versions == ["3.11", "3.12"]
+    assert run_command("results label clip other") == 0
+    assert exported("labelled")[0]["label"] == "other"
 
 
 def columns(capsys) -> list[str]:
