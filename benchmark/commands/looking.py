@@ -595,9 +595,9 @@ class LabelResults(TrackingOptions):
         for run_id, label in labels.items():
             store.client.set_tags(run_id, {"label": label})
         _, _, parents, _ = _runs(self.tracking_uri, self.experiment)
-        names = dict.fromkeys(run.backbone for run in parents if run.run_id in labels)
-        renamed = f"{column} is {self.new or ', '.join(names)} now"
-        console.print(f"{renamed}, in {count(len(labels), 'run')}")
+        renamed = dict.fromkeys(run.backbone for run in parents if run.run_id in labels)
+        new = self.new or ", ".join(renamed)
+        console.print(f"{column} is {new} now, in {count(len(labels), 'run')}")
         if (match := AT_STEP.fullmatch(column)) and not AT_STEP.fullmatch(self.new):
             console.print(f"it has left the curve of {match[1]}, whose names end in 'step N'")
         return 0
