@@ -66,20 +66,19 @@ def process_tags() -> dict[str, str]:
     a time stamp that each open run repeats in MLflow once a minute: it counts as alive until that
     is ``SILENT_SECONDS`` old.
     """
-    path = Path(_process_lock(os.getpid()).lock_file)
-    return {
-        MACHINE_TAG: machine(),
-        LOCK_TAG: str(path),
-        FOLDER_TAG: _folder_identity(path.parent),
-        TIME_TAG: f"{time.time():.0f}",
-    }
+    _, identity = _process_lock(os.getpid())
+    return {**identity, TIME_TAG: f"{time.time():.0f}"}
 
 
 @functools.cache
-def _process_lock(pid: int) -> FileLock:
-    """The lock of the process ``pid``, this one, which the cache keeps until it ends."""
+def _process_lock(pid: int) -> tuple[FileLock, dict[str, str]]:
+    """The lock of the process ``pid``, this one, and the tags that name it; the cache keeps both
+    until the process ends."""
+    folder = home().absolute() / "processes"
     with locked(lock_path("processes", "")):
-        return acquire_liveness_lock(home().absolute() / "processes")
+        lock = acquire_liveness_lock(folder)
+    identity = _folder_identity(folder)
+    return lock, {MACHINE_TAG: machine(), LOCK_TAG: str(lock.lock_file), FOLDER_TAG: identity}
 
 
 def _folder_identity(folder: Path) -> str:

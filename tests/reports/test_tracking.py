@@ -22,7 +22,7 @@ from cliptex_common.files import acquire_liveness_lock, home, write_text
 from reports.provenance import git_commit
 from reports.records import TrackingError, metric_key, metric_name
 from reports.store import FAILURE_TAG, PARENT_TAG, Store
-from reports.tracking import MACHINE_TAG, SILENT_SECONDS, TIME_TAG, Tracker
+from reports.tracking import SILENT_SECONDS, TIME_TAG, Tracker
 from tests.forks import Fork
 
 pytestmark = pytest.mark.integration
@@ -167,24 +167,26 @@ def as_another_user():
         os.seteuid(0)
 
 
-def another_machine(tracker, run_id, home):
-    tracker.client.set_tags(run_id, {MACHINE_TAG: "elsewhere"})
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def another_machine(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reports.tracking.machine", lambda: "elsewhere")
+        yield
 
 
-def another_container(tracker, run_id, home):
+def another_container(home):
     """The same host and boot, and another folder at the path of the home."""
     home.rename(home.with_name("of another container"))
     (home / "processes").mkdir(parents=True)
     return contextlib.nullcontext()
 
 
-def another_users_home(tracker, run_id, home):
+def another_users_home(home):
     home.chmod(0)
     return as_another_user()
 
 
-def another_users_lock(tracker, run_id, home):
+def another_users_lock(home):
     for path in (home / "processes").iterdir():
         path.chmod(0o444)
     return as_another_user()
@@ -218,7 +220,7 @@ def test_where_a_lock_cannot_be_seen_the_last_sign_of_life_decides(place, victim
     fork, folder = victim
     tracker = Tracker("shared", f"sqlite:///{folder}/mlflow.db")
     run_id = (folder / "run-id").read_text()
-    with place(tracker, run_id, folder / "home"):
+    with place(folder / "home"):
         assert tracker.close_stale() == []
         assert tracker.client.get_run(run_id).info.status == "RUNNING"
         fork.signal(signal.SIGKILL)
