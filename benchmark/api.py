@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.registry import load_plugins
 from cliptex_common.settings import (
+    Label,
     as_list,
     as_pairs,
     check_arguments,
@@ -424,6 +425,7 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
         with ExitStack() as stack:
             items = []
             for label, each in backbone.items():
+                label = read_value("backbone", label, Label)
                 is_module = callable(getattr(each, "state_dict", None))
                 if is_module:
                     (each,) = stack.enter_context(_named(each, label, images))
@@ -445,6 +447,7 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
     if not name:
         name = type(backbone).__name__.lower()
         name = f"my-{name}" if name in BACKBONES else name
+    name = read_value("name", name, Label)
     register(entry_of(backbone, name, images))
     try:
         yield [name]

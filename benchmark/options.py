@@ -16,6 +16,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.files import MAX_SEED
 from cliptex_common.settings import (
     Folder,
+    Label,
     Names,
     Seed,
     SeedCount,
@@ -166,7 +167,7 @@ class RunOptions(ProbeOptions):
     """checkpoint of the backbone (safetensors, or a torch file loaded weights-only)"""
     architecture: Text | None = None
     """NAME of the architecture of checkpoints that do not say theirs"""
-    name: Text | None = None
+    name: Annotated[Label, Field(min_length=1)] | None = None
     """label of the single backbone"""
     tags: Annotated[Mapping[str, str], Field(alias="tag")] = field(default_factory=dict)
     """a tag of the runs in MLflow, which `results list` shows (repeatable)"""

@@ -45,6 +45,7 @@ T = TypeVar("T")
 # dictionaries in annotations are arguments of ``add_argument``
 Positional = Annotated[T, {"nargs": None}]
 Positionals = Annotated[T, {"nargs": "*"}, BeforeValidator(as_list)]
+MAY_BE_EMPTY = "'' is a value"  # in the annotation of an option of which that is true
 
 
 @options_dataclass
@@ -186,6 +187,9 @@ def read_options(from_line: Mapping[str, Any]) -> Any:
         if Mapping in value_types(field.annotation):  # the line changes single entries of the file
             entries = parse_pairs(from_file.get(name, ()), flag)
             options[name] = entries | parse_pairs(from_line.get(name, ()), flag)
+        if MAY_BE_EMPTY in field.metadata and name in from_line:
+            options[name] = from_line[name]
+            continue
         if field.is_required() and not options.get(name):
             raise UserError(f"{flag} is missing")
         if from_line.get(name) == "":

@@ -322,7 +322,7 @@ def acquire_liveness_lock(folder: Path) -> FileLock:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.lock"):
-        if not is_locked(path):
+        if not _may_be_locked(path):
             path.unlink(missing_ok=True)
     path = folder / f"{os.getpid()}-{uuid.uuid4().hex}.lock"
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
@@ -338,19 +338,27 @@ def release_liveness_lock(lock: FileLock) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a lock of ``acquire_liveness_lock``."""
+    """Whether a process holds a lock of ``acquire_liveness_lock``. Raises ``OSError`` if the file
+    cannot be opened, as that of another user."""
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
-    except OSError:  # includes Timeout
+    except Timeout:
         return True
     lock.release()
     return False
 
 
+def _may_be_locked(path: Path) -> bool:
+    try:
+        return is_locked(path)
+    except OSError:
+        return True
+
+
 def is_in_use(folder: Path) -> bool:
     """Whether a process holds a liveness lock in ``folder``."""
-    return any(map(is_locked, folder.glob("*.lock")))
+    return any(map(_may_be_locked, folder.glob("*.lock")))
 
 
 _in_use: dict[tuple[int, Path], FileLock] = {}  # by process (a fork holds none) and path

@@ -62,6 +62,16 @@ def split_words(values: Any) -> list[str]:
     return words
 
 
+def _check_label(label: str) -> str:
+    with suppress(ValueError):
+        if not label or split_words(label) == [label]:
+            return label
+    raise UserError(
+        f"label {label!r}: commands split lists of names at commas; leave out commas that are not"
+        " in parentheses, and spaces at its ends"
+    )
+
+
 def _check_folder(path: Path) -> Path:
     path = expand_user(path)
     if path.is_file():
@@ -70,6 +80,7 @@ def _check_folder(path: Path) -> Path:
 
 
 Names = Annotated[Sequence[str], BeforeValidator(split_words)]
+Label = Annotated[str, AfterValidator(_check_label)]  # a name that the user gives; may be empty
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 SeedCount = Annotated[int, Field(ge=1, le=1000)]
 Text = Annotated[str, Field(min_length=1)]

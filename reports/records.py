@@ -295,7 +295,7 @@ class Record(BaseModel):
             applicable``, ``interrupted``, ``still running`` or ``not started``.
         reason: why it has no result.
         experiment, experiment_id, artifacts: where it is in MLflow, and the URI of its files.
-        started: in milliseconds since 1970.
+        started, ended: in milliseconds since 1970; 0 if unknown.
         source: who shared it; '' for a run of the store.
         study: the sweep that it is part of.
         metrics: name as the field writes it (``i2t_R@1``) → value.
@@ -318,6 +318,7 @@ class Record(BaseModel):
     experiment_id: str = ""
     artifacts: str = ""
     started: int = 0
+    ended: int = 0
     source: str = ""
     study: str = ""
     params: dict[str, str] = {}

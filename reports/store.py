@@ -50,6 +50,8 @@ from reports.records import (
 DEFAULT_URI = "sqlite:///mlflow.db"
 PARENT_TAG = "mlflow.parentRunId"
 PAGE = 1000  # results a request
+SERVED = "mlflow-artifacts"  # scheme of the address of artifacts that a server keeps
+START_SERVER = "start the server and give its address as --tracking-uri"
 PREFIX = "cliptex."  # of this package's tags in MLflow; records name them without it
 FAILURE_TAG = f"{PREFIX}failure"
 # MLflow's codes for a wrong call, a bug here; every other error is the store's: unreachable, full,
@@ -162,6 +164,8 @@ class Client:
         return call
 
     def _failure(self, error: Exception) -> TrackingError:
+        if SERVED in str(error) and not self._uri.startswith("http"):
+            return TrackingError(f"{served_artifacts(self._uri)}; {START_SERVER}")
         return TrackingError(
             f"the MLflow store at {self._shown} failed ({_reason(error)});"
             " repair it and run the command again (finished tasks are kept)"
@@ -468,23 +472,25 @@ class Store(Artifacts):
     def artifact(self, run: Record, name: str) -> Path | None:
         """A file of a run on this disk, or None where the run has none.
 
-        Files fetched from elsewhere are cached for later reports if the run is finished.
+        Files fetched from elsewhere are cached for later reports if the run is finished, until it
+        is resumed and ends again, as a parent run that gets another task.
         """
         if local_folder(run.artifacts) is not None:
             return super().artifact(run, name)
         cache = home() / "artifacts" if run.is_finished else Path(self._scratch.name)
-        path = cache / run.run_id / name
+        folder = cache / run.run_id / str(run.ended)
+        path = folder / name
         if path.is_file():
             return path
         # artifact stores report a missing file in many ways: list before fetching
-        folder = name.rpartition("/")[0]
-        if (run.run_id, folder) not in self._listed:
-            listed = self.client.list_artifacts(run.run_id, folder or None)
-            self._listed[run.run_id, folder] = {file.path for file in listed}
-        if name not in self._listed[run.run_id, folder]:
+        within = name.rpartition("/")[0]
+        if (run.run_id, within) not in self._listed:
+            listed = self.client.list_artifacts(run.run_id, within or None)
+            self._listed[run.run_id, within] = {file.path for file in listed}
+        if name not in self._listed[run.run_id, within]:
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache / run.run_id) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             Path(self.client.download_artifacts(run.run_id, name, scratch)).replace(path)
         return path
 
@@ -495,6 +501,11 @@ def local_folder(uri: str) -> Path | None:
         return Path(unquote(uri))
     parts = urlparse(uri)
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def served_artifacts(uri: str) -> str:
+    """What is wrong with a store at ``uri``, a database, that a server wrote."""
+    return f"an MLflow server wrote the store at {redact(uri)} and keeps the files of its runs"
 
 
 def missing_artifacts(uris: Sequence[str]) -> str:
@@ -553,6 +564,7 @@ def read_run(run: Any, experiment: str = "") -> Record:
         "experiment_id": info.experiment_id,
         "artifacts": info.artifact_uri or "",
         "started": info.start_time or 0,
+        "ended": info.end_time or 0,
     }
     try:
         declared = json.loads(tags.get(TAGS["declared"], "{}"))

@@ -19,8 +19,9 @@ import tempfile
 import threading
 import time
 from asyncio import CancelledError
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePath
 from typing import Any
@@ -49,41 +50,61 @@ from reports.store import (
     tracking_uri,
 )
 
-SILENT_SECONDS = 600.0  # age at which a time stamp of another machine no longer counts
+SILENT_SECONDS = 600.0  # age at which a time stamp no longer counts
 MACHINE_TAG = f"{PREFIX}process.machine"
 LOCK_TAG = f"{PREFIX}process.lock"
+FOLDER_TAG = f"{PREFIX}process.folder"
 TIME_TAG = f"{PREFIX}heartbeat.time"
+PROCESS_TAGS = {MACHINE_TAG, LOCK_TAG, FOLDER_TAG, TIME_TAG}
 
 
 def process_tags() -> dict[str, str]:
     """The tags by which others see that this process is alive.
 
     Each process locks a file of its own until it ends, however it ends, and its runs name that
-    file. On the same machine the lock decides. Other machines rely on a time stamp that each open
-    run repeats in MLflow once a minute: it counts as alive until that is ``SILENT_SECONDS`` old.
+    file. Where others see the file, the lock decides. Other machines, containers and users rely on
+    a time stamp that each open run repeats in MLflow once a minute: it counts as alive until that
+    is ``SILENT_SECONDS`` old.
     """
-    lock = _process_lock(os.getpid())
-    return {MACHINE_TAG: machine(), LOCK_TAG: str(lock.lock_file), TIME_TAG: f"{time.time():.0f}"}
+    _, identity = _process_lock(os.getpid())
+    return {**identity, TIME_TAG: f"{time.time():.0f}"}
 
 
 @functools.cache
-def _process_lock(pid: int) -> FileLock:
-    """The lock of the process ``pid``, this one, which the cache keeps until it ends."""
+def _process_lock(pid: int) -> tuple[FileLock, dict[str, str]]:
+    """The lock of the process ``pid``, this one, and the tags that name it; the cache keeps both
+    until the process ends."""
+    folder = home().absolute() / "processes"
     with locked(lock_path("processes", "")):
-        return acquire_liveness_lock(home().absolute() / "processes")
+        lock = acquire_liveness_lock(folder)
+    identity = _folder_identity(folder)
+    return lock, {MACHINE_TAG: machine(), LOCK_TAG: str(lock.lock_file), FOLDER_TAG: identity}
 
 
-def is_alive(run_tags: Mapping[str, str]) -> bool:
-    """Whether the process that wrote these tags may still run."""
-    if run_tags.get(MACHINE_TAG) == machine():
+def _folder_identity(folder: Path) -> str:
+    """What tells a folder from another at the same path, in another container of the machine."""
+    status = folder.stat()
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def has_ended(run_tags: Mapping[str, str]) -> bool:
+    """Whether the process that wrote a run's tags has ended. A run without ``PROCESS_TAGS`` is not
+    of this package, and nothing is known of its process."""
+    if not run_tags.keys() >= PROCESS_TAGS:
+        return False
+    if run_tags[MACHINE_TAG] == machine():
         path = Path(run_tags[LOCK_TAG])
-        return path.exists() and is_locked(path)
-    return time.time() - float(run_tags.get(TIME_TAG, 0)) <= SILENT_SECONDS
+        with suppress(OSError):  # the folder is of another user, or in another container
+            if path.exists():
+                return not is_locked(path)
+            if _folder_identity(path.parent) == run_tags[FOLDER_TAG]:
+                return True  # later processes remove the file
+    return time.time() - float(run_tags[TIME_TAG]) > SILENT_SECONDS
 
 
 @functools.cache
 def machine() -> str:
-    """This machine or container until its next boot: host names alone repeat."""
+    """This machine until its next boot: host names alone repeat."""
     boot = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -154,10 +175,11 @@ class Tracker:
         return cls(experiment, address)
 
     def close_stale(self) -> list[str]:
-        """End as KILLED the RUNNING runs whose process is dead or silent; returns their names."""
+        """End as KILLED the RUNNING runs of this package whose process is dead or silent; returns
+        their names."""
         closed = []
-        for run in self._pages("attributes.status = 'RUNNING'"):
-            if not is_alive(run.data.tags):
+        for run in self._pages(f"attributes.status = 'RUNNING' and tags.`{LOCK_TAG}` != ''"):
+            if has_ended(run.data.tags):
                 self.close(run.info.run_id, "its process was killed, crashed, or is out of reach")
                 closed.append(run.info.run_name)
         return closed
@@ -296,8 +318,9 @@ class Run:
         self._buffer: list[Point] = []
         self._logged: dict[str, dict[int, float]] = {}
         self._sent = time.monotonic()
-        # what is being sent, and its future; ``flush`` sends again what was refused
-        self._pending: list[tuple[Callable[[], None], Future]] = []
+        # what is to be sent, in the order of the calls, and whether the pool will begin with it
+        self._queue: deque[Callable[[], None]] = deque()
+        self._is_scheduled = False
 
     def fail(self, reason: str) -> None:
         """Let the run end FAILED though its block ends normally: a part of it broke."""
@@ -390,37 +413,45 @@ class Run:
         self._sent = time.monotonic()
         for start in range(0, len(metrics), 1000):
             self._submit(self.tracker.client.log_points, metrics[start : start + 1000])
-        self._pending = [
-            (write, future)
-            for write, future in self._pending
-            if not future.done() or future.exception()
-        ]
 
     def _submit(self, function: Callable[..., None], *args: Any, **options: Any) -> None:
         """Call ``function(self.id, *args, **options)`` in the background."""
-        write = functools.partial(function, self.id, *args, **options)
-        self._pending.append((write, self.tracker._pool.submit(write)))
+        self._queue.append(functools.partial(function, self.id, *args, **options))
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self.tracker._pool.submit(self._send_queue)
+
+    def _send_queue(self) -> None:
+        """Send what waits, in its order. What the store refuses is sent once more; what it refuses
+        twice stays the first, and is raised."""
+        self._is_scheduled = False  # what comes from now on may come too late for this call
+        while self._queue:
+            write = self._queue[0]
+            try:
+                write()
+            except Exception:
+                write()
+            self._queue.popleft()
 
     def flush(self) -> None:
-        """Wait until all is in the store; what it refused is sent once more.
+        """Wait until all is in the store.
 
         Raises:
-            TrackingError: some of them could not be written.
+            TrackingError: it refused a part, after which nothing was sent.
         """
         self._send()
-        pending, self._pending = self._pending, []
-        for write, future in pending:
-            try:
-                if future.exception():
-                    write()
-            except TrackingError:
-                raise
-            except Exception as error:
-                raise TrackingError(
-                    f"MLflow refused a part of {self.name!r}:"
-                    f" {redact(first_line(error))}; check the store and run the command again"
-                    " (finished tasks are kept)"
-                ) from error
+        try:
+            self.tracker._pool.submit(self._send_queue).result()
+        except TrackingError:
+            self._queue.clear()
+            raise
+        except Exception as error:
+            self._queue.clear()
+            raise TrackingError(
+                f"MLflow refused a part of {self.name!r}:"
+                f" {redact(first_line(error))}; check the store and run the command again"
+                " (finished tasks are kept)"
+            ) from error
 
 
 def model_name(name: str) -> str:

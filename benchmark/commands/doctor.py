@@ -157,10 +157,13 @@ def _artifacts(options: Doctor) -> Iterator[Finding]:
     """Where the files of runs are, and whether those of finished tasks are there."""
     from reports.records import TAGS
     from reports.store import (
+        SERVED,
+        START_SERVER,
         Store,
         artifact_folder,
         missing_artifacts,
         repair_artifacts,
+        served_artifacts,
         sqlite_file,
         tag_key,
         tracking_uri,
@@ -176,6 +179,9 @@ def _artifacts(options: Doctor) -> Iterator[Finding]:
         cells = f"attributes.status = 'FINISHED' and tags.`{tag_key(TAGS['key'])}` != ''"
         runs = store.runs(list(store.experiments()), cells)
         value = ", ".join(sorted({run.artifacts.rsplit("/", 3)[0] for run in runs})) or value
+        if any(run.artifacts.startswith(SERVED) for run in runs):
+            yield Finding("artifacts", "bad", served_artifacts(uri), START_SERVER)
+            return
         if missing := missing_artifacts([run.artifacts for run in runs]):
             yield Finding("artifacts", "bad", f"{value}{repaired}; {missing}")
             return

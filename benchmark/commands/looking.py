@@ -26,13 +26,20 @@ from benchmark.options import (
     TaskNames,
     TrackingOptions,
 )
-from benchmark.parser import ConfigOptions, JsonOptions, Positional, Positionals
+from benchmark.parser import (
+    MAY_BE_EMPTY,
+    ConfigOptions,
+    JsonOptions,
+    Positional,
+    Positionals,
+)
 from benchmark.progress import console
 from benchmark.suites import SUITES, choose_suite
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import atomic_write
 from cliptex_common.settings import (
     Folder,
+    Label,
     Names,
     as_text,
     describe_type,
@@ -552,8 +559,8 @@ class LabelResults(TrackingOptions):
     old: Positional[str]
     """its column, as reports name it, the name of a training whose checkpoints are columns, or the
     id of a run (`results list`)"""
-    new: Positional[str]
-    """its new label; '' for the backbone's own name"""
+    new: Annotated[Positional[Label], MAY_BE_EMPTY]
+    """its new label, without commas; '' for the backbone's own name"""
     experiment: Names = ()
     """MLflow experiments (default: the latest with results)"""
 
@@ -587,7 +594,10 @@ class LabelResults(TrackingOptions):
             )
         for run_id, label in labels.items():
             store.client.set_tags(run_id, {"label": label})
-        console.print(f"{column} is {self.new} now, in {count(len(labels), 'run')}")
+        _, _, parents, _ = _runs(self.tracking_uri, self.experiment)
+        renamed = dict.fromkeys(run.backbone for run in parents if run.run_id in labels)
+        new = self.new or ", ".join(renamed)
+        console.print(f"{column} is {new} now, in {count(len(labels), 'run')}")
         if (match := AT_STEP.fullmatch(column)) and not AT_STEP.fullmatch(self.new):
             console.print(f"it has left the curve of {match[1]}, whose names end in 'step N'")
         return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt
@@ -15,6 +14,7 @@ from benchmark.options import PluginOptions, TaskNames, TrackingOptions
 from benchmark.parser import ConfigOptions
 from benchmark.progress import console
 from benchmark.suites import SUITES
+from cliptex_common.files import expand_user
 from cliptex_common.settings import Names, options_dataclass, split_words
 from probes.registry import find_task
 
@@ -46,8 +46,9 @@ class Power(ConfigOptions, TrackingOptions, PluginOptions):
     difference: NonNegativeFloat = 0.0
     """also say how many seeds, or images with the most of these seeds, decide this difference"""
     against: Names = ()
-    """where noise is known from: experiments, files of `results export`, URLs (default: the
-    experiment with the latest results)"""
+    """where noise is known from: experiments, files or folders of `results export`, URLs (default:
+    the experiment with the latest results). Of an experiment and a folder with one name, NAME is
+    the experiment and ./NAME the folder"""
     experiment: Names = ()
     """the same, of experiments alone"""
 
@@ -85,14 +86,24 @@ class Power(ConfigOptions, TrackingOptions, PluginOptions):
         from reports.sharing import load_files
         from reports.store import Store
 
-        is_file = lambda name: name.startswith(("http://", "https://")) or Path(name).exists()
-        files = [name for name in self.against if is_file(name)]
+        files = [name for name in self.against if self._is_shared(name)]
         experiments = [name for name in (*self.experiment, *self.against) if name not in files]
         if files and not experiments:
             return build_leaderboard(load_files(files)).analysis
         store = Store(self.tracking_uri)
         request = ReportRequest(experiments, shared=files)
         return analyse(store, select_runs(store, request)[1])
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether a name of ``against`` is that of shared results, not of an experiment."""
+        from reports.sharing import SUFFIX
+        from reports.tracking import Tracker
+
+        if "://" in name or name.endswith(SUFFIX):
+            return True
+        if not expand_user(name).exists():
+            return False
+        return "/" in name or Tracker.existing(name, self.tracking_uri) is None
 
 
 def _text(value: object) -> str:

@@ -37,7 +37,7 @@ def test_a_server_takes_runs_and_gives_a_report(mlflow_server, tmp_path, own_hom
     report, fetched, first = requests_of_report()
     assert sum("runs/search" in path for path in first) == 1 and fetched >= 6
     _, fetched, again = requests_of_report()
-    assert not fetched, "artifacts are cached by run id"
+    assert not fetched, "artifacts are cached by run"
     assert len(again) < len(first) / 2
     estimates = report.analysis.estimates.values()
     assert all(each.images for each in estimates), "per-image scores came over the wire"

@@ -11,23 +11,18 @@ import tempfile
 import threading
 import time
 import weakref
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from cliptex_common.files import write_text
+from cliptex_common.files import acquire_liveness_lock, home, write_text
 from reports.provenance import git_commit
 from reports.records import TrackingError, metric_key, metric_name
 from reports.store import FAILURE_TAG, PARENT_TAG, Store
-from reports.tracking import (
-    LOCK_TAG,
-    MACHINE_TAG,
-    SILENT_SECONDS,
-    TIME_TAG,
-    Tracker,
-    is_alive,
-    process_tags,
-)
+from reports.tracking import SILENT_SECONDS, TIME_TAG, Tracker
 from tests.forks import Fork
 
 pytestmark = pytest.mark.integration
@@ -126,40 +121,114 @@ def test_a_resumed_run_goes_on_and_repeats_nothing(tracker):
     assert alive() is None, "nothing keeps a finished run"
 
 
-def hold_a_run(uri, marker):
-    if os.fork() == 0:  # what a child does says nothing of its parent
-        time.sleep(5)
-        os._exit(0)
-
+def hold_a_run(uri, marker, experiment):
     def stop(*_):
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    with Tracker("killed", uri).run("victim") as run:
+    with Tracker(experiment, uri).run("victim") as run:
         write_text(marker, run.id)
         while True:  # a signal that comes just before it sleeps is seen soon after
             time.sleep(0.1)
 
 
+def hold_a_run_beside_a_child(uri, marker):
+    if os.fork() == 0:  # what a child does says nothing of its parent
+        time.sleep(5)
+        os._exit(0)
+    hold_a_run(uri, marker, "killed")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_run_stays_running_when_its_process_is_killed(uri, number, tmp_path):
-    victim = Fork(hold_a_run, uri, tmp_path / "run-id", output=tmp_path / "output")
+    victim = Fork(hold_a_run_beside_a_child, uri, tmp_path / "run-id", output=tmp_path / "output")
     victim.wait_for(tmp_path, "run-id")
     run_id = (tmp_path / "run-id").read_text()
     tracker = Tracker("killed", uri)
     assert tracker.close_stale() == [], "a living process keeps its run"
     victim.signal(number)
     victim.end()
+    acquire_liveness_lock(home() / "processes")  # as the next process does: it removes the file
     assert tracker.close_stale() == (["victim"] if number == signal.SIGKILL else [])
     run = tracker.client.get_run(run_id)
     assert run.info.status == "KILLED" and run.data.tags[FAILURE_TAG]
 
 
-def test_a_process_of_another_machine_counts_by_its_time_stamp():
-    tags = {MACHINE_TAG: "elsewhere", LOCK_TAG: process_tags()[LOCK_TAG]}
-    assert is_alive({**tags, TIME_TAG: str(time.time() - SILENT_SECONDS + 60)})
-    assert not is_alive({**tags, TIME_TAG: str(time.time() - SILENT_SECONDS - 60)})
-    assert not is_alive({})
+@contextlib.contextmanager
+def as_another_user():
+    """Without the permissions of root, who may read everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@contextlib.contextmanager
+def another_machine(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reports.tracking.machine", lambda: "elsewhere")
+        yield
+
+
+def another_container(home):
+    """The same host and boot, and another folder at the path of the home."""
+    home.rename(home.with_name("of another container"))
+    (home / "processes").mkdir(parents=True)
+    return contextlib.nullcontext()
+
+
+def another_users_home(home):
+    home.chmod(0)
+    return as_another_user()
+
+
+def another_users_lock(home):
+    for path in (home / "processes").iterdir():
+        path.chmod(0o444)
+    return as_another_user()
+
+
+@pytest.fixture
+def victim(monkeypatch):
+    """A process that holds a run in a home of its own; with it the folder of its home and store."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
+        folder = Path(name)
+        monkeypatch.setenv("CLIPTEX_HOME", str(folder / "home"))
+        uri = Tracker("shared", f"sqlite:///{folder}/mlflow.db").uri
+        fork = Fork(hold_a_run, uri, folder / "run-id", "shared", output=folder / "log")
+        try:
+            fork.wait_for(folder, "run-id")
+            for path in (folder, folder / "mlflow.db"):
+                path.chmod(0o777)
+            monkeypatch.setenv("CLIPTEX_HOME", str(folder / "mine"))
+            yield fork, folder
+        finally:
+            if fork.process.is_alive():
+                fork.signal(signal.SIGKILL)
+            fork.end()
+            (folder / "home").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    "place", [another_machine, another_container, another_users_home, another_users_lock]
+)
+def test_where_a_lock_cannot_be_seen_the_last_sign_of_life_decides(place, victim):
+    fork, folder = victim
+    tracker = Tracker("shared", f"sqlite:///{folder}/mlflow.db")
+    run_id = (folder / "run-id").read_text()
+    with place(folder / "home"):
+        assert tracker.close_stale() == []
+        assert tracker.client.get_run(run_id).info.status == "RUNNING"
+        fork.signal(signal.SIGKILL)
+        fork.end()
+        assert tracker.close_stale() == [], "nobody here can know that it has ended"
+        silent = time.time() - SILENT_SECONDS - 60
+        tracker.client.set_tags(run_id, {TIME_TAG: f"{silent:.0f}"})
+        assert tracker.close_stale() == ["victim"]
 
 
 def refuse(*_, **__):
@@ -168,36 +237,72 @@ def refuse(*_, **__):
     raise MlflowException("API request failed: connection refused\nand more")
 
 
-def test_what_the_store_refused_is_sent_once_more(by_mlflow, monkeypatch):
-    refused = []
+@pytest.fixture
+def requests(by_mlflow, monkeypatch):
+    """The requests to the store in their order, as name → what of a run it is about; ``refused``
+    of it are refused, each as often as it says."""
+    client, refused, sent = by_mlflow.client, Counter[str](), list[str]()
 
-    def refused_in_the_background(client, name):
-        method = getattr(client, name)
+    def watch(owner, name, subject):
+        method = getattr(owner, name)
 
-        def call(*args, **kwargs):
-            if threading.current_thread() is not threading.main_thread():
-                refused.append(name)
+        def call(run_id, *args, **kwargs):
+            about = subject(*args, **kwargs)
+            if refused[about]:
+                refused[about] -= 1
                 refuse()
-            return method(*args, **kwargs)
+            sent.append(about)
+            return method(run_id, *args, **kwargs)
 
-        return call
+        monkeypatch.setattr(owner, name, call, raising=False)
 
-    client = by_mlflow.client
-    for name in ("log_batch", "log_inputs", "log_files"):
-        owner = client if name == "log_files" else client._client
-        monkeypatch.setattr(owner, name, refused_in_the_background(owner, name), raising=False)
+    def in_batch(metrics=(), params=(), tags=()):
+        return " ".join(f"{each.key}={each.value}" for each in (*metrics, *params, *tags))
+
+    watch(client._client, "log_batch", in_batch)
+    watch(client._client, "log_inputs", lambda *_, **__: "dataset")
+    watch(client._client, "set_terminated", lambda status: status)
+    watch(client, "log_files", lambda files: next(iter(files)))
+    return SimpleNamespace(refused=refused, sent=sent)
+
+
+@pytest.mark.parametrize("refused", [slice(0, 6), slice(0, 6, 2), slice(1, 6, 2)])
+def test_what_the_store_refused_is_sent_before_what_came_later(by_mlflow, requests, refused):
+    expected = ["train/loss=2.0", "lr=0.1", "cliptex.note=early", "dataset", "config.py"]
+    expected += ["cliptex.note=late", "FINISHED"]
+    requests.refused.update(expected[refused])
     with by_mlflow.run("r") as run:
         run.log_metrics({"train/loss": 2.0}, 7)
         run._send()
         run.log_params({"lr": 0.1})
-        run.set_tags({"task": "x"})
+        run.set_tags({"note": "early"})
         run.log_dataset("voc", "d2", "probing")
         run.log_text("a = 1", "config.py")
-    data, artifacts = stored(run).data, by_mlflow.client.list_artifacts(run.id)
+        run.set_tags({"note": "late"})
+    assert requests.sent == expected
+    data = stored(run).data
     assert (data.metrics, data.params) == ({"train/loss": 2.0}, {"lr": "0.1"})
-    assert data.tags["cliptex.task"] == "x" and stored(run).inputs.dataset_inputs
-    assert [file.path for file in artifacts] == ["config.py"]
-    assert sorted(refused) == ["log_batch", "log_batch", "log_batch", "log_files", "log_inputs"]
+    assert data.tags["cliptex.note"] == "late" and stored(run).inputs.dataset_inputs
+    assert [file.path for file in by_mlflow.client.list_artifacts(run.id)] == ["config.py"]
+
+
+def test_nothing_is_sent_after_the_end_of_a_run(by_mlflow, requests, monkeypatch):
+    """Also where the store refuses a part of it for good, and is slow."""
+    requests.refused["cliptex.note=refused"] = 99
+    log_dataset, has_ended = by_mlflow.client._client.log_dataset, threading.Event()
+
+    def slowly(*arguments):
+        has_ended.wait(2)
+        log_dataset(*arguments)
+
+    monkeypatch.setattr(by_mlflow.client._client, "log_dataset", slowly, raising=False)
+    with pytest.raises(TrackingError, match="connection refused"), by_mlflow.run("r") as run:
+        run.set_tags({"note": "refused"})
+        run.log_dataset("voc", "d2", "probing")
+        run.log_params({"lr": 0.1})
+    has_ended.set()
+    by_mlflow._pool.shutdown()
+    assert requests.sent[-1] == stored(run).info.status == "FAILED"
 
 
 def test_a_store_that_fails_is_a_users_error_and_hides_no_other(by_mlflow, monkeypatch):

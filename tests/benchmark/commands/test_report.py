@@ -6,6 +6,7 @@ import re
 from contextlib import chdir
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from scipy import stats
@@ -123,6 +124,34 @@ def test_what_a_comparison_can_find(results, monkeypatch, capsys):
     assert voc[1:4] == ["mIoU", "%", "240"] and voc[5:7] == ["–", "1"]
     assert voc[1:] == ade[1:] and ade[-1] == "voc/linear, 1 comparison"
     assert nyu[-1] == "nyu-depth/linear, seeds alone, VisBench 0.27.0"
+
+
+def noise_of(capsys, against: str) -> str:
+    """Which task's noise `power` plans voc/linear with."""
+    capsys.readouterr()
+    assert run_command(f"power --task voc/linear --against {against}") == 0
+    return re.split("  +", capsys.readouterr().out.splitlines()[1])[-1]
+
+
+def test_power_knows_addresses_experiments_and_folders_from_one_another(workdir, capsys):
+    """Two backbones in the experiment ``mini``, and one, which says nothing, in the folder."""
+    probe = {"voc/linear": {"probe": "linear"}}
+    for name, backbones in {"mini": ("clip", "random"), "alone": ("clip",)}.items():
+        for backbone in backbones:
+            write_run(Tracker(name), backbone, 0, {"voc/linear": 0.5}, task_tags=probe)
+        assert run_command(f"results export --experiment {name} --out {name}.zip") == 0
+    Path("mini").mkdir()
+    Path("alone.zip").rename("mini/alone.zip")
+    with fsspec.open("memory://bucket/results.zip", "wb") as file:
+        file.write(Path("mini.zip").read_bytes())
+
+    known = "voc/linear, 1 comparison"
+    assert noise_of(capsys, "memory://bucket/results.zip") == known
+    assert noise_of(capsys, "mini.zip") == noise_of(capsys, "mini") == known
+    assert noise_of(capsys, "./mini") == noise_of(capsys, "mini/") != known
+    Path("mlflow.db").unlink()
+    assert noise_of(capsys, "mini") != known, "there is no experiment of this name any more"
+    assert run_command("power --help") == 0 and "./NAME" in capsys.readouterr().out
 
 
 def test_before_the_first_run_published_seeds_say_what_can_be_found(workdir, capsys):
