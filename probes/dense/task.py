@@ -270,6 +270,11 @@ class DenseTask:
         """
         raise NotImplementedError
 
+    def arrays_of_set(self, images: int) -> Arrays:
+        """Statistics of all images together, from ``pooled``, for ``summary``: an entry for each
+        of so many ``images``, all the same. Here none."""
+        return {}
+
     def metrics_of(self, arrays: Arrays, notes: list[str]) -> dict[str, float]:
         """The metrics of all images, from their statistics; may add ``notes`` for the user."""
         scores = self.summary(arrays, np.ones((1, len(arrays["image"]))))

@@ -1,13 +1,15 @@
-"""Numbers of dense tasks as commands log them: the floor beside a number is what the best constant
-of its own training images scores."""
+"""Numbers of dense tasks as commands log and report them: the floor beside a number, which is what
+the best constant of its own training images scores; and the median of angles."""
 
+import csv
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.benchmark.run_command import run_command, runs_of
+from tests.benchmark.run_command import read_json, run_command, runs_of
 from tests.probes.datasets.make import make_camvid, make_nyu, save
 
 pytestmark = pytest.mark.integration
@@ -55,3 +57,34 @@ def test_a_floor_is_that_of_the_ground_truth_that_the_settings_make(workdir):
     words = "--data-root . --task nyu-normal/linear --set mask=depth --partial --experiment masked"
     assert run_command(f"{RUN} {words}") == 0
     assert floors("masked") == {"nyu-normal/linear": pytest.approx(0, abs=0.1)}
+
+
+NET = """from torch import nn
+
+
+class Net(nn.Module):
+    def forward(self, images):
+        return nn.functional.avg_pool2d(images, 16)
+"""
+
+
+def test_a_report_resamples_the_median_that_the_run_has(workdir):
+    """Of angles that are all the same, where a histogram knows least of their median."""
+    make_nyu(workdir / "nyu", n_val=6, size=(64, 64))
+    for path in workdir.glob("nyu/normals/*/*.png"):
+        save(path, np.full((64, 64, 3), (138, 128, 255), np.uint8))
+        save(
+            workdir / f"nyu/images/{path.parent.name}/{path.stem}.jpg",
+            np.full((64, 64, 3), 128, np.uint8),
+        )
+    (workdir / "net.py").write_text(NET)
+    words = "--data-root . --task nyu-normal/linear --partial --set lr=1e-9 --json run.json"
+    run = RUN.replace("--backbone random", "--backbone net.py:Net")
+    assert run_command(f"{run} {words} --experiment normals") == 0
+    assert run_command("report --experiment normals --format csv") == 0
+    (by_task,) = read_json("run.json")["backbones"].values()
+    (metrics,) = by_task.values()
+    assert metrics["normal_median"] == pytest.approx(metrics["normal_mean"], abs=1e-4)
+    with Path("report/results.csv").open(encoding="utf-8") as file:
+        rows = {row["metric"]: row for row in csv.DictReader(file)}
+    assert rows["normal_median"]["images"] == rows["normal_mean"]["images"] == "6"
