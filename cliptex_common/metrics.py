@@ -3,7 +3,7 @@ means over images that count with weights, as reports resample them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -128,8 +128,20 @@ def region_similarity(target: np.ndarray, predicted: np.ndarray) -> float:
 TOLERANCE = 0.008  # of the diagonal: how far contours may be apart
 
 
-def contour_accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
-    """F: F1 of the contours of two masks (H, W) bool; 1 if both are empty, 0 if one is."""
+def contour_accuracy(
+    target: np.ndarray, predicted: np.ndarray, known: np.ndarray | None = None
+) -> float:
+    """F: F1 of the contours of two masks (H, W) bool; 1 if both have none, 0 if one has.
+
+    Pixels of unknown class get, in both masks, the value of the nearest known pixel. So the outline
+    of void is no contour; where it hides one, as the ring around every object of PASCAL VOC does,
+    the contour is taken to run midway; and what is predicted in void changes nothing.
+
+    Args:
+        known: (H, W) bool, pixels whose class is known; None for all.
+    """
+    if known is not None and not known.all():
+        target, predicted = _filled([target, predicted], known)
     contours = contour(target), contour(predicted)
     if not all(each.any() for each in contours):
         return float(not any(each.any() for each in contours))
@@ -139,6 +151,16 @@ def contour_accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
     )
     total = precision + recall
     return float(2 * precision * recall / total) if total else 0.0
+
+
+def _filled(masks: Sequence[np.ndarray], known: np.ndarray) -> list[np.ndarray]:
+    """Masks whose other pixels have the value of the nearest known one; empty if none is known."""
+    from scipy import ndimage
+
+    if not known.any():
+        return [np.zeros_like(mask) for mask in masks]
+    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    return [mask[tuple(nearest)] for mask in masks]
 
 
 def contour(mask: np.ndarray) -> np.ndarray:

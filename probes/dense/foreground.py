@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 class Foreground(Computed):
     """Means over images of the IoU of the objects, and of the F of their contours as DAVIS scores
     them (Perazzi et al., CVPR 2016; up to 0.8 % of the diagonal apart), both 100 % where there is
-    none and none is predicted. Pixels of unknown class are neither learned nor scored. The loss is
-    the cross-entropy; what has a probability of a half is an object."""
+    none and none is predicted. Pixels of unknown class are neither learned nor scored: see
+    ``contour_accuracy``. The loss is the cross-entropy; what has a probability of a half is an
+    object."""
 
-    name, level, unknown = "foreground", "mid", -1.0
+    name, level, unknown, version = "foreground", "mid", -1.0, 2
     metrics: ClassVar[Mapping[str, Metric]] = {
         "object_IoU": Metric(label="IoU"),
         "boundary_F": Metric(label="boundary F", shown=True),
@@ -61,11 +62,11 @@ class Foreground(Computed):
         return output[:, 0].sigmoid()
 
     def compare(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
-        is_known = target >= 0
-        masks = [((each >= 0.5) & is_known)[0].cpu().numpy() for each in (target, prediction)]
-        measures = region_similarity, contour_accuracy
-        values = [100 * measure(*masks) for measure in measures]
-        return dict(zip(self.metrics, values, strict=True))
+        is_known = (target >= 0)[0].cpu().numpy()
+        is_object, predicted = ((each >= 0.5)[0].cpu().numpy() for each in (target, prediction))
+        similarity = region_similarity(is_object[is_known], predicted[is_known])
+        values = similarity, contour_accuracy(is_object, predicted, is_known)
+        return {name: 100 * value for name, value in zip(self.metrics, values, strict=True)}
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
         return np.float32(1)

@@ -126,7 +126,7 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
     notes, metrics = list(scores.notes), dict(trainer.metrics)
     if context.head is None:
         scored_by = trainer.config, trainer.val_dataset
-        notes += constant_note(context.data, metrics, per_image, *scored_by)
+        notes += constant_note(context.data, context.settings, metrics, per_image, *scored_by)
     notes += note_tuning(trainer)
     main = next(iter(probe.metrics))
     bounds = {end: metrics.pop(end + main) for end in (FLOOR, CEILING) if end + main in metrics}
@@ -179,13 +179,13 @@ def choose(tasks: Mapping[int, ProbeAndContext], description: str) -> dict[int, 
 
 # of train, and of each of its images, evenly spread: a constant needs no more
 CONSTANT_IMAGES, CONSTANT_PIXELS = 200, 20_000
-# by the copy of the dataset, on which many heads are scored; and by how predictions are scored
-_constants: dict[tuple[str, ...], Any] = {}
-_scores: dict[tuple[str, ...], float] = {}
+# constants and their scores, by all that decides them: many heads are scored on one dataset
+_constants: dict[tuple[Any, ...], Any] = {}
 
 
 def constant_note(
     data: PreparedDataset,
+    settings: Any,
     metrics: dict[str, float],
     per_image: Any,
     config: Any = None,
@@ -195,6 +195,8 @@ def constant_note(
     are no better.
 
     Args:
+        data: whose ``train`` is the share that is trained on.
+        settings: of the probe; some change the ground truth.
         per_image: per-image scores, see ``DenseTask.constant_score``; where that gives None:
         config: the probe's, with ``val_evaluator``.
         val: the dataset of the config's ``val_dataloader``.
@@ -203,17 +205,19 @@ def constant_note(
     main, metric = next(iter(task.metrics.items()))
     if not np.isfinite(metrics[main]):
         return []
-    copy = data.spec.name, str(data.root), data.fingerprint
-    if copy not in _constants:
-        _constants[copy] = best_constant(data)
-    constant = _constants[copy]
+    reading = repr(task.reading(data.spec, len(data.classes), settings))
+    key = data.name, str(data.root), data.fingerprint, data.train_indices, reading
+    if key not in _constants:
+        _constants[key] = best_constant(data, settings)
+    constant = _constants[key]
     score = task.constant_score(constant, per_image)
     if score is None:
         pipeline = config.val_dataloader["dataset"]["pipeline"]
-        key = (*copy, repr(config.val_evaluator), repr(pipeline))
-        if key not in _scores:
-            _scores[key] = float(_score(val, task.field, config.val_evaluator, constant)[main])
-        score = _scores[key]
+        scored = (*key, repr(config.val_evaluator), repr(pipeline))
+        if scored not in _constants:
+            scores = _score(val, task.field, config.val_evaluator, constant)
+            _constants[scored] = float(scores[main])
+        score = _constants[scored]
     if not np.isfinite(score):
         return []
     metrics.setdefault(FLOOR + main, score)
@@ -225,10 +229,11 @@ def constant_note(
     ]
 
 
-def best_constant(data: PreparedDataset) -> Any:
-    """The best prediction for every pixel of ``train``, see ``DenseTask.best_constant``."""
+def best_constant(data: PreparedDataset, settings: Any = None) -> Any:
+    """The best prediction for every pixel of ``train``, see ``DenseTask.best_constant``; unless
+    None, of the ground truth as a probe's ``settings`` have it."""
     task, samples = DENSE_TASKS.find(data.spec.kind), data.samples["train"]
-    options = task.reading(data.spec, len(data.classes))
+    options = task.reading(data.spec, len(data.classes), settings)
     pixels = []
     for sample in samples[:: max(1, len(samples) // CONSTANT_IMAGES)]:
         ground_truth = task.load(str(data.root / sample.target), **options)

@@ -213,6 +213,7 @@ class TaskScores(BaseMetric):
         self.per_image = {
             key: np.array([np.asarray(result[key]) for result in results]) for key in results[0]
         }
+        self.per_image |= self.task.arrays_of_set(len(results))
         self.notes = []
         metrics = self.task.metrics_of(self.per_image, self.notes)
         self.task.pooled = None

@@ -36,7 +36,7 @@ class DenseProbe(Probe):
 
     def __init__(self, head: DenseHead, task: DenseTask) -> None:
         self.head, self.task = head, task
-        self.name, self.version = head.name, head.version
+        self.name, self.version = head.name, head.version + task.version
         self.kind, self.metrics = task.name, task.metrics
         self.is_shipped = head.config is None
         self.defaults = {} if self.is_shipped else {"head": head.config}

@@ -87,6 +87,8 @@ class DenseTask:
         level: what it asks of features, of ``reports.records.LEVELS``.
         unit: of ground truth that is a number a pixel, as it follows the number (`` m``, ``°``).
         loss_name: key of the loss in curves.
+        version: of all of its probes, added to that of the head: raise it when the same settings
+            give other numbers.
         classes: names of the classes that are scored.
         pooled: counts over all images scored so far, which are too many to be stored for each.
     """
@@ -108,6 +110,7 @@ class DenseTask:
     level: ClassVar[str] = "high"
     unit: ClassVar[str] = ""
     loss_name: ClassVar[str] = "loss_task"
+    version: ClassVar[int] = 1
     classes: Sequence[str] = ()
     pooled: Tensor | None = None
 
@@ -266,6 +269,11 @@ class DenseTask:
             target: likewise.
         """
         raise NotImplementedError
+
+    def arrays_of_set(self, images: int) -> Arrays:
+        """Statistics of all images together, from ``pooled``, for ``summary``: an entry for each
+        of so many ``images``, all the same. Here none."""
+        return {}
 
     def metrics_of(self, arrays: Arrays, notes: list[str]) -> dict[str, float]:
         """The metrics of all images, from their statistics; may add ``notes`` for the user."""

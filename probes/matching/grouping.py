@@ -210,9 +210,9 @@ def mask_scores(cells: np.ndarray, grid: Grid, classes: np.ndarray) -> dict[str,
     mask, best_mask = grid.fill(cells), grid.fill(best.reshape(cells.shape))
     return {
         "IoU": region_similarity(target[valid], mask[valid]),
-        "F": contour_accuracy(target, mask),
+        "F": contour_accuracy(target, mask, valid),
         "ceiling_IoU": float(ious.max()),
-        "ceiling_F": contour_accuracy(target, best_mask),
+        "ceiling_F": contour_accuracy(target, best_mask, valid),
         "floor_IoU": float(target[valid].mean()),
     }
 

@@ -368,6 +368,7 @@ TOKENCUT = register_probe(
         GROUPING,
         "probes.matching.grouping",
         other_metrics={"IoU": GROUPING["IoU"]},
+        version=2,
     )
 )
 RELATIVE_POSE = register_probe(

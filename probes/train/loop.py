@@ -70,6 +70,7 @@ from probes.train.sampling import (
     isolated_rng,
     rows_of,
     seed_iteration,
+    smallest_batches,
 )
 
 K = TypeVar("K", bound=Hashable)
@@ -336,10 +337,11 @@ def _prepare(
 
 @torch.no_grad()
 def _evaluate(trainers: Sequence[HeadTrainer], dataset: GroupDataset, description: str) -> None:
-    """Score all heads on the same batches."""
+    """Score all heads on the same batches, which are no larger than each may have alone."""
     context, started = trainers[0].context, time.perf_counter()
     sampler = DefaultSampler(dataset.datasets[0], shuffle=False)
-    loader = _loader(trainers[0].config.val_dataloader, dataset, sampler, context)
+    options = smallest_batches([trainer.config.val_dataloader for trainer in trainers])
+    loader = _loader(options, dataset, sampler, context)
     for trainer in trainers:
         trainer.average.apply()
         trainer.model.eval()

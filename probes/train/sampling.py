@@ -145,6 +145,16 @@ def batch_options(images: int, device: torch.device, channels: int = 0) -> dict[
     return {"batch_size": images, "batch_sampler": sampler}
 
 
+def smallest_batches(loaders: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Options of a loader for several evaluations of the same images: those of the first, with the
+    least of what each may load at once (``batch_options``)."""
+    options = dict(loaders[0], batch_size=min(loader["batch_size"] for loader in loaders))
+    samplers = [loader.get("batch_sampler") or {} for loader in loaders]
+    if outputs := [sampler["outputs"] for sampler in samplers if "outputs" in sampler]:
+        options["batch_sampler"] = dict(samplers[0], outputs=min(outputs))
+    return options
+
+
 @DATA_SAMPLERS.register_module()
 class SameShapeBatches(Sampler[list[int]]):
     """Batches of neighbours of one shape, in the order of the dataset, which does not change.

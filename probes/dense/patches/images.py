@@ -323,7 +323,7 @@ def evaluate_patches(
     metrics = metric.compute_metrics([scores[index] for index in range(len(images))])
     notes = [*notes, *metric.notes]
     if "train" in data.samples:
-        notes += constant_note(data, metrics, metric.per_image)
+        notes += constant_note(data, context.settings, metrics, metric.per_image)
     bounds = {FLOOR: metrics.pop(f"{FLOOR}mIoU")} if f"{FLOOR}mIoU" in metrics else {}
     with context.cost.phase("pictures"):
         preview = draw_preview(

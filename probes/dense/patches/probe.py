@@ -225,9 +225,9 @@ HUNGARIAN = {**METRICS, "mIoU_hungarian": Metric()}
 ON_TEXT: Any = {"splits": ("val",), "needs_text": True, "needs_dense_text": True}
 
 for _name, _module, _settings, _metrics, _options in (
-    ("patch-knn", "knn", PatchKnnSettings, METRICS, {"version": 2}),
-    ("logreg", "logreg", LogregSettings, METRICS, {"version": 3}),
-    ("in-context", "knn:run_in_context", InContextSettings, HUNGARIAN, {}),
+    ("patch-knn", "knn", PatchKnnSettings, METRICS, {"version": 3}),
+    ("logreg", "logreg", LogregSettings, METRICS, {"version": 4}),
+    ("in-context", "knn:run_in_context", InContextSettings, HUNGARIAN, {"version": 2}),
     ("open-vocabulary", "open_vocabulary", OpenVocabularySettings, METRICS, ON_TEXT),
 ):
     _path = f"probes.dense.patches.{_module}"

@@ -56,7 +56,7 @@ def test_a_probe_that_is_no_better_gets_a_note(tmp_path, kind):
 
     def note(score):
         metrics[main] = score
-        return constant_note(data, metrics, {"label": areas}, *scored)
+        return constant_note(data, None, metrics, {"label": areas}, *scored)
 
     assert note(metric.direction * 1e6) == note(float("nan")) == []
     (line,) = note(-metric.direction * 1e6)
@@ -78,7 +78,7 @@ def test_a_constant_is_scored_where_the_probe_is(tmp_path):
         stored.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(stored), depth)
     lines = [
-        constant_note(data, {"normal_mean": 1e6}, {}, *scored_dataset(data, settings))
+        constant_note(data, settings, {"normal_mean": 1e6}, {}, *scored_dataset(data, settings))
         for settings in (NormalSettings(), NormalSettings(mask="depth"))
     ]
     assert lines[0] != lines[1]

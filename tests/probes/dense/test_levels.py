@@ -130,6 +130,26 @@ def test_foreground_is_scored_as_scikit_learn_does():
     assert Foreground().compare(*2 * [torch.from_numpy(target)])["boundary_F"] == 100
 
 
+def test_the_outline_of_void_is_no_contour_of_the_foreground():
+    """Void around an object, as VOC has it, hides where its contour is: what is predicted there
+    does not count, and elsewhere the number is about that of the object without void."""
+    distance = np.hypot(*np.mgrid[-100:100, -130:130]) - 60  # from the contour, inside below 0
+    is_object, is_void = distance < 0, np.abs(distance) <= 2.5
+    noise = np.random.default_rng(0).random(distance.shape) < 0.5
+
+    def f(prediction, target):
+        maps = [torch.from_numpy(each.astype(float))[None] for each in (prediction, target)]
+        return Foreground().score(*maps)["boundary_F"]
+
+    ringed = np.where(is_void, -1, is_object)
+    assert f(np.ones_like(is_object), ringed) == f(np.zeros_like(is_object), ringed) == 0
+    assert f(np.where(is_void, noise, is_object), ringed) == 100
+    for shift in (3, 9):
+        moved = np.roll(is_object, shift, axis=1)
+        assert f(moved, ringed) == pytest.approx(f(moved, is_object), abs=5)
+    assert f(noise, np.full_like(ringed, -1)) == 100  # there is nothing to be right about
+
+
 def test_lines_are_thinned_as_scikit_image_does():
     for seed in range(4):
         noise = np.random.default_rng(seed).standard_normal((50, 70))

@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 from cliptex_common.metrics import angles
 from probes.dense.losses import TaskScores
 from probes.dense.segmentation import segmentation_scores
+from reports.per_image import image_scores
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -144,6 +145,8 @@ def test_normals_are_numpys_over_all_pixels(seed, noise):
     for name, limit in (("normal_11.25", 11.25), ("normal_22.5", 22.5), ("normal_30", 30)):
         assert scores[name] == pytest.approx(100 * (pooled < limit).mean())
     assert metric.per_image["pixels"].sum() == pooled.size
+    resampled = image_scores("normals", metric.per_image)
+    assert resampled.value("normal_median") == scores["normal_median"], "as a report has it"
     # a second evaluation starts from nothing
     assert normals(predictions, truths, metric)[1] == scores
 

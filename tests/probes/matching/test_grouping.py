@@ -12,7 +12,7 @@ from probes.matching.grouping import Grid, cut, mask_scores, overlaps
 from probes.matching.probe import TOKENCUT
 from probes.registry import DATASETS
 from tests.probes.datasets.make import save
-from tests.probes.matching.layouts import Patches, make_voc_objects
+from tests.probes.matching.layouts import Patches, make_voc_objects, noisy_scene
 from tests.probes.whole_images import Colours, context
 
 
@@ -50,6 +50,18 @@ def test_masks_of_any_classes_need_no_boxes(tmp_path):
     task = context(TOKENCUT, DATASETS["object-masks"], tmp_path / "own", backbone=Patches())
     assert "CorLoc" not in TOKENCUT.run(task).metrics
     assert next(iter(TOKENCUT.with_main_metric("IoU").metrics)) == "IoU"
+
+
+def test_what_is_cut_out_of_void_changes_no_number_of_a_mask(tmp_path):
+    photo, mask = noisy_scene(0, (96, 128))
+    photo, mask = photo // 8, 0 * mask
+    photo[16:64, 32:96] = 250, 230, 20  # the cut
+    mask[16:64, 32:64], mask[16:64, 64:96] = 1, 255
+    save(tmp_path / "images/val/0.png", photo)
+    save(tmp_path / "annotations/val/0.png", mask)
+    task = context(TOKENCUT, DATASETS["object-masks"], tmp_path, backbone=Tiles())
+    metrics = TOKENCUT.run(task).metrics
+    assert [metrics[name] for name in ("IoU", "F", "ceiling_IoU", "ceiling_F")] == [100] * 4
 
 
 def test_the_ceiling_is_the_best_set_of_patches():

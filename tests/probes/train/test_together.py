@@ -15,11 +15,13 @@ import torch
 from backbones import registry
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
+from probes.dense.losses import TaskScores
 from probes.dense.pipelines import LoadGroundTruth
 from probes.features.files import stores
 from probes.features.store import root
 from probes.registry import PROBES
 from probes.select import held_out_by_content
+from probes.train import sampling
 from probes.train.loop import STATE_FILE
 from tests.kinds import slow_except
 from tests.probes import tiny_dense
@@ -169,6 +171,34 @@ def test_one_pass_serves_several_ground_truths(
         assert calls["LoadImageFromFile"] == 6 * 3 + 3
         assert calls["TinyBackbone"] == 6 + 3
     check_as_alone(outcomes, contexts)
+
+
+def test_no_head_is_scored_in_larger_batches_than_alone(tmp_path, monkeypatch):
+    """Where another one puts out less for a pixel, and comes first."""
+    monkeypatch.setattr(sampling, "OUTPUTS", 2 * 48 * 64)  # an image with normals, two with depth
+    kinds = ("depth", "normals")
+    data = {kind: tiny_dense.make(tmp_path / kind, kind, train=3, val=6) for kind in kinds}
+    data["backbone"] = registry.create("tiny-cnn", seed=3)
+    sizes: dict[str, list[int]] = {}
+    score = TaskScores.process
+
+    def process(metric, batch, samples):
+        sizes.setdefault(metric.task.name, []).append(len(samples))
+        score(metric, batch, samples)
+
+    monkeypatch.setattr(TaskScores, "process", process)
+
+    def contexts(folder: str) -> dict[Key, Context]:
+        settings = {"size": 32, "batch_size": 3, "channels": 8, "max_iters": 1}
+        keys = [(kind, "linear") for kind in kinds]
+        return {key: task(tmp_path / folder, data, *key, **settings) for key in keys}
+
+    for key, context_alone in contexts("alone").items():
+        PROBES["/".join(key)].run(context_alone)
+    alone, sizes = sizes, {}
+    together(contexts("group"))
+    assert (max(alone["depth"]), max(alone["normals"])) == (2, 1)
+    assert max(sizes["normals"]) == 1
 
 
 def test_a_config_is_resolved_once_for_the_group_and_the_training(tmp_path, data, monkeypatch):
