@@ -36,6 +36,7 @@ from cliptex_common.settings import (
     Names,
     as_text,
     describe_type,
+    matching,
     meanings,
     options_dataclass,
 )
@@ -271,7 +272,7 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
     """results of others: files or folders of `results export`, URLs"""
     pairs: Names = ()
     """two backbones, as A,B: adds where they differ, image by image (repeatable)"""
-    margin: Annotated[str, Field(pattern=r"^([0-9.]+%?)?$")] = ""
+    margin: Annotated[str, matching(r"(\d+(\.\d*)?%?)?", "give a number, as 0.5 or 2%")] = ""
     """also say where a backbone is no worse than the baseline by more than this: in the unit of
     each main metric, or with % of the baseline's number"""
     study: str | None = None
@@ -280,7 +281,9 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
     """html, md, csv, latex, methods (default: html)"""
     out: Folder = Path("report")
     """output folder"""
-    ui_url: Annotated[str, Field(pattern="^(https?://|$)")] = ""
+    ui_url: Annotated[
+        str, matching("(https?://.+)?", "give an address that begins with http:// or https://")
+    ] = ""
     """address of an MLflow UI: numbers then link to their runs"""
 
     def main(self) -> int:
