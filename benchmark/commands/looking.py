@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, PositiveInt
@@ -514,9 +515,12 @@ class ListResults(TrackingOptions):
         """Print a line for each run, by the names of columns."""
         from reports.tables import count
 
-        _, cells, parents, experiments = _runs(self.tracking_uri, self.experiment)
+        store, cells, parents, experiments = _runs(self.tracking_uri, self.experiment)
         hint = "" if parents else " has no run of a backbone yet; name another --experiment"
         console.print(f"experiment {', '.join(experiments)}{hint}")
+        others = [name for name in store.experiments() if name not in (*experiments, "Default")]
+        if others and not self.experiment:
+            console.print(f"others, by --experiment: {shorten(', '.join(others), 300)}")
         rows = []
         for run in sorted(parents, key=_by_step):
             own = [cell for cell in cells if cell.parent == run.run_id]
@@ -563,6 +567,7 @@ class LabelResults(TrackingOptions):
     def main(self) -> int:
         """Set the tag of its runs."""
         from reports.selection import AT_STEP
+        from reports.store import set_naming_tags
         from reports.tables import count
 
         store, _, parents, experiments = _runs(self.tracking_uri, self.experiment)
@@ -588,8 +593,9 @@ class LabelResults(TrackingOptions):
                 f"{min(taken)!r} is the name of other results in experiment {searched}; give"
                 " another"
             )
-        for run_id, label in labels.items():
-            store.client.set_tags(run_id, {"label": label})
+        for run in parents:
+            if run.run_id in labels:
+                set_naming_tags(store.client, run, {"label": labels[run.run_id]})
         console.print(f"{column} is {self.new} now, in {count(len(labels), 'run')}")
         if (match := AT_STEP.fullmatch(column)) and not AT_STEP.fullmatch(self.new):
             console.print(f"it has left the curve of {match[1]}, whose names end in 'step N'")
