@@ -250,7 +250,7 @@ class Results:
 @check_arguments
 def evaluate(
     backbone: str | nn.Module | Sequence[str] | Mapping[str, Any],
-    tasks: str | Sequence[str] = (),
+    tasks: str | Sequence[str] | None = None,
     *,
     name: str | None = None,
     images: DataConfig | None = None,
@@ -397,13 +397,18 @@ def check(
 
 def _run_options(
     names: Sequence[str],
-    tasks: str | Sequence[str],
+    tasks: str | Sequence[str] | None,
     settings: Mapping[str, Any] | None,
     options: Mapping[str, Any],
 ) -> RunOptions:
     """Raises ``UserError`` for an option that is unknown or not allowed."""
     from benchmark.options import RunOptions
 
+    if tasks is not None and not tasks:
+        raise UserError(
+            f"tasks={tasks!r}: name tasks, such as imagefolder/knn, or leave tasks out for all of"
+            " the suite"
+        )
     allowed = field_names(RunOptions)
     for option in options:
         if option not in allowed:
@@ -412,10 +417,14 @@ def _run_options(
     with one_line_errors():
         return RunOptions(
             backbones=names,
-            tasks=tasks,
+            tasks=tasks or (),
             overrides=as_pairs(settings or {}),
             **{"only": True, **options},
         )
+
+
+def _is_module(value: Any) -> bool:
+    return callable(getattr(value, "state_dict", None))
 
 
 @contextmanager
@@ -426,7 +435,7 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
             items = []
             for label, each in backbone.items():
                 label = read_value("backbone", label, Label)
-                is_module = callable(getattr(each, "state_dict", None))
+                is_module = _is_module(each)
                 if is_module:
                     (each,) = stack.enter_context(_named(each, label, images))
                 items.append(label if each == label and not is_module else f"{label}={each}")
@@ -435,9 +444,14 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
     if isinstance(backbone, str | Sequence) and len(backbone):
         if name or images:
             raise UserError("name and images are for modules; a registered backbone has its own")
+        if any(map(_is_module, backbone)):
+            raise UserError(
+                "modules need labels, which name their columns: give a dictionary, as"
+                ' {"a": module, "b": module}'
+            )
         yield [backbone] if isinstance(backbone, str) else list(backbone)
         return
-    if not callable(getattr(backbone, "state_dict", None)) or isinstance(backbone, type):
+    if not _is_module(backbone) or isinstance(backbone, type):
         raise UserError(f"backbone={backbone!r}: give a name, names or a module, or labels of them")
     from backbones import DataConfig
     from backbones.adapters.module import entry_of

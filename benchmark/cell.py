@@ -267,6 +267,8 @@ def _open_run(
         changed=task.shortened(data),
         declared=dict(task.probe.metrics),
     )
+    # that of the parent, for MLflow's UI
+    label = {"label": backbone.column} if backbone.column != backbone.name else {}
     params = {"backbone": backbone.name, "seed": job.seed, **conditions["settings"]}
     if task.train_share < 1:
         params["train_share"] = task.train_share
@@ -277,7 +279,7 @@ def _open_run(
     resume = started.run_id if started is not None and not started.is_finished else None
     with tracker.run(
         task.name,
-        tags=cell.to_tags(),
+        tags=cell.to_tags() | label,
         params=params,
         parent=Run(tracker, job.parent_id, name=job.parent_id),
         resume=resume,

@@ -16,13 +16,7 @@ from filelock import Timeout
 
 from benchmark.progress import console
 from benchmark.tasks import BackboneInfo, PlannedTask, StoredHeads
-from benchmark.unit import WorkerLost
-from cliptex_common.errors import (
-    NonFiniteLoss,
-    OutOfMemory,
-    error_summary,
-    user_error_message,
-)
+from cliptex_common.errors import RunFailed, error_summary, user_error_message
 from cliptex_common.files import home, lock_path, locked, read_json_object
 from reports.records import TAGS, Cell, cell_key
 from reports.store import PARENT_TAG
@@ -106,7 +100,7 @@ def report_failure(error: Exception) -> str:
     correct is raised again: it ends the command."""
     if user_error_message(error) is not None:
         raise error
-    if not isinstance(error, NonFiniteLoss | OutOfMemory | WorkerLost):
+    if not isinstance(error, RunFailed):
         console.print("".join(traceback.format_exception(error)))
     return error_summary(error)
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from backbones.checkpoint import load_checkpoint
-from backbones.weights import checkpoints
+from backbones.weights import WEIGHTS_SUFFIXES, checkpoints
 from benchmark.api import Results, check, evaluate
 from benchmark.options import WatchOptions, run_options
 from benchmark.plan import Plan, make_plan
@@ -59,7 +59,8 @@ def watch(options: WatchOptions, on_result: Callable[[RunResult], None]) -> int:
     """Score checkpoints until the end that the options define; returns how many had a failed task.
 
     Raises:
-        UserError: no such folder, more than one backbone, or as ``run``.
+        UserError: no such folder, more than one backbone, with ``once`` no checkpoint, or as
+            ``run``.
         KeyboardInterrupt: interrupted; the same command continues.
     """
     if not (options.suite or options.tasks):
@@ -69,6 +70,11 @@ def watch(options: WatchOptions, on_result: Callable[[RunResult], None]) -> int:
         raise UserError(f"watch takes one backbone, not {', '.join(plan.backbones)}")
     if not options.dir.is_dir():
         raise UserError(f"no folder {options.dir}; give the one with the training's checkpoints")
+    if options.once and not checkpoints(options.dir):
+        raise UserError(
+            f"--dir {options.dir} has no checkpoint: a file ({', '.join(WEIGHTS_SUFFIXES)}) or"
+            " folder whose name has its step, such as step-500.safetensors"
+        )
     lock = lock_path("watch", [plan.as_config_file(), str(options.dir.resolve())])
     message = f"another process watches {options.dir}: waiting for it"
     with locked(lock, lambda: console.print(message)):  # its name is a hash of what is watched

@@ -28,7 +28,15 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from pydantic import BeforeValidator
 
 from benchmark.unit import exit_on_next_signal, handle_signals, received
-from cliptex_common.errors import UserError, first_line, hide_secrets, suggest, user_error_message
+from cliptex_common.errors import (
+    RunFailed,
+    UserError,
+    error_summary,
+    first_line,
+    hide_secrets,
+    suggest,
+    user_error_message,
+)
 from cliptex_common.files import parse_file, shorten_socket_paths, write_text
 from cliptex_common.registry import load_plugins
 from cliptex_common.settings import (
@@ -294,6 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if received():  # an error after the signal is part of the interruption
             return _interrupted(argv)
         message = user_error_message(error)
+        if message is None and isinstance(error, RunFailed):
+            sys.stderr.write(f"error: {error_summary(error)}\n")
+            return 1
         if message is None:
             raise
         line = f"error: {message}\n".encode(errors="backslashreplace")  # names that are not UTF-8

@@ -42,6 +42,10 @@ console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 subject = ContextVar("subject", default="")
 
 
+RATE_SECONDS = 600.0  # that a rate is the mean of: the parts of slow work may take minutes each
+SLOW = 0.1  # parts a second, below which the seconds of one are shown
+
+
 class ProgressLine:
     """A line of a ``Progress``, which shows one step of work after the other; by default of one
     that is not drawn.
@@ -90,10 +94,12 @@ class ProgressLine:
         status = read_json_object(path)
         if not status:
             return
-        if status["number"] != self._number:
-            self.start(status["step"], status["total"])
-            self._number = status["number"]
-        self.progress.update(self.step, completed=status["done"])
+        if status["number"] == self._number:
+            self.progress.update(self.step, completed=status["done"])
+            return
+        self.start(status["step"], status["total"])
+        self._number = status["number"]
+        self.progress.advance(self.step, status["done"])  # what the rate is counted from
 
     def end(self) -> None:
         """Remove the step."""
@@ -114,10 +120,15 @@ class _TimeLeft(ProgressColumn):
 
 def _time_left(task: Task) -> str:
     """Rate and time left of a step; of an ``Overview`` its time left."""
-    rate, seconds = f"{task.speed or 0:.1f}/s  ", task.time_remaining
+    speed, seconds = task.speed or 0.0, task.time_remaining
+    rate = f"{1 / speed:.0f} s each  " if 0 < speed < SLOW else f"{speed:.1f}/s  "
     if "seconds_left" in task.fields:
         rate, seconds = "", task.fields["seconds_left"]
-    return "" if seconds is None else f"  {rate}{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+    if seconds is None:
+        return ""
+    minutes, hours = int(seconds) // 60, int(seconds) // 3600
+    text = f"{hours}:{minutes % 60:02d}" if hours else f"{minutes}"
+    return f"  {rate}{text}:{int(seconds) % 60:02d} left"
 
 
 class Bar(ProgressLine):
@@ -133,7 +144,10 @@ class Bar(ProgressLine):
             MofNCompleteColumn(table_column=fixed),
             _TimeLeft(table_column=fixed),
         )
-        super().__init__(Progress(*columns, console=console, transient=True))
+        progress = Progress(
+            *columns, console=console, transient=True, speed_estimate_period=RATE_SECONDS
+        )
+        super().__init__(progress)
         self._printing = Pace(interval)
         self._printed = ""
 

@@ -52,7 +52,7 @@ from reports import records
 from reports.provenance import environment
 from reports.records import TAGS, Cell, ParentRun, cost_metrics, metric_key, task_tag
 from reports.selection import weights_labels, with_label
-from reports.store import save_view
+from reports.store import save_view, set_naming_tags
 from reports.tables import count
 from reports.tracking import Run, Tracker, logged_model
 
@@ -216,11 +216,11 @@ class Row:
             lock = lock_path("parent", [tracker.uri, tracker.experiment, self.record.run_key])
             async with locked_async(lock):
                 earlier = None if plan.options.force else self._find_earlier()
+                named = self.record.naming_tags()  # those of this command count
+                if earlier and not named.items() <= earlier.naming_tags().items():
+                    set_naming_tags(tracker.client, earlier, named)
                 if not pending and earlier and self._is_complete(earlier, cells.values()):
                     self.run_id = earlier.run_id
-                    named = self.record.naming_tags()
-                    if not named.items() <= earlier.naming_tags().items():
-                        tracker.client.set_tags(earlier.run_id, named)
                     return [cells[task.name] for task in plan.tasks]
                 run = stack.enter_context(self._open_run(earlier))
             for unit_cells in await asyncio.gather(*(self._run_unit(each) for each in pending)):
@@ -355,9 +355,9 @@ class Row:
             "environment": environment(),
         }
         resume = earlier.run_id if earlier else None
-        renamed = earlier and earlier.label  # the name of this command counts
-        tags = record.to_tags() | (record.naming_tags() if renamed else {})
-        with self.tracker.run(record.name, tags=tags, params=params, resume=resume) as run:
+        with self.tracker.run(
+            record.name, tags=record.to_tags(), params=params, resume=resume
+        ) as run:
             self.run_id, self.is_new = run.id, True
             if options.overrides:  # which tell it from others of its backbone and seed
                 run.set_tags({"set": " ".join(f"{k}={v}" for k, v in options.overrides.items())})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt
 
-from backbones.cliptex.recipes import RECIPES, Recipe, read_recipe
+from backbones.cliptex.recipes import RECIPES, Recipe, find_recipe
 from benchmark.executor import (
     ExecutionOptions,
     Executor,
@@ -95,7 +95,7 @@ class SweepOptions(StudyOptions, DataOptions, ExecutionOptions, DryRunOptions, S
     task_overrides: TaskChanges = field(default_factory=dict)
     """change a setting of the tasks, or of one as TASK.KEY=VALUE (repeatable)"""
     recipe: str = "cliptex"
-    """cliptex, or a .json or .toml file"""
+    """a name from `list recipes` that learns from experts, or a .json or .toml file"""
     init: str = ""
     """initial weights, as for `train`; none for suites that make their own"""
     pairs: str = ""
@@ -146,7 +146,12 @@ def plan_sweep(options: SweepOptions) -> SweepPlan:
             f"--init, --pairs and --labels: suite {suite.name!r}"
             f" {'makes its own, leave them out' if suite.pipeline else 'needs all three'}"
         )
-    named = CLIPTEX if options.recipe == CLIPTEX.name else read_recipe(Path(options.recipe))
+    named = find_recipe(options.recipe)
+    if not named.tasks:
+        raise UserError(
+            f"--recipe {options.recipe} learns from no expert, so that it has no λs to search;"
+            " choose one that does, such as cliptex or cliptex-depth"
+        )
     changes = {
         **suite.training_settings,
         **dict(named.settings().items() - CLIPTEX.settings().items()),  # what a file changes

@@ -677,7 +677,7 @@ def plan_tasks(
         if task not in probes:
             raise UserError(f"--set {task}.{key}: no such task is chosen; {suggest(task, probes)}")
         if (task, key) not in applied:
-            raise _unused_override(task, key, text, probes[task])
+            raise _unused_override(task, key, text, probes)
         if key in OF_TUNED and not any(
             getattr(planned.settings, "is_tuned", False)
             for name, planned in tasks.items()
@@ -729,8 +729,12 @@ def _with_heads(
     return replace(task, settings=settings, scored_with=heads)
 
 
-def _unused_override(task: str, key: str, text: str, probes: Sequence[Probe]) -> UserError:
-    """The error of an override that changes no task, or not ``task``; ``probes`` are theirs."""
+def _unused_override(
+    task: str, key: str, text: str, probes_of: Mapping[str, Sequence[Probe]]
+) -> UserError:
+    """The error of an override that changes no task, or not ``task``; ``probes_of``: of each chosen
+    task, and of all as ''."""
+    probes = probes_of[task]
     for probe in probes:
         if key in probe.axes and (reason := refusal(probe, key, text)):
             return UserError(f"--set {key}={text}: {probe.name} does not take it; {reason}")
@@ -740,6 +744,11 @@ def _unused_override(task: str, key: str, text: str, probes: Sequence[Probe]) ->
     every = PROBES.load_entry_points().values()
     if owners := {probe.name for probe in every if setting_of(key) in probe.setting_names}:
         hint = f"it is a setting of {', '.join(sorted(owners))}"
+    elif "." in key and not task:
+        part, _, setting = key.partition(".")
+        names = [name for name in probes_of if name]
+        name = next((name for name in names if part in name.split("/")), names[0])
+        hint = f"before the point stands a whole task, as in --set {name}.{setting}={text}"
     if key in allowed:
         hint = "TASK:VALUE fixes it, and tasks without training do not have it"
     if task:

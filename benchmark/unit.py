@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeVar
 
 from benchmark.progress import ProgressLine, console, reporting
 from cliptex_common import registry as plugins
-from cliptex_common.errors import UserError, redact, user_error_message
+from cliptex_common.errors import RunFailed, UserError, redact, user_error_message
 from cliptex_common.process import keep_freed_memory, restrict_accelerators, return_freed_memory
 from cliptex_common.progress import repeating
 
@@ -150,7 +150,7 @@ GPUS = "CLIPTEX_UNIT_GPUS"  # number of GPUs of this process's unit, for ``choos
 ABANDONED = 30 * 86400.0  # seconds without a change after which a unit's folder is deleted
 
 
-class WorkerLost(RuntimeError):
+class WorkerLost(RunFailed):
     """The worker of a unit died: it was killed, ran out of memory, or its node failed."""
 
 

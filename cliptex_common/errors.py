@@ -91,12 +91,17 @@ def user_error_message(error: BaseException) -> str | None:
     return user_error_message(error.__cause__) if error.__cause__ else None
 
 
-class NonFiniteLoss(RuntimeError):
+class RunFailed(RuntimeError):
+    """Work failed for a reason that the message says in full: no bug, so that nobody is shown a
+    traceback. A command ends with 1."""
+
+
+class NonFiniteLoss(RunFailed):
     """A loss, its gradient, or features of images or texts became NaN or infinite; the message says
     where. The run ends FAILED with this reason."""
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(RunFailed):
     """Work does not fit into the memory of a device; the message says which, and what helps. The
     run ends FAILED with this reason."""
 

@@ -87,6 +87,18 @@ Text = Annotated[str, Field(min_length=1)]
 Folder = Annotated[Path, AfterValidator(_check_folder)]  # which need not exist yet
 
 
+def matching(pattern: str, rule: str) -> AfterValidator:
+    """Declares, in a field's annotation, that all of a text matches a regular expression; errors
+    give the ``rule`` in words."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(rule)
+        return text
+
+    return AfterValidator(check)
+
+
 def _check_order(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
         raise ValueError("a range is low,high with 0 < low <= high <= 1")

@@ -24,10 +24,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from cliptex_common.errors import UserError, first_line, hide_secrets, redact, report_malformed
 from cliptex_common.files import atomic_write, canonical_json, content_key, expand_user, home
+from cliptex_common.settings import matching
 from reports.per_image import ImageScores, agrees, image_scores, why_unscored
 from reports.records import (
     DAMAGED,
@@ -62,7 +63,9 @@ MOST_BYTES, MOST_TIMES = 1 << 26, 50  # a file inflates to at most a + b times i
 
 
 # what a terminal would act on is no text of a file that somebody else has written
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
+Text = Annotated[
+    str, matching(r"[^\x00-\x08\x0b-\x1f\x7f-\x9f]*", "a text has no control characters")
+]
 
 
 class Manifest(BaseModel):

@@ -38,6 +38,7 @@ from reports.database import BUSY_SECONDS, Database, Unsupported, newest_schemas
 from reports.records import (
     DAMAGED,
     TAGS,
+    ParentRun,
     Record,
     TrackingError,
     damaged,
@@ -577,6 +578,14 @@ def read_run(run: Any, experiment: str = "") -> Record:
     except (ValueError, TypeError, AttributeError) as error:
         reason = f"a tag cannot be read: {' '.join(str(error).split())[:150]}"
         return Record(**fields | {"status": UNREADABLE, "reason": reason})
+
+
+def set_naming_tags(client: Client, run: ParentRun, tags: Mapping[str, str]) -> None:
+    """Set tags of ``ParentRun.naming_tags``; the runs that nest under it get its label, too."""
+    client.set_tags(run.run_id, tags)
+    nested = f"tags.`{PARENT_TAG}` = '{run.run_id}'"
+    for child in all_pages(client.search_runs, [run.experiment_id], nested):
+        client.set_tags(child.info.run_id, {"label": tags["label"]})
 
 
 VIEW = "cliptex"

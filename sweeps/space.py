@@ -29,8 +29,8 @@ class SearchOptions:
     combination; tpe: Optuna's sampler"""
     vary: Mapping[str, str] = field(default_factory=dict)
     """a setting of the recipe and its values, as lambda_seg=0.1,1,10 or 'experts=seg|seg,depth',
-    or for tpe a range, as lr=1e-5:1e-3 (repeatable; default: the λs of clip, seg, depth and normal
-    with the values 0.1,1,10, for tpe the range 0.01:100)"""
+    or for tpe a range, as lr=1e-5:1e-3 (repeatable; default: the λs of clip, seg, depth and
+    normal, as far as the recipe has them, with the values 0.1,1,10, for tpe the range 0.01:100)"""
     trials: PositiveInt = 40
     """trials of tpe; may be raised later"""
     seed: Seed = 0
@@ -92,8 +92,10 @@ def make_space(options: SearchOptions, recipe: Recipe) -> Space:
         UserError: an unknown setting, or a value or range that is not allowed.
     """
     default = "0.01:100" if options.search == "tpe" else "0.1,1,10"
+    used = {LAMBDA_PREFIX + loss for loss in ("clip", *recipe.experts)}
+    lambdas = [name for name in LAMBDAS if name in used]
     base, distributions = {}, {}
-    for name, text in (options.vary or dict.fromkeys(LAMBDAS, default)).items():
+    for name, text in (options.vary or dict.fromkeys(lambdas, default)).items():
         if name in ("name", "seed"):
             raise UserError(f"--vary {name}: give --study for names, --confirm for seeds")
         base[name] = _read(recipe, name, recipe.settings().get(name, 1.0))

@@ -1,5 +1,5 @@
 """Any ``nn.Module`` as a backbone: in memory, for scripts and notebooks, or of a file
-(``--backbone net.py:Net``). What its forward pass returns is found by a trial."""
+(``--backbone net.py:Net``). What it returns is found, and checked, by a trial."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ ADVICE = {
     2: "return what it pools, and the pooled embedding beside it or by encode_image(images)",
     3: "leave registers out, or return maps",
 }
+# The share of their norm by which outputs of an image may differ, by rounding, between two passes,
+# and between batches: networks that compute in bfloat16 sum in another order.
+ANOTHER_PASS, ANOTHER_BATCH = 1e-4, 2e-2
 
 
 class ModuleBackbone(Backbone):
@@ -41,7 +44,8 @@ class ModuleBackbone(Backbone):
             224 with ImageNet's mean and deviation.
 
     Raises:
-        UserError: it returns anything else.
+        UserError: it returns anything else, or no finite number; or its outputs depend on chance or
+            on the other images of a batch, so that numbers would not be reproducible.
     """
 
     libraries = ("torch", "torchvision")
@@ -62,24 +66,25 @@ class ModuleBackbone(Backbone):
         self.weights = Weights("a module in memory", state_sha256(self.model.state_dict()))
         self.has_text = hasattr(module, "encode_text")
         with torch.inference_mode():
-            images = torch.zeros(1, 3, *self.data.size)
-            levels, embeddings = _split(self.model(images))
-            self.strides = tuple(self._stride(each) for each in levels or embeddings)
+            images = _trial_images(self.data.size)
+            levels, embeddings = _split(self.model(images[:1]))
+            # ``None`` where nothing is returned
+            self.strides = tuple(map(self._stride, levels or embeddings or [None]))
             self.level_strides = self.strides  # those of a view with other layers stay all
-            maps, embedding = self._read(images)
-            self.embed_dim = self.encode_image(images).shape[-1]
+            _, embedding = self._read(images[:1])
+            source = "the mean of the last map" if embedding is None else "the class token"
+            if hasattr(module, "encode_image"):
+                source = "by its encode_image"
+            elif len(embeddings) > 1:
+                raise UserError(
+                    f"{name!r} returns {len(embeddings)} tensors (N, D); define"
+                    " encode_image(images), which returns the embedding"
+                )
+            elif embeddings:
+                source = "returned beside them"
+            *maps, embedding = self._try(images)
         self.depth, self.divisor = len(maps), max(self.strides)
-        self.channels = tuple(each.shape[1] for each in maps)
-        source = "the mean of the last map" if embedding is None else "the class token"
-        if hasattr(module, "encode_image"):
-            source = "by its encode_image"
-        elif len(embeddings) > 1:
-            raise UserError(
-                f"{name!r} returns {len(embeddings)} tensors (N, D); define encode_image(images),"
-                " which returns the embedding"
-            )
-        elif embeddings:
-            source = "returned beside them"
+        self.channels, self.embed_dim = tuple(each.shape[1] for each in maps), embedding.shape[1]
         channels, strides = (", ".join(map(str, each)) for each in (self.channels, self.strides))
         self.summary = (
             f"{name}: {self.depth} feature map{'s'[: self.depth > 1]} (channels {channels}; strides"
@@ -103,6 +108,55 @@ class ModuleBackbone(Backbone):
             f" {shape or type(level).__name__}; {advice}"
         )
 
+    def _try(self, images: Tensor) -> list[Tensor]:
+        """The outputs of the first of two images, if they can be used and reproduced."""
+        alone, batch = self._outputs(images[:1]), self._outputs(images)
+        difference = _difference(alone, [each[:1] for each in batch])
+        if difference <= ANOTHER_PASS:
+            return alone
+        by_chance = _difference(batch, self._outputs(images))
+        if by_chance > ANOTHER_PASS:
+            raise UserError(
+                f"{self.name!r} returns something else for the same images at another pass (by"
+                f" {by_chance:.2g} of its norm), so its numbers could not be reproduced; switch off"
+                " dropout or noise in eval mode"
+            )
+        if difference > ANOTHER_BATCH:
+            raise UserError(
+                f"{self.name!r} returns something else for an image in a batch than alone (by"
+                f" {difference:.2g} of its norm), so its numbers would depend on the batch; let"
+                " BatchNorm use its running statistics, and no image see the others"
+            )
+        return alone
+
+    def _outputs(self, images: Tensor) -> list[Tensor]:
+        """All maps, and the embedding. Raises ``UserError`` if one cannot be used."""
+        maps, embedding = self._read(images)
+        for level in maps:
+            self._check(level, len(images))
+        if hasattr(self.model, "encode_image"):
+            embedding = self.model.encode_image(images)
+            if not isinstance(embedding, Tensor) or embedding.ndim != 2:
+                raise UserError(
+                    f"{self.name!r}: encode_image must return vectors (N, D), not"
+                    f" {_describe(embedding)}"
+                )
+        embedding = self._embed(maps, embedding)
+        self._check(embedding, len(images))
+        return [*maps, embedding]
+
+    def _check(self, output: Tensor, count: int) -> None:
+        if len(output) != count or not output.is_floating_point():
+            raise UserError(
+                f"{self.name!r} must return floating-point numbers of each image, not"
+                f" {_describe(output)} of {count} image{'s'[: count > 1]}"
+            )
+        if not output.isfinite().any():
+            raise UserError(
+                f"{self.name!r} returns NaN or infinity alone, in {_describe(output)}; check its"
+                " weights"
+            )
+
     def _read(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Feature maps, and the embedding that is returned beside them, else the class token."""
         levels, embeddings = _split(self.model(images))
@@ -123,13 +177,38 @@ class ModuleBackbone(Backbone):
     def encode_image(self, images: Tensor) -> Tensor:
         if hasattr(self.model, "encode_image"):
             return self.model.encode_image(images)
-        maps, embedding = self._read(images)
+        return self._embed(*self._read(images))
+
+    def _embed(self, maps: Sequence[Tensor], embedding: Tensor | None) -> Tensor:
         if embedding is not None:
             return embedding
         return maps[self.data.layers[-1] if self.data.layers else -1].mean(dim=(2, 3))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         return self.model.encode_text(texts) if self.has_text else super().encode_text(texts)
+
+
+def _trial_images(size: tuple[int, int]) -> Tensor:
+    """Two images, normalised, of different means and contrasts, as batch statistics see them."""
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    contrast, mean = torch.tensor([[1.0, 0.3], [0.0, 1.0]]).view(2, 2, 1, 1, 1)
+    return images * contrast + mean
+
+
+def _difference(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """The largest difference of two outputs, as a share of the norm of the first."""
+    shares = []
+    for pair in zip(outputs, others, strict=True):
+        one, other = (torch.nan_to_num(each.float(), 0.0, 0.0, 0.0) for each in pair)
+        shares.append(float((one - other).norm() / one.norm().clamp_min(1e-12)))
+    return max(shares)
+
+
+def _describe(value: Any) -> str:
+    """Shape and type of a tensor; the class of anything else."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
 
 
 def _split(outputs: Any) -> tuple[list[Any], list[Tensor]]:

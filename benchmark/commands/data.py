@@ -230,6 +230,8 @@ class CheckDatasets(FolderOptions, JsonOptions):
 
     full: bool = False
     """also decode every file"""
+    present: bool = False
+    """only those that are there, complete or not"""
     num_workers: NonNegativeInt = 2
     """data-loading processes"""
 
@@ -242,6 +244,8 @@ class CheckDatasets(FolderOptions, JsonOptions):
             rows = survey(
                 self.data_root, self.data, full=self.full, workers=self.num_workers, progress=bar
             )
+        if self.present:
+            rows = [row for row in rows if row.state != "absent"]
         if not self.output_json([asdict(row) for row in rows]):
             present = [row for row in rows if row.state != "absent"]
             absent = [row for row in rows if row.state == "absent"]

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, PositiveInt
@@ -43,6 +44,7 @@ from cliptex_common.settings import (
     Names,
     as_text,
     describe_type,
+    matching,
     meanings,
     options_dataclass,
 )
@@ -278,7 +280,7 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
     """results of others: files or folders of `results export`, URLs"""
     pairs: Names = ()
     """two backbones, as A,B: adds where they differ, image by image (repeatable)"""
-    margin: Annotated[str, Field(pattern=r"^([0-9.]+%?)?$")] = ""
+    margin: Annotated[str, matching(r"(\d+(\.\d*)?%?)?", "give a number, as 0.5 or 2%")] = ""
     """also say where a backbone is no worse than the baseline by more than this: in the unit of
     each main metric, or with % of the baseline's number"""
     study: str | None = None
@@ -287,7 +289,9 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
     """html, md, csv, latex, methods (default: html)"""
     out: Folder = Path("report")
     """output folder"""
-    ui_url: Annotated[str, Field(pattern="^(https?://|$)")] = ""
+    ui_url: Annotated[
+        str, matching("(https?://.+)?", "give an address that begins with http:// or https://")
+    ] = ""
     """address of an MLflow UI: numbers then link to their runs"""
 
     def main(self) -> int:
@@ -518,9 +522,12 @@ class ListResults(TrackingOptions):
         """Print a line for each run, by the names of columns."""
         from reports.tables import count
 
-        _, cells, parents, experiments = _runs(self.tracking_uri, self.experiment)
+        store, cells, parents, experiments = _runs(self.tracking_uri, self.experiment)
         hint = "" if parents else " has no run of a backbone yet; name another --experiment"
         console.print(f"experiment {', '.join(experiments)}{hint}")
+        others = [name for name in store.experiments() if name not in (*experiments, "Default")]
+        if others and not self.experiment:
+            console.print(f"others, by --experiment: {shorten(', '.join(others), 300)}")
         rows = []
         for run in sorted(parents, key=_by_step):
             own = [cell for cell in cells if cell.parent == run.run_id]
@@ -567,6 +574,7 @@ class LabelResults(TrackingOptions):
     def main(self) -> int:
         """Set the tag of its runs."""
         from reports.selection import AT_STEP
+        from reports.store import set_naming_tags
         from reports.tables import count
 
         store, _, parents, experiments = _runs(self.tracking_uri, self.experiment)
@@ -592,8 +600,9 @@ class LabelResults(TrackingOptions):
                 f"{min(taken)!r} is the name of other results in experiment {searched}; give"
                 " another"
             )
-        for run_id, label in labels.items():
-            store.client.set_tags(run_id, {"label": label})
+        for run in parents:
+            if run.run_id in labels:
+                set_naming_tags(store.client, run, {"label": labels[run.run_id]})
         _, _, parents, _ = _runs(self.tracking_uri, self.experiment)
         renamed = dict.fromkeys(run.backbone for run in parents if run.run_id in labels)
         new = self.new or ", ".join(renamed)

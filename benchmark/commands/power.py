@@ -59,13 +59,18 @@ class Power(ConfigOptions, TrackingOptions, PluginOptions):
         from reports.tables import count
 
         names = self.tasks or (SUITES.find(self.suite).tasks if self.suite else ())
-        planned = {task: find_task(task)[0].kind for task in names} or None
         try:
             stored = self._stored()
         except TrackingError:
-            if planned is None or self.against or self.experiment:
+            if not names or self.against or self.experiment:
                 raise
             stored = None
+        columns = stored.selection.columns if stored else ()
+        # a dataset of the user's is known by what is stored of it
+        kinds = {column.task.partition(":")[0]: column.kind for column in columns}
+        planned = {
+            task: kinds.get(task.partition(":")[0]) or find_task(task)[0].kind for task in names
+        } or None
         frame = power_frame(stored, self.seeds, self.images or 0, self.difference, planned)
         texts = frame.reset_index().map(_text)
         print_table([list(texts.columns), *texts.to_numpy().tolist()])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @options_dataclass
-class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
+class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, DryRunOptions, TrackingOptions):
     """Run a published protocol and compare with the published number.
 
     examples:
@@ -58,10 +58,13 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
         """List, try, or run and compare; 0 unless a run failed."""
         from benchmark.progress import console
         from benchmark.reproduce import NoNumbers, find_targets, protocol_names
+        from benchmark.run import dry_run
         from reports.store import using
 
         if self.weights and not self.backbone:
             raise UserError("--weights are those of a --backbone; name it")
+        if self.quick and self.dry_run:
+            raise UserError("--quick has no dry run; leave out --dry-run")
         if self.quick:
             with using(self.tracking_uri):
                 return _print_quick_runs(self.protocols, self._run_options("reproduce-quick"))
@@ -81,10 +84,16 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
         targets = find_targets(protocols, backbones, self.tasks)
         options = self._run_options("reproduce")
         with using(self.tracking_uri) as uri:
-            return max(
-                _compare([each for each in targets if each.number.preset == name], options, uri)
-                for name in self.protocols
-            )
+            codes = []
+            for name in dict.fromkeys(target.number.preset for target in targets):
+                of_protocol = [each for each in targets if each.number.preset == name]
+                names = dict.fromkeys(target.task.name for target in of_protocol)
+                options = replace(options, tasks=list(names), overrides={"protocol": name})
+                if self.dry_run:
+                    dry_run(options)
+                else:
+                    codes.append(_compare(of_protocol, options, uri))
+            return max(codes, default=0)
 
     def _run_options(self, experiment: str) -> RunOptions:
         names = self.backbone or ()
@@ -131,8 +140,6 @@ def _compare(targets: list[Target], options: RunOptions, uri: str) -> int:
     from benchmark.run import run
     from reports.store import Store
 
-    names = dict.fromkeys(target.task.name for target in targets)
-    options = replace(options, tasks=list(names), overrides={"protocol": targets[0].number.preset})
     result = run(options)
     line, report = write_report(result)
     if report is None or report.analysis is None:

@@ -85,6 +85,49 @@ class Declares(Backbone):
 
 def number():
     return 5
+
+
+class Wrong(First):
+    """A map with a fault, or with a fault in what its encode_image returns."""
+
+    def __init__(self, fault, embeds=False):
+        super().__init__("8")
+        self.fault = fault
+        if embeds:
+            self.encode_image = lambda images: self.broken(self.conv(images).mean((2, 3)))
+
+    def forward(self, images):
+        maps = super().forward(images)
+        return maps if hasattr(self, "encode_image") else self.broken(maps)
+
+    def broken(self, values):
+        if self.fault == "nothing":
+            return None
+        if self.fault == "integers":
+            return values.long()
+        if self.fault == "nan":
+            return values * float("nan")
+        if self.fault == "one row":
+            return values.mean(0, keepdim=True)
+        if self.fault == "maps":
+            return values[:, :, None, None].expand(-1, -1, 28, 28)
+        if self.fault == "dropout":
+            return nn.functional.dropout(values)
+        if self.fault == "noise":
+            return values + 0.001 * torch.randn_like(values)
+        if self.fault == "batch":
+            return values - values.mean(0)
+        return nn.functional.batch_norm(values, None, None, training=True)
+
+
+class Half(First):
+    """Computes in bfloat16, in another order in another batch."""
+
+    def forward(self, images):
+        maps = super().forward(images)
+        for _ in range(4):
+            maps = (maps.bfloat16() * (1 + 1e-3 * len(images))).float()
+        return maps / (1 + 1e-3 * len(images)) ** 4
 '''
 
 
@@ -105,6 +148,7 @@ def file(tmp_path, monkeypatch):
         ("Encodes('8 pooled pooled')", (8,), "embedding of 9 (by its encode_image)"),
         ("Tokens", (16,), "embedding of 6 (the mean of the last map)"),
         ("Tokens(1, blocks=3)", (16, 16, 16), "embedding of 6 (the class token)"),
+        ("Half('8')", (8,), "embedding of 4"),
         ("Declares()", (8,), ""),
     ],
 )
@@ -138,6 +182,19 @@ def test_a_trial_pass_finds_maps_and_embedding(call, strides, summary):
         ("net.py:Maps('8 pooled pooled')", r"returns 2 tensors \(N, D\); define encode_image"),
         ("net.py:Tokens(5)", r"not \(1, 13, 6\); leave registers out"),
         ("net.py:number", "is of type int; name what builds an nn.Module"),
+        ("net.py:Wrong('nothing')", r"must return feature maps .*not NoneType"),
+        ("net.py:Wrong('integers')", r"floating-point numbers .*not \(1, 4, 28, 28\) of int64"),
+        ("net.py:Wrong('nan')", "NaN or infinity alone"),
+        ("net.py:Wrong('one row')", r"of each image, not \(1, 4, 28, 28\) of float32 of 2 images"),
+        ("net.py:Wrong('dropout')", "the same images at another pass"),
+        ("net.py:Wrong('noise')", "the same images at another pass"),
+        ("net.py:Wrong('batch')", "an image in a batch than alone"),
+        ("net.py:Wrong('batch norm')", "an image in a batch than alone"),
+        ("net.py:Wrong('nothing', True)", r"encode_image must return vectors .*not NoneType"),
+        ("net.py:Wrong('maps', True)", r"encode_image must return vectors .*\(1, 4, 28, 28\)"),
+        ("net.py:Wrong('integers', True)", r"floating-point numbers .*not \(1, 4\) of int64"),
+        ("net.py:Wrong('one row', True)", r"of each image, not \(1, 4\) of float32 of 2 images"),
+        ("net.py:Wrong('dropout', True)", "the same images at another pass"),
         ("absent.py:Net", "cannot read .*absent.py: No such file"),
         ("absent.net:Net", "No module named 'absent'"),
     ],

@@ -184,6 +184,10 @@ def test_what_is_wrong_is_said(options, results):
             evaluate(Patches(), TASKS, images=IMAGES, **elsewhere)
     with pytest.raises(UserError, match="for modules"):
         evaluate("random", TASKS, name="mine")
+    with pytest.raises(UserError, match=r"tasks=\[\]: name tasks"):
+        evaluate(Patches(), [], suite="own", images=IMAGES, **options)
+    with pytest.raises(UserError, match="modules need labels"):
+        evaluate([Patches(), Patches(1)], TASKS, suite="own", **options)
     with pytest.raises(UserError, match="baseline=5: must be"):
         compare(results, baseline=5)
     with pytest.raises(UserError, match="task=5: must be"):

@@ -46,6 +46,11 @@ def sources(imagefolder, monkeypatch):
     return {"a": f"run:{training.info.run_id}", "b": "hf:me/net", "c": f"hf:me/net/{FILES[1]}"}
 
 
+def labels_in_mlflow():
+    """Run → its tag."""
+    return {run.info.run_id: run.data.tags.get("label") for run in runs_of("own")}
+
+
 def labelled(sources):
     return ",".join(f"{label}={source}" for label, source in sources.items())
 
@@ -61,6 +66,8 @@ def test_labels_from_a_training_and_a_hub_are_everywhere_and_may_change(sources,
     assert {run.own_tags["who"] for run in parents.values()} == {"me"}
     assert len({run.network for run in parents.values()}) == 3
     keys = {run.run_id: run.key for run in runs if isinstance(run, Cell)}
+    labels = labels_in_mlflow()
+    assert {labels[run.run_id] for run in runs if isinstance(run, Cell)} == set(sources)
 
     capsys.readouterr()
     assert run_command("results label c", "trained longer") == 0
@@ -70,6 +77,9 @@ def test_labels_from_a_training_and_a_hub_are_everywhere_and_may_change(sources,
     columns = [re.split(r"  +", line)[0] for line in lines]
     assert columns == ["a", "of the hub", "trained longer"]
     assert all(line.endswith("who=me") for line in lines)
+
+    of_cells = {labels_in_mlflow()[run_id] for run_id in keys}
+    assert of_cells == {"a", "of the hub", "trained longer"}
 
     names = dict(zip("abc", columns, strict=True))
     renamed = {names[label]: source for label, source in sources.items()}
@@ -99,3 +109,7 @@ def test_labels_from_a_training_and_a_hub_are_everywhere_and_may_change(sources,
     refused(f"{RUN} --backbone a=run:absent", "run:absent: no such run in sqlite:")
     refused(f"{RUN} --backbone a=run:{parents['a'].run_id}", "is no finished training")
     refused(f"{RUN} --backbone a=hf:me/other", "no network for the files of 'hf:me/other'")
+
+    assert run_command(command, labelled(sources)) == 0, "the names of this command count"
+    labels = labels_in_mlflow()
+    assert {labels[run_id] for run_id in keys} == set(sources)

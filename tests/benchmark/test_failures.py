@@ -126,7 +126,7 @@ def test_a_probe_without_a_number_fails(here, metrics):
 def test_a_picture_of_features_that_cannot_be_drawn_fails_nothing(here, capsys):
     register_probe(Buggy(None))
     module = torch.nn.Conv2d(3, 4, 16, 16)
-    torch.nn.init.constant_(module.weight, torch.nan)
+    torch.nn.init.constant_(module.weight[0], torch.nan)
     images = DataConfig((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     results = evaluate(module, "imagefolder/buggy", images=images, data_root=".", device="cpu")
     assert results.frame.status.unique().tolist() == ["done"]

@@ -1,5 +1,5 @@
-"""How a command ends: what the user can mend is one line and 2, a bug is a traceback, an
-interruption says how to go on."""
+"""How a command ends: what the user can mend is one line and 2, work that fails with a reason is
+one line and 1, a bug is a traceback, an interruption says how to go on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from benchmark.commands import looking
 from benchmark.parser import main
-from cliptex_common.errors import UserError
+from cliptex_common.errors import NonFiniteLoss, UserError
 from tests.imports import HEAVY, REPORTS, run_and_count
 
 pytestmark = pytest.mark.integration
@@ -38,6 +38,10 @@ def users():
     raise RuntimeError("the run failed") from UserError("no such\nfolder")
 
 
+def diverged():
+    raise NonFiniteLoss("the loss is not finite at step 3; lower lr")
+
+
 def interrupted():
     raise KeyboardInterrupt
 
@@ -53,6 +57,7 @@ def exits():
         (lambda: 1, 1, ""),
         (full_disk, 2, "error: cannot write /data/weights: No space left on device"),
         (users, 2, "error: no such folder\n"),
+        (diverged, 1, "error: NonFiniteLoss: the loss is not finite at step 3; lower lr\n"),
         (exits, 1, "error: a plugin or library called exit(0)\n"),
         (interrupted, 130, "Go on with: python -m benchmark ui\n"),
     ],

@@ -99,6 +99,7 @@ def test_precision_is_decided_where_the_device_is(options, precision, monkeypatc
         ("paper", ["camvid/linear"], {}, "no task 'camvid/linear', suite 'own' has"),
         ("paper", ["voc/linear"], {"voc/dpt.lr": "0.1"}, "no such task is chosen"),
         ("paper", ["voc/linear"], {"voc/linear.shots": "5"}, "voc/linear does not have.*few-shot"),
+        ("paper", ["voc/dpt"], {"dpt.lr": "0.1"}, "a whole task, as in --set voc/dpt.lr=0.1"),
         ("paper", ["voc/linear"], {"max_itres": "3"}, "did you mean max_iters"),
         ("paper", ["voc/linear"], {"protocol": "dinov3"}, "does not apply to voc/linear"),
         (

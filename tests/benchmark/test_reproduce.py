@@ -109,6 +109,14 @@ def test_a_faithful_run_is_not_accused(golden, capsys):
     assert "→ reproduced" in capsys.readouterr().out
 
 
+def test_a_dry_run_shows_what_is_to_do_and_does_nothing(golden, workdir, capsys):
+    assert golden(0.1, words="--dry-run") == 0
+    output = capsys.readouterr().out
+    assert f"to do · {VIT} · seed 0 · golden/linear" in output and "theirs" not in output
+    assert not (workdir / "mlflow.db").exists()
+    assert golden(0.1, words="--quick --dry-run") == 2
+
+
 def test_the_weights_of_a_backbone_that_brings_none(golden, capsys):
     backbone = backbones.create(VIT, seed=5)
     save_file({**backbone.model_state()}, "own.safetensors")

@@ -105,7 +105,8 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         ("--storage sweeps.db", "cannot use the storage"),
         ("--storage sqlite:////proc/x.db", "cannot create /proc"),
         ("--out /proc/best.json", "--out /proc/best.json: cannot write there"),
-        ("--recipe clip", "cannot read recipe clip"),
+        ("--recipe clip", "--recipe clip learns from no expert"),
+        ("--recipe cliptex-dept", "no recipe 'cliptex-dept'; did you mean cliptex-depth"),
         ("--task mini-class/linear --set-task layers=9", "layers=9: backbone 'cliptex' has 2 lay"),
         ("--executor lcoal", "no executor 'lcoal'; did you mean local"),
         ("--executor-arg cups=2", "local has no such setting; did you mean cpus"),
@@ -175,6 +176,13 @@ def test_commands_without_a_study(here, capsys, refused, monkeypatch):
     assert "smoke-linear: 0 of 2 trials done" in output
     assert "  to do · train expert unet-seg\n" in output and "trial λseg 10\n" in output
     assert not list(here.iterdir())
+
+
+def test_a_listed_recipe_is_swept_over_the_losses_that_it_has(here, capsys):
+    assert run_command("sweep launch --suite smoke --recipe cliptex-depth --dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    trials = [line.partition("trial ")[2] for line in lines if "to do · trial" in line]
+    assert trials == ["base", "λclip 0.1", "λclip 10", "λdepth 0.1", "λdepth 10"]
 
 
 @pytest.mark.parametrize("options", ["--dry-run", "--data-root nowhere"])

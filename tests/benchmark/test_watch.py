@@ -87,6 +87,7 @@ def test_checkpoints_are_scored_once_and_in_order(monkeypatch, capsys):
 def test_wrong_folders_and_checkpoints(refused):
     refused(f"watch {RUN} --dir nowhere --once", "no folder nowhere")
     refused(f"watch {RUN} --backbone clip,cliptex --dir run --once", "watch takes one backbone")
+    refused(f"watch {RUN} --dir run --once", "--dir run has no checkpoint: a file (.safetensors,")
     path = checkpoint(4)
     torch.save({"weight": torch.ones(1)}, Path("run/other-4.pt"))
     with pytest.raises(UserError, match="are both of step 4; move one away"):

@@ -20,6 +20,7 @@ from timm.data import IMAGENET_DEFAULT_STD as STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.adapters.common import hub_reachable
 from backbones.checkpoint import fit_state, load_checkpoint
 from backbones.cliptex import losses
 from backbones.cliptex.encoders import Normalise
@@ -91,7 +92,8 @@ def _from_transformers(source: str) -> tuple[Any, Any]:
 
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    options: dict[str, Any] = {"local_files_only": Path(source).exists()}
+    # without a network transformers would try again for minutes before it reads the cache
+    options: dict[str, Any] = {"local_files_only": Path(source).exists() or not hub_reachable()}
     try:
         processor = AutoImageProcessor.from_pretrained(source, **options)
         net, report = AutoModelForDepthEstimation.from_pretrained(

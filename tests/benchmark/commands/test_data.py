@@ -24,6 +24,15 @@ def test_data_check(workdir, capsys):
     assert row["state"] == "available" and row["counts"] == {"train": 4, "val": 3}
 
 
+def test_what_is_present_alone(workdir, capsys):
+    make_camvid(workdir / "camvid", n_train=4, n_val=3)
+    assert run_command("data check --data-root . --present") == 0
+    output = capsys.readouterr().out
+    assert output.startswith("camvid available train 4, val 3\n") and "no folder" not in output
+    assert run_command("data check --data-root . --present --json") == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["camvid"]
+
+
 def test_a_broken_dataset_is_exit_code_2(workdir, capsys):
     root = make_camvid(workdir / "camvid", n_train=4, n_val=3)
     truncate(root / "images/val/frame_val_00000.jpg")

@@ -16,7 +16,7 @@ from reports.published.table import read_rows
 from reports.tracking import Tracker
 from tests.benchmark.run_command import run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder
-from tests.reports.synthetic import write_run
+from tests.reports.synthetic import TASKS, write_run, write_runs
 
 pytestmark = pytest.mark.integration
 
@@ -152,6 +152,15 @@ def test_power_knows_addresses_experiments_and_folders_from_one_another(workdir,
     Path("mlflow.db").unlink()
     assert noise_of(capsys, "mini") != known, "there is no experiment of this name any more"
     assert run_command("power --help") == 0 and "./NAME" in capsys.readouterr().out
+
+
+def test_what_can_be_found_on_a_dataset_of_ones_own_that_is_stored(workdir, monkeypatch, capsys):
+    """Without the plugin that has registered it."""
+    monkeypatch.setitem(TASKS, "pets/linear", "classification")
+    write_runs(Tracker("own"), {"clip": 0.5, "mine": 0.6}, ["pets/linear"])
+    assert run_command("power --experiment own --task pets/linear --seeds 1") == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.startswith("pets/linear  top-1") and row.endswith("pets/linear, 1 comparison")
 
 
 def test_before_the_first_run_published_seeds_say_what_can_be_found(workdir, capsys):

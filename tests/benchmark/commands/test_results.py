@@ -39,6 +39,17 @@ def test_the_list_says_what_runs_ran_with(workdir, capsys):
     assert "voc/linear, imagenet/linear · lr=0 instead of 0.001 · lr=1 instead" in line
 
 
+def test_the_list_says_which_experiment_it_is_of_and_that_others_exist(workdir, capsys):
+    for name in ("own", "paper", "reproduce"):
+        write_run(Tracker(name), "clip", 0, {"voc/linear": 0.5})
+    assert run_command("results list") == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "experiment reproduce"
+    assert sorted(second.removeprefix("others, by --experiment: ").split(", ")) == ["own", "paper"]
+    assert run_command("results list --experiment own") == 0
+    assert "others" not in capsys.readouterr().out
+
+
 def test_results_that_readers_cannot_check_are_not_exported(workdir, refused, monkeypatch):
     write_run(Tracker("paper"), "clip", 0, {"voc/linear": 0.5}, task_tags=PROBE)
     monkeypatch.delitem(PROBES.data, "segmentation/linear")  # as if it were of a plugin

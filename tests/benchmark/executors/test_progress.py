@@ -6,6 +6,7 @@ import io
 import math
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
@@ -42,6 +43,21 @@ def test_a_line_now_and_then_without_a_terminal(overview, capsys):
     end(overview, "probe", 90.0)
     overview.show(slots=1)
     assert "units of work  2/3  1:30 left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_slow_work_has_an_estimate_from_its_first_part_on(tmp_path, elsewhere):
+    """Also work that resumes, in this process or another."""
+    bar, line, file = Bar(interval=math.inf), ProgressLine(), tmp_path / "status.json"
+    bar.progress.get_time = clock = Mock()
+    work = line if elsewhere else bar
+    work.start("training", 1000)
+    for clock.return_value, done in ((0.0, 400), (90.0, 1)):
+        work.advance(done)
+        if elsewhere:
+            line.write(file)
+            bar.follow(file)
+    assert bar.text() == "training  401/1000  90 s each  14:58:30 left"
 
 
 def test_the_time_left_is_known_when_each_kind_has_a_finished_unit(overview):

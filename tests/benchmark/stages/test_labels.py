@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from backbones.cliptex.experts.base import find_expert
 from backbones.cliptex.labels import LabelStore, check_labels
@@ -53,6 +54,16 @@ EXPERTS = [f"{name}=experts/{name}" for name in NAMES]
 def label_command(out: str, experiment: str) -> str:
     command = f"labels predict --pairs pairs --experts {','.join(EXPERTS)} --out {out}"
     return f"{command} --experiment {experiment} --device cpu --batch-size 8 --jobs 1"
+
+
+def test_without_network_an_expert_of_the_hub_is_refused_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits for another try"))
+    words = "labels predict --pairs pairs --experts dpt=Intel/dpt-large --out none --device cpu"
+    assert run_command(words) == 2
+    error = capsys.readouterr().err
+    assert "no depth model at 'Intel/dpt-large'" in error and error.count("\n") == 1
 
 
 def request(out: str | None, **options) -> LabelRequest:

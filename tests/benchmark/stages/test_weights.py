@@ -70,6 +70,15 @@ def in_a_new_python(*arguments: str) -> str:
     return done.stdout
 
 
+def test_a_training_that_diverges_ends_with_its_reason_in_one_line(capsys):
+    words = f"{TRAIN} --recipe clip --set lr=1e3 --set warmup=0 --set epochs=8"
+    assert run_command(f"{words} --out diverged.safetensors --experiment diverged") == 1
+    error = capsys.readouterr().err
+    assert "became NaN or infinite" in error and "lower lr" in error and error.count("\n") == 1
+    (run,) = runs_of("diverged")
+    assert run.info.status == "FAILED"
+
+
 def test_training_killed_and_started_again(here, tmp_path):
     words = f"{CLIPTEX} --out cut.safetensors --experiment cut"
     victim = Fork(command, *words.split(), "--save-every", "0", output=tmp_path / "output")
