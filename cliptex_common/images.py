@@ -103,6 +103,19 @@ def _unpack(text: str) -> list[int] | None:
     return None if shift else counts
 
 
+def instance_mask(mask: Any, height: int, width: int) -> np.ndarray:
+    """(H, W) bool of a ``segmentation`` that has no ``mask_error``; without one all are False."""
+    from pycocotools import mask as coco_mask
+
+    if not mask:
+        return np.zeros((height, width), bool)
+    if isinstance(mask, list):
+        mask = coco_mask.merge(coco_mask.frPyObjects(mask, height, width))
+    elif isinstance(mask["counts"], list):
+        mask = coco_mask.frPyObjects(mask, height, width)
+    return coco_mask.decode(mask).astype(bool)
+
+
 # of every normal in this project: in the datasets' files, in what probes and experts predict, and
 # in stored labels. Positions in an image count y downwards; normals do not. A crop or a change of
 # size leaves the values of a map as they are, a left-right flip turns vectors.

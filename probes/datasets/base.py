@@ -287,9 +287,9 @@ def read_annotations(path: Path) -> Any:
 
 
 def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
-    """Class names of a dataset of MMSegmentation or MMDetection, for any ``root``. Importing those
-    takes seconds: declare ``functools.partial(mmlab_classes, module, dataset)``."""
-    with redirect_stdout(io.StringIO()):  # both print that an optional package is absent
+    """Class names of a dataset of MMSegmentation, for any ``root``. Importing it takes seconds:
+    declare ``functools.partial(mmlab_classes, module, dataset)``."""
+    with redirect_stdout(io.StringIO()):  # it prints that an optional package is absent
         dataset_class = getattr(import_module(module), dataset)
     return tuple(name.strip() for name in dataset_class.METAINFO["classes"])
 

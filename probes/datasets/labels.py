@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 
 from cliptex_common.errors import UserError, report_malformed
@@ -11,12 +10,12 @@ from probes.datasets.base import (
     DatasetSpec,
     Sample,
     Split,
-    mmlab_classes,
     read_annotations,
     read_lines,
     require_file,
     require_folder,
 )
+from probes.datasets.detection import CLASSES as COCO_CLASSES
 from probes.datasets.ground_truth import LabelSet
 from probes.registry import register_dataset
 
@@ -72,7 +71,7 @@ def list_coco(root: Path, split: Split) -> list[Sample]:
     that has an object or a crowd there; those that show none are samples, too."""
     path, images = require_file(root, f"annotations/instances_{split}2017.json"), f"{split}2017"
     require_folder(root, images)
-    content, numbers = read_annotations(path), {name: i for i, name in enumerate(coco_names(root))}
+    content, numbers = read_annotations(path), {name: i for i, name in enumerate(COCO_CLASSES)}
     present = defaultdict(set)
     with report_malformed(f"{path} is not a COCO annotation file of the 80 classes"):
         classes = {each["id"]: numbers[each["name"]] for each in content["categories"]}
@@ -84,7 +83,6 @@ def list_coco(root: Path, split: Split) -> list[Sample]:
         ]
 
 
-coco_names = partial(mmlab_classes, "mmdet.datasets", "CocoDataset")
 register_dataset(
     DatasetSpec(
         name="coco-labels",
@@ -92,7 +90,7 @@ register_dataset(
         folder="coco",
         list_samples=list_coco,
         expected={"train": 118287, "val": 5000},
-        classes=coco_names,
+        classes=COCO_CLASSES,
         about="COCO 2017, which of 80 classes an image shows: the files of `coco`",
     )
 )
