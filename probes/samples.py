@@ -283,9 +283,7 @@ def whole_image(request: SampleRequest) -> Callable[[Image.Image, str], np.ndarr
     settings, spec = request.settings, request.spec
     transfer = spec.transfer if spec.trained_on else {}
     side = getattr(settings, "size", None) or SIDE
-    # heads that pool are trained on crops, too
-    has_crops = getattr(settings, "random_crops", hasattr(settings, "pool"))
-    is_random = has_crops and request.split == "train"
+    is_random = getattr(settings, "trains_on_crops", False) and request.split == "train"
     if is_random:
         from probes.image_level.linear import crop_transform
 

@@ -146,6 +146,26 @@ def test_every_kind_is_drawn(task, tmp_path):
             assert picture.dtype == np.uint8 and picture.shape[2] == 3
 
 
+def test_a_tuned_classifier_sees_random_crops_at_train_alone(tmp_path):
+    root = make.make_imagefolder(tmp_path / "images", 1, 1)
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))  # the colour says the column
+    for path in root.glob("*/*/*"):
+        make.save(path, np.stack([ramp, ramp, ramp], axis=2))
+    tuned, frozen, attentive = (
+        {split: panels(drawn(task, root, split, size=64, **tier))[1] for split in ("train", "val")}
+        for task, tier in (
+            ("imagefolder/linear", {"tune": "all"}),
+            ("imagefolder/linear", {}),
+            ("imagefolder/attentive", {}),
+        )
+    )
+    assert np.array_equal(frozen["train"], frozen["val"])
+    assert np.array_equal(tuned["val"], frozen["val"])
+    widths = [int(np.ptp(seen["train"])) for seen in (tuned, frozen)]
+    assert widths[0] < widths[1] - 20, "a part of the columns"
+    assert np.array_equal(tuned["train"], attentive["train"]), "cropped by the same rule"
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("name", ["ssd", "mask-rcnn"])
 def test_boxes_and_crops_are_those_of_mmdetection(name, split, tmp_path):
