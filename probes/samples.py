@@ -437,7 +437,9 @@ def draw_views(request: SampleRequest) -> DrawnSplit:
         shown = nearest.values < SAME_POINT
         lines = cells[shown], nearest.indices[shown], shown[shown]
         depths = [each[each[:, 2] > 0, 2] for each in points]
-        ranges = " and ".join(f"{each.min():.2f} to {each.max():.2f} m" for each in depths)
+        ranges = " and ".join(
+            f"{each.min():.2f} to {each.max():.2f} m" if len(each) else "nothing" for each in depths
+        )
         text = (
             f"{angle_of(pose):.0f}° between the cameras; {ranges} away; the second shows"
             f" {int(shown.sum())} of {len(cells)} points of the first within {SAME_POINT:g} m"

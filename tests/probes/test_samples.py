@@ -241,6 +241,15 @@ def test_a_view_shows_what_the_other_shows_as_far_as_pose_and_depth_agree(tmp_pa
     assert "shows 0 of 24 points" in after.samples[0].text
 
 
+def test_a_view_without_a_known_depth_is_drawn(tmp_path):
+    root = layouts.make_scannet(tmp_path / "scannet")
+    depth = np.zeros((480, 640), np.uint16)
+    depth[1, 1] = 1000  # between the points that are matched
+    make.save(root / "scene0707_00/depth/15.png", depth)
+    sample = drawn("scannet/view-matching", root).samples[0]
+    assert "and nothing away" in sample.text and "shows 0 of 24 points" in sample.text
+
+
 def test_objects_of_a_frame_lie_over_it(tmp_path):
     root = layouts.make_davis(tmp_path / "davis")
     split = drawn("davis/label-propagation", root, size=40)
