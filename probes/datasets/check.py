@@ -17,6 +17,7 @@ from typing import Any
 
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import content_key, home, make_folder, read_json_object, write_json
+from cliptex_common.images import read_instances
 from cliptex_common.progress import Progress, Silent
 from probes.datasets.base import (
     UNLISTED,
@@ -27,6 +28,7 @@ from probes.datasets.base import (
     UnfitCopy,
     Unlisted,
     Unreadable,
+    require_file,
 )
 from probes.datasets.ground_truth import (
     MapFile,
@@ -238,6 +240,10 @@ class Inventory:
             samples = spec.list_samples(self.root, split)
         except UserError as error:
             raise UserError(f"{spec.name}: {error}") from error
+        except (LookupError, TypeError):  # is the file wrong, or the lister?
+            if spec.annotations:
+                read_instances(require_file(self.root, spec.annotations[split]))
+            raise
         if limit is not None and limit < len(samples):
             if kind.is_relation:
                 raise UserError(

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from cliptex_common.errors import report_malformed
+from cliptex_common.images import read_instances
 from probes.datasets.base import (
     DatasetSpec,
     Sample,
     Split,
-    read_annotations,
     require_file,
     require_folder,
 )
@@ -31,14 +30,12 @@ CLASSES = (
 
 def list_samples(root: Path, split: Split) -> list[Sample]:
     """Images of ``instances_*.json`` in its order."""
-    path, images = require_file(root, COCO.annotations[split]), f"{split}2017"
-    require_folder(root, images)
-    content = read_annotations(path)
-    with report_malformed(f"{path} is not a COCO annotation file: images need id and file_name"):
-        return [
-            Sample(f"{images}/{entry['file_name']}", Boxes(int(entry["id"])))
-            for entry in content["images"]
-        ]
+    path, folder = require_file(root, COCO.annotations[split]), f"{split}2017"
+    require_folder(root, folder)
+    _, images = read_instances(path)
+    return [
+        Sample(f"{folder}/{image['file_name']}", Boxes(number)) for number, image in images.items()
+    ]
 
 
 COCO = register_dataset(

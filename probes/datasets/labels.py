@@ -6,11 +6,11 @@ from collections import defaultdict
 from pathlib import Path
 
 from cliptex_common.errors import UserError, report_malformed
+from cliptex_common.images import read_instances
 from probes.datasets.base import (
     DatasetSpec,
     Sample,
     Split,
-    read_annotations,
     read_lines,
     require_file,
     require_folder,
@@ -69,18 +69,16 @@ register_dataset(
 def list_coco(root: Path, split: Split) -> list[Sample]:
     """Images of ``annotations/instances_{train,val}2017.json`` in its order. An image shows a class
     that has an object or a crowd there; those that show none are samples, too."""
-    path, images = require_file(root, f"annotations/instances_{split}2017.json"), f"{split}2017"
-    require_folder(root, images)
-    content, numbers = read_annotations(path), {name: i for i, name in enumerate(COCO_CLASSES)}
-    present = defaultdict(set)
+    path, folder = require_file(root, f"annotations/instances_{split}2017.json"), f"{split}2017"
+    require_folder(root, folder)
+    categories, images = read_instances(path)
+    numbers, samples = {name: i for i, name in enumerate(COCO_CLASSES)}, []
     with report_malformed(f"{path} is not a COCO annotation file of the 80 classes"):
-        classes = {each["id"]: numbers[each["name"]] for each in content["categories"]}
-        for annotation in content["annotations"]:
-            present[annotation["image_id"]].add(classes[annotation["category_id"]])
-        return [
-            Sample(f"{images}/{entry['file_name']}", LabelSet(sorted(present[entry["id"]])))
-            for entry in content["images"]
-        ]
+        classes = {number: numbers[name] for number, name in categories.items()}
+        for image in images.values():
+            present = {classes[each["category_id"]] for each in image["annotations"]}
+            samples.append(Sample(f"{folder}/{image['file_name']}", LabelSet(sorted(present))))
+    return samples
 
 
 register_dataset(

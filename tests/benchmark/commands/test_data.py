@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.benchmark.run_command import run_command
+from tests.probes import tiny_coco
 from tests.probes.datasets import make
 from tests.probes.datasets.make import make_camvid, truncate
 
@@ -76,6 +77,53 @@ def test_maps_belong_to_images_of_any_suffix(workdir, capsys):
     assert run_command(f"data check --data camvid={root} --full --json") == 0
     (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "camvid")
     assert row["counts"] == {"train": 4, "val": 3} and "missing" not in row["message"]
+
+
+def test_annotations_with_one_id_are_named_before_a_run(workdir, capsys, refused):
+    root = tiny_coco.write(workdir / "coco")
+    path = root / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1]["id"] = content["annotations"][0]["id"]
+    path.write_text(json.dumps(content))
+    message = f"{path} has two annotations with the id 1"
+    for options in ("", " --full"):
+        assert run_command(f"data check --data coco={root} --json{options}") == 2
+        rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+        assert rows["coco"]["state"] == "broken" and message in rows["coco"]["message"]
+    run = f"run --backbone random/timm/test_vit --task coco/ssd --data coco={root} --partial"
+    refused(run, message)
+    refused(f"{run} --dry-run", message)
+
+
+OWN_BOXES = """
+import json
+from probes.datasets.base import DatasetSpec, Sample
+from probes.datasets.ground_truth import Boxes
+from probes.registry import register_dataset
+
+FILES = {"train": "train.json", "val": "val.json"}
+
+def list_samples(root, split):
+    images = json.loads((root / FILES[split]).read_text())["images"]
+    return [Sample(f"images/{image['file_name']}", Boxes(image["id"])) for image in images]
+
+register_dataset(
+    DatasetSpec("beans", "detection", "beans", list_samples, annotations=FILES, classes=("bean",))
+)
+"""
+
+
+@pytest.mark.parametrize("content", [[], {"pictures": []}, {"images": 5, "categories": []}])
+def test_a_file_that_is_not_in_the_format_of_coco_is_one_line(content, workdir, capsys, refused):
+    (workdir / "beans.py").write_text(OWN_BOXES)
+    (workdir / "beans").mkdir()
+    for name in ("train", "val"):
+        (workdir / f"beans/{name}.json").write_text(json.dumps(content))
+    options = "--plugin beans.py --data beans=beans"
+    assert run_command(f"data check {options}") == 2
+    assert "train.json is not a COCO annotation file" in capsys.readouterr().out
+    message = "beans/train.json is not a COCO annotation file"
+    refused(f"run --backbone random/timm/test_vit --task beans/ssd {options}", message)
 
 
 def test_a_webdataset_is_got_by_the_name_of_its_folder(refused):
