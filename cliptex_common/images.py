@@ -27,14 +27,22 @@ def read_instances(path: Path) -> tuple[dict[int, str], Instances]:
     file.
 
     Raises:
-        UserError: it is malformed or lists no images, two images have one id, or an annotation is
-            of no image.
+        UserError: it is malformed or lists no images, two images or two annotations have one id, or
+            an annotation is of no image.
     """
-    with report_malformed(f"{path} is not a COCO annotation file", "get the file again"):
-        content = read_json(path)
+    with report_malformed(f"{path} is not a COCO annotation file", "correct it, or get it again"):
+        content, seen = read_json(path), set()
         categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-        images = {entry["id"]: {**entry, "annotations": []} for entry in content["images"]}
+        images = {
+            entry["id"]: {**entry, "file_name": str(entry["file_name"]), "annotations": []}
+            for entry in content["images"]
+        }
         for annotation in content["annotations"]:
+            if annotation["id"] in seen:
+                raise UserError(
+                    f"{path} has two annotations with the id {annotation['id']}; give each its own"
+                )
+            seen.add(annotation["id"])
             if annotation["image_id"] not in images:
                 raise UserError(
                     f"{path} annotation {annotation['id']} belongs to image"
@@ -101,6 +109,19 @@ def _unpack(text: str) -> list[int] | None:
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value = shift = 0
     return None if shift else counts
+
+
+def instance_mask(mask: Any, height: int, width: int) -> np.ndarray:
+    """(H, W) bool of a ``segmentation`` that has no ``mask_error``; without one all are False."""
+    from pycocotools import mask as coco_mask
+
+    if not mask:
+        return np.zeros((height, width), bool)
+    if isinstance(mask, list):
+        mask = coco_mask.merge(coco_mask.frPyObjects(mask, height, width))
+    elif isinstance(mask["counts"], list):
+        mask = coco_mask.frPyObjects(mask, height, width)
+    return coco_mask.decode(mask).astype(bool)
 
 
 # of every normal in this project: in the datasets' files, in what probes and experts predict, and

@@ -37,6 +37,7 @@ from probes.image_level.attentive import stored_head, token_encoder
 from probes.image_level.encode import ImageViews, encoder
 from probes.image_level.linear import LinearHeads
 from probes.image_level.settings import Encoding
+from probes.matching.poses import stored_mlp
 from reports.records import HEAD
 
 TYPES = (torch.float32, torch.int64, torch.bool)  # the last two of counters and masks
@@ -135,6 +136,10 @@ class Predictor(ABC):
             float32 unit vectors; classification: (classes,) float32 logits; detection: ``boxes``
             (N, 4) float32 x1 y1 x2 y2 in pixels, ``labels`` (N,) int64, ``scores`` (N,) float32
             and, of a mask head, ``masks`` (N, H, W) bool.
+
+        A head of relative poses takes two images, and predicts how the camera turned and moved from
+        the first to the second: ``rotation`` (4,) float32, a unit quaternion w x y z, and
+        ``translation`` (3,) float32 metres.
         """
 
 
@@ -174,7 +179,10 @@ def load_predictor(
             f" trained on {expected[:12]}; give that backbone"
         )
     # heads on embeddings say how images are encoded; those on maps have a config of MMEngine's
-    predictor = _ImageLevelPredictor if "encoding" in metadata else _MMLabPredictor
+    predictor: type[Predictor] = _MMLabPredictor
+    if "encoding" in metadata:
+        is_pose = metadata["kind"] == "view-pose"
+        predictor = _PosePredictor if is_pose else _ImageLevelPredictor
     with report_malformed(f"the head of {metadata['task']} is damaged", "name another run's"):
         return predictor(head, backbone, torch.device(device))
 
@@ -285,13 +293,20 @@ class _ImageLevelPredictor(Predictor):
             self.heads = stored_head(head)
             self.encode = token_encoder(self.backbone, pool)
         else:
-            self.heads = LinearHeads.of(head)
+            self.heads = self.heads_of(head)
             self.encode = encoder(self.backbone, self.encoding)
         self.heads.to(device).eval()
+
+    def heads_of(self, head: Head) -> torch.nn.Module:
+        return LinearHeads.of(head)
 
     @torch.inference_mode()
     @float32_products(tf32=False)
     def __call__(self, image: Picture) -> np.ndarray:
+        return self.heads(self.features(image)).flatten().cpu().numpy()
+
+    def features(self, image: Picture) -> torch.Tensor:
+        """What the head reads of an image, (1, …) float32 on the device."""
         with TemporaryDirectory() as folder:
             path = Path(folder, "image.png")
             if isinstance(image, np.ndarray):
@@ -301,4 +316,20 @@ class _ImageLevelPredictor(Predictor):
             context = EncodeContext(self.device, num_workers=0)
             views = ImageViews(context, self.backbone, [path], self.encoding, encode=self.encode)
             (features,) = views.tensors()
-        return self.heads(features.float().to(self.device)).flatten().cpu().numpy()
+        return features.float().to(self.device)
+
+
+class _PosePredictor(_ImageLevelPredictor):
+    """A head on the embeddings of two views."""
+
+    def heads_of(self, head: Head) -> torch.nn.Module:
+        self.columns = slice(*head.metadata["columns"])
+        return stored_mlp(head)
+
+    @torch.inference_mode()
+    @float32_products(tf32=False)
+    def __call__(self, first: Picture, second: Picture) -> dict[str, np.ndarray]:  # type: ignore[override]
+        views = [self.features(each)[:, self.columns] for each in (first, second)]
+        (pose,) = self.heads(torch.cat(views, dim=1)).cpu()
+        rotation = torch.nn.functional.normalize(pose[:4], dim=0)
+        return {"rotation": rotation.numpy(), "translation": pose[4:].numpy()}

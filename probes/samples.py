@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,17 +25,19 @@ from cliptex_common.images import (
     class_legend,
     depth_picture,
     hatched,
+    instance_mask,
     join_points,
     label_picture,
     open_image,
     palette,
     read_classes,
+    read_instances,
     scale_bar,
     spread_indices,
     to_rgb,
 )
 from probes.base import Probe
-from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
+from probes.datasets.base import DatasetSpec, Sample, Split, require_file
 from probes.datasets.ground_truth import LabelSet, ground_truth
 from probes.dense.settings import bounds_scored
 from probes.dense.tasks import DENSE_TASKS
@@ -223,49 +227,55 @@ def dense_steps(request: SampleRequest) -> list[dict[str, Any]]:
 
 def draw_boxes(request: SampleRequest) -> DrawnSplit:
     """Images with boxes, masks and names."""
-    from mmengine.registry import DATASETS, DefaultScope
-
-    from probes.detection.coco import annotate
-    from probes.detection.models import coco_set, complete_pipeline
+    from probes.detection.pictures import annotate
+    from probes.detection.pipelines import apply_steps, complete_pipeline, instances_of
     from probes.train.config import apply_training, config_files, read_config
 
-    spec, settings = request.spec, request.settings
+    spec, split, settings = request.spec, request.split, request.settings
     config = read_config(*config_files(request.probe.kind, request.probe.name))
     apply_training(config, settings)
-    part = config[f"{request.split}_dataloader"].dataset
-    if request.split == "val":  # a probe reads none there: results are scored at full size
-        part.pipeline.insert(1, config.train_dataloader.dataset.pipeline[1])
-    complete_pipeline(part.pipeline, settings, list(PADDING))
-    data = PreparedDataset(spec.name, request.root, {request.split: list(request.samples)})
-    part.update(coco_set(data, request.split))
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        dataset = DATASETS.build(part)
-    samples = []
-    for index in request.spread(range(len(dataset))):
-        name = str(Path(dataset.get_data_info(index)["img_path"]).relative_to(request.root))
-        packed = transformed(dataset.prepare_data, name, index)
-        if packed is None:
-            samples.append(DrawnSample(name, "no object remains after the transforms", {}))
-            continue
-        image = as_picture(packed["inputs"])
-        objects = packed["data_samples"].gt_instances
-        names = [data.classes[label] for label in objects.labels.tolist()]
-        corners = getattr(objects.bboxes, "tensor", objects.bboxes).tolist()
-        masks = objects.masks.masks if "masks" in objects else [None] * len(names)
-        marks = [
-            (name, tuple(COLOURS[label + 1].tolist()), (x1, y1, x2 - x1, y2 - y1), mask)
-            for name, label, (x1, y1, x2, y2), mask in zip(
-                names, objects.labels.tolist(), corners, masks, strict=True
-            )
+    steps = config[f"{split}_dataloader"].dataset.pipeline
+    load = config.train_dataloader.dataset.pipeline[1]
+    if split == "val":  # a probe reads none there: results are scored at full size
+        steps.insert(1, load)
+    complete_pipeline(steps, settings, list(PADDING))
+    categories, images = read_instances(require_file(request.root, spec.annotations[split]))
+    entries = [(sample.image, images[sample.target.image_id]) for sample in request.samples]
+    if split == "train":  # a detector is trained on these alone
+        entries = [
+            (name, entry)
+            for name, entry in entries
+            if min(entry["width"], entry["height"]) >= settings.min_size
+            and not all(each.get("iscrowd") for each in instances_of(entry))
         ]
-        crowds = len(packed["data_samples"].ignored_instances)
-        text = f"{', '.join(names) or 'no object'}; {crowds} crowds do not count"
-        panels = {
-            "image": image,
-            "ground truth": annotate(Image.fromarray(image), marks, 512),
+    labels = {name: number for number, name in enumerate(spec.class_names(request.root))}
+    samples = []
+    for name, entry in request.spread(entries):
+        instances, masks, size = instances_of(entry), [], (entry["height"], entry["width"])
+        if load.with_mask:
+            masks = [instance_mask(each["segmentation"], *size) for each in instances]
+        corners = [(x, y, x + w, y + h) for x, y, w, h in (each["bbox"] for each in instances)]
+        item = {
+            "img_path": str(request.root / name),
+            "instances": instances,
+            "gt_bboxes": np.array(corners, np.float32).reshape(-1, 4),
+            "masks": [mask.astype(np.uint8) for mask in masks],
         }
+        item = transformed(partial(apply_steps, steps), name, item)
+        marks = []
+        for instance, (x1, y1, x2, y2), mask in zip_longest(
+            item["instances"], item["gt_bboxes"].tolist(), item["masks"]
+        ):
+            if not instance.get("iscrowd"):
+                subject = categories[instance["category_id"]]
+                colour = tuple(COLOURS[labels[subject] + 1].tolist())
+                marks.append((subject, colour, (x1, y1, x2 - x1, y2 - y1), mask))
+        names, crowds = ", ".join(mark[0] for mark in marks), len(item["instances"]) - len(marks)
+        image = item["img"][..., ::-1].clip(0, 255).astype(np.uint8)
+        panels = {"image": image, "ground truth": annotate(Image.fromarray(image), marks, 512)}
+        text = f"{names or 'no object'}; {crowds} crowds do not count"
         samples.append(DrawnSample(name, text, panels))
-    return DrawnSplit(samples, None, [each["type"] for each in part.pipeline])
+    return DrawnSplit(samples, None, [step["type"] for step in steps])
 
 
 def whole_image(request: SampleRequest) -> Callable[[Image.Image, str], np.ndarray]:
@@ -273,9 +283,7 @@ def whole_image(request: SampleRequest) -> Callable[[Image.Image, str], np.ndarr
     settings, spec = request.settings, request.spec
     transfer = spec.transfer if spec.trained_on else {}
     side = getattr(settings, "size", None) or SIDE
-    # heads that pool are trained on crops, too
-    has_crops = getattr(settings, "random_crops", hasattr(settings, "pool"))
-    is_random = has_crops and request.split == "train"
+    is_random = getattr(settings, "trains_on_crops", False) and request.split == "train"
     if is_random:
         from probes.image_level.linear import crop_transform
 
@@ -429,7 +437,9 @@ def draw_views(request: SampleRequest) -> DrawnSplit:
         shown = nearest.values < SAME_POINT
         lines = cells[shown], nearest.indices[shown], shown[shown]
         depths = [each[each[:, 2] > 0, 2] for each in points]
-        ranges = " and ".join(f"{each.min():.2f} to {each.max():.2f} m" for each in depths)
+        ranges = " and ".join(
+            f"{each.min():.2f} to {each.max():.2f} m" if len(each) else "nothing" for each in depths
+        )
         text = (
             f"{angle_of(pose):.0f}° between the cameras; {ranges} away; the second shows"
             f" {int(shown.sum())} of {len(cells)} points of the first within {SAME_POINT:g} m"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cliptex_common.errors import UserError, report_malformed
-from cliptex_common.images import UNKNOWN_CLASS, mask_error, read_instances
+from cliptex_common.images import UNKNOWN_CLASS, instance_mask, mask_error, read_instances
 
 COCO = {
     "train": "annotations/instances_train2017.json",
@@ -116,19 +116,6 @@ def paint(image: dict[str, Any]) -> np.ndarray:
     merged = np.zeros(size, np.uint8)
     for instance in sorted(image["annotations"], key=lambda instance: -instance.get("area", 0)):
         crowd = instance.get("iscrowd", 0)
-        mask = _mask(instance["segmentation"], *size)
+        mask = instance_mask(instance["segmentation"], *size)
         merged[mask] = UNKNOWN_CLASS if crowd else instance["category_id"]
     return merged
-
-
-def _mask(code: Any, height: int, width: int) -> np.ndarray:
-    """(H, W) bool from COCO's polygons or run lengths."""
-    from pycocotools import mask as coco_mask
-
-    if not code:
-        return np.zeros((height, width), bool)
-    if isinstance(code, list):
-        code = coco_mask.merge(coco_mask.frPyObjects(code, height, width))
-    elif isinstance(code["counts"], list):
-        code = coco_mask.frPyObjects(code, height, width)
-    return coco_mask.decode(code).astype(bool)

@@ -671,7 +671,7 @@ class ShowFeatures(ConfigOptions, PluginOptions):
         from cliptex_common.device import float32_products
         from cliptex_common.images import spread_indices
         from probes.base import EncodeContext
-        from probes.datasets.base import IMAGE_SUFFIXES
+        from probes.datasets.base import IMAGE_SUFFIXES, walk_images
         from probes.pictures import PICTURED_IMAGES, feature_pictures
         from reports.pages import write
         from reports.pictures import make_feature_pictures
@@ -680,9 +680,7 @@ class ShowFeatures(ConfigOptions, PluginOptions):
 
         if self.weights and len(self.backbones) != 1:
             raise UserError(f"--weights applies to one backbone, not to {len(self.backbones)}")
-        files = sorted(
-            path for path in self.images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
-        )
+        files = [self.images / name for name in walk_images(self.images, ".")]
         if not files:
             raise UserError(f"--images {self.images}: no {', '.join(IMAGE_SUFFIXES)} file")
         paths = [files[index] for index in spread_indices(len(files), PICTURED_IMAGES)]

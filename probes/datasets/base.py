@@ -17,12 +17,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from cliptex_common import files
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
+from cliptex_common.images import IMAGE_ERRORS, open_image
 from cliptex_common.registry import Registry, instance_of
 from probes.features.files import content_hashes
 
@@ -245,9 +246,38 @@ def with_share(data: PreparedDataset, share: float, seed: int) -> PreparedDatase
     return replace(data, samples=samples, full_train=tuple(train), train_indices=tuple(selected))
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-# gets the links to folders that a lister leaves out, since it lists what is in them anyway
-LEFT_OUT: ContextVar[set[str]] = ContextVar("LEFT_OUT")
+# of ``cliptex_common.images.FORMATS``, without PFM, whose files are maps of numbers
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"),
+)
+
+
+@dataclass
+class Unlisted:
+    """What listers leave out.
+
+    Attributes:
+        links: to folders, since what is in them is listed anyway.
+        files: in folders of images that are none, see ``walk_images``.
+    """
+
+    links: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
+
+    def notes(self) -> list[str]:
+        """A line about each of the two, if there are any."""
+        texts = {
+            "links to folders that are listed anyway are left out": self.links,
+            "files are not read as images": self.files,
+        }
+        return [
+            f"{len(paths)} {text}, such as {min(paths)}" for text, paths in texts.items() if paths
+        ]
+
+
+# gets what the listers that are called meanwhile leave out
+UNLISTED: ContextVar[Unlisted] = ContextVar("UNLISTED")
 
 
 def require_folder(root: Path, name: str) -> Path:
@@ -287,17 +317,40 @@ def read_annotations(path: Path) -> Any:
 
 
 def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
-    """Class names of a dataset of MMSegmentation or MMDetection, for any ``root``. Importing those
-    takes seconds: declare ``functools.partial(mmlab_classes, module, dataset)``."""
-    with redirect_stdout(io.StringIO()):  # both print that an optional package is absent
+    """Class names of a dataset of MMSegmentation, for any ``root``. Importing it takes seconds:
+    declare ``functools.partial(mmlab_classes, module, dataset)``."""
+    with redirect_stdout(io.StringIO()):  # it prints that an optional package is absent
         dataset_class = getattr(import_module(module), dataset)
     return tuple(name.strip() for name in dataset_class.METAINFO["classes"])
+
+
+def walk_images(root: Path, name: str, listed: set[str] | None = None) -> list[str]:
+    """The files of ``walk`` that are images: by their suffix, or without one by their content."""
+    folder, images = Path(root) / name, list[str]()
+    for file_name in walk(root, name, ("",), listed):
+        if file_name.lower().endswith(IMAGE_SUFFIXES) or _is_image(folder / file_name):
+            images.append(file_name)
+        else:
+            UNLISTED.get(Unlisted()).files.add(str(folder / file_name))
+    return images
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file without a suffix is an image."""
+    if path.suffix:
+        return False
+    try:
+        open_image(path).close()
+    except IMAGE_ERRORS:
+        return False
+    return True
 
 
 def walk(
     root: Path, name: str, suffixes: Sequence[str], listed: set[str] | None = None
 ) -> list[str]:
-    """Files in the folder ``root / name``, nested or not, sorted; without hidden ones.
+    """Files in the folder ``root / name`` with one of ``suffixes``, nested or not, sorted; without
+    hidden ones.
 
     Each real folder is read once. A link to a folder that holds this one, or is in it, is not
     followed.
@@ -313,7 +366,7 @@ def walk(
         is_inside = Path(directory).is_symlink() and any(_nested(real, each) for each in others)
         if not is_top and (real in listed or is_inside):
             folders.clear()
-            LEFT_OUT.get(set()).add(directory)
+            UNLISTED.get(Unlisted()).links.add(directory)
             continue
         listed.add(real)
         below = Path(directory).relative_to(top).as_posix()
@@ -350,14 +403,13 @@ def _mirrored(
 ) -> list[Sample]:
     part = parts.get(split, split)
     images, targets = images.format(part=part), targets.format(part=part)
-    names = walk(root, images, IMAGE_SUFFIXES)
-    stems = {name.rpartition(".")[0] for name in names}
-    image_suffix = names[0].rpartition(".")[2] if names else "jpg"
+    stems = {name: PurePath(name).with_suffix("").as_posix() for name in walk_images(root, images)}
+    image_suffix = PurePath(next(iter(stems), "image.jpg")).suffix
     labels = [label[: -len(suffix)] for label in walk(root, targets, (suffix.lower(),))]
-    names += [f"{stem}.{image_suffix}" for stem in labels if stem not in stems]
+    stems |= {f"{stem}{image_suffix}": stem for stem in set(labels) - set(stems.values())}
     return [
-        Sample(f"{images}/{name}", f"{targets}/{name.rpartition('.')[0]}{suffix}")
-        for name in sorted(names)
+        Sample(f"{images}/{name}", f"{targets}/{stem}{suffix}")
+        for name, stem in sorted(stems.items())
     ]
 
 
@@ -370,7 +422,7 @@ def class_folders(root: Path, split_folder: str) -> list[str]:
         if entry.is_dir() and entry.name[0] != ".":
             real = os.path.realpath(entry) if entry.is_symlink() else f"{top}/{entry.name}"
             if real in names or os.path.commonpath([real, top]) == real:
-                LEFT_OUT.get(set()).add(str(entry))
+                UNLISTED.get(Unlisted()).links.add(str(entry))
             else:
                 names[real] = entry.name
     if not names:
@@ -394,7 +446,7 @@ def image_folder(root: Path, split_folder: str, classes: Sequence[str]) -> list[
                 " classes; remove the folder or put its training images beside the others"
             )
         class_folder = f"{split_folder}/{name}"
-        if not (images := walk(root, class_folder, IMAGE_SUFFIXES, listed)):
+        if not (images := walk_images(root, class_folder, listed)):
             raise UserError(
                 f"{Path(root) / class_folder} has no images; put some there, or remove the folder"
             )

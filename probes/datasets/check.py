@@ -17,15 +17,18 @@ from typing import Any
 
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import content_key, home, make_folder, read_json_object, write_json
+from cliptex_common.images import read_instances
 from cliptex_common.progress import Progress, Silent
-from probes.datasets import base
 from probes.datasets.base import (
+    UNLISTED,
     DatasetSpec,
     PreparedDataset,
     Sample,
     Split,
     UnfitCopy,
+    Unlisted,
     Unreadable,
+    require_file,
 )
 from probes.datasets.ground_truth import (
     MapFile,
@@ -62,7 +65,7 @@ def verify(data: SplitToCheck, sample: Sample) -> tuple[str, list[HashedFile]]:
     return hashlib.sha256(content).hexdigest(), files
 
 
-CHECK_VERSION = 3  # raised whenever the checks change: older results no longer count
+CHECK_VERSION = 4  # raised whenever the checks change: older results no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
 ALL: Mapping[Split, int | None] = dict.fromkeys(SPLITS)
 MAX_UNREADABLE = 0.01  # of a split; one sample is always accepted
@@ -191,7 +194,7 @@ def prepare(
         tuple(skipped),
         result["fingerprint"],
         partial=not complete or bool(inventory.left_out),
-        notes=tuple(result["notes"]),
+        notes=(*result["notes"], *inventory.unlisted.notes()),
     )
 
 
@@ -216,7 +219,7 @@ class Inventory:
         stats: (relative path, bytes, mtime in ns) of every file; the key of the cached result.
         left_out: split → number of samples left out by ``--limit``.
         images: split → inode (and name within a tar) of each image.
-        links: that were left out (``base.LEFT_OUT``).
+        unlisted: what the lister leaves out.
     """
 
     spec: DatasetSpec
@@ -226,17 +229,21 @@ class Inventory:
     stats: list[tuple[str, int, int]] = field(default_factory=list)
     left_out: dict[Split, int] = field(default_factory=dict)
     images: dict[Split, set[tuple[int, str]]] = field(default_factory=dict)
-    links: set[str] = field(default_factory=set)
+    unlisted: Unlisted = field(default_factory=Unlisted)
 
     def add_split(self, split: Split, limit: int | None = None) -> None:
         """List the samples of a split, or ``limit`` of them. Raises ``UserError`` naming a missing
         list or folder."""
         spec, kind = self.spec, class_of(self.spec.kind)
-        base.LEFT_OUT.set(self.links)
+        UNLISTED.set(self.unlisted)
         try:
             samples = spec.list_samples(self.root, split)
         except UserError as error:
             raise UserError(f"{spec.name}: {error}") from error
+        except (LookupError, TypeError):  # is the file wrong, or the lister?
+            if spec.annotations:
+                read_instances(require_file(self.root, spec.annotations[split]))
+            raise
         if limit is not None and limit < len(samples):
             if kind.is_relation:
                 raise UserError(
@@ -298,13 +305,6 @@ class Inventory:
             if missing[0].startswith("/"):
                 text += "; a lister's paths are relative to its root"
         return text
-
-    def link_notes(self) -> list[str]:
-        """A line about links that were left out, if there are any."""
-        if not self.links:
-            return []
-        count, first = len(self.links), min(self.links)
-        return [f"{count} links to folders that are listed anyway are left out, such as {first}"]
 
     def validate_splits(self) -> None:
         """Raise ``UserError`` for an empty split or an image that is listed twice."""
@@ -379,7 +379,7 @@ def check_samples(
     return {
         "fingerprint": content_key([content_identity(spec, root), digests], length=32),
         "skipped": skipped,
-        "notes": [*overlap(hashes), *inventory.link_notes()],
+        "notes": overlap(hashes),
     }
 
 
@@ -541,7 +541,7 @@ def inspect_copy(
     else:
         state = "broken"
     messages += overlap(inventory.images)  # links to images of train, or the same files
-    messages += inventory.link_notes()
+    messages += inventory.unlisted.notes()
     if train_list := spec.extra.get("train_list"):
         messages.append(f"train list: {train_list}")
     if state == "available":

@@ -8,7 +8,6 @@ from pathlib import Path
 from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import (
     DATASETS,
-    IMAGE_SUFFIXES,
     DatasetSpec,
     Sample,
     Split,
@@ -16,7 +15,7 @@ from probes.datasets.base import (
     read_lines,
     require_file,
     require_folder,
-    walk,
+    walk_images,
 )
 from probes.datasets.unpack import SCENES
 from probes.registry import register_dataset
@@ -89,7 +88,7 @@ def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:
     copy's images says which it has. mmseg's ``tools/dataset_converters/nyu.py`` lays them out."""
     if (
         not (root / TRAIN_IMAGES).is_dir()
-        or len(walk(root, TRAIN_IMAGES, IMAGE_SUFFIXES)) <= EXPECTED["train"]
+        or len(walk_images(root, TRAIN_IMAGES)) <= EXPECTED["train"]
     ):
         return spec
     extra = {**spec.extra, "split": "24k/654", "train_list": "24,231 raw frames"}

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 
 from cliptex_common.errors import UserError, report_malformed
+from cliptex_common.images import read_instances
 from probes.datasets.base import (
     DatasetSpec,
     Sample,
     Split,
-    mmlab_classes,
-    read_annotations,
     read_lines,
     require_file,
     require_folder,
 )
+from probes.datasets.detection import CLASSES as COCO_CLASSES
 from probes.datasets.ground_truth import LabelSet
 from probes.registry import register_dataset
 
@@ -70,21 +69,18 @@ register_dataset(
 def list_coco(root: Path, split: Split) -> list[Sample]:
     """Images of ``annotations/instances_{train,val}2017.json`` in its order. An image shows a class
     that has an object or a crowd there; those that show none are samples, too."""
-    path, images = require_file(root, f"annotations/instances_{split}2017.json"), f"{split}2017"
-    require_folder(root, images)
-    content, numbers = read_annotations(path), {name: i for i, name in enumerate(coco_names(root))}
-    present = defaultdict(set)
+    path, folder = require_file(root, f"annotations/instances_{split}2017.json"), f"{split}2017"
+    require_folder(root, folder)
+    categories, images = read_instances(path)
+    numbers, samples = {name: i for i, name in enumerate(COCO_CLASSES)}, []
     with report_malformed(f"{path} is not a COCO annotation file of the 80 classes"):
-        classes = {each["id"]: numbers[each["name"]] for each in content["categories"]}
-        for annotation in content["annotations"]:
-            present[annotation["image_id"]].add(classes[annotation["category_id"]])
-        return [
-            Sample(f"{images}/{entry['file_name']}", LabelSet(sorted(present[entry["id"]])))
-            for entry in content["images"]
-        ]
+        classes = {number: numbers[name] for number, name in categories.items()}
+        for image in images.values():
+            present = {classes[each["category_id"]] for each in image["annotations"]}
+            samples.append(Sample(f"{folder}/{image['file_name']}", LabelSet(sorted(present))))
+    return samples
 
 
-coco_names = partial(mmlab_classes, "mmdet.datasets", "CocoDataset")
 register_dataset(
     DatasetSpec(
         name="coco-labels",
@@ -92,7 +88,7 @@ register_dataset(
         folder="coco",
         list_samples=list_coco,
         expected={"train": 118287, "val": 5000},
-        classes=coco_names,
+        classes=COCO_CLASSES,
         about="COCO 2017, which of 80 classes an image shows: the files of `coco`",
     )
 )

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from cliptex_common.errors import UserError
 from probes.datasets.base import (
-    IMAGE_SUFFIXES,
     DatasetSpec,
     Sample,
     Split,
     UnfitCopy,
     mirrored,
-    walk,
+    walk_images,
 )
 from probes.datasets.depth import DEPTH, EXPECTED, scenes
 from probes.datasets.segmentation import VOC
@@ -33,7 +32,7 @@ def list_unlabelled(root: Path, split: Split) -> list[Sample]:
     for folders in LAYOUTS:
         if all((root / folder).is_dir() for folder in folders):
             folder = folders[split == "val"]
-            names = [f"{folder}/{name}" for name in walk(root, folder, IMAGE_SUFFIXES)]
+            names = [f"{folder}/{name}" for name in walk_images(root, folder)]
             return [Sample(name, name) for name in names]
     pairs = ", ".join(" and ".join(folders) for folders in LAYOUTS)
     raise UserError(f"{root} has no folders with images of train and val: {pairs}")

@@ -16,7 +16,6 @@ import numpy as np
 
 from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import (
-    IMAGE_SUFFIXES,
     DatasetSpec,
     Sample,
     Split,
@@ -25,6 +24,7 @@ from probes.datasets.base import (
     require_file,
     require_folder,
     walk,
+    walk_images,
 )
 from probes.datasets.ground_truth import (
     CameraPose,
@@ -47,7 +47,7 @@ def list_amstertime(root: Path, split: Split) -> list[Sample]:
     if split == "train":
         return []
     images = {
-        time: {Path(name).stem: f"{time}/{name}" for name in walk(root, time, IMAGE_SUFFIXES)}
+        time: {Path(name).stem: f"{time}/{name}" for name in walk_images(root, time)}
         for time in TIMES
     }
     if single := images["new"].keys() ^ images["old"].keys():
@@ -477,7 +477,7 @@ register_dataset(
 
 def list_images(root: Path, split: Split) -> list[Sample]:
     """Every image in the folder, nested or not."""
-    return [] if split == "train" else [Sample(name) for name in walk(root, ".", IMAGE_SUFFIXES)]
+    return [] if split == "train" else [Sample(name) for name in walk_images(root, ".")]
 
 
 register_dataset(

@@ -29,7 +29,7 @@ from probes.datasets.base import (
     read_annotations,
     read_lines,
     require_folder,
-    walk,
+    walk_images,
 )
 from probes.datasets.ground_truth import ImageSet
 from probes.image_level.settings import ALEXNET_ERRORS
@@ -50,7 +50,7 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             name = f"{distance}/{path.stem}"
             if path.is_dir():
-                images = [f"{name}/{image}" for image in walk(root, name, IMAGE_SUFFIXES)]
+                images = [f"{name}/{image}" for image in walk_images(root, name)]
             elif path.suffix == ".txt":
                 images = [_path(line) for line in read_lines(path)]
                 if absent := next((each for each in images if not (root / each).is_file()), None):
@@ -106,7 +106,7 @@ def folders_of(root: Path, folders: Mapping[str, int], below: str = "") -> list[
         Sample(f"{prefix}{name}/{image}", folders[name])
         for name in class_folders(root, below or ".")
         if name in folders
-        for image in walk(root, f"{prefix}{name}", IMAGE_SUFFIXES)
+        for image in walk_images(root, f"{prefix}{name}")
     ]
 
 

@@ -29,6 +29,7 @@ from cliptex_common.device import is_accelerator
 from probes.base import Context
 from probes.datasets.base import PreparedDataset, Sample, Split
 from probes.detection import coco  # noqa: F401  registers types
+from probes.detection.pipelines import complete_pipeline
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.maps import ROUNDED, encoder_config, loader_config
 from probes.train import frozen_backbone, schedules  # noqa: F401  registers what configs name
@@ -229,9 +230,6 @@ class UnstackedDetPreprocessor(DetDataPreprocessor):
         return {"inputs": inputs, "data_samples": samples}
 
 
-AUGMENTATION = ("Expand", "MinIoURandomCrop", "PhotoMetricDistortion")
-
-
 def detection_config(probe: Any, context: Context, held_out: Collection[Sample] = ()) -> Config:
     """Config of model, data, optimizer, schedule and scores; ``probes.train.loop.resolved``
     adds what all probes share.
@@ -284,24 +282,6 @@ def detection_config(probe: Any, context: Context, held_out: Collection[Sample] 
         largest = settings.size**2 if is_ssd else settings.short_side * settings.long_side
         val.batch_sampler.pixels = settings.batch_size * largest
     return config
-
-
-def complete_pipeline(
-    parts: list[Part], settings: MaskRCNNSettings | SSDSettings, mean: list[float]
-) -> None:
-    """Sizes and augmentation of a pipeline. ``mean`` is the colour (R, G, B, 0–255) around an image
-    that is zoomed out."""
-    if isinstance(settings, MaskRCNNSettings):
-        scale = (settings.long_side, settings.short_side)
-    else:
-        scale = (settings.size, settings.size)
-    for part in list(parts):
-        if part["type"] == "Resize":
-            part["scale"] = scale
-        elif part["type"] == "Expand":
-            part["mean"] = mean
-        if part["type"] in AUGMENTATION and not getattr(settings, "augment", True):
-            parts.remove(part)
 
 
 def coco_set(data: PreparedDataset, split: Split) -> Part:

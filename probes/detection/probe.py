@@ -38,8 +38,8 @@ class DetectionProbe(Probe):
 
     def run(self, context: Context) -> TaskResult:
         """Train the detector on ``train`` and score ``val`` by COCO's rules."""
-        from probes.detection.coco import draw_preview
         from probes.detection.models import detection_config
+        from probes.detection.pictures import draw_preview
         from probes.select import rates_of
         from probes.train.loop import config_text, note_tuning, run_training
 

@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cliptex_common.errors import UserError
+from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.files import (
     acquire_liveness_lock,
     atomic_write,
@@ -299,21 +299,21 @@ def remove_store(folder: Path) -> bool:
     return not folder.exists()
 
 
-def all_finite(maps: Sequence[Tensor]) -> bool:
-    """Whether all values are; waits for the device once."""
-    return bool(torch.stack([each.isfinite().all() for each in maps]).all())
-
-
-def as_dtype(maps: Sequence[Tensor], name: str, about: str) -> list[Tensor]:
-    """Float32 maps in the precision of the cache.
+def cast_features(features: Sequence[Tensor], dtype: str, about: str) -> list[Tensor]:
+    """Float32 features in a dtype of ``DTYPES``; waits for the device. Whoever stores features, or
+    matches them, asks here first.
 
     Raises:
-        UserError: a value does not fit into fp16.
+        NonFiniteLoss: a feature is not finite.
+        UserError: a feature does not fit into fp16.
     """
-    cast = [value.to(DTYPES[name]) for value in maps]
-    if name == "fp16" and not all_finite(cast):
-        raise UserError(
-            f"features of {about} do not fit into fp16 (beyond ±65504, or not finite); use"
-            " cache=bf16"
-        )
+    if not _are_finite(features):
+        raise NonFiniteLoss(f"features of {about} are not finite")
+    cast = [each.to(DTYPES[dtype]) for each in features]
+    if dtype == "fp16" and not _are_finite(cast):
+        raise UserError(f"features of {about} do not fit into fp16 (beyond ±65504); use cache=bf16")
     return cast
+
+
+def _are_finite(features: Sequence[Tensor]) -> bool:
+    return bool(torch.stack([each.isfinite().all() for each in features]).all())

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cliptex_common.device import Halving, takes_pinned_memory
-from cliptex_common.errors import NonFiniteLoss, UserError
+from cliptex_common.errors import UserError
 from cliptex_common.progress import Progress, Silent
 from probes.base import EncodeContext
 from probes.features.files import CacheFull
@@ -26,8 +26,7 @@ from probes.features.store import (
     CacheKey,
     FeatureStore,
     Metadata,
-    all_finite,
-    as_dtype,
+    cast_features,
     get_or_build,
 )
 
@@ -141,9 +140,7 @@ class Views(ABC):
             progress.advance(len(batch))
             items = iter(batch)
             for tensors, metadata in parts:
-                if not all_finite(tensors):
-                    raise NonFiniteLoss(f"features of {self.name} are not finite")
-                stored = [each.cpu() for each in as_dtype(tensors, dtype, self.name)]
+                stored = [each.cpu() for each in cast_features(tensors, dtype, self.name)]
                 for row, about in enumerate(metadata):
                     yield next(items), [each[row] for each in stored], about
 

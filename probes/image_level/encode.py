@@ -29,7 +29,7 @@ from cliptex_common.settings import Precision
 from probes.base import Context, EncodeContext, requested_map
 from probes.datasets.base import Split
 from probes.features.files import CacheFull, content_hashes, image_source
-from probes.features.store import CacheKey
+from probes.features.store import CacheKey, cast_features
 from probes.features.views import Encoded, Views
 from probes.image_level.settings import EncodeSettings, Encoding
 
@@ -200,9 +200,14 @@ class ImageViews(Views):
 
     def tensors(self, batches: Sequence[Sequence[int]] | None = None) -> Iterator[Tensor]:
         """The features of each batch, float32 on the device; by default of all images in their
-        order."""
+        order. Unchecked, so that a training need not wait for the device."""
         for parts in self.computed(self.batches([self.every]) if batches is None else batches):
             yield torch.cat([features for (features,), _ in parts])
+
+    def finite_tensors(self, batches: Sequence[Sequence[int]] | None = None) -> Iterator[Tensor]:
+        """``tensors``. Raises ``NonFiniteLoss`` for features that are not finite."""
+        for features in self.tensors(batches):
+            yield from cast_features([features], "fp32", self.name)
 
 
 def encoder(backbone: Backbone, encoding: Encoding) -> Encode:

@@ -148,7 +148,12 @@ CLASS_RETRIEVAL = untrained(
     f"{FOLDER}.class_retrieval",
 )
 KEYPOINTS = untrained(
-    "keypoints", "correspondence", CorrespondenceSettings, PCK, "probes.matching.keypoints"
+    "keypoints",
+    "correspondence",
+    CorrespondenceSettings,
+    PCK,
+    "probes.matching.keypoints",
+    version=2,
 )
 for _probe in (
     LINEAR,

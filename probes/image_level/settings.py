@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -176,6 +176,11 @@ class LinearSettings(EmbeddingSettings, TuneSettings):
             )
 
     @property
+    def trains_on_crops(self) -> bool:
+        """Whether training sees random crops (``linear.RandomCrops``)."""
+        return self.random_crops or self.is_tuned
+
+    @property
     def grid(self) -> list[tuple[float, float]]:
         """Every pair of learning rate and weight decay."""
         return list(product(self.learning_rates, self.weight_decays))
@@ -265,6 +270,7 @@ class AttentiveSettings(EncodeSettings, TuneSettings):
     epsilon: PositiveFloat = 1e-8
     decay_biases: bool = True
     holdout: Fraction = 0.1
+    trains_on_crops: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.is_tuned and len(self.weight_decays) > 1:

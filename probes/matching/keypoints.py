@@ -78,7 +78,11 @@ def folder_of(pair: SourceAndPair) -> str:
 
 @torch.inference_mode()
 def encode_maps(context: Context, names: Sequence[str]) -> dict[str, ImageMap]:
-    """Image → its feature map, (C, h, w) float16 on the device, and (width, height) in pixels."""
+    """Image → its feature map, (C, h, w) float32 on the device, and (width, height) in pixels.
+
+    Raises:
+        NonFiniteLoss: a feature is not finite.
+    """
     settings: CorrespondenceSettings = context.settings
     backbone, index = context.backbone, map_index(settings, context.backbone)
     side = square_side(settings, backbone)
@@ -89,7 +93,7 @@ def encode_maps(context: Context, names: Sequence[str]) -> dict[str, ImageMap]:
         return backbone(pixels)[index]
 
     views = ImageViews(context, backbone, paths, encoding, encode=encode, squash=True)
-    maps = [each for batch in views.tensors() for each in batch.half()]
+    maps = [each for batch in views.finite_tensors() for each in batch]
     return dict(zip(names, zip(maps, map(image_size, paths), strict=True), strict=True))
 
 
@@ -114,14 +118,14 @@ def pixel_errors(
     points = torch.tensor(source_points, dtype=torch.float32, device=device)
     grid = 2 * points / torch.tensor(source_size, device=device) - 1
     features = F.grid_sample(
-        source_map[None].float(),
+        source_map[None],
         grid[None, None],
         mode="bilinear",
         padding_mode="border",
         align_corners=at_corners,
     )
     queries = F.normalize(features[0, :, 0].T, dim=1)
-    keys = F.normalize(target_map.float(), dim=0).flatten(1)
+    keys = F.normalize(target_map, dim=0).flatten(1)
     similarity = (queries @ keys).unflatten(1, target_map.shape[1:])
     steps, offset = (1, 0.0) if at_corners else (STEPS, 0.5)
     # from the centre of the first patch to that of the last: beyond them every position is equally

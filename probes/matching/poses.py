@@ -27,7 +27,7 @@ from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult
 from probes.datasets.base import Sample, Split
 from probes.image_level.classification import on_device_if_small
-from probes.image_level.encode import encode_split
+from probes.image_level.encode import encode_split, layer_columns
 from probes.matching.probe import RelativePoseSettings, view_poses
 from reports.records import FLOOR, TRAIN_LOSS
 
@@ -71,8 +71,14 @@ def run(context: Context) -> TaskResult:
         f" {floor['translation_error']:.3f} m, within 15° {floor['rotation_15']:.1f} %, 30°"
         f" {floor['rotation_30']:.1f} %"
     ]
-    encoding = asdict(settings.encoding(context.device.type))
-    head = Head.of(context, mlp.state_dict(), encoding=encoding, widths=settings.widths)
+    columns = layer_columns(context)
+    head = Head.of(
+        context,
+        mlp.state_dict(),
+        encoding=asdict(settings.encoding(context.device.type)),
+        columns=(columns.start, columns.stop),
+        widths=settings.widths,
+    )
     bounds = {FLOOR: floor["rotation_error"]}
     return TaskResult(metrics, per_image, bounds, head=head, notes=notes)
 
@@ -155,6 +161,26 @@ def gather(features: Tensor, pairs: Tensor, context: Context) -> Tensor:
     return upload(features[pairs.to(features.device)].flatten(1), context.device)
 
 
+def create_mlp(width: int, widths: Sequence[int]) -> nn.Sequential:
+    """An MLP from both views' features (N, ``width``) to poses (N, 7).
+
+    Args:
+        widths: of the hidden layers.
+    """
+    layers: list[nn.Module] = [nn.BatchNorm1d(width)]
+    sides = [width, *widths]
+    for inner, outer in pairwise(sides):
+        layers += [nn.Linear(inner, outer), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sides[-1], 7))
+
+
+def stored_mlp(head: Head) -> nn.Module:
+    """The MLP of a stored head."""
+    mlp = create_mlp(len(head.tensors["0.weight"]), head.metadata["widths"])
+    head.load_into(mlp)
+    return mlp
+
+
 def train_mlp(context: Context, features: Tensor, pairs: Tensor, poses: Tensor) -> nn.Module:
     """The trained MLP, ready to predict. Logs the mean loss of each epoch.
 
@@ -162,14 +188,9 @@ def train_mlp(context: Context, features: Tensor, pairs: Tensor, poses: Tensor) 
         NonFiniteLoss: training diverged.
     """
     settings, device = context.settings, context.device
-    width = 2 * features.shape[1]
-    layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("relative-pose", context.seed))
-        sides = [width, *settings.widths]
-        for inner, outer in pairwise(sides):
-            layers += [nn.Linear(inner, outer), nn.ReLU()]
-        mlp = nn.Sequential(nn.BatchNorm1d(width), *layers, nn.Linear(sides[-1], 7)).to(device)
+        mlp = create_mlp(2 * features.shape[1], settings.widths).to(device)
     optimizer = torch.optim.AdamW(mlp.parameters(), settings.lr, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     order = torch.Generator().manual_seed(context.seed)

@@ -320,6 +320,7 @@ LABEL_PROPAGATION = register_probe(
         LabelPropagationSettings,
         MASKS,
         "probes.matching.videos",
+        version=2,
     )
 )
 OBJECT_VIEWS, SCENE_VIEWS = (

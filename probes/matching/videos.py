@@ -139,7 +139,11 @@ def resize_frame(image: Image.Image, short: int, method: str, divisor: int) -> T
 
 
 def frame_maps(context: Context, videos: Sequence[Sequence[Sample]]) -> Iterator[Tensor]:
-    """The unit features of each frame of all videos, (C, h, w) float32 on the device."""
+    """The unit features of each frame of all videos, (C, h, w) float32 on the device.
+
+    Raises:
+        NonFiniteLoss: a feature is not finite.
+    """
     backbone, index = context.backbone, map_index(context.settings, context.backbone)
 
     def encode(pixels: Tensor) -> Tensor:
@@ -153,7 +157,7 @@ def frame_maps(context: Context, videos: Sequence[Sequence[Sample]]) -> Iterator
         steps = range(start, end, frames.batch_size)
         batches += [range(step, min(step + frames.batch_size, end)) for step in steps]
         start = end
-    for batch in frames.tensors(batches):
+    for batch in frames.finite_tensors(batches):
         yield from batch
 
 

@@ -122,8 +122,11 @@ def resized(values: Tensor, side: int) -> Tensor:
 
 def square_around(mask: Tensor) -> tuple[slice, slice]:
     """Rows and columns of the square around what is True in a square mask (side, side), which is in
-    its middle, or, where that square leaves the mask, at its bottom right."""
+    its middle, or, where that square leaves the mask, at its bottom right; all where fewer than two
+    are True."""
     inside = mask.nonzero()
+    if len(inside) < 2:
+        return slice(None), slice(None)
     start, end = inside.amin(dim=0), inside.amax(dim=0)
     side = (end - start).max()
     missing = side - (end - start)
@@ -203,6 +206,7 @@ EVERY = 4  # images of which a sampled pair is scored
 SEED = 8  # of sampled pairs
 POINTS = 2048  # that are matched at once
 TINY = 1e-9  # nothing is divided by less
+FARTHEST = 2.0  # 1 - cosine of opposite features
 PAIRS, PAIR_SIDE = 6, 768  # pairs of the preview, and pixels of their longest side
 LINES = 48  # matches of a pair that are drawn
 RIGHT, WRONG = (0, 200, 80), (230, 40, 40)
@@ -262,8 +266,13 @@ def run(context: Context) -> TaskResult:
     per_image |= dict(zip(columns, np.array(rows).T, strict=True))
     values = view_pairs(kind, tuple(names), per_image).values()
     metrics = {name: value for name, value in values.items() if not np.isnan(value)}
+    notes, unscored = [f"{len(pairs)} pairs"], int(np.isnan(per_image[columns[0]]).sum())
+    if unscored == len(pairs):
+        raise UserError(f"no pair of {context.data.spec.name} has a depth in both views")
+    if unscored:
+        notes.append(f"{unscored} of them have no score: one view has no depth where it is seen")
     preview = draw_pairs(context.work_dir / "preview.png", pictured, kind)
-    return TaskResult(metrics, per_image, preview=preview, notes=[f"{len(pairs)} pairs"])
+    return TaskResult(metrics, per_image, preview=preview, notes=notes)
 
 
 def folder_of(sample: Sample) -> str:
@@ -359,11 +368,15 @@ def at_points(feature_map: Tensor, view: PosedImage, kind: str) -> tuple[Tensor,
 def clearest_matches(first: Tensor, second: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Indices (N,) in the first and the second of at most ``count`` matches of unit features (K, C)
     and (L, C): each of the first is matched with its nearest in the second, and those count whose
-    distance is the smallest share of that to the second nearest."""
-    parts = [(part @ second.T).topk(2, dim=1) for part in first.split(POINTS)]
+    distance is the smallest share of that to the second nearest; of one alone this is the farthest
+    that features can be. None where either has none."""
+    if not len(second):
+        first = first[:0]
+        second = first.new_zeros(1, first.shape[1])
+    parts = [(part @ second.T).topk(min(2, len(second)), dim=1) for part in first.split(POINTS)]
     distances = (1 - torch.cat([part.values for part in parts])).clamp(min=TINY)
     nearest = torch.cat([part.indices[:, 0] for part in parts])
-    clarity = 1 - distances[:, 0] / distances[:, 1]
+    clarity = 1 - distances[:, 0] / (distances[:, 1] if len(second) > 1 else FARTHEST)
     source = clarity.topk(min(count, len(first))).indices
     return source, nearest[source]
 

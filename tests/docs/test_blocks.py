@@ -367,7 +367,8 @@ def test_python_blocks_run(folder, store, plugin_files):
     }
     beans = DATASETS.find("beans")
     del DATASETS["beans"]
-    write_json(folder / "train.json", {"images": [{"file_name": "a.jpg", "id": 7}]})
+    content = {"images": [{"file_name": "a.jpg", "id": 7}], "categories": [], "annotations": []}
+    write_json(folder / "train.json", content)
     assert beans.list_samples(folder, "train") == [Sample("images/a.jpg", Boxes(7))]
     assert (folder / "probes/probes.csv").is_file()
     assert names["labels"].shape == (4,) and len(names["predict"].classes) == 4

@@ -15,8 +15,16 @@ from benchmark.suites import choose_suite
 from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from cliptex_common.images import palette
+from probes.datasets.base import PreparedDataset
 from probes.registry import PROBES
-from probes.samples import DrawnSplit, SampleRequest, draw_samples
+from probes.samples import (
+    PADDING,
+    DrawnSplit,
+    SampleRequest,
+    as_picture,
+    draw_samples,
+    transformed,
+)
 from tests.probes import tiny_coco
 from tests.probes.datasets import make
 from tests.probes.matching import layouts
@@ -138,19 +146,87 @@ def test_every_kind_is_drawn(task, tmp_path):
             assert picture.dtype == np.uint8 and picture.shape[2] == 3
 
 
+def test_a_tuned_classifier_sees_random_crops_at_train_alone(tmp_path):
+    root = make.make_imagefolder(tmp_path / "images", 1, 1)
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))  # the colour says the column
+    for path in root.glob("*/*/*"):
+        make.save(path, np.stack([ramp, ramp, ramp], axis=2))
+    tuned, frozen, attentive = (
+        {split: panels(drawn(task, root, split, size=64, **tier))[1] for split in ("train", "val")}
+        for task, tier in (
+            ("imagefolder/linear", {"tune": "all"}),
+            ("imagefolder/linear", {}),
+            ("imagefolder/attentive", {}),
+        )
+    )
+    assert np.array_equal(frozen["train"], frozen["val"])
+    assert np.array_equal(tuned["val"], frozen["val"])
+    widths = [int(np.ptp(seen["train"])) for seen in (tuned, frozen)]
+    assert widths[0] < widths[1] - 20, "a part of the columns"
+    assert np.array_equal(tuned["train"], attentive["train"]), "cropped by the same rule"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("name", ["ssd", "mask-rcnn"])
-def test_boxes_follow_the_image_that_is_resized(name, tmp_path):
+def test_boxes_and_crops_are_those_of_mmdetection(name, split, tmp_path):
+    """Pixel by pixel, though ``data show`` does not import it."""
     data = tiny_coco.prepared(tiny_coco.write(tmp_path))
     spec = replace(tiny_coco.SPEC, list_samples=lambda root, split: data.samples[split])
     probe = PROBES[f"detection/{name}"]
-    sizes = {"size": 64} if name == "ssd" else {"short_side": 64, "long_side": 64}
-    settings = probe.settings_type(**sizes)
-    for split in ("train", "val"):
-        result = draw_samples(SampleRequest(spec, tmp_path, probe, settings, split, 3))
-        for sample in result.samples:
-            image, truth = sample.panels.values()
-            assert max(image.shape) == 64 and max(truth.shape) == 512
-        assert any(name in each.text for each in result.samples for name in tiny_coco.CLASSES)
+    sizes = {"size": 64} if name == "ssd" else {"short_side": 64, "long_side": 80}
+    settings = probe.settings_type(**sizes, min_size=16)
+    result = draw_samples(SampleRequest(spec, tmp_path, probe, settings, split, 12))
+    expected = seen_by_mmdetection(probe, settings, data, split)
+    assert {sample.name for sample in result.samples} == set(expected)
+    for sample in result.samples:
+        image, names, truth = expected[sample.name]
+        assert np.array_equal(sample.panels["image"], image)
+        assert sample.text.split("; ")[0] == (", ".join(names) or "no object")
+        assert np.array_equal(sample.panels["ground truth"], truth)
+    assert any("1 crowds do not count" in sample.text for sample in result.samples)
+
+
+def seen_by_mmdetection(
+    probe: Any, settings: Any, data: PreparedDataset, split: str
+) -> dict[str, tuple[np.ndarray, list[str], np.ndarray]]:
+    """Image → its pixels, names and drawing by the dataset that a detector is trained on."""
+    from mmengine.registry import DATASETS as MMENGINE_DATASETS
+    from mmengine.registry import DefaultScope
+
+    from probes.detection.models import coco_set
+    from probes.detection.pictures import annotate
+    from probes.detection.pipelines import complete_pipeline
+    from probes.train.config import apply_training, config_files, read_config
+
+    config = read_config(*config_files(probe.kind, probe.name))
+    apply_training(config, settings)
+    part = config[f"{split}_dataloader"].dataset
+    if split == "val":
+        part.pipeline.insert(1, config.train_dataloader.dataset.pipeline[1])
+    complete_pipeline(part.pipeline, settings, list(PADDING))
+    part.update(coco_set(data, split))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        dataset = MMENGINE_DATASETS.build(part)
+    seen = {}
+    for index in range(len(dataset)):
+        path = Path(dataset.get_data_info(index)["img_path"]).relative_to(data.root)
+        packed = transformed(dataset.prepare_data, str(path), index)
+        image, objects = as_picture(packed["inputs"]), packed["data_samples"].gt_instances
+        labels = objects.labels.tolist()
+        corners = getattr(objects.bboxes, "tensor", objects.bboxes).tolist()
+        masks = objects.masks.masks if "masks" in objects else [None] * len(labels)
+        marks = [
+            (data.classes[label], tuple(palette(256)[label + 1].tolist()), box_of(box), mask)
+            for label, box, mask in zip(labels, corners, masks, strict=True)
+        ]
+        truth = annotate(Image.fromarray(image), marks, 512)
+        seen[str(path)] = image, [mark[0] for mark in marks], truth
+    return seen
+
+
+def box_of(corners: list[float]) -> tuple[float, ...]:
+    x1, y1, x2, y2 = corners
+    return x1, y1, x2 - x1, y2 - y1
 
 
 def test_a_view_shows_what_the_other_shows_as_far_as_pose_and_depth_agree(tmp_path):
@@ -163,6 +239,15 @@ def test_a_view_shows_what_the_other_shows_as_far_as_pose_and_depth_agree(tmp_pa
         make.save(path, far.astype(np.uint16))
     after = drawn("navi/view-matching", root, pairs="listed")
     assert "shows 0 of 24 points" in after.samples[0].text
+
+
+def test_a_view_without_a_known_depth_is_drawn(tmp_path):
+    root = layouts.make_scannet(tmp_path / "scannet")
+    depth = np.zeros((480, 640), np.uint16)
+    depth[1, 1] = 1000  # between the points that are matched
+    make.save(root / "scene0707_00/depth/15.png", depth)
+    sample = drawn("scannet/view-matching", root).samples[0]
+    assert "and nothing away" in sample.text and "shows 0 of 24 points" in sample.text
 
 
 def test_objects_of_a_frame_lie_over_it(tmp_path):

@@ -8,19 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
+import benchmark.catalog  # noqa: F401  registers datasets
 from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
 from probes.detection import models
 from probes.detection.coco import CocoInstances
 from probes.detection.models import coco_set
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
-from probes.registry import PROBES
+from probes.registry import DATASETS, PROBES
 from probes.train.config import apply_settings, config_files, read_config
 from tests.probes import tiny_coco
 from tests.probes.tiny_dense import with_declared
 from tests.probes.tiny_mmlab import TinyBackbone, context
 
 # isort: split
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -39,6 +41,11 @@ SETTINGS: dict[str, Any] = {
     ),
     "ssd": SSDSettings(max_iters=30, batch_size=4, size=64, out_channels=32, lr=3e-3),
 }
+
+
+def test_the_names_of_coco_are_those_of_mmdetection():
+    names = DATASETS["coco"].class_names(Path())
+    assert names == CocoDataset.METAINFO["classes"] == DATASETS["coco-labels"].class_names(Path())
 
 
 @pytest.fixture(scope="module")

@@ -247,8 +247,10 @@ def test_the_least_recently_used_stores_are_deleted_for_a_new_one(monkeypatch):
 
 def test_values_beyond_fp16_are_refused():
     with pytest.raises(UserError, match="use cache=bf16"):
-        feature_store.as_dtype([torch.tensor([70000.0])], "fp16", "a test")
-    assert feature_store.as_dtype([torch.tensor([70000.0])], "bf16", "a test")[0].isfinite().all()
+        feature_store.cast_features([torch.tensor([70000.0])], "fp16", "a test")
+    assert (
+        feature_store.cast_features([torch.tensor([70000.0])], "bf16", "a test")[0].isfinite().all()
+    )
 
 
 def test_a_full_cache_refuses_a_store(monkeypatch):

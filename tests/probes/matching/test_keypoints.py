@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmark.tasks import PlannedTask
-from cliptex_common.errors import UserError
+from cliptex_common.errors import NonFiniteLoss, UserError
 from probes.image_level.probe import KEYPOINTS
 from probes.matching.keypoints import pixel_errors
 from probes.registry import DATASETS
 from reports.per_image import image_scores
 from tests.probes.datasets import make
-from tests.probes.whole_images import context
+from tests.probes.whole_images import Colours, context
 
 
 @pytest.fixture
@@ -41,6 +41,31 @@ def test_points_match_where_their_features_are(spair):
     ]
     with pytest.raises(UserError, match="layers=3: backbone 'colours' has only its own"):
         KEYPOINTS.run(context(KEYPOINTS, DATASETS["spair"], spair, size=128, layers=3))
+
+
+class Scaled(Colours):
+    """Its maps are multiplied by a factor, which changes no cosine."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, images):
+        return tuple(self.factor * each for each in super().forward(images))
+
+
+def test_large_features_match_as_small_ones_do(spair):
+    small, large = (
+        KEYPOINTS.run(context(KEYPOINTS, DATASETS["spair"], spair, backbone=each, size=128))
+        for each in (Scaled(1.0), Scaled(1e5))
+    )
+    assert large.metrics == small.metrics
+
+
+def test_features_that_are_not_finite_have_no_score(spair):
+    options = {"backbone": Scaled(float("inf")), "size": 128}
+    with pytest.raises(NonFiniteLoss, match="are not finite"):
+        KEYPOINTS.run(context(KEYPOINTS, DATASETS["spair"], spair, **options))
 
 
 def test_errors_are_in_pixels_of_the_target():

@@ -1,11 +1,13 @@
 """Propagation of masks, where the right ones are known."""
 
 import json
+import math
 import zipfile
 
 import pytest
 from PIL import Image
 
+from cliptex_common.errors import NonFiniteLoss
 from probes.matching.probe import LABEL_PROPAGATION
 from probes.matching.videos import resize_frame
 from probes.registry import DATASETS
@@ -27,6 +29,22 @@ def test_scores_are_of_objects_and_resampled_by_video(tmp_path):
     with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as pack:
         index = json.loads(pack.read("index.json"))
     assert [image["name"] for image in index["images"]] == rows
+
+
+class Broken(Patches):
+    """One patch of each frame is not a number."""
+
+    def forward(self, images):
+        (features,) = super().forward(images)
+        features[:, :, 0, 0] = math.nan
+        return (features,)
+
+
+def test_features_that_are_not_finite_have_no_score(tmp_path):
+    spec, root = DATASETS["davis"], make_davis(tmp_path)
+    task = context(LABEL_PROPAGATION, spec, root, backbone=Broken(), size=80)
+    with pytest.raises(NonFiniteLoss, match="are not finite"):
+        LABEL_PROPAGATION.run(task)
 
 
 @pytest.mark.parametrize(

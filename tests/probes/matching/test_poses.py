@@ -13,11 +13,12 @@ from probes.datasets.ground_truth import CameraPose
 from probes.image_level.encode import encode_split
 from probes.matching.poses import errors, relative_poses, sample_pairs
 from probes.matching.probe import RELATIVE_POSE, RelativePoseSettings
+from probes.predictor import load_predictor
 from probes.registry import DATASETS
 from reports.per_image import image_scores
 from reports.records import FLOOR
 from tests.probes.matching.layouts import make_poses
-from tests.probes.whole_images import context
+from tests.probes.whole_images import Colours, context
 
 SPEC = DATASETS["navi-multiview"]
 
@@ -74,7 +75,6 @@ def test_views_are_turned_as_their_orientation_says(tmp_path):
 
 def encode_views(root):
     """The embedding of the first view of val, by a backbone that sees its left half alone."""
-    from tests.probes.whole_images import Colours
 
     class Left(Colours):
         def encode_image(self, images):
@@ -87,6 +87,22 @@ def test_views_of_no_other_near_are_an_error(tmp_path):
     task = context(RELATIVE_POSE, SPEC, make_poses(tmp_path), max_angle=1.0)
     with pytest.raises(UserError, match="0 pairs of train"):
         RELATIVE_POSE.run(task)
+
+
+def test_a_stored_head_predicts_the_pose_that_was_scored(tmp_path):
+    task = context(RELATIVE_POSE, SPEC, make_poses(tmp_path), epochs=2)
+    result = RELATIVE_POSE.run(task)
+    result.head.write(tmp_path / "head.safetensors")
+    predict = load_predictor(tmp_path / "head.safetensors", Colours())
+    samples = {each.image: each for each in SPEC.list_samples(tmp_path, "train")}
+    samples |= {each.image: each for each in task.data.samples["val"]}
+    pair = result.per_image["image"][3].split(" → ")
+    pose = predict(*(tmp_path / name for name in pair))
+    assert np.linalg.norm(pose["rotation"]) == pytest.approx(1)
+    target = relative_poses([samples[name] for name in pair], torch.tensor([[0, 1]]))
+    output = torch.tensor(np.concatenate([pose["rotation"], pose["translation"]]))[None]
+    for name, values in errors(output, target).items():
+        assert values[0] == pytest.approx(result.per_image[name][3], abs=1e-3)
 
 
 @pytest.mark.slow

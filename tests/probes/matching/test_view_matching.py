@@ -4,6 +4,7 @@ import json
 import math
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from probes.matching.probe import OBJECT_VIEWS, SCENE_VIEWS
 from probes.matching.views import PosedImage, in_space, match_views, sampled_pairs
 from probes.registry import DATASETS, check_required
 from reports.per_image import image_scores
+from tests.probes.datasets import make
 from tests.probes.matching.layouts import Patches, make_navi, make_scannet
 from tests.probes.whole_images import context
 
@@ -85,6 +87,43 @@ def test_views_of_rooms_are_scored_by_pair_and_resampled_by_image(tmp_path):
     assert image_scores("scene-views", result.per_image).units == tuple(
         f"scene0707_00/color/{number}.jpg" for number in (0, 15, 30)
     )
+
+
+@pytest.mark.parametrize(("points", "scored"), [(1, 2), (0, 1)])
+def test_a_view_of_a_room_may_have_few_known_points(points, scored, tmp_path):
+    root = make_scannet(tmp_path)
+    depth = np.zeros((480, 640), np.uint16)
+    depth[1, 1] = 1000  # between the points that are matched
+    depth[240, 320] = 1000 * points
+    make.save(root / "scene0707_00/depth/15.png", depth)
+    result = SCENE_VIEWS.run(context(SCENE_VIEWS, DATASETS["scannet"], root, backbone=Patches()))
+    recalls = result.per_image["recall_10px"]
+    assert len(recalls) == 2 and np.isfinite(recalls).sum() == scored
+    assert result.metrics["recall_10px"] == pytest.approx(100 * np.nanmean(recalls))
+    assert any("1 of them have no score" in note for note in result.notes) == (scored < 2)
+    assert result.preview.is_file()
+
+
+def test_an_object_whose_depth_is_beside_the_square_has_no_score(tmp_path):
+    root = make_navi(tmp_path)
+    wide, depth = np.zeros((96, 200, 3), np.uint8), np.zeros((96, 200), np.uint16)
+    depth[:, :20] = 1300
+    for name, array in (("images/001.jpg", wide), ("depth/001.png", depth)):
+        make.save(root / "bottle/wild_set" / name, array)
+    spec, options = DATASETS["navi"], {"backbone": Patches(), "pairs": "listed"}
+    result = OBJECT_VIEWS.run(context(OBJECT_VIEWS, spec, root, **options))
+    assert np.isnan(result.per_image["recall_2cm"]).tolist() == [True, False, False, False]
+    assert result.metrics["recall_2cm"] > 20
+
+
+def test_a_set_without_a_scored_pair_is_one_line(tmp_path):
+    root = make_scannet(tmp_path)
+    depth = np.zeros((480, 640), np.uint16)
+    depth[1, 1] = 1000
+    for path in root.glob("*/depth/*.png"):
+        make.save(path, depth)
+    with pytest.raises(UserError, match="no pair of scannet has a depth in both views"):
+        SCENE_VIEWS.run(context(SCENE_VIEWS, DATASETS["scannet"], root, backbone=Patches()))
 
 
 def test_listed_pairs_need_the_list(tmp_path):
