@@ -226,14 +226,14 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
     """Label every pair with every expert; finished shards are reused.
 
     Raises:
-        UserError: experts or pairs that cannot be used, a folder with labels of others, or over 1 %
-            of the images cannot be read.
+        UserError: experts or pairs that cannot be used, a folder with labels of others, or more
+            pairs than a training accepts cannot be read.
     """
     request = replace(request, device=executor.device, num_workers=executor.num_workers)
     source, writer = request.open(executor.bar)
     mark_in_use(writer.root)
     async with exclusive_async(writer.root):
-        failures, pending = FailureCounter("images"), []
+        failures, pending = FailureCounter("pairs"), []
         for number, shard in enumerate(source.shards):
             if summary := writer.finished(shard.name, print_note):
                 _count_failures(failures, summary["failed"], len(source))
@@ -285,9 +285,11 @@ def preview_labels(request: LabelRequest, executor: Executor) -> None:
     """Print which shards are labelled and which are to do, and where. Raises ``UserError`` as
     ``label_pairs``."""
     source, writer = request.open(keep=False)
-    shards, pending = source.shards, []
+    shards, pending, failures = source.shards, [], FailureCounter("pairs")
     for shard in shards:
-        if writer.finished(shard.name, print_note, hashed=False) is None:
+        if summary := writer.finished(shard.name, print_note, hashed=False):
+            _count_failures(failures, summary["failed"], len(source))
+        else:
             pending.append(shard)
     console.print(
         f"{len(source)} pairs in {count(len(shards), 'shard')}:"

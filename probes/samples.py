@@ -255,14 +255,14 @@ def draw_boxes(request: SampleRequest) -> DrawnSplit:
         if load.with_mask:
             masks = [instance_mask(each["segmentation"], *size) for each in instances]
         corners = [(x, y, x + w, y + h) for x, y, w, h in (each["bbox"] for each in instances)]
-        item = {
+        item: dict[str, Any] = {
             "img_path": str(request.root / name),
             "instances": instances,
             "gt_bboxes": np.array(corners, np.float32).reshape(-1, 4),
             "masks": [mask.astype(np.uint8) for mask in masks],
         }
         item = transformed(partial(apply_steps, steps), name, item)
-        marks = []
+        marks = list[Any]()
         for instance, (x1, y1, x2, y2), mask in zip_longest(
             item["instances"], item["gt_bboxes"].tolist(), item["masks"]
         ):

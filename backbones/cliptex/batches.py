@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones.backbone import DataConfig
 from backbones.cliptex.labels import Labels
-from backbones.cliptex.pairs import BadPair, PairSource, computed_ahead, decode_image
+from backbones.cliptex.pairs import BadPair, PairSource, computed_ahead
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.targets import Geometry
 from backbones.cliptex.tasks import find_label_map, find_task, labelled_tasks
@@ -250,10 +250,7 @@ class TrainDataset(Dataset[Batch]):
             if offset and candidate in self._held_out:
                 continue
             try:
-                pair = self.pairs[candidate]
-                if not pair.caption:
-                    raise BadPair("its caption is empty")
-                image = decode_image(pair.image, self.short_side, exact=False)
+                pair, image = self.pairs.decoded(candidate, self.short_side, exact=False)
                 break
             except BadPair as error:
                 bad = bad or (self.pairs.key(candidate), str(error))

@@ -40,7 +40,6 @@ from backbones.cliptex.pairs import (
     PairSource,
     Shard,
     computed_ahead,
-    decode_image,
 )
 from backbones.cliptex.targets import resize_nearest
 from backbones.cliptex.tasks import find_label_map, origins
@@ -208,7 +207,7 @@ class Labeller:
     def _decode(self, index: int) -> tuple[str, np.ndarray | BadPair]:
         key = self.source.key(index)
         try:
-            return key, decode_image(self.source[index].image, self.settings.input_side or None)
+            return key, self.source.decoded(index, self.settings.input_side or None)[1]
         except BadPair as error:
             return key, error
 
@@ -450,8 +449,8 @@ def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> None:
     captions: list[str] = []
     for index in (labelled[row] for row in spread_indices(len(labelled), n)):
         try:
-            pair = source[index]
-            image, maps = decode_image(pair.image), store.get(pair.key)
+            pair, image = source.decoded(index, None)
+            maps = store.get(pair.key)
         except (BadPair, KeyError):
             continue
         caption = f"{pair.key}  {' '.join(pair.caption.split())[:90]}"

@@ -101,8 +101,9 @@ class FailureCounter:
         return f"{len(self.bad)} {self.items} cannot be used, first {examples}"
 
     def check(self, total: int) -> None:
-        """Raises ``UserError`` if more than 1 % (and more than one) of ``total`` failed."""
-        if len(self.bad) > max(1, MAX_BAD_SHARE * total):
+        """Raises ``UserError`` if more than 1 % of ``total`` (and more than one) failed, or all."""
+        count = len(self.bad)
+        if count > max(1, MAX_BAD_SHARE * total) or 0 < count == total:
             examples = "; ".join(f"{key}: {why}" for key, why in list(self.bad.items())[:3])
             raise UserError(
                 f"{len(self.bad)} of {total} {self.items} cannot be read ({examples}); repair or"
@@ -172,6 +173,20 @@ class PairSource:
         """Pair ``index``. Raises ``BadPair`` if its bytes cannot be read (they are not decoded
         here)."""
         raise NotImplementedError
+
+    def decoded(
+        self, index: int, short_side: int | None, *, exact: bool = True
+    ) -> tuple[Pair, np.ndarray]:
+        """Pair ``index`` and its image, as labels are made and trainings read them; see
+        ``decode_image``.
+
+        Raises:
+            BadPair: its bytes cannot be read or are no image, or its caption is empty.
+        """
+        pair = self[index]
+        if not pair.caption:
+            raise BadPair("its caption is empty")
+        return pair, decode_image(pair.image, short_side, exact=exact)
 
     def iter_shard(self, shard: Shard) -> Iterator[int]:
         """Indices of a shard's pairs, in the order of the file."""

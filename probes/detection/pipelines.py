@@ -76,6 +76,10 @@ def apply_steps(steps: Sequence[Step], item: Item) -> Item:
     return item
 
 
+def _vector(values: Sequence[float]) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
 def _select(item: Item, rows: np.ndarray) -> Item:
     """The item with some of its objects; ``rows`` is (N,) bool."""
     lists = {name: list(compress(item[name], rows)) for name in ("instances", "masks")}
@@ -85,14 +89,14 @@ def _select(item: Item, rows: np.ndarray) -> Item:
 def _resize(item: Item, **options: Any) -> Item:
     image = transforms.Resize(**options)({"img": item["img"]})
     size = image["img"].shape[1::-1]
-    boxes = item["gt_bboxes"] * np.tile(np.float32(image["scale_factor"]), 2)
+    boxes = item["gt_bboxes"] * np.tile(_vector(image["scale_factor"]), 2)
     masks = [mmcv.imresize(mask, size, interpolation="nearest") for mask in item["masks"]]
     return {**item, "img": image["img"], "gt_bboxes": _clip(boxes, size), "masks": masks}
 
 
 def _clip(boxes: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """The part of boxes (N, 4) in an image of ``size`` (width, height)."""
-    return boxes.clip(0, np.tile(np.float32(size), 2))
+    return boxes.clip(0, np.tile(_vector(size), 2))
 
 
 def _flip(item: Item, **options: Any) -> Item:
@@ -112,7 +116,7 @@ def _expand(item: Item, mean: Sequence[float]) -> Item:
     left = int(np.random.uniform(0, width * ratio - width))
     top = int(np.random.uniform(0, height * ratio - height))
     canvas[top : top + height, left : left + width] = image
-    boxes = item["gt_bboxes"] + np.float32([left, top, left, top])
+    boxes = item["gt_bboxes"] + _vector([left, top, left, top])
     return {**item, "img": canvas, "gt_bboxes": boxes}
 
 
@@ -141,14 +145,14 @@ def _crop(item: Item) -> Item:
             if len(boxes) and not inside.any():
                 continue
             item = _select(item, inside)
-            moved = item["gt_bboxes"] - np.float32([x1, y1, x1, y1])
+            moved = item["gt_bboxes"] - _vector([x1, y1, x1, y1])
             part = image[y1:y2, x1:x2]
             return {**item, "img": part, "gt_bboxes": _clip(moved, part.shape[1::-1])}
 
 
 def _overlaps(boxes: np.ndarray, part: Sequence[int]) -> np.ndarray:
     """IoU (N,) of boxes (N, 4) with a part of their image."""
-    corners = np.float32(part)
+    corners = _vector(part)
     starts, ends = np.maximum(boxes[:, :2], corners[:2]), np.minimum(boxes[:, 2:], corners[2:])
     shared = (ends - starts).clip(0).prod(axis=1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (corners[2:] - corners[:2]).prod()

@@ -23,6 +23,7 @@ from tests.backbones.cliptex.experts import toy_experts
 from tests.benchmark.run_command import listing, run_command, runs_of, store
 from tests.executors import run_on
 from tests.forks import Fork, command
+from tests.probes.datasets.make import encoded, write_tar
 from tests.servers import FileServer
 
 pytestmark = pytest.mark.integration
@@ -173,7 +174,7 @@ def test_labels_of_shards_on_a_disk_are_those_of_shards_on_a_server(here):
 
 def test_many_unreadable_images_end_it_early(tmp_path):
     pattern = toy_experts.write_shards(tmp_path / "bad", 12, 2, corrupt=("000000001", "000010001"))
-    with pytest.raises(UserError, match="2 of 24 images cannot be read"):
+    with pytest.raises(UserError, match="2 of 24 pairs cannot be read"):
         stage(request(str(tmp_path / "none"), pairs=pattern, experiment="bad"))
     assert len(list((tmp_path / "none").glob("*.tar.json"))) <= 4, "no more shards are begun"
     with pytest.raises(UserError, match="not finished"):
@@ -184,6 +185,34 @@ def test_many_unreadable_images_end_it_early(tmp_path):
     manifest = stage(request(str(tmp_path / "some"), pairs=pattern, experiment="bad"))
     assert manifest["pairs_in"] == manifest["pairs_out"] + len(manifest["failed"]) == 4
     assert [key for key, _ in manifest["failed"]] == ["00001/000010001"]
+
+
+@pytest.mark.parametrize(
+    ("count", "silent", "message"),
+    [(12, "5", "2 of 12 pairs"), (1, "", "1 of 1 pairs")],
+    ids=["a caption is missing, too", "the only one"],
+)
+def test_pairs_that_a_training_refuses_are_refused(
+    count, silent, message, here, tmp_path, monkeypatch, capsys
+):
+    """In each command, and in a dry run after the first; here number 0 is no picture."""
+    monkeypatch.chdir(tmp_path)
+    Path("experts").symlink_to(here / "experts")
+    members = {}
+    for number in range(count):
+        picture = encoded(toy_experts.picture(number, 40, 40)) if number else b"no picture"
+        caption = "" if str(number) == silent else f"picture {number}"
+        members |= {f"{number:04d}.png": picture, f"{number:04d}.txt": caption.encode()}
+    write_tar(tmp_path / "pairs/00000.tar", members)
+    for options in ("", "--dry-run", ""):
+        assert run_command(label_command("refused", "refused"), *options.split()) == 2
+        error = capsys.readouterr().err
+        assert f"{message} cannot be read" in error and error.count("\n") == 1
+    train = "train --recipe clip --init random --pairs pairs --set model=tiny --set batch_size=2"
+    if count > 1:  # fewer than two make no batch
+        train += " --set val_pairs=0 --set epochs=2 --device cpu --out weights.safetensors"
+        assert run_command(train) == 2
+        assert "2 of 12 pairs of pairs cannot be read" in capsys.readouterr().err
 
 
 def test_other_experts_have_another_folder_and_are_refused_in_a_given_one(

@@ -122,9 +122,9 @@ def test_voc_2007_lists_what_is_difficult_as_unknown(tmp_path):
         prepare(DATASETS["voc2007-labels"], root, partial=True)
 
 
-def test_coco_labels_are_the_categories_of_the_annotations(tmp_path, monkeypatch):
-    monkeypatch.setattr("probes.datasets.labels.coco_names", lambda root: tiny_coco.CLASSES)
+def test_coco_labels_are_the_categories_of_the_annotations(tmp_path):
     root = tiny_coco.write(tmp_path, 4, 3)
+    classes = DATASETS["coco-labels"].class_names(root)
     content = json.loads((root / "annotations/instances_val2017.json").read_text())
     names = {each["id"]: each["name"] for each in content["categories"]}
     samples = DATASETS["coco-labels"].list_samples(root, "val")
@@ -134,7 +134,7 @@ def test_coco_labels_are_the_categories_of_the_annotations(tmp_path, monkeypatch
             for each in content["annotations"]
             if each["image_id"] == entry["id"]
         }
-        assert {tiny_coco.CLASSES[number] for number in sample.target.present} == expected
+        assert {classes[number] for number in sample.target.present} == expected
     assert samples[1].target.present == [], "an image without objects is a sample, too"
 
 
