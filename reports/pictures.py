@@ -180,7 +180,7 @@ class Pack:
 
     def uri(self, image: str, role: str) -> str:
         """A picture as a data URI, '' if it is missing."""
-        return self.filedata_uri(self.images[image].get(role))
+        return self.file_uri(self.images[image].get(role))
 
     def pixels(self, file: str | None) -> np.ndarray:
         """A file as (H, W, 3) uint8 RGB; a white dot if it is missing."""
@@ -188,7 +188,7 @@ class Pack:
             return np.full((1, 1, 3), 255, np.uint8)
         return np.asarray(to_rgb(open_image(io.BytesIO(self.files.read(file)))))
 
-    def filedata_uri(self, file: str | None) -> str:
+    def file_uri(self, file: str | None) -> str:
         """A file as a data URI, '' if it is missing."""
         if file not in self.sizes:
             return ""
@@ -267,7 +267,7 @@ def _gallery(
             for label, pack, role in pictures
         ]
         rows.append(GalleryRow(name, reason, tiles))
-    legend = first.filedata_uri(first.legend)
+    legend = first.file_uri(first.legend)
     return Gallery(column, score.score_name if score else "", rows, legend, len(names)), used
 
 

@@ -239,17 +239,19 @@ def write_run(
                     child.log_metrics({"train/loss": 3.0 - step}, step)
                 if pictures and kind in ("segmentation", "depth"):
                     with TemporaryDirectory() as scratch:
-                        pack = write_pictures(Path(scratch), seed)
+                        pack = write_pictures(Path(scratch), seed, kind == "segmentation")
                         child.log_file(pack, PICTURES)
                 child.log_json(conditions[task], PROTOCOL)
     return parent.id
 
 
-def write_pictures(folder: Path, seed: int, images: int = 12) -> Path:
-    """A gallery of noise."""
+def write_pictures(folder: Path, seed: int, has_legend: bool, images: int = 12) -> Path:
+    """A gallery of noise, with a key of colours where those of the task have one."""
     pictures = np.random.default_rng(seed).integers(0, 255, (images, 3, 24, 32, 3), np.uint8)
     roles = [dict(zip(("image", "truth", "prediction"), each, strict=True)) for each in pictures]
-    return write_gallery(folder, ((f"{n:04d}.jpg", each) for n, each in enumerate(roles)))
+    legend = np.tile(np.uint8([[[0, 90, 160]], [[200, 60, 20]]]), (8, 40, 1)) if has_legend else None
+    named = ((f"{number:04d}.jpg", each) for number, each in enumerate(roles))
+    return write_gallery(folder, named, legend)
 
 
 def write_runs(

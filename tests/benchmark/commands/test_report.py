@@ -33,7 +33,8 @@ def results(tmp_path_factory):
     with chdir(folder):
         tracker = Tracker("paper", f"sqlite:///{folder}/mlflow.db")
         for name, quality in (("clip-ft", 0.5), ("cliptex", 0.62)):
-            write_run(tracker, name, 0, {"voc/linear": quality, "imagenet/linear": quality})
+            qualities = {"voc/linear": quality, "imagenet/linear": quality}
+            write_run(tracker, name, 0, qualities, pictures=True)
     return folder
 
 
@@ -50,6 +51,14 @@ def test_report_writes_a_page_and_tables(out, capsys):
     output = " ".join(capsys.readouterr().out.split())
     assert "experiment paper" in output and "index.html" in output
     assert "cliptex is better than clip-ft on 2 of 2 tasks" in output
+
+
+def test_two_backbones_image_by_image_show_the_key_of_their_colours(out):
+    assert run_command(f"report --out {out} --pairs cliptex,clip-ft --task voc/linear") == 0
+    _, section = (out / "index.html").read_text().split('<section id="differ">')
+    section = section.partition("</section>")[0]
+    key = re.search(r'<img src="data:image/png;base64,[^"]+" alt="Key of the colours', section)
+    assert key and section.count('<div class="strip') == 8, "pictures of both ends"
 
 
 def test_the_best_value_of_a_single_backbone_stands_below_the_verdict(tmp_path, capsys):
