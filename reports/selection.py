@@ -41,7 +41,8 @@ class TaskColumn:
 
     Attributes:
         metrics: name and declaration of each, the main one first.
-        letter: distinguishes several protocols of a task (``A``, ``B`` …), else empty.
+        letter: distinguishes several protocols of a task (``A``, ``B`` … ``Z``, ``AA`` …), else
+            empty.
     """
 
     task: str
@@ -431,11 +432,17 @@ def _columns(
     columns = []
     for task, cells in (by_task | latest).items():
         for number, cell in enumerate(cells):
-            letter = chr(ord("A") + number) if len(cells) > 1 else ""
+            letter = _letter(number) if len(cells) > 1 else ""
             metrics = tuple(cell.declared.items())
             columns.append(TaskColumn(task, cell.kind, cell.protocol, metrics, letter))
     tasks = list(dict.fromkeys([*order, *by_task, *latest]))
-    return sorted(columns, key=lambda column: (tasks.index(column.task), column.letter))
+    return sorted(columns, key=lambda column: tasks.index(column.task))
+
+
+def _letter(number: int) -> str:
+    """The name of a protocol, as spreadsheets name columns: ``A`` of 0, ``AA`` of 26."""
+    further, last = divmod(number, 26)
+    return (_letter(further - 1) if further else "") + chr(ord("A") + last)
 
 
 def _missing_reason(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from contextlib import chdir
 from pathlib import Path
+from string import ascii_uppercase
 
 import fsspec
 import numpy as np
@@ -16,7 +18,7 @@ from reports.published.table import read_rows
 from reports.tracking import Tracker
 from tests.benchmark.run_command import run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder
-from tests.reports.synthetic import TASKS, write_run, write_runs
+from tests.reports.synthetic import TASKS, stored_run, write_run, write_runs
 
 pytestmark = pytest.mark.integration
 
@@ -59,6 +61,24 @@ def test_two_backbones_image_by_image_show_the_key_of_their_colours(out):
     section = section.partition("</section>")[0]
     key = re.search(r'<img src="data:image/png;base64,[^"]+" alt="Key of the colours', section)
     assert key and section.count('<div class="strip') == 8, "pictures of both ends"
+
+
+def test_each_of_many_protocols_of_a_task_has_a_letter(tmp_path):
+    """28 of them, in the order in which they ran: A to Z, AA, AB."""
+    with chdir(tmp_path):
+        tracker = Tracker("many", f"sqlite:///{tmp_path}/mlflow.db")
+        with tracker.run("clip", tags={"run.key": "clip", "backbone": "clip", "seed": "0"}) as run:
+            for number in range(28):
+                identity = {"protocol": f"protocol {number}", "key": f"cell {number}"}
+                cell = stored_run("clip", "voc/linear", **identity)
+                with tracker.run(cell.task, tags=cell.to_tags(), parent=run) as child:
+                    child.log_metrics({"mIoU": 50.0 + number})
+        assert run_command("report --format csv") == 0
+        with open("report/results.csv", newline="") as file:
+            values = {row["task"]: float(row["value"]) for row in csv.DictReader(file)}
+    names = [*ascii_uppercase, "AA", "AB"]
+    expected = {f"voc/linear ({name})": 50.0 + number for number, name in enumerate(names)}
+    assert [*values.items()] == [*expected.items()]
 
 
 def test_the_best_value_of_a_single_backbone_stands_below_the_verdict(tmp_path, capsys):
