@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,12 +23,12 @@ from reports.statistics import (
     SeedPrior,
     difference,
     estimate,
+    estimate_mean,
     image_weights,
     judge_jointly,
     pair_samples,
     seed_prior,
     task_weights,
-    weighted_sum,
 )
 from reports.store import Artifacts
 
@@ -277,14 +277,16 @@ class Judgement:
         return of_tiers if tuned else frozen
 
     def of_these_weights(self, backbone: str) -> bool:
-        """Whether a comparison has one seed, or what is decided of it has: then it says nothing of
-        other trainings."""
+        """Whether a comparison has one seed, or its mean gain or what is decided of it has: then it
+        says nothing of other trainings."""
         seeds = self.selection.seeds
         decided = [
             gap
             for (name, column, metric), gap in self.differences.items()
             if name == backbone and metric == column.main and gap.verdict() in ("win", "loss")
         ]
+        if backbone in self.gains:
+            decided.append(self.gains[backbone].mean)
         fewest = min(len(seeds[backbone]), len(seeds[self.selection.baseline]))
         return fewest == 1 or any(gap.seeds == 1 for gap in decided)
 
@@ -325,21 +327,18 @@ def judge_differences(
     differences = {
         key: estimate(gap, prior, key[1].metric(key[2]).width) for key, gap in gaps.items()
     }
-    errors, task_gains, excluded = {}, {}, {}
+    task_gains, excluded = {}, {}
     for key in main:
         backbone, column, metric = key
         if not _has_percent(estimates[base, column, metric]):
             excluded[backbone, column] = f"the interval of {base} includes half of its number"
             continue
-        mine, reference = (side.value for side in pairs[key])
-        unit = 100 * column.metric(metric).direction / abs(reference)
-        # the error of a ratio, to first order: its gain is that of this sum, and not its zero mean
-        error = difference(*pairs[key], weights=(unit, -unit * mine / reference))
-        gain = estimate(error, prior, abs(unit) * column.metric(metric).width)
-        errors[backbone, column] = error
-        task_gains[backbone, column] = replace(gain, value=unit * (mine - reference))
-    gains, unsure = _mean_gains(selection, errors, task_gains)
-    level_gains = _level_gains(selection, errors, task_gains)
+        gain, error, unit = _percent(*pairs[key], column.metric(metric).direction)
+        noise = estimate(error, prior, abs(unit) * column.metric(metric).width)
+        task_gains[backbone, column] = replace(noise, value=gain)
+    columns_of_means, tuned = _columns_of_means(main, task_gains)
+    gains, unsure = _mean_gains(selection, samples, task_gains, columns_of_means)
+    level_gains = _level_gains(selection, samples, task_gains, columns_of_means)
     leads = _leads(selection, samples, estimates, differences, prior)
     differences, gains, level_gains, leads = _judge(
         differences, gains, level_gains, leads, error_rate
@@ -354,7 +353,7 @@ def judge_differences(
         task_gains,
         gains,
         level_gains,
-        excluded | unsure,
+        excluded | tuned | unsure,
         best={key: _best(selection, estimates, differences, leads, *key) for key in columns},
         statements=sum(each.is_judged for each in statements),
         level=min((differences[key].level for key in main), default=error_rate),
@@ -498,63 +497,93 @@ def _has_percent(base: Estimate) -> bool:
     return not base.has_interval or min(base.low / base.value, base.high / base.value) > 0.5
 
 
+def _percent(
+    mine: MetricSample, base: MetricSample, direction: int
+) -> tuple[float, MetricSample, float]:
+    """The difference in percent of the baseline's number, positive where ``mine`` is better; a
+    sample of its error; and how many percent a unit of the metric is, negative where lower is
+    better."""
+    value, reference = (side.value for side in pair_samples(mine, base))
+    unit = 100 * direction / abs(reference)
+    # the error of a ratio, to first order: that of this sum, whose own mean is zero
+    error = difference(mine, base, weights=(unit, -unit * value / reference))
+    return unit * (value - reference), error, unit
+
+
+def _columns_of_means(
+    main: Iterable[NumberKey], task_gains: Mapping[ColumnKey, Estimate]
+) -> tuple[dict[str, list[TaskColumn]], dict[ColumnKey, str]]:
+    """Backbone → the columns that its mean gains may be over, and why others that have a gain are
+    excluded: tiers share no mean, so a backbone with frozen tasks, whether these have a gain or
+    not, has no mean of tuned ones."""
+    has_frozen = {backbone for backbone, column, _ in main if not column.tier}
+    columns: dict[str, list[TaskColumn]] = defaultdict(list)
+    excluded = {}
+    for backbone, column in task_gains:
+        if column.tier and backbone in has_frozen:
+            excluded[backbone, column] = "its backbone is tuned"
+        else:
+            columns[backbone].append(column)
+    return columns, excluded
+
+
 def _mean_gains(
     selection: Selection,
-    errors: Mapping[ColumnKey, MetricSample],
+    samples: Mapping[NumberKey, MetricSample],
     task_gains: Mapping[ColumnKey, Estimate],
+    columns: Mapping[str, Sequence[TaskColumn]],
 ) -> tuple[dict[str, Gain], dict[ColumnKey, str]]:
-    """Each backbone's mean gain, and why columns of it are excluded.
+    """Each backbone's mean gain over its ``columns``, and why some of these are excluded: they have
+    too few images, and others enough.
 
-    Those with too few images are, and those with fewer seeds than another column has, or with other
-    ones than most of these: the mean is over seeds that all its tasks have. With one seed it has no
-    verdict.
+    Seeds exclude no column. The mean is over the seeds that all columns have, of the backbone and
+    of the baseline each; if there are none, over all. With one seed it has no verdict.
     """
     gains: dict[str, Gain] = {}
     excluded: dict[ColumnKey, str] = {}
-    for name in selection.backbones:
-        own = {column: error for (backbone, column), error in errors.items() if backbone == name}
-        if not own:
-            continue
-        if any(not column.tier for column in own):  # tiers share no mean
-            tuned = [column for column in own if column.tier]
-            excluded |= {(name, column): "its backbone is tuned" for column in tuned}
-            own = {column: own[column] for column in own if not column.tier}
-        evidence = {
-            column: (error.images >= MIN_IMAGES, error.count, error.seeds, error.split)
-            for column, error in own.items()
+    for name in filter(columns.get, selection.backbones):
+        pairs = {
+            column: [samples[side, column, column.main] for side in (name, selection.baseline)]
+            for column in columns[name]
         }
-        times = Counter(evidence.values())
-        best = max(times, key=lambda each: (*each[:2], times[each]))
-        for column, each in evidence.items():
-            if each[0] < best[0]:
-                few = f"it has fewer than {MIN_IMAGES} images with scores"
-                reason = few if own[column].images else "the noise of its images is unknown"
-            elif each != best:
-                reason = "it has fewer seeds than others, or other ones"
-            else:
-                continue
-            excluded[name, column] = reason
-        columns = [column for column in own if evidence[column] == best]
-        weights = task_weights([column.base for column in columns])
-        values = np.array([task_gains[name, column].value for column in columns])
-        mean = estimate(weighted_sum([own[column] for column in columns], weights))
-        mean = replace(mean, value=float(weights @ values), has_verdict=mean.seeds > 1)
-        gains[name] = Gain(mean, columns)
+        images = {column: task_gains[name, column].images for column in pairs}
+        few = [column for column, count in images.items() if count < MIN_IMAGES]
+        for column in few if len(few) < len(images) else ():
+            of_few = f"it has fewer than {MIN_IMAGES} images with scores"
+            unknown = "the noise of its images is unknown"
+            excluded[name, column] = of_few if images[column] else unknown
+            del pairs[column]
+        own = [*pairs]
+        mine, base = map(_with_shared_seeds, zip(*pairs.values(), strict=True))
+        directions = [column.metric(column.main).direction for column in own]
+        percents = [*map(_percent, mine, base, directions)]
+        weights = task_weights([column.base for column in own])
+        mean = estimate_mean([error for _, error, _ in percents], weights)
+        value = float(weights @ [gain for gain, _, _ in percents])
+        gains[name] = Gain(replace(mean, value=value, has_verdict=mean.seeds > 1), own)
     return gains, excluded
+
+
+def _with_shared_seeds(samples: Sequence[MetricSample]) -> list[MetricSample]:
+    """The samples with the seeds that all have, or as they are if there are none."""
+    shared = sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
+    return [sample.with_seeds(shared or sample.seeds) for sample in samples]
 
 
 def _level_gains(
     selection: Selection,
-    errors: Mapping[ColumnKey, MetricSample],
+    samples: Mapping[NumberKey, MetricSample],
     task_gains: Mapping[ColumnKey, Estimate],
+    columns: Mapping[str, Sequence[TaskColumn]],
 ) -> dict[tuple[str, str], Gain]:
-    """Each backbone's mean gain over the tasks of each level; none where a level has no task."""
-    if len({column.level for _, column in errors}) < len(LEVELS):
+    """Each backbone's mean gain over those of its ``columns`` that are of each level; none where a
+    level has no task."""
+    if len({column.level for own in columns.values() for column in own}) < len(LEVELS):
         return {}
     by_level = {}
     for level in LEVELS:
-        own = {key: error for key, error in errors.items() if key[1].level == level}
-        by_level[level], _ = _mean_gains(selection, own, task_gains)
+        own = {name: [c for c in each if c.level == level] for name, each in columns.items()}
+        by_level[level], _ = _mean_gains(selection, samples, task_gains, own)
     return {
         (name, level): gains[name]
         for name in selection.backbones

@@ -127,6 +127,14 @@ class MetricSample:
         """The mean over seeds, the sum of both sides'."""
         return float(sum(self.values[side].mean() for side in self.sides))
 
+    @property
+    def mean_over_seeds(self) -> MetricSample:
+        """The value and its resamples, as of one seed."""
+        resamples = None
+        if self.resamples is not None:
+            resamples = sum(self.resamples[side].mean(axis=0) for side in self.sides)[None]
+        return MetricSample((0,), np.array([self.value]), resamples, self.images)
+
     @functools.cached_property
     def scored(self) -> np.ndarray:
         """(S, R') the resamples that have something to score; none if they are unknown."""
@@ -477,6 +485,31 @@ def estimate(sample: MetricSample, prior: SeedPrior = NO_PRIOR, width: float = 0
         variance = (weight * typical + df * own) / (weight + df)
         noise = (max(image_variance - interaction, 0.0), variance, weight + df)
     return Estimate(sample.value, *noise, sample.count, images, interaction)
+
+
+def estimate_mean(samples: Sequence[MetricSample], weights: ArrayLike) -> Estimate:
+    """The weighted sum of tasks' samples with its noise, of which the part that tasks share does
+    not average out.
+
+    Where all have the same seeds, it is the sum of each seed. Else it cannot be seen what their
+    seeds share, and their standard errors over seeds are added, which is the most that the error of
+    the sum can be, with the fewest degrees of freedom of any; if one has a single seed, so has the
+    sum.
+
+    Args:
+        weights: not negative.
+    """
+    if len({(sample.seeds, sample.split) for sample in samples}) == 1:
+        return estimate(weighted_sum(samples, weights))
+    total = estimate(weighted_sum([sample.mean_over_seeds for sample in samples], weights))
+    parts = [estimate(sample) for sample in samples]
+    error = float(np.asarray(weights) @ np.sqrt([part.seed_variance for part in parts]))
+    return replace(
+        total,
+        seed_variance=error**2,
+        seed_df=min((part.seed_df for part in parts if part.seed_df), default=0.0),
+        seeds=min(part.seeds for part in parts),
+    )
 
 
 def log_bias(df: ArrayLike) -> np.ndarray:

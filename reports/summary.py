@@ -199,6 +199,7 @@ def _comparisons(analysis: Analysis) -> Iterator[str]:
             "The noise of seeds of each difference is estimated with that of the others, which"
             f" count as {analysis.seed_prior.df:.1f} more seeds."
         )
+    yield from _seeds_of_means(analysis)
     excluded: dict[tuple[str, TaskColumn], list[str]] = defaultdict(list)
     for (name, column), reason in analysis.excluded.items():
         excluded[reason, column].append(name)
@@ -208,6 +209,37 @@ def _comparisons(analysis: Analysis) -> Iterator[str]:
         reasons[reason].append(column.title + f" ({', '.join(names)})" * of_some)
     for reason, titles in reasons.items():
         yield f"Not in the mean gain because {reason}: {', '.join(titles)}."
+
+
+def _seeds_of_means(analysis: Analysis) -> Iterator[str]:
+    """Over which seeds mean gains are, where tasks have different ones."""
+    columns = {name: gain.columns for name, gain in analysis.gains.items()}
+    base = analysis.selection.baseline
+    columns[base] = list(dict.fromkeys(chain.from_iterable(columns.values())))
+    names: dict[tuple[tuple[tuple[int, ...], str], ...], list[str]] = defaultdict(list)
+    for name in analysis.selection.backbones:
+        titles: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for column in columns.get(name, ()):
+            titles[analysis.samples[name, column, column.main].seeds].append(column.title)
+        if len(titles) > 1:
+            of_seeds = ((seeds, _enumerate(each)) for seeds, each in titles.items())
+            names[tuple(sorted(of_seeds))].append(name)
+    for of_seeds, having in names.items():
+        listed = "; ".join(f"{_numbers(seeds)} on {titles}" for seeds, titles in of_seeds)
+        shared = set.intersection(*(set(seeds) for seeds, _ in of_seeds))
+        scope = f"the mean gain is over those that all have ({_numbers(sorted(shared))})"
+        if len(shared) == 1:
+            scope += ", and with one seed it has no verdict"
+        elif not shared:
+            scope = (
+                "they have none in common, so the mean gain is over all, and its interval takes"
+                " the noise of seeds as shared by all tasks"
+            )
+        yield f"Not all tasks have all seeds of {_enumerate(having)} ({listed}): {scope}."
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _disagreements(analysis: Analysis) -> Iterator[str]:

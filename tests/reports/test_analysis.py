@@ -10,6 +10,7 @@ import pytest
 from reports.comparison import shown_metrics
 from reports.pages import render_page
 from reports.records import KIND_LEVELS, Metric
+from reports.summary import caveats
 from reports.tables import overview
 from tests.reports import synthetic
 from tests.reports.synthetic import TASKS as KINDS
@@ -188,14 +189,38 @@ def test_of_two_that_beat_the_baseline_only_a_clear_first_is_the_best(analysis_o
     assert {analysis.outcome(name, even) for name in ("one", "two")} == {"win"}
 
 
-def test_a_mean_gain_pairs_seeds_by_seed(analysis_of):
-    """Of three tasks one has other seeds; it is left out of this backbone's mean alone."""
-    tasks, names = ("a/linear", "b/linear", "c/linear"), ("clip", "mine", "third")
-    values = lambda _, index, seed: 50.0 + seed + index
-    runs = stored_runs(values, tasks, names, range(4))
-    runs = [run for run in runs if (run.task, run.backbone, run.seed) != ("c/linear", "mine", 0)]
-    analysis = analysis_of(runs, 200)
-    tasks = {name: len(gain.columns) for name, gain in analysis.gains.items()}
-    assert tasks == {"mine": 2, "third": 3}
-    ((name, column),) = analysis.excluded
-    assert (name, column.task) == ("mine", "c/linear")
+SEEDS = {
+    "one task lacks a seed": ((0, 1, 2), (0, 1, 2), (1, 2)),
+    "one task has more": ((0, 1), (0, 1), (0, 1, 2, 3)),
+    "one task has a single one": ((0, 1, 2), (0, 1, 2), (2,)),
+    "none that all have": ((0, 1, 2), (1, 2, 3), (3, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_mean_gain_is_over_the_same_tasks_whatever_their_seeds(name, analysis_of):
+    """It is over the seeds that all tasks have. Where there are none it is over all, and its
+    interval is as wide as if tasks shared all noise of seeds."""
+    tasks = dict(zip(("a/linear", "b/linear", "c/linear"), SEEDS[name], strict=True))
+    noise = np.random.default_rng(0).normal(0, 0.2, (3, 2, 6))
+    values = lambda row, index, seed: 50.0 + index * (2 - row) + noise[row, index, seed]
+    runs = stored_runs(values, tasks, seeds=range(6))
+    analysis = analysis_of([run for run in runs if run.seed in tasks[run.task]], 200)
+    gain = analysis.gains["mine"]
+    assert [column.task for column in gain.columns] == [*tasks] and not analysis.excluded
+    shared = sorted(set.intersection(*map(set, tasks.values())))
+    if shared:
+        only = analysis_of([run for run in runs if run.seed in shared], 200).gains["mine"].mean
+        assert (gain.mean.value, gain.mean.reach()) == (only.value, only.reach())
+        assert gain.mean.seeds == len(shared) and gain.mean.is_judged == (len(shared) > 1)
+    else:
+        parts = [
+            analysis_of([r for r in runs if r.task == t and r.seed in s], 200).gains["mine"].mean
+            for t, s in tasks.items()
+        ]
+        assert gain.mean.value == pytest.approx(np.mean([part.value for part in parts]))
+        assert gain.mean.error == pytest.approx(np.mean([part.error for part in parts]))
+    shown = ", ".join(map(str, shared))
+    end = f"those that all have ({shown})" if shared else "none in common"
+    (note,) = [note for note in caveats(analysis) if "Not all tasks have all seeds" in note]
+    assert end in note

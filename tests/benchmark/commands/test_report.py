@@ -92,6 +92,52 @@ def test_the_best_value_of_a_single_backbone_stands_below_the_verdict(tmp_path, 
     assert page.index("nothing to compare") < page.index(line) < page.index("Caveats")
 
 
+def test_a_mean_gain_of_tuned_tasks_is_not_said_of_frozen_ones(tmp_path, capsys):
+    """The frozen baseline is too uncertain for a percentage; tuned numbers have one."""
+    with chdir(tmp_path):
+        tracker = Tracker("tuned", f"sqlite:///{tmp_path}/mlflow.db")
+        for name, frozen, tuned in (("random", 0.2, 0.5), ("mine", 0.8, 0.9)):
+            tasks = {"imagenet/linear": frozen, "imagenet/linear:tune=blocks:1": tuned}
+            write_run(tracker, name, 0, tasks, images=30)
+        assert run_command("report") == 0
+        page = Path("report/index.html").read_text()
+    _, verdict, *notes = capsys.readouterr().out.splitlines()
+    assert "mine is better than random on 1 of 1 task" in verdict
+    assert "mean gain" not in verdict and "no mean gain" in page
+    of_tuned = "Not in the mean gain because its backbone is tuned: imagenet/linear:tune=blocks:1."
+    assert any(note.endswith(of_tuned) for note in notes)
+
+
+def mean_gain(output: str) -> tuple[float, str]:
+    """The mean gain of a report's first sentence, in percent, and what follows it."""
+    words = " ".join(output.split()).replace("−", "-")
+    gain, rest = re.search(r"mean gain ([+-][\d.]+) % \((.*?)\)", words).groups()
+    return float(gain), rest
+
+
+def test_more_seeds_of_one_task_leave_the_mean_over_all_tasks(tmp_path, capsys):
+    """A backbone that is better on two tasks and worse on a third, which gets two more seeds."""
+    better = ("voc/linear", "nyu-depth/linear")
+    with chdir(tmp_path):
+        tracker = Tracker("seeds", f"sqlite:///{tmp_path}/mlflow.db")
+        qualities = {"clip": (0.5, 0.5), "mine": (0.62, 0.48)}
+        for name, (first, second) in qualities.items():
+            for seed in range(3):
+                tasks = dict.fromkeys(better, first) | {"flickr30k/retrieval": second}
+                write_run(tracker, name, seed, tasks)
+        assert run_command("report") == 0
+        before = mean_gain(capsys.readouterr().out)
+        for name, (_, second) in qualities.items():
+            for seed in (3, 4):
+                write_run(tracker, name, seed, {"flickr30k/retrieval": second})
+        assert run_command("report") == 0
+        output = " ".join(capsys.readouterr().out.split())
+    assert before[0] > 5 and "undecided" not in before[1]
+    assert mean_gain(output) == before
+    assert "Not all tasks have all seeds of clip and mine" in output
+    assert "the mean gain is over those that all have (0, 1, 2)" in output
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
