@@ -61,7 +61,7 @@ from cliptex_common.files import (
 from cliptex_common.process import versions
 from cliptex_common.progress import Silent
 from cliptex_common.settings import Precision
-from probes.base import Context, GroupedProbe, Head, Probe, TaskResult
+from probes.base import Context, GroupedProbe, Head, Probe, TaskResult, with_units
 from probes.datasets.webdataset import register_folders
 from probes.dense.tasks import DENSE_TASKS
 from probes.upsamplers.names import HUB_SOURCES
@@ -191,6 +191,7 @@ def run_cells(
             try:
                 if isinstance(result, Exception):
                     raise result
+                result = with_units(result, context.data)
                 costs = {**context.cost.metrics(), **shared_cost}
                 cell = _with_result(cell, task, context, result, costs)
                 if result.head is not None:

@@ -27,6 +27,7 @@ from typing import (
     runtime_checkable,
 )
 
+import numpy as np
 from pydantic import BeforeValidator
 
 from cliptex_common.errors import UserError
@@ -38,7 +39,6 @@ from probes.upsamplers.names import upsampler_misfit
 from reports.records import Metric
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from backbones.backbone import Backbone
@@ -353,8 +353,9 @@ class TaskResult:
             always with ``image`` (relative paths); for segmentation ``intersection``,
             ``prediction``, ``label`` pixel counts (N, classes); for depth and normals the metrics
             of each image and ``pixels``; for classification ``rank`` of the true class; for
-            retrieval the best ``rank`` of each query. Where they are not independent, ``unit`` (N,)
-            or (N, k): names of what each is made of (scene, pair of images).
+            retrieval the best ``rank`` of each query. Where scores are of more than an image,
+            ``unit`` (N,) or (N, k): names of what each is made of (pair of images, video); those
+            of a dataset (``DatasetSpec.units``) are added by ``with_units``.
         bounds: of the main metric, ``reports.records.FLOOR`` and ``CEILING`` → value, where a task
             has them; those among ``metrics`` (``ceiling_recall_10px``) count, too.
         detections: COCO result list (image_id, category_id, bbox, score[, segmentation RLE]) of
@@ -375,6 +376,16 @@ class TaskResult:
     head: Head | None = None
     notes: list[str] = field(default_factory=list)
     config: str = ""
+
+
+def with_units(result: TaskResult, data: PreparedDataset) -> TaskResult:
+    """The result with the ``unit`` of each image as the dataset names it, where it does and the
+    probe has not named its own; an image that the dataset does not name counts on its own."""
+    if not result.per_image or "unit" in result.per_image or data.spec.units is None:
+        return result
+    units, images = data.spec.units(data.root), result.per_image["image"].tolist()
+    unit = np.array([units.get(image, image) for image in images])
+    return replace(result, per_image={**result.per_image, "unit": unit})
 
 
 class NotApplicable(UserError):

@@ -120,9 +120,6 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
         raise RuntimeError("the images that were scored are not those of val in their order")
     context.cost.add(trainer.cost)
     per_image = scores.per_image
-    if context.data.spec.units:
-        units = context.data.spec.units(context.data.root)
-        per_image["unit"] = np.array([units.get(image, image) for image in images])
     notes, metrics = list(scores.notes), dict(trainer.metrics)
     if context.head is None:
         scored_by = trainer.config, trainer.val_dataset

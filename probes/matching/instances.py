@@ -81,9 +81,6 @@ def run(context: Context) -> TaskResult:
     queries = [samples[index].image for index in answers]
     per_image = {name: np.array(values) for name, values in precisions.items()}
     per_image["image"] = np.array(queries)
-    if spec.units:
-        units = spec.units(context.data.root)
-        per_image["unit"] = np.array([units[query] for query in queries])
     sizes = " and ".join(str(len(gallery)) for gallery in galleries.values())
     return TaskResult(
         instance_retrieval(tuple(queries), per_image).values(),

@@ -249,9 +249,9 @@ def write_pictures(folder: Path, seed: int, has_legend: bool, images: int = 12) 
     """A gallery of noise, with a key of colours where those of the task have one."""
     pictures = np.random.default_rng(seed).integers(0, 255, (images, 3, 24, 32, 3), np.uint8)
     roles = [dict(zip(("image", "truth", "prediction"), each, strict=True)) for each in pictures]
-    legend = np.tile(np.uint8([[[0, 90, 160]], [[200, 60, 20]]]), (8, 40, 1)) if has_legend else None
     named = ((f"{number:04d}.jpg", each) for number, each in enumerate(roles))
-    return write_gallery(folder, named, legend)
+    legend = np.tile(np.uint8([[[0, 90, 160]], [[200, 60, 20]]]), (8, 40, 1))
+    return write_gallery(folder, named, legend if has_legend else None)
 
 
 def write_runs(

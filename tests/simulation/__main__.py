@@ -57,6 +57,13 @@ GRID: dict[str, dict[str, Any]] = {
     "one task 10 times noisier": {"noisy_task": 10.0, "further": 4},
 }
 UNEQUAL = {"012 and 013": (3, (0, 1, 3)), "01234 and 567": (5, (5, 6, 7))}
+# half of the noise of seeds is common to all tasks of a seed
+UNEVEN = {"seed": 2.0, "of_seed": 0.5}
+TASK_SEEDS = {
+    "of one task 0 to 4, of others 0 to 2": (*[(0, 1, 2)] * 6, (0, 1, 2, 3, 4)),
+    "of tasks 0 and 1 to 0 to 4": ((0, 1), (0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4)),
+    "of tasks 012, 123, 234 and 345": ((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5)),
+}
 WORLDS: dict[str, World | Callable[[np.random.Generator], World]] = {
     **{
         f"{name}, {n} seeds": World(**each, **seeds(n))
@@ -72,6 +79,11 @@ WORLDS: dict[str, World | Callable[[np.random.Generator], World]] = {
         )
         for name, (n, of_base) in UNEQUAL.items()
         for effect in (0.0, 3.0)
+    },
+    **{
+        f"seeds {name}, better by {effect}": World(task_seeds=of_tasks, effect=effect, **UNEVEN)
+        for effect in (0.0, 3.0)
+        for name, of_tasks in {"of all tasks 0 to 2": ((0, 1, 2),), **TASK_SEEDS}.items()
     },
     **{
         f"seeds {ratio} times as noisy as images, {n} seeds": World(

@@ -40,6 +40,8 @@ class World:
         further: metrics of each task beside the main one, on which it is better by
             ``further_effect``; half of their variance is that of the main one.
         base_seeds: of the baseline, where it has others than 0, 1 …
+        task_seeds: of all backbones on each task, where tasks have different ones; from the last
+            on they begin again.
         scored: whether the scores of images are stored.
         seed: noise of the mean of a backbone's seed on a task; of its variance, the share
             ``of_seed`` is common to all tasks of a backbone's seed, and the share ``of_pair`` of
@@ -62,6 +64,7 @@ class World:
     further: int = 0
     further_effect: float = 0.0
     base_seeds: tuple[int, ...] = ()
+    task_seeds: tuple[tuple[int, ...], ...] = ()
     scored: bool = True
     seed: float = 0.5
     of_seed: float = 0.0
@@ -112,7 +115,8 @@ def simulate(world: World, rng: np.random.Generator) -> dict[NumberKey, MetricSa
             return rng.standard_t(3, shape).astype(np.float32) / np.sqrt(3)
         return rng.standard_normal(shape, np.float32)
 
-    seeds, images = max([world.seeds - 1, *world.base_seeds]) + 1, world.images
+    of_tasks = chain.from_iterable(world.task_seeds)
+    seeds, images = max([world.seeds - 1, *world.base_seeds, *of_tasks]) + 1, world.images
     shape = world.backbones, seeds
     wider = np.where(np.arange(world.backbones) % 5 == 0, world.noisy_backbones, 1.0)[:, None]
     common = noise(*shape)
@@ -146,6 +150,8 @@ def simulate(world: World, rng: np.random.Generator) -> dict[NumberKey, MetricSa
                 if not world.scored:
                     sample = MetricSample(sample.seeds, values)
                 own = range(world.seeds) if number else world.base_seeds or range(world.seeds)
+                if world.task_seeds:
+                    own = world.task_seeds[task % len(world.task_seeds)]
                 samples[name, column, metric] = sample.with_seeds([*own])
     return samples
 

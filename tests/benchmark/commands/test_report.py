@@ -74,7 +74,7 @@ def test_each_of_many_protocols_of_a_task_has_a_letter(tmp_path):
                 with tracker.run(cell.task, tags=cell.to_tags(), parent=run) as child:
                     child.log_metrics({"mIoU": 50.0 + number})
         assert run_command("report --format csv") == 0
-        with open("report/results.csv", newline="") as file:
+        with Path("report/results.csv").open(newline="") as file:
             values = {row["task"]: float(row["value"]) for row in csv.DictReader(file)}
     names = [*ascii_uppercase, "AA", "AB"]
     expected = {f"voc/linear ({name})": 50.0 + number for number, name in enumerate(names)}

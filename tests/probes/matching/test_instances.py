@@ -5,6 +5,7 @@ import pytest
 from scipy.io import loadmat
 
 from cliptex_common.errors import UserError
+from probes.base import with_units
 from probes.datasets.check import prepare, survey
 from probes.matching.instances import average_precision
 from probes.matching.probe import RETRIEVAL
@@ -49,7 +50,8 @@ def test_queries_are_cropped_unless_the_setting_says_otherwise(tmp_path):
 
 def test_amstertime_searches_both_ways(tmp_path):
     spec, root = DATASETS["amstertime"], make.make_amstertime(tmp_path / "data")
-    result = RETRIEVAL.run(context(RETRIEVAL, spec, root, size=32))
+    task = context(RETRIEVAL, spec, root, size=32)
+    result = with_units(RETRIEVAL.run(task), task.data)
     places = dict(zip(result.per_image["image"], result.per_image["AP_all"], strict=True))
     assert len(places) == 8 and places["new/0002.png"] == places["old/0003.jpg"] == 100
     assert places["new/0000.png"] < 100 and places["old/0001.jpg"] < 100
