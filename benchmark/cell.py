@@ -263,6 +263,7 @@ def _open_run(
         head=context.head.sha256 if context.head else "",
         fingerprint=data.fingerprint,
         partial=data.partial,
+        image_set=data.spec.image_set,
         preset=getattr(task.settings, "protocol", "own"),
         differs=task.deviations(data),
         changed=task.shortened(data),

@@ -73,6 +73,7 @@ def measure(store: Artifacts, selection: Selection, advance: Callable[[], None])
             loaded = list(pool.map(partial(load_scores, store), in_column))
             by_cell = zip(in_column, loaded, find_problems(loaded), strict=True)
             by_run = {cell.run_id: (scores, problem) for cell, scores, problem in by_cell}
+            image_set = next(filter(None, (cell.image_set for cell in in_column)), "")
             for backbone in selection.backbones:
                 advance()
                 if not (cells := selection.cells.get((backbone, column), [])):
@@ -86,7 +87,7 @@ def measure(store: Artifacts, selection: Selection, advance: Callable[[], None])
                 classes = [each.classes for each in scores if each and each.classes]
                 measured.classes[backbone, column] = classes
                 usable = [] if None in scores else scores
-                _add_samples(measured, (backbone, column), cells, usable)
+                _add_samples(measured, (backbone, column), cells, usable, image_set)
     image_weights.cache_clear()
     return measured
 
@@ -131,16 +132,19 @@ def _add_samples(
     key: ColumnKey,
     cells: Sequence[Cell],
     scores: Sequence[ImageScores],
+    image_set: str,
 ) -> None:
     """Add the samples of a backbone's column.
 
     Args:
         scores: of each cell, over the same units; empty where a cell has none.
+        image_set: that the units are of, see ``Cell``.
     """
     backbone, column = key
     images = scores[0].units if scores else ()
     # one array for all metrics: scores cache what follows from the last one
-    weights = image_weights(images)[: min((score.most_resamples for score in scores), default=0)]
+    weights = image_weights(images, image_set)
+    weights = weights[: min((score.most_resamples for score in scores), default=0)]
     measured.images.setdefault(column, 0)
     for metric in shown_metrics(column):
         stored = np.array([cell.metrics.get(metric, np.nan) for cell in cells])
@@ -333,7 +337,8 @@ def judge_differences(
         if not _has_percent(estimates[base, column, metric]):
             excluded[backbone, column] = f"the interval of {base} includes half of its number"
             continue
-        gain, error, unit = _percent(*pairs[key], column.metric(metric).direction)
+        mine, reference = pairs[key]
+        gain, error, unit = _percent(mine, reference, column.metric(metric).direction)
         noise = estimate(error, prior, abs(unit) * column.metric(metric).width)
         task_gains[backbone, column] = replace(noise, value=gain)
     columns_of_means, tuned = _columns_of_means(main, task_gains)

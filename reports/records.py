@@ -248,6 +248,7 @@ TAGS = {
     "run_key": "run.key",
     "fingerprint": "data.fingerprint",
     "partial": "data.partial",
+    "image_set": "data.images",
     "declared": "metrics.declared",
     "commit": "git.commit",
     "model": "model.id",
@@ -363,6 +364,8 @@ class Cell(Record):
         key: identity of the cell (``cell_key``).
         head: sha256 of the file of its head, or of that of another task that it uses; '' for none.
         fingerprint, partial: of the data.
+        image_set: name of the images that its dataset has all or some of, as other datasets have;
+            '' for a dataset with images of its own. Reports draw them alike in all of these.
         preset, differs: the published protocol that its settings follow, and how they differ.
         changed: what the user changed of the suite's settings and images, in words.
         metrics, declared: name → value, and the metric's declaration; the main one first. Only
@@ -392,6 +395,7 @@ class Cell(Record):
     head: str = ""
     fingerprint: str = ""
     partial: Flag = False
+    image_set: str = ""
     preset: str = ""
     differs: str = ""
     changed: str = ""

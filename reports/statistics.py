@@ -1,9 +1,9 @@
 """The statistics of reports, leaderboards and sweeps: resamples, intervals, verdicts, gains.
 
 One procedure for whatever is a ``MetricSample``: a number, a difference, a mean gain, a score.
-Images are drawn with replacement, and the metric is computed from each resample (mIoU from summed
-areas, AP from pooled detections – never the mean of single images' scores). All backbones, and all
-tasks on the same images, see the same resamples, and a seed is the same seed for all of them: so a
+Images are resampled, and the metric is computed from each resample (mIoU from summed areas, AP from
+pooled detections – never the mean of single images' scores). All backbones see the same resamples,
+an image is drawn alike in all tasks that have it, and a seed is the same seed for all of them: so a
 difference is *paired* in both. docs/statistics.md explains the procedure and has its simulations.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def part_likeness(small: np.ndarray, large: np.ndarray) -> float:
 
 
 RESAMPLES = 1000
-BLOCK = 25_000_000  # weights in a block, which bounds the memory
+BLOCK = 1000  # images that are drawn at once, which bounds the memory
 ROUNDING = 1e-9  # relative
 MIN_PAIRS = 3  # seeds that both sides have: with fewer, pairing costs more than it saves
 
@@ -249,18 +250,34 @@ def with_common_seeds(*samples: MetricSample) -> list[MetricSample]:
 
 
 @functools.lru_cache(maxsize=2)  # tasks of one dataset follow each other
-def image_weights(images: tuple[str, ...], resamples: int = RESAMPLES) -> np.ndarray:
-    """(R, N) float32: how often each image is in each resample; a function of the images' names."""
-    seed = int.from_bytes(hashlib.sha256("\n".join(images).encode()).digest()[:8], "little")
-    rng, count = np.random.default_rng(seed), len(images)
-    weights = np.empty((resamples, count), np.float32)
-    step = max(1, BLOCK // max(count, 1))
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        indices = rng.integers(0, count, (rows, count)) + np.arange(rows)[:, None] * count
-        counts = np.bincount(indices.ravel(), minlength=rows * count)
-        weights[start : start + rows] = counts.reshape(rows, count)
+def image_weights(
+    images: tuple[str, ...], image_set: str = "", resamples: int = RESAMPLES
+) -> np.ndarray:
+    """(R, N) float32: how often each image is in each resample: a number of Poisson's distribution
+    with mean 1, as if images were drawn with replacement, but each on its own (Owen and Eckles,
+    Ann. Appl. Stat. 6, 2012). So an image counts alike in every dataset that has it.
+
+    It follows from the image's file name, or if several have this one from its path, and from the
+    ``image_set`` (see ``reports.records.Cell``); without a set from all images' names.
+    """
+    names = [image.rpartition("/")[2] for image in images]
+    times = Counter(names)
+    names = [n if times[n] == 1 else image for n, image in zip(names, images, strict=True)]
+    common = hashlib.sha256((image_set or "\n".join(images)).encode())
+    weights = np.empty((resamples, len(images)), np.float32)
+    for start in range(0, len(images), BLOCK):
+        block = slice(start, start + BLOCK)
+        weights[:, block] = np.transpose([_poisson(common, n, resamples) for n in names[block]])
+    weights[~weights.any(axis=1)] = 1  # without any of a few images there is nothing to score
     return weights
+
+
+def _poisson(common: Any, name: str, count: int) -> np.ndarray:
+    """Numbers that follow from a hash and a name."""
+    own = common.copy()
+    own.update(f"\n{name}".encode())
+    seed = int.from_bytes(own.digest()[:8], "little")
+    return np.random.default_rng(seed).poisson(1.0, count)
 
 
 LEVEL = 0.05  # of every interval that is shown, and of all verdicts of a report together

@@ -222,8 +222,8 @@ def _seeds_of_means(analysis: Analysis) -> Iterator[str]:
         for column in columns.get(name, ()):
             titles[analysis.samples[name, column, column.main].seeds].append(column.title)
         if len(titles) > 1:
-            of_seeds = ((seeds, _enumerate(each)) for seeds, each in titles.items())
-            names[tuple(sorted(of_seeds))].append(name)
+            listed_titles = ((seeds, _enumerate(each)) for seeds, each in titles.items())
+            names[tuple(sorted(listed_titles))].append(name)
     for of_seeds, having in names.items():
         listed = "; ".join(f"{_numbers(seeds)} on {titles}" for seeds, titles in of_seeds)
         shared = set.intersection(*(set(seeds) for seeds, _ in of_seeds))
@@ -564,9 +564,10 @@ def describe_methods(analysis: Analysis, libraries: Mapping[str, str]) -> str:
     sentences = [
         f"We compare {', '.join(selection.backbones)} on {count(len(tasks), 'task')}"
         f" ({', '.join(tasks)}); numbers are means over seeds ({seeds} for each backbone)",
-        f"Intervals are of 95 %: validation images ({images} for each task) are drawn with"
-        f" replacement {RESAMPLES} times, for detection at least 200 times, and the metric is"
-        " computed from each draw; the noise of seeds enters by Student's t (Cochran 1964)",
+        f"Intervals are of 95 %: validation images ({images} for each task) are resampled"
+        f" {RESAMPLES} times, for detection at least 200 times, by weights of Poisson's"
+        " distribution (Owen and Eckles 2012), and the metric is computed from each resample; the"
+        " noise of seeds enters by Student's t (Cochran 1964)",
     ]
     if analysis.seed_prior.df:
         sentences.append(

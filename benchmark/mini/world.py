@@ -276,6 +276,7 @@ def karpathy_json(records: Sequence[dict[str, Any]]) -> str:
 def _spec(official: DatasetSpec, about: str, split: str, **changes: Any) -> DatasetSpec:
     extra = official.extra | changes.pop("extra", {}) | {"split": f"{split} of the mini world"}
     changes |= {"expected": {}, "adapt": None, "is_generated": True, "module": __name__}
+    changes["image_set"] = "mini"
     return replace(official, about=f"mini world, {about}", extra=extra, **changes)
 
 

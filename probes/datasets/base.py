@@ -88,6 +88,9 @@ class DatasetSpec:
             without the augmented train list); ``prepare`` applies it. May raise ``UnfitCopy``.
         units: root → image → name of what it was sampled with (a scene), where images are not
             independent; reports resample these. Images that are not in it count on their own.
+        image_set: name of the images of which this dataset has all or some, and other datasets
+            have some, too; '' for images of its own. Reports resample what has one file name (or
+            name of a unit) in all datasets of a set alike.
         is_generated: the suite that uses it generates it; ``data check`` does not look for it.
         trained_on: name of the dataset whose train split the probes of this one are trained on; ''
             for its own. This one has ``val`` only.
@@ -113,6 +116,7 @@ class DatasetSpec:
     extra: Mapping[str, Any] = field(default_factory=dict)
     adapt: Callable[[DatasetSpec, Path], DatasetSpec] | None = None
     units: Callable[[Path], Mapping[str, str]] | None = None
+    image_set: str = ""
     is_generated: bool = False
     other_folders: tuple[str, ...] = ()
     allows_subsets: bool = False

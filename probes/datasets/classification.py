@@ -111,6 +111,7 @@ register_dataset(
         list_samples=list_imagenet,
         expected={"train": 1281167, "val": 50000},
         classes=imagenet_classes,
+        image_set="imagenet",
         about=(
             "ImageNet-1k, ILSVRC 2012: train/<wnid>, val/<wnid> or flat val with meta/val.txt"
             " (image-net.org)"

@@ -65,6 +65,7 @@ register_dataset(
             "split": "Eigen 23158/652",
         },
         units=drives,
+        image_set="kitti",
         about=(
             "KITTI depth, Eigen's split: input/, gt_depth/ (raw data and annotated depth of"
             " cvlibs.net/datasets/kitti, login) and kitti_eigen_{train,test}.txt"
@@ -120,6 +121,7 @@ DEPTH = register_dataset(
         },
         adapt=adapt,
         units=scenes,
+        image_set="nyu",
         about=(
             "NYU Depth v2 in metres, 795 (cs.nyu.edu/~silberman) or 24,231 train / 654 test, in"
             " mmseg's layout"
@@ -142,6 +144,7 @@ NORMAL = register_dataset(
             "split": "official 795/654",
         },
         units=scenes,
+        image_set="nyu",
         about=(
             "NYU Depth v2 surface normals, 795 train / 654 test: nyu/normals/{train,test} 8-bit"
             " RGB, (0,0,0) invalid"

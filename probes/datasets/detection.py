@@ -49,6 +49,7 @@ COCO = register_dataset(
         annotations={
             split: f"annotations/instances_{split}2017.json" for split in ("train", "val")
         },
+        image_set="coco",
         about=(
             "COCO 2017 boxes and instance masks, 80 classes (train2017, val2017, annotations from"
             " cocodataset.org)"

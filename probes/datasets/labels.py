@@ -58,6 +58,7 @@ register_dataset(
         expected={"train": 5011, "val": 4952},
         classes=VOC_CLASSES,
         extra={"main_metric": "mAP_11"},
+        image_set="voc",
         about=(
             "PASCAL VOC 2007, which of 20 classes an image shows: trainval and test"
             " (`data get voc2007-labels`)"
@@ -89,6 +90,7 @@ register_dataset(
         list_samples=list_coco,
         expected={"train": 118287, "val": 5000},
         classes=COCO_CLASSES,
+        image_set="coco",
         about="COCO 2017, which of 80 classes an image shows: the files of `coco`",
     )
 )

@@ -101,6 +101,7 @@ register_dataset(
             *("bag", "otherstructure", "otherfurniture", "otherprop"),
         ),
         units=scenes,
+        image_set="nyu",
         about=(
             "NYU Depth v2, 40 classes, 795 train / 654 test: nyu/semseg/{train,test} with labels"
             " 0-39, void 255"

@@ -106,6 +106,7 @@ for _name, _year, _lists, _masks, _images, _about in (
             list_samples=partial(list_voc_objects, _lists, _masks),
             expected={"train": 0, "val": _images},
             adapt=partial(adapt, _lists),
+            image_set="voc",
             about=f"{_about} (host.robots.ox.ac.uk/pascal/VOC)",
         )
     )
@@ -116,6 +117,7 @@ register_dataset(
         folder="coco",
         list_samples=list_coco_objects,
         expected={"train": 0},
+        image_set="coco",
         about="boxes of objects of any class in COCO's val2017 (cocodataset.org)",
     )
 )

@@ -250,6 +250,7 @@ register_dataset(
         list_samples=list_navi,
         expected={"train": 0, "val": 2298},
         adapt=adapt,
+        image_set="navi",
         about="NAVI v1.0, objects in the wild with pose and depth (unpack navi_v1.0.tar.gz of"
         " github.com/google/navi there)",
     )
@@ -281,6 +282,7 @@ register_dataset(
         folder="navi_v1",
         other_folders=("navi_v1.5",),
         list_samples=list_poses,
+        image_set="navi",
         about="NAVI, views of objects on a table with the camera's pose (unpack navi_v1.0.tar.gz"
         " of github.com/google/navi there)",
     )

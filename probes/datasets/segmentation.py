@@ -106,6 +106,7 @@ register_dataset(
         ),
         expected={"train": 118287, "val": 5000},
         classes=partial(mmlab_classes, "mmseg.datasets", "COCOStuffDataset"),
+        image_set="coco",
         about=(
             "COCO-Stuff 164k, 171 classes, in MMSegmentation's layout"
             " (github.com/nightrome/cocostuff)"
@@ -142,6 +143,7 @@ for _classes, _class, _background in (
             expected={"train": 4998, "val": 5105},
             classes=partial(mmlab_classes, "mmseg.datasets", _class),
             label_offset=_classes - 60,
+            image_set="voc",
             about=(
                 f"PASCAL-Context, {_classes} classes, {_background}: VOC 2010 with"
                 " SegmentationClassContext/ (cs.stanford.edu/~roozbeh/pascal-context; mmseg's"
@@ -197,6 +199,7 @@ VOC = register_dataset(
         ignore_index=255,
         extra={"train_list": "train"},
         adapt=adapt,
+        image_set="voc",
         about=(
             "PASCAL VOC 2012 segmentation, 21 classes (VOCtrainval_11-May-2012.tar,"
             " host.robots.ox.ac.uk/pascal/VOC)"

@@ -76,6 +76,7 @@ register_dataset(
         folder="imagenet-ood",
         list_samples=list_samples,
         trained_on="imagenet",
+        image_set="imagenet",  # ImageNet's val is what is known
         about=(
             "images of no class of ImageNet: near/SET/, far/SET/, or lists of them near/SET.txt"
             " (OpenOOD: SSB-hard, NINCO; iNaturalist, Textures, OpenImage-O)"
@@ -265,7 +266,9 @@ def list_corrupted(root: Path, split: Split) -> list[Sample]:
     return samples
 
 
-of_imagenet = partial(DatasetSpec, kind="classification", trained_on="imagenet")
+of_imagenet = partial(
+    DatasetSpec, kind="classification", trained_on="imagenet", image_set="imagenet"
+)
 for _name, _set in (("a", "imagenet-a"), ("r", "imagenet-r"), ("objectnet", "objectnet")):
     _shift = SHIFTS[_set]
     register_dataset(

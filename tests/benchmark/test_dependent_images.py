@@ -1,10 +1,13 @@
-"""Images that a dataset says are not independent count as one, whatever probe scores them."""
+"""Images that are not independent: what a dataset says belongs together counts as one, whatever
+probe scores it; what several datasets have is the same in all."""
 
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.benchmark.run_command import run_command
@@ -54,3 +57,47 @@ def test_what_a_dataset_says_belongs_together_counts_as_one_image(workdir):
         "streets/linear": 2 + 2 // 2,
         "streets/patch-knn": 2 + 2 // 2,
     }
+
+
+SUBSET = """
+from dataclasses import replace
+
+from probes.registry import DATASETS, register_dataset
+
+
+def list_most(root, split):
+    samples = DATASETS["birds"].list_samples(root, split)
+    return [sample for n, sample in enumerate(samples) if split == "train" or n % 20]
+
+
+birds = replace(DATASETS["imagefolder"], name="birds", folder="birds", module="", image_set="birds")
+register_dataset(birds)
+register_dataset(replace(birds, name="most-birds", list_samples=list_most))
+"""
+
+
+def half_width(low: str, high: str) -> float:
+    return (float(high) - float(low)) / 2
+
+
+def test_two_datasets_with_the_same_images_are_not_independent_evidence(workdir, capsys):
+    """The mean gain over all images and over most of them is as uncertain as each of the two."""
+    Path("subset.py").write_text(SUBSET)
+    make.make_imagefolder(workdir / "birds", n_train=8, n_val=60, classes=("one", "other"))
+    run = (
+        "run --suite own --task birds/knn,most-birds/knn --backbone random,random/timm/resnet18"
+        " --data-root . --device cpu --num-workers 0 --plugin subset.py --set size=32"
+    )
+    assert run_command(run) == 0
+    capsys.readouterr()
+    assert run_command("report --format csv --plugin subset.py --baseline random") == 0
+    words = " ".join(capsys.readouterr().out.split()).replace("−", "-")
+    ends = re.search(r"mean gain \S+ % \(95 % interval (\S+) to ([+-][\d.]+)", words).groups()
+    with Path("report/results.csv").open(newline="") as file:
+        rows = {(row["backbone"], row["task"]): row for row in csv.DictReader(file)}
+    of_tasks = []
+    for task in ("birds/knn", "most-birds/knn"):
+        base, mine = (rows[name, task] for name in ("random", "random/timm/resnet18"))
+        reach = half_width(mine["difference_low"], mine["difference_high"])
+        of_tasks.append(100 * reach / float(base["value"]))
+    assert half_width(*ends) == pytest.approx(np.mean(of_tasks), rel=0.1)

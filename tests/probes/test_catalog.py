@@ -52,6 +52,17 @@ def test_probes_keep_the_contract(name):
         setattr(settings, dataclasses.fields(settings)[0].name, None)
 
 
+def test_datasets_in_one_folder_declare_that_they_share_images():
+    """Reports draw the images of a set alike in all of its datasets."""
+    sets: dict[str, set[str]] = {}
+    for spec in DATASETS.values():
+        if not (spec.is_generated or spec.name.startswith("tiny-")):
+            sets.setdefault(spec.folder, set()).add(spec.image_set or spec.name)
+    assert not {folder: names for folder, names in sets.items() if len(names) > 1}
+    assert sets["imagenet"] == sets["imagenet-c"] == {"imagenet"}
+    assert sets["coco"] == sets["coco_stuff164k"] == {"coco"}
+
+
 # those of other tests are registered where they run in the same process
 @pytest.mark.parametrize("name", [name for name in DATASETS if not name.startswith("tiny-")])
 def test_datasets_keep_the_contract(name):

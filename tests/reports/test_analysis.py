@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from reports.comparison import shown_metrics
 from reports.pages import render_page
-from reports.records import KIND_LEVELS, Metric
+from reports.records import KIND_LEVELS, Cell, Metric
 from reports.summary import caveats
 from reports.tables import overview
 from tests.reports import synthetic
@@ -193,34 +194,42 @@ SEEDS = {
     "one task lacks a seed": ((0, 1, 2), (0, 1, 2), (1, 2)),
     "one task has more": ((0, 1), (0, 1), (0, 1, 2, 3)),
     "one task has a single one": ((0, 1, 2), (0, 1, 2), (2,)),
-    "none that all have": ((0, 1, 2), (1, 2, 3), (3, 4, 5)),
 }
 
 
-@pytest.mark.parametrize("name", SEEDS)
-def test_a_mean_gain_is_over_the_same_tasks_whatever_their_seeds(name, analysis_of):
-    """It is over the seeds that all tasks have. Where there are none it is over all, and its
-    interval is as wide as if tasks shared all noise of seeds."""
-    tasks = dict(zip(("a/linear", "b/linear", "c/linear"), SEEDS[name], strict=True))
+def runs_with_seeds(seeds: Sequence[Sequence[int]]) -> list[Cell]:
+    """Of three tasks, each with its own seeds."""
     noise = np.random.default_rng(0).normal(0, 0.2, (3, 2, 6))
+    tasks = dict(zip(("a/linear", "b/linear", "c/linear"), seeds, strict=True))
     values = lambda row, index, seed: 50.0 + index * (2 - row) + noise[row, index, seed]
     runs = stored_runs(values, tasks, seeds=range(6))
-    analysis = analysis_of([run for run in runs if run.seed in tasks[run.task]], 200)
+    return [run for run in runs if run.seed in tasks[run.task]]
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_mean_gain_is_over_all_tasks_and_the_seeds_that_all_have(name, analysis_of):
+    runs = runs_with_seeds(SEEDS[name])
+    analysis = analysis_of(runs, 200)
     gain = analysis.gains["mine"]
-    assert [column.task for column in gain.columns] == [*tasks] and not analysis.excluded
-    shared = sorted(set.intersection(*map(set, tasks.values())))
-    if shared:
-        only = analysis_of([run for run in runs if run.seed in shared], 200).gains["mine"].mean
-        assert (gain.mean.value, gain.mean.reach()) == (only.value, only.reach())
-        assert gain.mean.seeds == len(shared) and gain.mean.is_judged == (len(shared) > 1)
-    else:
-        parts = [
-            analysis_of([r for r in runs if r.task == t and r.seed in s], 200).gains["mine"].mean
-            for t, s in tasks.items()
-        ]
-        assert gain.mean.value == pytest.approx(np.mean([part.value for part in parts]))
-        assert gain.mean.error == pytest.approx(np.mean([part.error for part in parts]))
-    shown = ", ".join(map(str, shared))
-    end = f"those that all have ({shown})" if shared else "none in common"
+    assert len(gain.columns) == 3 and not analysis.excluded
+    shared = sorted(set.intersection(*map(set, SEEDS[name])))
+    only = analysis_of([run for run in runs if run.seed in shared], 200).gains["mine"].mean
+    assert (gain.mean.value, gain.mean.reach()) == (only.value, only.reach())
+    assert gain.mean.seeds == len(shared) and gain.mean.is_judged == (len(shared) > 1)
     (note,) = [note for note in caveats(analysis) if "Not all tasks have all seeds" in note]
-    assert end in note
+    assert f"those that all have ({', '.join(map(str, shared))})" in note
+
+
+def test_without_a_seed_that_all_tasks_have_their_errors_are_added(analysis_of):
+    """As if the tasks shared all noise of seeds, which nobody can see."""
+    runs = runs_with_seeds([(0, 1, 2), (1, 2, 3), (3, 4, 5)])
+    analysis = analysis_of(runs, 200)
+    mean = analysis.gains["mine"].mean
+    alone = [
+        analysis_of([run for run in runs if run.task == column.task], 200).gains["mine"].mean
+        for column in analysis.selection.columns
+    ]
+    assert mean.value == pytest.approx(np.mean([gain.value for gain in alone]))
+    assert mean.error == pytest.approx(np.mean([gain.error for gain in alone]))
+    assert mean.seeds == 3 and mean.is_judged
+    assert any("none in common, so the mean gain is over all" in note for note in caveats(analysis))

@@ -23,8 +23,9 @@ from reports.statistics import (
 def sample(scores: np.ndarray, resamples: int = 300) -> MetricSample:
     """``scores`` (S, N): the metric is the mean over images."""
     seeds, count = scores.shape
-    weights = image_weights(names(count), resamples)
-    return MetricSample(tuple(range(seeds)), scores.mean(axis=1), scores @ weights.T / count, count)
+    weights = image_weights(names(count), resamples=resamples)
+    resampled = scores @ weights.T / weights.sum(axis=1)
+    return MetricSample(tuple(range(seeds)), scores.mean(axis=1), resampled, count)
 
 
 def names(count: int) -> tuple[str, ...]:
@@ -104,6 +105,20 @@ def test_value_and_noise_come_from_the_seeds_that_both_have():
     assert gap.low == pytest.approx(paired.confidence_interval(0.95).low)
     single = gap_of(MetricSample((0, 1, 2), base), MetricSample((1,), base[:1]))
     assert single.seeds == 1 and not single.has_interval
+
+
+def test_an_image_is_drawn_alike_in_all_datasets_of_a_set():
+    complete = tuple(f"val/{number % 7}/{number}.jpg" for number in range(50))
+    some = tuple(f"images/{number}.jpg" for number in range(10, 30))
+    drawn = image_weights(complete, "birds")
+    assert (image_weights(some, "birds") == drawn[:, 10:30]).all()
+    assert drawn.mean() == pytest.approx(1, abs=0.02) and drawn.var() == pytest.approx(1, abs=0.03)
+    other, own = image_weights(some, "boats"), image_weights(some)
+    for each in (other, own):
+        assert abs(np.corrcoef(each.ravel(), drawn[:, 10:30].ravel())[0, 1]) < 0.03
+    # one file name in each folder: images are told apart by their paths
+    alike = image_weights(tuple(f"{folder}/1.jpg" for folder in range(50)), "birds")
+    assert abs(np.corrcoef(alike[:, :25].ravel(), alike[:, 25:].ravel())[0, 1]) < 0.03
 
 
 def test_a_mean_over_tasks_keeps_what_they_share():

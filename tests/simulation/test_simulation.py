@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.simulation import real
-from tests.simulation.__main__ import BETTER, TRAINED, mixed, seeds
+from tests.simulation.__main__ import BETTER, TASK_SEEDS, TRAINED, UNEVEN, mixed, seeds
 from tests.simulation.world import World, judge, run, run_power, simulate
 
 WORLDS: dict[str, World | Callable[[np.random.Generator], World]] = {
@@ -18,6 +18,8 @@ WORLDS: dict[str, World | Callable[[np.random.Generator], World]] = {
     "2 seeds, much noisier than images": World(binary=0.0, **seeds(2, 20.0)),
     "6 of 7 tasks differ, further metrics": World(effect=9.0, differ=0.86, further=4),
     "seeds that are not paired": World(seed=1.0, base_seeds=(1, 2, 3, 4)),
+    **{name: World(task_seeds=of_tasks, **UNEVEN) for name, of_tasks in TASK_SEEDS.items()},
+    "tasks on the same images": World(of_image=0.5),
     "3 seeds, 3.6 points, heavy tails": World(seed=3.6, heavy=True),
     "5 seeds, backbones unlike": World(6, noisy_backbones=5.0, **seeds(5, 1.5)),
     "3 seeds, a task unlike": World(noisy_task=10.0),

@@ -34,6 +34,8 @@ class World:
 
     Attributes:
         images: of each task, each on its own images.
+        of_image: of the variance over images, but for that of single seeds, the share that is
+            common to all tasks, which are then on the same images.
         seeds: of each backbone.
         effect: by how much the ``better`` first backbones are better than the others, on the share
             ``differ`` of the tasks.
@@ -57,6 +59,7 @@ class World:
     backbones: int = 2
     tasks: int = 7
     images: int = 200
+    of_image: float = 0.0
     seeds: int = 3
     effect: float = 0.0
     differ: float = 1.0
@@ -103,8 +106,7 @@ def make_columns(metrics: Sequence[Metric], further: int = 0) -> list[TaskColumn
 
 @functools.lru_cache(maxsize=64)
 def _weights(images: int) -> np.ndarray:
-    shares = np.full(images, 1 / images)
-    return np.random.default_rng(images).multinomial(images, shares, RESAMPLES).astype(np.float32)
+    return np.random.default_rng(images).poisson(1.0, (RESAMPLES, images)).astype(np.float32)
 
 
 def simulate(world: World, rng: np.random.Generator) -> dict[NumberKey, MetricSample]:
@@ -120,9 +122,13 @@ def simulate(world: World, rng: np.random.Generator) -> dict[NumberKey, MetricSa
     shape = world.backbones, seeds
     wider = np.where(np.arange(world.backbones) % 5 == 0, world.noisy_backbones, 1.0)[:, None]
     common = noise(*shape)
+    of_images: np.ndarray | float = 0.0
+    if world.of_image:
+        of_images = HARD * noise(images) + APART * noise(world.backbones, 1, images)
     samples = {}
     for task, column in enumerate(world.columns):
-        weights = _weights(images)[:, rng.permutation(images)]
+        order = np.arange(images) if world.of_image else rng.permutation(images)
+        weights = _weights(images)[:, order]
         factor = (world.noisy_task if task == 0 else 1.0) * np.exp(rng.normal(0, world.unlike))
         is_binary = world.level != 50 or task < world.binary * world.tasks
         main: list[np.ndarray] = []
@@ -130,8 +136,9 @@ def simulate(world: World, rng: np.random.Generator) -> dict[NumberKey, MetricSa
             drawn = [
                 np.sqrt(1 - world.of_pair) * noise(*shape)
                 + np.sqrt(world.of_pair) * noise(1, seeds),
-                HARD * noise(images)
-                + APART * noise(world.backbones, 1, images)
+                np.sqrt(world.of_image) * of_images
+                + np.sqrt(1 - world.of_image)
+                * (HARD * noise(images) + APART * noise(world.backbones, 1, images))
                 + INTERACTION * noise(*shape, images),
             ]
             if main:
@@ -143,7 +150,8 @@ def simulate(world: World, rng: np.random.Generator) -> dict[NumberKey, MetricSa
             moved = np.sqrt(world.of_seed) * common + np.sqrt(1 - world.of_seed) * drawn[0]
             level = world.level + effects[:, None] + world.seed * factor * wider * moved
             scores = _scores(world, level, drawn[1], is_binary, rng)
-            resampled = np.einsum("rn,bsn->bsr", weights, scores, optimize=True) / images
+            sums = np.einsum("rn,bsn->bsr", weights, scores, optimize=True)
+            resampled = sums / weights.sum(axis=1)
             for number, name in enumerate(world.names):
                 values, over_images = scores[number].mean(axis=1), resampled[number].astype(float)
                 sample = MetricSample(tuple(range(seeds)), values, over_images, images)
